@@ -1,0 +1,219 @@
+"""The `bundle-mllm` command: thin wrappers that read arguments, call the Python API and print the result.
+
+Knows nothing that the Python API does not offer.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from bundle_mllm.errors import BundleMLLMError
+
+DEBUG = "BUNDLE_MLLM_TRACEBACK"
+
+
+def demo(output_dir: Path, seed: int = 0, domain: Literal["fashion", "playlist"] = "fashion") -> None:
+    """Invent a small studio, train both stages on it, evaluate, and complete one bundle (about five minutes).
+
+    Args:
+        output_dir: Receives data/ (the invented dataset folder), model/ (the trained model folder) and demo.json.
+        seed: Seed of data, training and questions.
+        domain: Outfits with pictures, or playlists with sounds.
+    """
+    from bundle_mllm.demo import render_report, run_demo
+
+    print(render_report(run_demo(output_dir, domain=domain, seed=seed)))
+
+
+def questions(
+    data: Path,
+    output: Path,
+    split: Literal["train", "validation", "test"] = "validation",
+    num_candidates: int = 10,
+    negatives: Literal["uniform", "hard"] = "uniform",
+    partial: Literal["half", "leave_one_out"] = "half",
+    questions_per_bundle: int = 2,
+    seed: int = 42,
+    format: Literal["questions", "prompt-completion"] = "questions",
+    model: Path | None = None,
+    titles_only: bool = False,
+) -> None:
+    """Make a file of multiple-choice questions from the bundles of a split.
+
+    Args:
+        data: Dataset folder.
+        output: File to write (.jsonl, .jsonl.gz, .csv or .parquet).
+        split: Whose bundles are asked about.
+        num_candidates: Options per question, 2 to 26; one of them is the answer.
+        negatives: Wrong options: drawn uniformly, or matched to the answer in category and train frequency.
+        partial: Show half of the bundle, or all of it but the answer.
+        questions_per_bundle: At most this many questions about one bundle.
+        seed: The same seed gives the same file, byte by byte.
+        format: "questions" for `bundle-mllm evaluate`; "prompt-completion" for `trl sft`.
+        model: Model folder whose prompt wording and chat template "prompt-completion" uses; plain wording if not given.
+        titles_only: Leave out the item tokens in "prompt-completion" (stage one).
+    """
+    from bundle_mllm.data import DatasetFolder, make_questions, save_questions
+    from bundle_mllm.data.tables import write_records
+
+    folder = DatasetFolder.open(data)
+    made = make_questions(
+        folder.bundles[split],
+        folder.catalog,
+        folder.bundles,
+        num_candidates=num_candidates,
+        negatives=negatives,
+        partial=partial,
+        questions_per_bundle=questions_per_bundle,
+        seed=seed,
+    )
+    if not made:
+        raise BundleMLLMError(f"The {split} split of {data} has no bundle of two items or more: there is nothing to ask.")
+    if format == "questions":
+        save_questions(output, made)
+    else:
+        from bundle_mllm.training.dataset import prompt_completion_rows
+
+        write_records(output, prompt_completion_rows(made, folder.catalog, model=model, shows_items=not titles_only))
+    print(f"{len(made)} questions about {len({q.bundle_id for q in made})} {split} bundles -> {output}")
+
+
+def train(argv: Sequence[str]) -> None:
+    """Train a model: stage one (bundle patterns from titles), then stage two (multimodal semantics)."""
+    from bundle_mllm.training.config import SCRATCH, RunConfig, default_run, read_overrides, with_overrides
+
+    class Base:
+        """The arguments that choose the defaults of all others."""
+
+    early = _early_arguments(argv, ("--config", "--base-model"))
+    values = read_overrides(Path(early["--config"])) if "--config" in early else {}
+    base_model = early.get("--base-model") or values.get("base_model") or SCRATCH
+    default = with_overrides(default_run(base_model, data=tyro.MISSING, output_dir=tyro.MISSING), values)
+    rest = _without(argv, "--config")
+    description = (
+        "Train a model on a dataset folder: stage one (bundle patterns from titles), then stage two (multimodal "
+        "semantics). A killed run continues when it is started again with the same arguments. Every setting below can "
+        "also stand in a YAML file given by --config FILE.yaml; what is given here wins. The defaults shown are those for "
+        f"--base-model {base_model}; a pretrained backbone and {SCRATCH} have recipes of their own."
+    )
+    config = tyro.cli(RunConfig, prog="bundle-mllm train", description=description, args=rest, default=default)
+    from bundle_mllm.training.run import train as run
+
+    print(f"model folder: {run(config)}")
+
+
+def evaluate(model: Path, data: Path, questions: Path, output: Path = Path("metrics.json"), batch_size: int = 32) -> None:
+    """Score a question file and write hit_rate@1, valid_ratio, their counts and standard error.
+
+    Args:
+        model: Model folder (the output of `bundle-mllm train`).
+        data: Dataset folder whose items the questions name.
+        questions: Question file (see `bundle-mllm questions`).
+        output: Where the metrics are written.
+        batch_size: Questions per forward pass.
+    """
+    from bundle_mllm.evaluation.evaluate import evaluate as run
+
+    metrics = run(model, data, questions, output, batch_size=batch_size)
+    print(
+        f"hit_rate@1   {metrics['hit_rate@1']:.4f} ± {metrics['hit_rate@1_se']:.4f}\n"
+        f"valid_ratio  {metrics['valid_ratio']:.4f}\n"
+        f"questions    {metrics['num_questions']} about {metrics['num_bundles']} bundles\n"
+        f"written to   {output}"
+    )
+
+
+def complete(
+    model: str,
+    bundle: str,
+    candidates: str | None = None,
+    top_k: int = 5,
+    as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
+) -> None:
+    """Rank candidates for a partial bundle.
+
+    Args:
+        model: Model folder or Hub repository.
+        bundle: Ids of the items that the bundle has so far, separated by commas.
+        candidates: Ids to choose from, separated by commas; the whole catalog if not given (which costs about one
+            question per 15 items).
+        top_k: How many to print.
+        as_json: Print JSON.
+    """
+    from bundle_mllm.demo import render_ranking
+    from bundle_mllm.evaluation.ranking import rank_candidates
+    from bundle_mllm.folder import load_model
+
+    loaded, processor = load_model(model)
+    partial = _ids(bundle)
+    chosen = _ids(candidates) if candidates is not None else [i for i in processor.item_ids if i not in set(partial)]
+    ranked = rank_candidates(loaded, processor, partial, chosen, top_k=top_k)
+    print(json.dumps(ranked, ensure_ascii=False, indent=2) if as_json else "\n".join(render_ranking(ranked)))
+
+
+COMMANDS = {"demo": demo, "questions": questions, "evaluate": evaluate, "complete": complete}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status: 0, or 2 for a mistake in what was given."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if argv[:1] == ["train"]:
+            train(argv[1:])
+        else:
+            tyro.extras.subcommand_cli_from_dict(
+                COMMANDS | {"train": lambda: None}, prog="bundle-mllm", description=_DESCRIPTION, args=argv
+            )
+    except BundleMLLMError as error:
+        if os.environ.get(DEBUG):
+            raise
+        print(f"bundle-mllm: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("bundle-mllm: interrupted; start the same command again to continue.", file=sys.stderr)
+        return 130
+    return 0
+
+
+_DESCRIPTION = "Product bundling with multimodal LLMs (Bundle-MLLM). `bundle-mllm COMMAND --help` explains a command."
+
+
+def _ids(text: str) -> list[str]:
+    ids = [part.strip() for part in text.split(",") if part.strip()]
+    if not ids:
+        raise BundleMLLMError(f"{text!r} names no item: give item ids separated by commas, such as a12,b7.")
+    return ids
+
+
+def _early_arguments(argv: Sequence[str], names: Sequence[str]) -> dict[str, str]:
+    """Read the options that choose the defaults, before the others can be parsed."""
+    found: dict[str, str] = {}
+    for position, argument in enumerate(argv):
+        name, equals, value = argument.partition("=")
+        name = name.replace("_", "-")
+        if name in names:
+            if not equals and position + 1 == len(argv):
+                raise BundleMLLMError(f"{name} needs a value.")
+            found[name] = value if equals else argv[position + 1]
+    return found
+
+
+def _without(argv: Sequence[str], option: str) -> list[str]:
+    rest = list(argv)
+    for position, argument in enumerate(rest):
+        if argument == option:
+            return rest[:position] + rest[position + 2 :]
+        if argument.startswith(option + "="):
+            return rest[:position] + rest[position + 1 :]
+    return rest
+
+
+if __name__ == "__main__":
+    sys.exit(main())

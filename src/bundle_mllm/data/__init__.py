@@ -1,0 +1,49 @@
+"""Data sets of items and bundles: reading, checking, and asking multiple-choice questions about them.
+
+It must not know tokenizers or the language model.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from .bundles import SPLITS, Bundle, BundleSplits
+from .catalog import Item, ItemCatalog
+from .folder import DatasetFolder
+from .interactions import Interactions
+from .questions import Question, load_questions, make_questions, sample_training_questions, save_questions
+from .tables import find_table, iter_records, read_records, write_records
+
+if TYPE_CHECKING:
+    from .features import FeatureStore, write_modality
+    from .studio import make_studio
+
+
+__all__ = [
+    "SPLITS",
+    "Bundle",
+    "BundleSplits",
+    "DatasetFolder",
+    "FeatureStore",
+    "Interactions",
+    "Item",
+    "ItemCatalog",
+    "Question",
+    "find_table",
+    "iter_records",
+    "load_questions",
+    "make_questions",
+    "make_studio",
+    "read_records",
+    "sample_training_questions",
+    "save_questions",
+    "write_modality",
+    "write_records",
+]
+
+_LAZY = {"FeatureStore": "features", "write_modality": "features", "make_studio": "studio"}  # torch, pictures
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_LAZY[name]}", __name__), name)

@@ -1,0 +1,304 @@
+"""Keep one matrix of item features per modality in safetensors files and read single rows of them.
+
+It must not know how features are made nor what a question shows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from ..errors import BundleMLLMError
+from .files import atomic_path
+
+KNOWN_MODALITIES = ("acoustic", "bundle_item", "textual", "user_item", "visual")
+MANIFEST = "manifest.json"
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+class FeatureStore:
+    """Memory-mapped features of all items, one matrix per modality; a row is read when it is asked for.
+
+    Open one with [`~FeatureStore.open`].
+    """
+
+    def __init__(self, num_items: int, features: Mapping[str, torch.Tensor], present: Mapping[str, torch.Tensor]):
+        self.num_items = num_items
+        self._features = dict(sorted(features.items()))
+        self._present = dict(sorted(present.items()))
+
+    @classmethod
+    def open(
+        cls,
+        folder: str | os.PathLike,
+        num_items: int,
+        modalities: Sequence[str] | None = None,
+        *,
+        items_hash: str | None = None,
+    ) -> FeatureStore:
+        """Map the files of a folder; this reads their headers and presence masks, not the features.
+
+        Args:
+            folder: A folder of `*.safetensors` files, each with `features` `[num_items, dim]` (floating point) and,
+                optionally, `present` `[num_items]` (uint8; without it all items are present). A file's name starts
+                with its modality: `visual.safetensors` and `visual_clip.safetensors` are both `"visual"`.
+            num_items: Length of the catalog the rows belong to.
+            modalities: The modalities to open; `None` opens all.
+            items_hash: `catalog.content_hash`; when given, features whose manifest names another one are refused.
+
+        Returns:
+            The store.
+
+        Raises:
+            BundleMLLMError: If a file is missing, malformed, of another catalog or the second of its modality.
+        """
+        folder = Path(folder)
+        files = _find_files(folder)
+        if not files:
+            raise BundleMLLMError(f"{folder} holds no *.safetensors file, so no item has features: encode some first.")
+        for modality in modalities or ():
+            if modality not in files:
+                raise BundleMLLMError(
+                    f"{folder} has no features of modality {modality!r}: it has {', '.join(files)}; "
+                    "encode the missing one or leave it out."
+                )
+        manifest = _read_manifest(folder)
+        features, present = {}, {}
+        for modality in files if modalities is None else modalities:
+            path = files[modality]
+            entry = manifest.get(modality, {})
+            written_for = entry.get("items_hash") if entry.get("file") == path.name else None
+            if items_hash is not None and written_for is not None and written_for != items_hash:
+                raise BundleMLLMError(
+                    f"{path} was written for other items (hash {written_for[:12]}…, the catalog now has "
+                    f"{items_hash[:12]}…), so its rows may belong to other items: encode {modality!r} again, or "
+                    "restore the items file."
+                )
+            features[modality], present[modality] = _map_file(path, num_items)
+        return cls(num_items, features, present)
+
+    @property
+    def modalities(self) -> dict[str, int]:
+        """The width of each modality's features, sorted by name."""
+        return {modality: features.shape[1] for modality, features in self._features.items()}
+
+    def gather(
+        self, rows: Sequence[int] | np.ndarray | torch.Tensor
+    ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        """Read the features of some items, and only theirs.
+
+        Args:
+            rows: `n` catalog rows, in any order, repeated or not.
+
+        Returns:
+            Per modality, the features `[n, dim]` (float32; zero where absent) and the presence mask `[n]` (bool).
+
+        Raises:
+            BundleMLLMError: If a row is outside the catalog, or a present row holds NaN or infinity.
+        """
+        index = torch.as_tensor(rows, dtype=torch.long)  # [n]
+        outside = (index < 0) | (index >= self.num_items)
+        if outside.any():
+            raise BundleMLLMError(
+                f"Row {int(index[outside][0])} is outside the catalog of {self.num_items} items: rows count from 0."
+            )
+        return self._read(index)
+
+    def load(self) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        """Read the features of all items; returns and errors are those of [`~FeatureStore.gather`]."""
+        return self._read(slice(None))
+
+    def _read(self, index: torch.Tensor | slice) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        features, present = {}, {}
+        for modality in self._features:
+            present[modality] = self._present[modality][index].clone()  # [n]
+            values = self._features[modality][index].to(torch.float32, copy=True)  # [n, dim]
+            values[~present[modality]] = 0.0
+            _check_finite(modality, values, index)
+            features[modality] = values
+        return features, present
+
+    def __repr__(self) -> str:
+        return f"FeatureStore({self.num_items} items, {self.modalities})"
+
+
+def write_modality(
+    folder: str | os.PathLike,
+    name: str,
+    features: torch.Tensor | np.ndarray,
+    present: torch.Tensor | np.ndarray | None,
+    provenance: Mapping[str, Any],
+    *,
+    items_hash: str | None = None,
+) -> Path:
+    """Write the features of one modality in one step and enter them in `manifest.json`.
+
+    Args:
+        folder: The `features` folder of a data set; created when missing.
+        name: Stem of the file: a modality such as `"visual"`, or one with a suffix such as `"visual_clip"`.
+        features: `[num_items, dim]`, floating point, in the order of the catalog. The dtype is kept, except that
+            float64 becomes float32.
+        present: `[num_items]`, bool or 0/1; `None` means that all items have this modality. The values of absent
+            items are written as zero.
+        provenance: How the features were made, as JSON values; stored in the manifest.
+        items_hash: `catalog.content_hash`; lets [`FeatureStore.open`] notice that the items have changed since.
+
+    Returns:
+        The path of the file written.
+
+    Raises:
+        BundleMLLMError: If shapes, dtypes or values do not fit, or another file of the same modality is in the way.
+    """
+    folder = Path(folder)
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+        raise BundleMLLMError(f"{name!r} cannot name features: use lower-case letters, digits and underscores.")
+    features = torch.as_tensor(features).detach().cpu()
+    present = torch.ones(len(features), dtype=torch.bool) if present is None else torch.as_tensor(present).cpu()
+    _check_shapes(f"{name!r}", features, present)
+    present = present.bool()
+    dtype = torch.float32 if features.dtype == torch.float64 else features.dtype
+    features = features.to(dtype, copy=True).contiguous()  # [num_items, dim]
+    features[~present] = 0.0
+    _check_finite(name, features, slice(None))
+
+    modality, path = _modality_of(name), folder / f"{name}.safetensors"
+    other = _find_files(folder).get(modality, path) if folder.is_dir() else path
+    if other != path:
+        raise BundleMLLMError(
+            f"{other} already holds modality {modality!r}, so {path.name} would be a second one: delete or rename it."
+        )
+    manifest = _read_manifest(folder)
+    entry = {
+        "file": path.name,
+        "dim": features.shape[1],
+        "num_items": len(features),
+        "num_present": int(present.sum()),
+        "dtype": str(dtype).removeprefix("torch."),
+        "items_hash": items_hash,
+        "provenance": _to_json_values(provenance),
+    }
+    with atomic_path(path) as temporary:
+        temporary.touch()
+        mode = temporary.stat().st_mode
+        save_file({"features": features, "present": present.to(torch.uint8)}, temporary)
+        temporary.chmod(mode)  # save_file leaves a file that only its owner can read
+        with open(temporary, "rb") as stream:
+            entry["sha256"] = _sha256(stream)
+    with atomic_path(folder / MANIFEST) as temporary:
+        temporary.write_text(
+            json.dumps({**manifest, modality: entry}, indent=2, sort_keys=True) + "\n", encoding="utf-8"
+        )
+    return path
+
+
+def _modality_of(stem: str) -> str:
+    for modality in KNOWN_MODALITIES:
+        if stem == modality or stem.startswith(f"{modality}_"):
+            return modality
+    return stem
+
+
+def _find_files(folder: Path) -> dict[str, Path]:
+    if not folder.is_dir():
+        raise BundleMLLMError(f"There is no folder {folder}: check the path, or encode some features first.")
+    files: dict[str, Path] = {}
+    for path in sorted(folder.glob("[!.]*.safetensors")):
+        modality = _modality_of(path.stem)
+        if modality in files:
+            raise BundleMLLMError(
+                f"{folder} holds two files of modality {modality!r}, {files[modality].name} and {path.name}, so it is "
+                "unclear which one to use: delete one, or rename it so that it starts with another name."
+            )
+        files[modality] = path
+    return files
+
+
+def _map_file(path: Path, num_items: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return features `[num_items, dim]`, still on disk, and the presence mask `[num_items]` (bool)."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            found = sorted(file.keys())
+            tensors = {name: file.get_tensor(name) for name in found if name in ("features", "present")}
+    except SafetensorError as error:
+        raise BundleMLLMError(
+            f"{path} is not a safetensors file that can be read ({error}): write it again."
+        ) from error
+    if "features" not in tensors:
+        raise BundleMLLMError(
+            f"{path} has no tensor `features` (it has {', '.join(found)}): rename the matrix to `features`."
+        )
+    features = tensors["features"]
+    present = tensors.get("present", torch.ones(len(features) if features.ndim else 0, dtype=torch.uint8))
+    _check_shapes(str(path), features, present)
+    if len(features) != num_items:
+        raise BundleMLLMError(
+            f"{path} has {len(features)} rows for a catalog of {num_items} items, so rows and items do not match: "
+            "write one row per item, in the order of the items file."
+        )
+    return features, present.bool()
+
+
+def _check_shapes(what: str, features: torch.Tensor, present: torch.Tensor) -> None:
+    if features.ndim != 2 or 0 in features.shape:
+        raise BundleMLLMError(
+            f"The features of {what} have the shape {list(features.shape)}: they need two, [num_items, dim]."
+        )
+    if features.dtype not in _DTYPES:
+        raise BundleMLLMError(f"The features of {what} are {features.dtype}: convert them to float16 or float32.")
+    if present.shape != features.shape[:1]:
+        raise BundleMLLMError(
+            f"The presence mask of {what} has the shape {list(present.shape)} for {len(features)} rows: "
+            f"it needs [{len(features)}], one 0 or 1 per item."
+        )
+    if not ((present == 0) | (present == 1)).all():
+        raise BundleMLLMError(f"The presence mask of {what} holds other values than 0 and 1: 1 means present.")
+
+
+def _check_finite(modality: str, values: torch.Tensor, index: torch.Tensor | slice) -> None:
+    bad = ~values.isfinite().all(dim=1)  # [n]
+    if bad.any():
+        rows = bad.nonzero()[:, 0] if isinstance(index, slice) else index[bad]
+        named = ", ".join(map(str, rows[:3].tolist())) + (", …" if len(rows) > 3 else "")
+        raise BundleMLLMError(
+            f"Modality {modality!r} holds NaN or infinity in {len(rows)} present row(s) ({named}), which would spoil "
+            "every question that shows them: encode these items again, or mark them absent (present = 0)."
+        )
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST
+    if not path.is_file():
+        return {}
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise BundleMLLMError(f"{path} is not JSON ({error}): delete it, or encode the features again.") from error
+    if not isinstance(manifest, dict) or not all(isinstance(entry, dict) for entry in manifest.values()):
+        raise BundleMLLMError(f"{path} does not map modalities to objects: delete it, or encode the features again.")
+    return manifest
+
+
+def _to_json_values(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        return json.loads(json.dumps(dict(provenance), allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise BundleMLLMError(
+            f"The provenance cannot be stored ({error}): use text, numbers, lists and null."
+        ) from error
+
+
+def _sha256(stream: Any) -> str:
+    digest = hashlib.sha256()
+    while block := stream.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()

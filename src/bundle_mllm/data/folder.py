@@ -1,0 +1,79 @@
+"""Open a data set folder: items, bundles and, where present, interactions and features.
+
+It must not know how questions are asked nor how models read features.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import BundleMLLMError
+from .bundles import BundleSplits
+from .catalog import ItemCatalog
+from .interactions import Interactions
+from .tables import find_table
+
+if TYPE_CHECKING:
+    from .features import FeatureStore
+
+
+@dataclass(frozen=True, eq=False)
+class DatasetFolder:
+    """A data set on disk; open one with [`~DatasetFolder.open`].
+
+    Attributes:
+        path: The folder.
+        catalog: Its items.
+        bundles: Its bundles, by split.
+    """
+
+    path: Path
+    catalog: ItemCatalog
+    bundles: BundleSplits
+
+    @classmethod
+    def open(cls, path: str | os.PathLike) -> DatasetFolder:
+        """Read items and bundles of a folder; interactions and features are read when they are asked for.
+
+        Args:
+            path: A folder with `items` and `bundles` (JSON Lines, CSV or Parquet), and optionally `interactions` and
+                `features/*.safetensors`.
+
+        Raises:
+            BundleMLLMError: If the folder or a file is missing, or a record is malformed.
+        """
+        path = Path(path)
+        if not path.is_dir():
+            problem = "is a file" if path.exists() else "does not exist"
+            raise BundleMLLMError(f"{path} {problem}: give the folder that holds the items and bundles files.")
+        catalog = ItemCatalog.load(path)
+        return cls(path, catalog, BundleSplits.load(path, catalog))
+
+    @cached_property
+    def interactions(self) -> Interactions | None:
+        """The interactions of users with items, or `None` if the folder has none."""
+        return None if find_table(self.path, "interactions") is None else Interactions.load(self.path, self.catalog)
+
+    def features(self, modalities: Sequence[str] | None = None) -> FeatureStore | None:
+        """Open the item features.
+
+        Args:
+            modalities: The modalities to open; `None` opens all.
+
+        Returns:
+            The store, or `None` if the folder has no features and none were named.
+
+        Raises:
+            BundleMLLMError: If a modality is missing or its file does not fit the catalog.
+        """
+        from .features import FeatureStore
+
+        folder = self.path / "features"
+        if modalities is None and not any(folder.glob("[!.]*.safetensors")):
+            return None
+        return FeatureStore.open(folder, len(self.catalog), modalities, items_hash=self.catalog.content_hash)

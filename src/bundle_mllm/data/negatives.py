@@ -1,0 +1,103 @@
+"""Draw the wrong options of a question, at random or alike the answer in category and popularity.
+
+It must not know how a question is shown.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Sequence, Set
+from itertools import chain
+
+from ..errors import BundleMLLMError
+from .bundles import Bundle
+from .catalog import ItemCatalog
+
+MIN_POOL = 50  # ours: hard negatives are drawn from at least this many items …
+POOL_PER_CANDIDATE = 5  # … and from at least this many per candidate
+
+
+class NegativeSampler:
+    """Draw distinct items that are not in a bundle.
+
+    Hard negatives share the answer's category and are near it in the order of train frequency (in how many training
+    bundles an item is), so that neither category nor popularity tells them from the answer. Items of one frequency
+    are in random order. Where the category is too small to fill a pool of items that are near the answer, frequency
+    comes first and the pool is taken from the order of the whole catalog.
+
+    The answer is at a random place of its pool: in the middle of it, it would be told by its middling popularity.
+
+    Args:
+        catalog: The items to draw from.
+        train: The training bundles, in which frequencies are counted.
+        seed: Orders items of equal frequency.
+    """
+
+    def __init__(self, catalog: ItemCatalog, train: Iterable[Bundle], seed: int):
+        frequency = [0] * len(catalog)
+        for bundle in train:
+            for row in catalog.rows(bundle.items):
+                frequency[row] += 1
+        self._rows = range(len(catalog))
+        order = list(self._rows)
+        random.Random(seed).shuffle(order)
+        self._order = sorted(order, key=frequency.__getitem__)
+        self._place = _places([self._order], len(catalog))
+        self._category = catalog.categories
+        self._category_order: dict[str | None, list[int]] = {}
+        for row in self._order:
+            self._category_order.setdefault(self._category[row], []).append(row)
+        self._category_place = _places(self._category_order.values(), len(catalog))
+
+    def check(self, bundle: Bundle, num_candidates: int) -> None:
+        """Check that a question of `num_candidates` options can be asked about a bundle.
+
+        Raises:
+            BundleMLLMError: If the catalog has too few items outside the bundle.
+        """
+        left = len(self._rows) - len(bundle.items)
+        if left < num_candidates - 1:
+            raise BundleMLLMError(
+                f"Bundle {bundle.bundle_id!r} has {len(bundle.items)} of the catalog's {len(self._rows)} items, which "
+                f"leaves {left} for the {num_candidates - 1} wrong options of {num_candidates} candidates: ask with "
+                f"{left + 1} candidates or fewer, or add items to the catalog."
+            )
+
+    def draw(self, answer: int, bundle: Set[int], number: int, hard: bool, rng: random.Random) -> list[int]:
+        """Draw negatives; `check` says whether there are enough.
+
+        Args:
+            answer: The row of the answer.
+            bundle: The rows of the whole bundle, with the answer.
+            number: How many negatives to draw.
+            hard: Whether they resemble the answer.
+            rng: The source of randomness.
+
+        Returns:
+            `number` distinct rows outside the bundle, in random order.
+        """
+        pool = self._hard_pool(answer, len(bundle), number, rng) if hard else self._rows
+        size, taken, negatives = len(pool), set(bundle), []
+        while len(negatives) < number:
+            row = pool[int(rng.random() * size)]
+            if row not in taken:
+                taken.add(row)
+                negatives.append(row)
+        return negatives
+
+    def _hard_pool(self, answer: int, bundle_size: int, number: int, rng: random.Random) -> Sequence[int]:
+        """Return neighbors of the answer in an order, with enough of them outside the bundle."""
+        width = max(MIN_POOL, POOL_PER_CANDIDATE * (number + 1)) + bundle_size
+        order, place = self._category_order[self._category[answer]], self._category_place[answer]
+        if len(order) < width:
+            order, place = self._order, self._place[answer]
+        start = max(0, min(place - int(rng.random() * width), len(order) - width))
+        return order[start : start + width]
+
+
+def _places(orders: Iterable[list[int]], num_items: int) -> list[int]:
+    """Return the position of each row in the order that holds it."""
+    places = [0] * num_items
+    for place, row in chain.from_iterable(map(enumerate, orders)):
+        places[row] = place
+    return places

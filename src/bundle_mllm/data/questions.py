@@ -1,0 +1,296 @@
+"""Multiple-choice questions: which items are shown, which are candidates and which one is the answer.
+
+It must not know tokenizers, features or token ids.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import count
+from typing import Any, Literal, get_args
+
+from ..errors import BundleMLLMError
+from .bundles import Bundle, BundleSplits
+from .catalog import ItemCatalog
+from .negatives import NegativeSampler
+from .records import require_fields, to_id, to_ids
+from .tables import iter_records, write_records
+
+MIN_CANDIDATES, MAX_CANDIDATES = 2, 26
+Negatives = Literal["uniform", "hard"]
+Partial = Literal["half", "leave_one_out"]
+
+
+@dataclass(frozen=True)
+class Question:
+    """Which candidate completes the partial bundle?
+
+    Attributes:
+        question_id: A stable name, unique in its file.
+        bundle_id: The bundle the question was made from.
+        partial: The item ids shown.
+        candidates: The item ids to choose from, 2 to 26 (the answer is one of the letters A to Z).
+        answer_index: The position of the right one in `candidates`.
+    """
+
+    question_id: str
+    bundle_id: str
+    partial: tuple[str, ...]
+    candidates: tuple[str, ...]
+    answer_index: int
+
+    @property
+    def answer(self) -> str:
+        """The item id of the right candidate."""
+        return self.candidates[self.answer_index]
+
+
+def make_questions(
+    bundles: Sequence[Bundle],
+    catalog: ItemCatalog,
+    splits: BundleSplits,
+    *,
+    num_candidates: int = 10,
+    negatives: Negatives = "uniform",
+    partial: Partial = "half",
+    questions_per_bundle: int = 2,
+    max_partial: int = 10,
+    seed: int,
+) -> list[Question]:
+    """Make the questions of an evaluation, bundle after bundle.
+
+    The randomness of a question depends on the seed, its bundle's id and its number in the bundle alone: another
+    bundle to ask about changes no other question. (Another *training* bundle changes train frequencies and with them
+    hard negatives.)
+
+    Args:
+        bundles: The bundles to ask about, such as `splits.validation`; those of fewer than two items are skipped.
+        catalog: The items; negatives are drawn from all of them, never from the bundle.
+        splits: The data set's bundles, of which `train` gives the frequencies for hard negatives.
+        num_candidates: Options per question, 2 to 26. The default is the paper's.
+        negatives: `"uniform"` draws over the catalog (the paper's protocol). `"hard"` draws items of the answer's
+            category near its train frequency (ours; under uniform negatives popularity answers many questions).
+        partial: `"half"` shows half of the bundle and asks for items of the rest; `"leave_one_out"` shows all items
+            but the answer.
+        questions_per_bundle: At most this many questions per bundle, each with another answer.
+        max_partial: At most this many items are shown.
+        seed: The same seed gives the same questions.
+
+    Returns:
+        The questions; `question_id` is the bundle's id and the number of the question in it.
+
+    Raises:
+        BundleMLLMError: If an option is out of range, or the catalog has too few items outside a bundle.
+    """
+    _check_num_candidates(num_candidates)
+    _check_option("negatives", negatives, Negatives)
+    _check_option("partial", partial, Partial)
+    _check_at_least_one("questions_per_bundle", questions_per_bundle)
+    _check_at_least_one("max_partial", max_partial)
+    sampler = NegativeSampler(catalog, splits.train, seed)
+    questions = []
+    for bundle in bundles:
+        if len(bundle.items) < 2:
+            continue
+        sampler.check(bundle, num_candidates)
+        rows = catalog.rows(bundle.items, where=f"Bundle {bundle.bundle_id!r}")
+        members = frozenset(rows)
+        _generator(seed, bundle.bundle_id).shuffle(rows)
+        shown = min(len(rows) // 2, max_partial)
+        answers = rows[shown:] if partial == "half" else rows
+        for number, answer in enumerate(answers[:questions_per_bundle]):
+            if partial == "leave_one_out":
+                shown_rows = [row for row in rows if row != answer][:max_partial]
+            else:
+                shown_rows = rows[:shown]
+            rng = _generator(seed, bundle.bundle_id, number)
+            wrong = sampler.draw(answer, members, num_candidates - 1, negatives == "hard", rng)
+            questions.append(_build(bundle, number, catalog, shown_rows, answer, wrong, rng))
+    return questions
+
+
+def sample_training_questions(
+    bundles: Sequence[Bundle],
+    catalog: ItemCatalog,
+    *,
+    num_questions: int,
+    num_candidates: tuple[int, int],
+    hard_fraction: float,
+    max_partial: int = 10,
+    seed: int,
+) -> list[Question]:
+    """Sample questions to train on: again and again over all bundles, each time in another order.
+
+    The partial bundle is of random size, the answer any item of the rest.
+
+    Args:
+        bundles: The training bundles; those of fewer than two items are skipped. They also give the frequencies for
+            hard negatives.
+        catalog: The items; negatives are drawn from all of them, never from the bundle.
+        num_questions: How many questions to sample.
+        num_candidates: The least and the greatest number of options, 2 to 26; drawn uniformly for each question.
+        hard_fraction: The probability that the negatives of a question are hard rather than uniform, 0 to 1; see
+            [`make_questions`].
+        max_partial: At most this many items are shown.
+        seed: The same seed gives the same questions.
+
+    Returns:
+        `num_questions` questions; `question_id` is the bundle's id and the number of the pass.
+
+    Raises:
+        BundleMLLMError: If an option is out of range, no bundle has two items, or the catalog has too few items
+            outside a bundle.
+    """
+    least, greatest = num_candidates
+    _check_num_candidates(least)
+    _check_num_candidates(greatest)
+    if least > greatest:
+        raise BundleMLLMError(f"num_candidates is {least} to {greatest}, an empty range: write ({greatest}, {least}).")
+    if not 0 <= hard_fraction <= 1:
+        raise BundleMLLMError(f"hard_fraction is {hard_fraction}, not a probability: choose 0 to 1.")
+    _check_at_least_one("num_questions", num_questions)
+    _check_at_least_one("max_partial", max_partial)
+    sampler = NegativeSampler(catalog, bundles, seed)
+    askable = [bundle for bundle in bundles if len(bundle.items) >= 2]
+    if not askable:
+        raise BundleMLLMError(
+            f"None of the {len(bundles)} training bundles has two items, so there is nothing to ask: add bundles."
+        )
+    for bundle in askable:
+        sampler.check(bundle, greatest)
+    rows_of = [catalog.rows(bundle.items) for bundle in askable]
+    members_of = [frozenset(rows) for rows in rows_of]
+
+    rng = _generator(seed)
+    order = list(range(len(askable)))
+    questions: list[Question] = []
+    for number in count():
+        rng.shuffle(order)
+        for index in order:
+            if len(questions) == num_questions:
+                return questions
+            rows = rows_of[index]
+            shown = rng.randint(1, min(len(rows) - 1, max_partial))
+            *shown_rows, answer = rng.sample(rows, shown + 1)
+            num_wrong = rng.randint(least, greatest) - 1
+            wrong = sampler.draw(answer, members_of[index], num_wrong, rng.random() < hard_fraction, rng)
+            questions.append(_build(askable[index], number, catalog, shown_rows, answer, wrong, rng))
+    raise AssertionError("count() does not end")
+
+
+def save_questions(path: str | os.PathLike, questions: Iterable[Question]) -> None:
+    """Write questions as a table, one per row; the same questions give the same bytes.
+
+    Args:
+        path: A file that ends in `.jsonl` (or another suffix of `tables`).
+        questions: The questions.
+    """
+    write_records(path, map(vars, questions))
+
+
+def load_questions(path: str | os.PathLike, catalog: ItemCatalog) -> list[Question]:
+    """Read questions and check each of them against the catalog.
+
+    Args:
+        path: A table with `question_id`, `bundle_id`, `partial`, `candidates`, `answer_index` and, optionally,
+            `answer` (the item id that `answer_index` points at).
+        catalog: The catalog that holds the items.
+
+    Returns:
+        The questions, in the order of the file.
+
+    Raises:
+        BundleMLLMError: If the file holds no question, or one is not a proper question on this catalog.
+    """
+    questions: dict[str, Question] = {}
+    for number, record in enumerate(iter_records(path), start=1):
+        question = _to_question(record, catalog, f"{path} row {number}")
+        if question.question_id in questions:
+            raise BundleMLLMError(f"{path} row {number} repeats the question {question.question_id!r}: rename one.")
+        questions[question.question_id] = question
+    if not questions:
+        raise BundleMLLMError(f"{path} holds no question, so there is nothing to measure: make questions first.")
+    return list(questions.values())
+
+
+def _generator(*key: int | str) -> random.Random:
+    """Return a generator that depends on `key` alone, unlike `hash()` the same in every process."""
+    return random.Random(int.from_bytes(hashlib.sha256(json.dumps(key).encode()).digest(), "big"))
+
+
+def _build(
+    bundle: Bundle,
+    number: int,
+    catalog: ItemCatalog,
+    shown: Sequence[int],
+    answer: int,
+    wrong: Sequence[int],
+    rng: random.Random,
+) -> Question:
+    """Put the answer at a random place among the wrong options and rows back into ids."""
+    ids = catalog.item_ids
+    answer_index = rng.randrange(len(wrong) + 1)
+    candidates = [ids[row] for row in wrong]
+    candidates.insert(answer_index, ids[answer])
+    partial = tuple([ids[row] for row in shown])
+    return Question(f"{bundle.bundle_id}-{number}", bundle.bundle_id, partial, tuple(candidates), answer_index)
+
+
+def _to_question(record: Mapping[str, Any], catalog: ItemCatalog, where: str) -> Question:
+    require_fields(record, ("question_id", "bundle_id", "partial", "candidates", "answer_index"), where)
+    question_id = to_id(record["question_id"], where)
+    where = f"{where} (question {question_id!r})"
+    bundle_id = to_id(record["bundle_id"], where)
+    partial = to_ids(record["partial"], "partial", where)
+    candidates = to_ids(record["candidates"], "candidates", where)
+    answer_index = record["answer_index"]
+    catalog.rows(partial, where=f"{where}, `partial`")
+    catalog.rows(candidates, where=f"{where}, `candidates`")
+    _check_num_candidates(len(candidates), where)
+    if not partial:
+        raise BundleMLLMError(f"{where} shows no item, so there is nothing to complete: give `partial` an item.")
+    for name, ids in (("partial", partial), ("candidates", candidates)):
+        if repeated := [item_id for item_id in dict.fromkeys(ids) if ids.count(item_id) > 1]:
+            raise BundleMLLMError(f"{where} has {repeated[0]!r} more than once in `{name}`: keep one.")
+    if shown := [item_id for item_id in candidates if item_id in partial]:
+        raise BundleMLLMError(
+            f"{where} offers {shown[0]!r}, which is in `partial` already: remove it from `partial` or `candidates`."
+        )
+    if not isinstance(answer_index, int) or isinstance(answer_index, bool) or not 0 <= answer_index < len(candidates):
+        raise BundleMLLMError(
+            f"{where} has the answer_index {answer_index!r} for {len(candidates)} candidates: "
+            f"use 0 to {len(candidates) - 1}."
+        )
+    if record.get("answer") is not None:
+        answer = to_id(record["answer"], f"{where}, `answer`,")
+        if answer not in candidates:
+            raise BundleMLLMError(f"{where} has the answer {answer!r}, which is not among its candidates: add it.")
+        if answer != candidates[answer_index]:
+            raise BundleMLLMError(
+                f"{where} has the answer {answer!r}, but answer_index {answer_index} is {candidates[answer_index]!r}: "
+                f"set answer_index to {candidates.index(answer)}."
+            )
+    return Question(question_id, bundle_id, tuple(partial), tuple(candidates), answer_index)
+
+
+def _check_num_candidates(num_candidates: int, where: str = "A question") -> None:
+    if not MIN_CANDIDATES <= num_candidates <= MAX_CANDIDATES:
+        raise BundleMLLMError(
+            f"{where} cannot have {num_candidates} candidates, since its answer is one of the letters A to Z: "
+            f"choose {MIN_CANDIDATES} to {MAX_CANDIDATES}."
+        )
+
+
+def _check_option(name: str, value: str, options: Any) -> None:
+    if value not in get_args(options):
+        raise BundleMLLMError(f"{name} is {value!r}: choose one of {', '.join(map(repr, get_args(options)))}.")
+
+
+def _check_at_least_one(name: str, value: int) -> None:
+    if value < 1:
+        raise BundleMLLMError(f"{name} is {value}, which asks for nothing: choose 1 or more.")

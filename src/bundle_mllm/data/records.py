@@ -1,0 +1,75 @@
+"""Check and convert the fields of one record of a table.
+
+It must not know files nor what the record is used for.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ..errors import BundleMLLMError
+
+
+def require_fields(record: Mapping[str, Any], names: Iterable[str], where: str) -> None:
+    """Check that a record has all `names`.
+
+    Args:
+        record: The record, as read from a table.
+        names: The fields it needs.
+        where: What error messages call the record, such as `"items.jsonl row 3"`.
+
+    Raises:
+        BundleMLLMError: If one is missing; the message lists the fields that are there.
+    """
+    for name in names:
+        if name not in record:
+            fields = ", ".join(map(str, record)) or "none"
+            raise BundleMLLMError(f"{where} has no `{name}` (its fields: {fields}): every row needs one.")
+
+
+def to_id(value: Any, where: str) -> str:
+    """Return an id as text; integers become text.
+
+    Raises:
+        BundleMLLMError: If the value is missing, empty or neither text nor an integer.
+    """
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if isinstance(value, str) and value.strip():
+        return value
+    raise BundleMLLMError(f"{where} has the id {value!r}, which names nothing: an id is text or an integer.")
+
+
+def to_ids(value: Any, name: str, where: str) -> list[str]:
+    """Return a list of ids, given as a list or, as in a cell of a CSV file, as the text of a JSON list.
+
+    Raises:
+        BundleMLLMError: If the value is something else, or one of its ids is empty.
+    """
+    given = value
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError:
+            value = None
+    elif value is None:
+        value = []
+    if not isinstance(value, list | tuple):
+        raise BundleMLLMError(f'{where} has {given!r} as `{name}`: write a list of ids, such as ["12", "7"].')
+    return [to_id(item_id, f"{where}, `{name}`,") for item_id in value]
+
+
+def to_text(value: Any, name: str, where: str) -> str | None:
+    """Return a text; numbers become text, and `None`, NaN and the empty text are `None`.
+
+    Raises:
+        BundleMLLMError: If the value is a list or an object.
+    """
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return None
+    if isinstance(value, str | int | float):
+        return str(value) or None
+    raise BundleMLLMError(f"{where} has a {type(value).__name__} as `{name}`: write it as text.")

@@ -1,0 +1,200 @@
+"""Read and write tables of records as JSON Lines, CSV or Parquet, chosen by the file's suffix.
+
+It must not know what the records mean.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import os
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+from ..errors import BundleMLLMError
+from .files import atomic_path
+
+SUFFIXES = (".jsonl", ".jsonl.gz", ".csv", ".csv.gz", ".parquet")
+
+
+def read_records(path: str | os.PathLike) -> list[dict[str, Any]]:
+    """Read a whole table.
+
+    Args:
+        path: A file that ends in `.jsonl`, `.jsonl.gz`, `.csv`, `.csv.gz` or `.parquet`.
+
+    Returns:
+        One dictionary per row. CSV cells are strings, and an empty cell is `None`.
+
+    Raises:
+        BundleMLLMError: If the file is missing, has another suffix or is malformed (the message names the line).
+    """
+    return list(iter_records(path))
+
+
+def iter_records(path: str | os.PathLike) -> Iterator[dict[str, Any]]:
+    """Read a table row by row; arguments, rows and errors are those of [`read_records`]."""
+    path = Path(path)
+    suffix = _suffix(path)
+    if not path.is_file():
+        raise BundleMLLMError(f"There is no file {path}: check the path.")
+    try:
+        if suffix == ".parquet":
+            yield from _iter_parquet(path)
+        else:
+            opener = gzip.open if suffix.endswith(".gz") else open
+            with opener(path, "rt", encoding="utf-8-sig", newline="") as stream:
+                yield from (_iter_csv if suffix.startswith(".csv") else _iter_jsonl)(stream, path)
+    except UnicodeDecodeError as error:
+        raise BundleMLLMError(f"{path} is not UTF-8 text ({error}): save it as UTF-8.") from error
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise BundleMLLMError(f"{path} is not a complete gzip file ({error}): write or copy it again.") from error
+
+
+def write_records(path: str | os.PathLike, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write a table in one step; the same rows give the same bytes.
+
+    Args:
+        path: A file that ends in `.jsonl`, `.jsonl.gz`, `.csv`, `.csv.gz` or `.parquet`.
+        rows: The records. In CSV, lists and dictionaries are written as JSON and `None` as an empty cell.
+
+    Raises:
+        BundleMLLMError: If the suffix is another one or a value does not fit the format.
+    """
+    path = Path(path)
+    suffix = _suffix(path)
+    with atomic_path(path) as temporary:
+        if suffix == ".parquet":
+            _write_parquet(temporary, path, rows)
+            return
+        with open(temporary, "wb") as raw:
+            # An empty name and a zero time keep the gzip header the same from run to run.
+            binary = gzip.GzipFile("", "wb", fileobj=raw, mtime=0) if suffix.endswith(".gz") else raw
+            with io.TextIOWrapper(binary, encoding="utf-8", newline="") as stream:
+                (_write_csv if suffix.startswith(".csv") else _write_jsonl)(stream, path, rows)
+
+
+def find_table(folder: str | os.PathLike, stem: str) -> Path | None:
+    """Find the table `stem` in a folder, whatever its format.
+
+    Args:
+        folder: An existing folder.
+        stem: The file name without its suffix, such as `"items"`.
+
+    Returns:
+        The path of the only file `stem` with a known suffix, or `None` if there is none.
+
+    Raises:
+        BundleMLLMError: If the folder does not exist or holds several such files.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise BundleMLLMError(f"There is no folder {folder}: check the path.")
+    found = [path for suffix in SUFFIXES if (path := folder / f"{stem}{suffix}").is_file()]
+    if len(found) > 1:
+        names = " and ".join(path.name for path in found)
+        raise BundleMLLMError(f"{folder} holds {names}, so it is unclear which one to read: keep one of them.")
+    return found[0] if found else None
+
+
+def _suffix(path: Path) -> str:
+    for suffix in SUFFIXES:
+        if path.name.endswith(suffix):
+            return suffix
+    raise BundleMLLMError(f"{path} cannot be a table: its name must end in one of {', '.join(SUFFIXES)}.")
+
+
+def _iter_jsonl(stream: TextIO, path: Path) -> Iterator[dict[str, Any]]:
+    for number, line in enumerate(stream, start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise BundleMLLMError(
+                f"{path} line {number} is not JSON ({error.msg} at column {error.colno}): correct or remove the line."
+            ) from error
+        if not isinstance(record, dict):
+            raise BundleMLLMError(
+                f"{path} line {number} is a {type(record).__name__}, not an object: write one {{…}} per line."
+            )
+        yield record
+
+
+def _iter_csv(stream: TextIO, path: Path) -> Iterator[dict[str, Any]]:
+    reader = csv.reader(stream, strict=True)
+    try:
+        header = next(reader, [])
+        if len(set(header)) < len(header):
+            raise BundleMLLMError(f"{path} names a column twice in its header {header}: rename one of them.")
+        for row in reader:
+            if not row:
+                continue
+            if len(row) != len(header):
+                raise BundleMLLMError(
+                    f"{path} line {reader.line_num} has {len(row)} cells for {len(header)} columns: "
+                    "quote cells that hold a comma, and keep empty cells."
+                )
+            yield {name: cell or None for name, cell in zip(header, row, strict=True)}
+    except csv.Error as error:
+        raise BundleMLLMError(f"{path} line {reader.line_num} is not CSV ({error}): correct the line.") from error
+
+
+def _iter_parquet(path: Path) -> Iterator[dict[str, Any]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(path) as table:
+            for batch in table.iter_batches():
+                yield from batch.to_pylist()
+    except pyarrow.ArrowException as error:
+        raise BundleMLLMError(f"{path} is not a Parquet file that can be read ({error}): write it again.") from error
+
+
+def _write_jsonl(stream: TextIO, path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    for number, row in enumerate(rows, start=1):
+        stream.write(_to_json(row, path, number) + "\n")
+
+
+def _write_csv(stream: TextIO, path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    rows = list(rows)
+    columns = _columns(rows)
+    writer = csv.writer(stream, lineterminator="\n")
+    if columns:
+        writer.writerow(columns)
+    for number, row in enumerate(rows, start=1):
+        cells = [row.get(column) for column in columns]
+        nested = (list, tuple, Mapping)
+        writer.writerow([_to_json(cell, path, number) if isinstance(cell, nested) else cell for cell in cells])
+
+
+def _write_parquet(temporary: Path, path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    rows = list(rows)
+    try:
+        table = pyarrow.table({column: [row.get(column) for row in rows] for column in _columns(rows)})
+    except pyarrow.ArrowException as error:
+        raise BundleMLLMError(
+            f"{path} cannot be written, a column mixes types ({error}): give it one type, or write .jsonl."
+        ) from error
+    pyarrow.parquet.write_table(table, temporary)
+
+
+def _columns(rows: list[Mapping[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(name for row in rows for name in row))
+
+
+def _to_json(value: Any, path: Path, number: int) -> str:
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise BundleMLLMError(
+            f"{path} row {number} cannot be written as JSON ({error}): use text, finite numbers, lists and null."
+        ) from error

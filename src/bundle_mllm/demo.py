@@ -1,0 +1,150 @@
+"""The demo: invent a small studio, encode it, train both stages, evaluate, load the folder back, complete a bundle.
+
+Knows nothing that a user could not do with the same functions.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers import pipeline
+from transformers.utils import logging
+
+from bundle_mllm.data.files import atomic_path
+from bundle_mllm.data.folder import DatasetFolder
+from bundle_mllm.data.questions import Question, make_questions, save_questions
+from bundle_mllm.data.studio import make_studio
+from bundle_mllm.encoders.encode import encode_folder
+from bundle_mllm.evaluation.metrics import compute_metrics
+from bundle_mllm.evaluation.scoring import score_questions
+from bundle_mllm.folder import load_model
+from bundle_mllm.modeling.modeling_bundle_mllm import BundleMLLMForCausalLM
+from bundle_mllm.training.config import SCRATCH, RunConfig, default_run
+from bundle_mllm.training.run import train
+
+logger = logging.get_logger(__name__)
+
+NUM_CANDIDATES = 10
+
+
+def demo_run(data: Path, output_dir: Path, seed: int) -> RunConfig:
+    """Return the demo's training run: the default recipe for `scratch`, shortened to minutes."""
+    run = default_run(SCRATCH, data=data, output_dir=output_dir)
+    return replace(
+        run,
+        seed=seed,
+        validation_questions=200,
+        stage_one=replace(run.stage_one, num_questions=16_000, num_candidates=(6, 12), checkpoints=2, hard_fraction=0.0),
+        stage_two=replace(run.stage_two, num_questions=32_000, num_candidates=(6, 12), checkpoints=3, hard_fraction=0.0),
+    )
+
+
+def run_demo(output_dir: Path, *, domain: Literal["fashion", "playlist"] = "fashion", seed: int = 0) -> dict[str, Any]:
+    """Run the whole demo in a folder.
+
+    Args:
+        output_dir: Receives `data/` (the invented dataset folder), `model/` (the model folder) and `demo.json`.
+        domain: "fashion" (pictures) or "playlist" (sounds).
+        seed: Seed of studio, training and questions.
+
+    Returns:
+        What `demo.json` holds: `random`, `stage_one`, `stage_two`, `stage_two_shuffled` (`hit_rate@1` each),
+        `valid_ratio`, `num_questions`, `seconds`; and `completion`, one completed bundle.
+    """
+    start = time.monotonic()
+    data = output_dir / "data"
+    make_studio(data, domain, seed=seed)
+    for summary in encode_folder(data):
+        logger.info(str(summary))
+    folder = DatasetFolder.open(data)
+    questions = make_questions(
+        folder.bundles.test, folder.catalog, folder.bundles, num_candidates=NUM_CANDIDATES, seed=seed
+    )
+    save_questions(data / "questions" / "test.jsonl", questions)
+    model_dir = train(demo_run(data, output_dir / "model", seed))
+    result: dict[str, Any] = {"domain": domain, "seed": seed} | _compare(model_dir, questions, seed)
+    result["completion"] = _complete(model_dir, folder, questions[0])
+    result["seconds"] = round(time.monotonic() - start, 1)
+    with atomic_path(output_dir / "demo.json") as temporary:
+        temporary.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    return result
+
+
+def _compare(model_dir: Path, questions: list[Question], seed: int) -> dict[str, Any]:
+    """Evaluate stage one, stage two, and stage two with its features shuffled among items."""
+    stage_one = score_questions(*load_model(model_dir / "training" / "stage_one" / "model"), questions)
+    model, processor = load_model(model_dir)
+    stage_two = compute_metrics(score_questions(model, processor, questions))
+    shuffle_features(model, seed)
+    shuffled = score_questions(model, processor, questions)
+    return {
+        "random": sum(1 / len(question.candidates) for question in questions) / len(questions),
+        "stage_one": compute_metrics(stage_one)["hit_rate@1"],
+        "stage_two": stage_two["hit_rate@1"],
+        "stage_two_shuffled": compute_metrics(shuffled)["hit_rate@1"],
+        "hit_rate@1_se": stage_two["hit_rate@1_se"],
+        "valid_ratio": stage_two["valid_ratio"],
+        "num_questions": stage_two["num_questions"],
+    }
+
+
+def shuffle_features(model: BundleMLLMForCausalLM, seed: int) -> None:
+    """Give every item the features of another, drawn at random: what the model loses, it had from them."""
+    catalog = model.model.catalog
+    order = list(range(catalog.num_items))
+    random.Random(seed).shuffle(order)
+    rows = torch.tensor(order)
+    model.set_catalog(
+        {name: catalog.features[name][rows] for name in catalog.modalities},
+        {name: catalog.present[rows, column] for column, name in enumerate(catalog.modalities)},
+    )
+
+
+def _complete(model_dir: Path, folder: DatasetFolder, question: Question) -> dict[str, Any]:
+    """Load the folder as anyone would and complete one test bundle."""
+    completer = pipeline("bundle-completion", model=str(model_dir))
+    ranked = completer({"partial": list(question.partial), "candidates": list(question.candidates)})
+    catalog = folder.catalog
+    return {
+        "partial": [{"item_id": i, "title": catalog[catalog.row(i)].title} for i in question.partial],
+        "answer": question.answer,
+        "ranked": ranked,
+    }
+
+
+def render_report(result: dict[str, Any]) -> str:
+    """Render what `bundle-mllm demo` prints from what `demo.json` holds."""
+    rows = [
+        ("random", "random"),
+        ("stage one (titles only)", "stage_one"),
+        ("stage two (multimodal)", "stage_two"),
+        ("stage two, features shuffled", "stage_two_shuffled"),
+    ]
+    lines = [
+        f"Invented {result['domain']} studio, seed {result['seed']}: "
+        f"{result['num_questions']} test questions, {NUM_CANDIDATES} candidates each",
+        "",
+        f"{'':30}  hit_rate@1",
+        *(f"{label:30}  {result[key]:10.3f}" for label, key in rows),
+        "",
+        f"valid_ratio {result['valid_ratio']:.3f} · standard error {result['hit_rate@1_se']:.3f}",
+        "",
+        "A bundle of the test split: " + " + ".join(item["title"] for item in result["completion"]["partial"]),
+        *render_ranking(result["completion"]["ranked"][:5], answer=result["completion"]["answer"]),
+    ]
+    return "\n".join(lines)
+
+
+def render_ranking(ranked: list[dict[str, Any]], answer: str | None = None) -> list[str]:
+    """Render ranked candidates, one line each; the right one is marked where it is known."""
+    return [
+        f"  {entry['score']:6.1%}  {entry['item_id']}  {entry['title']}"
+        + ("   <- the item that was left out" if entry["item_id"] == answer else "")
+        for entry in ranked
+    ]

@@ -1,0 +1,290 @@
+"""Describe pictures and sounds by hand-made statistics of color, texture and spectrum, with nothing to download.
+
+It must not know titles, categories or anything about an item but its file.
+
+They are plain signal statistics: they tell a red check from a blue stripe and a bell from a drum, not a blouse from a
+shirt. On real pictures and sounds a pretrained encoder is better; these cost nothing and need no network.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from ..data.folder import DatasetFolder
+from .base import Encoded, Progress, UnreadableFileError, encode_files
+
+PICTURE_SIZE = 64
+MAX_PIXELS = 64_000_000
+SAMPLE_RATE = 16_000
+MAX_SECONDS = 30
+_FRAME, _HOP = 512, 256
+_NUM_MELS, _NUM_TEMPI = 32, 24
+_RGB_TO_XYZ = np.array([[0.4125, 0.3576, 0.1804], [0.2127, 0.7152, 0.0722], [0.0193, 0.1192, 0.9503]])
+
+
+class ImageDescriptor:
+    """Describe a picture by color, layout, edges and texture in 256 numbers.
+
+    The picture is laid on white, resized to 64 x 64 pixels and described by
+
+    | numbers | what |
+    |---|---|
+    | 64 | histogram over CIE Lab, 4 x 4 x 4 cells, each pixel shared among the nearest |
+    | 16 | histogram of hue, weighted by chroma |
+    | 48 | mean Lab color of a 4 x 4 grid of cells |
+    | 64 | histograms of 4 edge directions in the same cells (after Dalal and Triggs, 2005) |
+    | 32 | energy of the lightness spectrum in 8 rings of frequency x 4 directions, logarithm |
+    | 32 | local binary patterns at distances 1 and 2: histogram of 16 patterns of the 4 neighbors, each |
+
+    Each group is of the order of 1; nothing is standardized.
+    """
+
+    name = "image-descriptor-1"
+    modality = "visual"
+    dim = 256
+
+    def encode(self, folder: DatasetFolder, progress: Progress | None = None) -> Encoded:
+        """Describe the picture of each item."""
+        return encode_files(folder, [item.image for item in folder.catalog], self.describe, self.dim, progress)
+
+    def describe(self, path: Path) -> np.ndarray:
+        """Describe one picture file.
+
+        Args:
+            path: A file that Pillow reads; of an animation, the first frame counts.
+
+        Returns:
+            `[256]` float32.
+
+        Raises:
+            UnreadableFileError: If it is no picture, damaged, or larger than 64 million pixels.
+        """
+        lab = _rgb_to_lab(_read_picture(path))
+        lightness, a, b = lab[..., 0] / 100, lab[..., 1], lab[..., 2]
+        chroma = np.hypot(a, b)
+        hue = np.arctan2(b, a) / (2 * np.pi) % 1
+        gradient_v, gradient_u = np.gradient(lightness)
+        strength = np.hypot(gradient_u, gradient_v)
+        direction = np.arctan2(gradient_v, gradient_u) / np.pi % 1
+        groups = (
+            _shared_histogram(np.stack([lightness, (a + 80) / 160, (b + 80) / 160]), bins=4),
+            _circular_histogram(hue, chroma, bins=16) / (chroma.sum() + 500),
+            _cells(lab).mean(axis=2).ravel() / 50,
+            _edge_cells(direction, strength),
+            _spectrum_rings(lightness),
+            *(_binary_patterns(lightness, distance) for distance in (1, 2)),
+        )
+        return np.concatenate(groups).astype(np.float32)  # [256]
+
+
+class SoundDescriptor:
+    """Describe a sound by timbre, its change and its beat in 128 numbers.
+
+    The channels are averaged, the first 30 s resampled to 16 kHz and described by a 32-band mel spectrum in decibels
+    (frames of 32 ms every 16 ms) relative to its own maximum:
+
+    | numbers | what |
+    |---|---|
+    | 32 + 32 | mean and standard deviation of each band over time |
+    | 32 | mean absolute change of each band from frame to frame |
+    | 24 | autocorrelation of the onset strength at 24 lags, 12 down to 1 beats per second |
+    | 8 | mean and standard deviation over time of spectral centroid, bandwidth, flatness and zero crossings |
+
+    Loudness as such does not count; nothing is standardized.
+    """
+
+    name = "sound-descriptor-1"
+    modality = "acoustic"
+    dim = 128
+
+    def encode(self, folder: DatasetFolder, progress: Progress | None = None) -> Encoded:
+        """Describe the sound of each item."""
+        return encode_files(folder, [item.audio for item in folder.catalog], self.describe, self.dim, progress)
+
+    def describe(self, path: Path) -> np.ndarray:
+        """Describe one sound file.
+
+        Args:
+            path: A file that soundfile reads (wav, flac, ogg, mp3), of any rate and number of channels.
+
+        Returns:
+            `[128]` float32.
+
+        Raises:
+            UnreadableFileError: If it is no sound, shorter than 0.1 s, silent, or of an absurd sample rate.
+        """
+        signal = _read_sound(path)
+        frames = np.lib.stride_tricks.sliding_window_view(signal, _FRAME)[::_HOP]  # [frames, 512]
+        power = np.abs(np.fft.rfft(frames * np.hanning(_FRAME))) ** 2  # [frames, 257]
+        mel = power @ _mel_filters()  # [frames, 32]
+        decibels = 10 * np.log10(mel / mel.max() + 1e-6)  # [frames, 32], -60..0
+        change = np.diff(decibels, axis=0)
+        frequencies = np.linspace(0, 1, power.shape[1])
+        share = power / (power.sum(axis=1, keepdims=True) + 1e-9 * power.max())
+        centroid = share @ frequencies
+        bandwidth = np.sqrt(np.maximum(share @ frequencies**2 - centroid**2, 0))
+        floor = power + 1e-9 * power.max()
+        flatness = np.exp(np.log(floor).mean(axis=1)) / floor.mean(axis=1)
+        crossings = (np.diff(np.signbit(frames), axis=1)).mean(axis=1)
+        tracks = np.stack([centroid, bandwidth, flatness, crossings])  # [4, frames]
+        groups = (
+            decibels.mean(axis=0) / 20,
+            decibels.std(axis=0) / 20,
+            np.abs(change).mean(axis=0) / 20,
+            _beat(np.maximum(change, 0).mean(axis=1)),
+            tracks.mean(axis=1),
+            tracks.std(axis=1),
+        )
+        return np.concatenate(groups).astype(np.float32)  # [128]
+
+
+def _read_picture(path: Path) -> np.ndarray:
+    """Return the picture as [64, 64, 3] numbers in 0..1."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise UnreadableFileError(f"more than {MAX_PIXELS // 1_000_000} million pixels")
+            image.draft("RGB", (2 * PICTURE_SIZE, 2 * PICTURE_SIZE))  # JPEG: decode at a fraction of the size.
+            if image.mode in ("I", "F") or image.mode.startswith("I;16"):  # More than 8 bits: keep the high ones.
+                values = np.asarray(image, dtype=np.float64)
+                image = Image.fromarray(np.clip(values / 257, 0, 255).astype(np.uint8))
+            image = image.convert("RGBA").resize((PICTURE_SIZE, PICTURE_SIZE), Image.Resampling.BILINEAR)
+            pixels = np.asarray(image, dtype=np.float64) / 255
+    except Image.DecompressionBombError as error:
+        raise UnreadableFileError(f"more than {MAX_PIXELS // 1_000_000} million pixels") from error
+    except Image.UnidentifiedImageError as error:
+        raise UnreadableFileError("not a picture") from error
+    except (OSError, ValueError, SyntaxError, EOFError, IndexError, struct.error, zlib.error) as error:
+        raise UnreadableFileError("a damaged picture") from error
+    alpha = pixels[..., 3:]
+    return pixels[..., :3] * alpha + (1 - alpha)
+
+
+def _rgb_to_lab(rgb: np.ndarray) -> np.ndarray:
+    """Convert sRGB [..., 3] in 0..1 to CIE Lab (D65)."""
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    xyz = linear @ (_RGB_TO_XYZ / _RGB_TO_XYZ.sum(axis=1, keepdims=True)).T
+    f = np.where(xyz > (6 / 29) ** 3, np.cbrt(xyz), xyz / (3 * (6 / 29) ** 2) + 4 / 29)
+    return np.stack([116 * f[..., 1] - 16, 500 * (f[..., 0] - f[..., 1]), 200 * (f[..., 1] - f[..., 2])], axis=-1)
+
+
+def _shared_histogram(channels: np.ndarray, bins: int) -> np.ndarray:
+    """Count channels [3, ...] in 0..1 in bins^3 cells, each pixel shared among the 8 nearest cells."""
+    position = np.clip(channels.reshape(len(channels), -1) * bins - 0.5, 0, bins - 1)  # [3, pixels]
+    low = np.minimum(position.astype(np.int64), bins - 2)
+    high_share = position - low
+    counts = np.zeros(bins**3)
+    for corner in np.ndindex(2, 2, 2):
+        offset = np.array(corner)[:, None]
+        weight = np.where(offset == 1, high_share, 1 - high_share).prod(axis=0)
+        cell = np.ravel_multi_index(tuple(low + offset), (bins,) * 3)
+        counts += np.bincount(cell, weight, minlength=bins**3)
+    return np.sqrt(counts / position.shape[1])
+
+
+def _circular_histogram(turns: np.ndarray, weights: np.ndarray, bins: int) -> np.ndarray:
+    """Count angles (in turns) on a circle of bins, each shared between the two nearest."""
+    position = (turns * bins).ravel()
+    low = position.astype(np.int64)
+    share = position - low
+    weights = weights.ravel()
+    counts = np.bincount(low % bins, weights * (1 - share), minlength=bins)
+    return counts + np.bincount((low + 1) % bins, weights * share, minlength=bins)
+
+
+def _cells(values: np.ndarray, cells: int = 4) -> np.ndarray:
+    """Cut [64, 64, c] into a grid of cells: [4, 4, pixels per cell, c]."""
+    step = values.shape[0] // cells
+    grid = values.reshape(cells, step, cells, step, -1).swapaxes(1, 2)
+    return grid.reshape(cells, cells, step * step, -1)
+
+
+def _edge_cells(direction: np.ndarray, strength: np.ndarray) -> np.ndarray:
+    """Histogram of edge directions in each cell, with the vector of all cells scaled to length at most 1."""
+    both = _cells(np.stack([direction, strength], axis=-1)).reshape(16, -1, 2)
+    histograms = np.concatenate([_circular_histogram(cell[:, 0], cell[:, 1], bins=4) for cell in both])
+    return histograms / (np.linalg.norm(histograms) + 1.0)
+
+
+def _spectrum_rings(lightness: np.ndarray) -> np.ndarray:
+    """Logarithm of the energy of the lightness spectrum by ring of frequency and direction: [32]."""
+    window = np.hanning(PICTURE_SIZE)
+    spectrum = np.fft.rfft2((lightness - lightness.mean()) * np.outer(window, window))
+    bin_of = _ring_of_frequency()
+    energy = np.bincount(bin_of.ravel(), np.abs(spectrum).ravel() ** 2, minlength=33)[:32]
+    return np.log10(energy / np.bincount(bin_of.ravel(), minlength=33)[:32] + 1e-2) / 2
+
+
+@lru_cache(maxsize=1)
+def _ring_of_frequency() -> np.ndarray:
+    """Assign each bin of the 64 x 64 real spectrum to one of 8 rings x 4 directions, or to 32 (left out)."""
+    v = np.fft.fftfreq(PICTURE_SIZE)[:, None] * PICTURE_SIZE
+    u = np.fft.rfftfreq(PICTURE_SIZE)[None, :] * PICTURE_SIZE
+    radius = np.hypot(u, v)
+    edges = np.array([1, 2, 4, 6, 9, 12, 16, 22, 32.5])
+    ring = np.digitize(radius, edges) - 1
+    direction = np.floor((np.arctan2(v, u) / np.pi * 4 + 0.5) % 4).astype(np.int64)
+    return np.where((ring >= 0) & (ring < 8), ring * 4 + direction, 32)
+
+
+def _binary_patterns(lightness: np.ndarray, distance: int) -> np.ndarray:
+    """Histogram of which of the 4 neighbors at a distance are lighter than the pixel (by more than .01): [16]."""
+    inner = slice(distance, -distance)
+    shifts = ((0, distance), (0, -distance), (distance, 0), (-distance, 0))
+    lighter = np.stack([np.roll(lightness, shift, axis=(0, 1)) > lightness + 0.01 for shift in shifts], axis=-1)
+    pattern = (lighter @ np.array([1, 2, 4, 8]))[inner, inner].ravel()
+    return np.sqrt(np.bincount(pattern, minlength=16) / pattern.size)
+
+
+def _read_sound(path: Path) -> np.ndarray:
+    """Return the sound as mono [samples] at 16 kHz."""
+    import soundfile
+    from scipy.signal import resample_poly
+
+    try:
+        with soundfile.SoundFile(path) as file:
+            rate = file.samplerate
+            if not 1_000 <= rate <= 768_000:
+                raise UnreadableFileError("a sample rate outside 1 to 768 kHz")
+            samples = file.read(MAX_SECONDS * rate, dtype="float64", always_2d=True)  # [samples, channels]
+    except (soundfile.LibsndfileError, OSError, ValueError, RuntimeError) as error:
+        raise UnreadableFileError("not a sound that soundfile reads") from error
+    if len(samples) < rate / 10:
+        raise UnreadableFileError("shorter than 0.1 seconds")
+    signal = samples.mean(axis=1)
+    if not np.isfinite(signal).all():
+        raise UnreadableFileError("samples of NaN or infinity")
+    if rate != SAMPLE_RATE:
+        divisor = np.gcd(rate, SAMPLE_RATE)
+        signal = resample_poly(signal, SAMPLE_RATE // divisor, rate // divisor)
+    if np.abs(signal - signal.mean()).max() < 1e-4:
+        raise UnreadableFileError("silent")
+    return np.pad(signal, (0, max(0, _FRAME + _HOP - len(signal))))
+
+
+@lru_cache(maxsize=1)
+def _mel_filters() -> np.ndarray:
+    """Triangles, evenly spaced on the mel scale from 60 Hz to 8 kHz: [257, 32]."""
+    low, high = (2595 * np.log10(1 + frequency / 700) for frequency in (60, SAMPLE_RATE / 2))
+    mel = np.linspace(low, high, _NUM_MELS + 2)
+    edges = 700 * (10 ** (mel / 2595) - 1)
+    frequency = np.linspace(0, SAMPLE_RATE / 2, _FRAME // 2 + 1)[:, None]
+    rise = (frequency - edges[:-2]) / (edges[1:-1] - edges[:-2])
+    fall = (edges[2:] - frequency) / (edges[2:] - edges[1:-1])
+    return np.maximum(0, np.minimum(rise, fall))
+
+
+def _beat(onset: np.ndarray) -> np.ndarray:
+    """Autocorrelation of the onset strength at lags of 1/12 to 1 second: [24]."""
+    onset = onset - onset.mean()
+    length = 1 << (2 * len(onset) - 1).bit_length()
+    correlation = np.fft.irfft(np.abs(np.fft.rfft(onset, length)) ** 2, length)[: len(onset)]
+    lags = np.geomspace(1 / 12, 1, _NUM_TEMPI) * SAMPLE_RATE / _HOP
+    return np.interp(lags, np.arange(len(onset)), correlation, right=0.0) / (correlation[0] + 1e-6)

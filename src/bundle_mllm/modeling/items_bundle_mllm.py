@@ -1,0 +1,274 @@
+"""From feature rows to item embeddings: catalog, fusion and projector of Bundle-MLLM.
+
+Knows nothing about the backbone, token ids, titles or files.
+"""
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from .configuration_bundle_mllm import BundleMLLMConfig
+
+
+class BundleMLLMFusionLinear(nn.Linear):
+    """A linear map of the fusion; a class of its own because the official code initializes these by Xavier-normal."""
+
+
+class BundleMLLMProjectorLinear(nn.Linear):
+    """A linear map of the projector; keeps torch's own initialization, as in the official code."""
+
+
+class BundleMLLMVector(nn.Embedding):
+    """One learned vector. An embedding and not a bare parameter, so that PEFT's `modules_to_save` can train it."""
+
+    def __init__(self, width: int):
+        super().__init__(1, width)
+
+    def forward(self) -> torch.Tensor:
+        """Return the vector, [width]."""
+        return self.weight[0]
+
+
+class BundleMLLMTable(nn.Module):
+    """One persistent buffer per modality, for example the feature matrices of the catalog."""
+
+    def __init__(self, shapes: dict[str, tuple[int, ...]], fill: float = 0.0):
+        super().__init__()
+        self.fill = fill
+        for name, shape in shapes.items():
+            self.register_buffer(name, torch.full(shape, fill))
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self._buffers[name]
+
+
+class BundleMLLMItemCatalog(nn.Module):
+    """Feature rows and presence mask of every item: the rows behind the virtual item vocabulary."""
+
+    def __init__(self, config: BundleMLLMConfig):
+        super().__init__()
+        self.modalities = dict(config.modalities)
+        self.features = BundleMLLMTable({name: (config.num_items, width) for name, width in self.modalities.items()})
+        self.register_buffer("present", torch.zeros(config.num_items, len(self.modalities), dtype=torch.bool))
+
+    @property
+    def num_items(self) -> int:
+        """Number of rows."""
+        return self.present.shape[0]
+
+    def gather(
+        self, rows: torch.LongTensor, extra_items: dict | None = None
+    ) -> tuple[dict[str, torch.Tensor], torch.BoolTensor]:
+        """Read the given rows, and no other.
+
+        Args:
+            rows: [n] rows of the catalog; row `num_items + j` is row `j` of `extra_items`.
+            extra_items: Items of this call only, see `BundleMLLMModel.forward`.
+
+        Returns:
+            The features of each modality [n, width], and the presence mask [n, num_modalities].
+        """
+        if extra_items is None:
+            return {name: self.features[name][rows] for name in self.modalities}, self.present[rows]
+        extra, extra_present = self._check_extra_items(extra_items)
+        if self.num_items == 0:
+            return {name: extra[name][rows] for name in self.modalities}, extra_present[rows]
+        is_extra = (rows >= self.num_items).unsqueeze(-1)  # [n, 1]
+        catalog_rows = rows.clamp(max=self.num_items - 1)
+        extra_rows = (rows - self.num_items).clamp(min=0)
+        features = {
+            name: torch.where(is_extra, extra[name][extra_rows].to(table.dtype), table[catalog_rows])
+            for name, table in ((name, self.features[name]) for name in self.modalities)
+        }
+        return features, torch.where(is_extra, extra_present[extra_rows], self.present[catalog_rows])
+
+    def _check_extra_items(self, extra_items: dict) -> tuple[dict[str, torch.Tensor], torch.BoolTensor]:
+        device, given, present = self.present.device, extra_items["features"], extra_items.get("present")
+        num_rows = num_extra_items(extra_items)
+        _check_features(given, self.modalities, num_rows, "extra_items")
+        if present is None:
+            present = torch.tensor([[name in given for name in self.modalities]] * num_rows)
+        if present.shape != (num_rows, len(self.modalities)):
+            raise ValueError(
+                f"extra_items['present'] has shape {list(present.shape)}, so it cannot mask the features of "
+                f"{num_rows} items: give one row per item and one column for each of {list(self.modalities)}, in this "
+                "order."
+            )
+        features = {
+            name: given[name].to(device) if name in given else torch.zeros(num_rows, width, device=device)
+            for name, width in self.modalities.items()
+        }
+        return features, present.to(device=device, dtype=torch.bool)
+
+    def replace(self, features: dict[str, torch.Tensor], present: dict[str, torch.Tensor] | None, dtype: torch.dtype):
+        """Replace all rows; see `BundleMLLMModel.set_catalog`."""
+        if not features:
+            raise ValueError("set_catalog got no features, so the catalog would be empty: give a matrix per modality.")
+        num_items = len(next(iter(features.values())))
+        _check_features(features, self.modalities, num_items, "set_catalog")
+        device, present, mask = self.present.device, present or {}, []
+        if unknown := sorted(set(present) - set(features)):
+            raise ValueError(f"set_catalog got a presence mask for {unknown}, but no features: give both or neither.")
+        for name, width in self.modalities.items():
+            matrix = features.get(name)
+            column = torch.full((num_items,), matrix is not None)
+            if matrix is None:
+                matrix = torch.zeros(num_items, width, dtype=dtype)
+            elif name in present:
+                column = present[name].to(device="cpu", dtype=torch.bool)
+                if column.shape != (num_items,):
+                    raise ValueError(
+                        f"the presence mask of {name!r} has shape {list(column.shape)}, so it cannot say which of the "
+                        f"{num_items} items have this modality: give one value per item."
+                    )
+            if matrix.dtype.itemsize > dtype.itemsize or not matrix.is_floating_point():
+                matrix = matrix.to(dtype)
+            matrix = matrix.detach().to(device).masked_fill(~column.to(device).unsqueeze(-1), 0.0)
+            if bad := (~matrix.isfinite().all(dim=-1)).nonzero().flatten().tolist():
+                raise ValueError(
+                    f"the {name!r} features of {len(bad)} present items are not finite (first rows {bad[:3]}), so "
+                    "every question that shows them would score NaN: repair them or mark these items as not present."
+                )
+            setattr(self.features, name, matrix)
+            mask.append(column)
+        self.present = torch.stack(mask, dim=1).to(device)
+
+
+class BundleMLLMFeatureMLP(nn.Module):
+    """Encode L2-normalized features by three layers, `c_encoder` of the official code: d -> d -> 256 -> 64."""
+
+    def __init__(self, width: int, config: BundleMLLMConfig):
+        super().__init__()
+        self.linear_1 = BundleMLLMFusionLinear(width, width)
+        self.linear_2 = BundleMLLMFusionLinear(width, config.mlp_hidden_size)
+        self.linear_3 = BundleMLLMFusionLinear(config.mlp_hidden_size, config.fusion_hidden_size)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Map [n, width] to [n, fusion_hidden_size]."""
+        hidden = functional.relu(self.linear_1(_l2_normalize(features)))
+        return self.linear_3(functional.relu(self.linear_2(hidden)))
+
+
+class BundleMLLMFusion(nn.Module):
+    """Fuse the modalities of an item by self-attention into one vector (paper, eq. 4-6; official `selfAttention`).
+
+    With `x_m` the L2-normalized code of modality `m`: `y = mean_m softmax_n(q(x_m) k(x_n) / sqrt(d)) v(x_n)`, where
+    `v` is the identity unless `fusion_value_map`. An absent modality is no key, no query and no part of the mean; an
+    item without any modality is one learned vector.
+    """
+
+    def __init__(self, config: BundleMLLMConfig):
+        super().__init__()
+        width = config.fusion_hidden_size
+        self.encoders = nn.ModuleDict(
+            {
+                name: BundleMLLMFeatureMLP(dim, config)
+                if name in config.mlp_modalities
+                else BundleMLLMFusionLinear(dim, width)
+                for name, dim in config.modalities.items()
+            }
+        )
+        self.layer_norm = nn.LayerNorm(width, elementwise_affine=False) if config.fusion_layer_norm else nn.Identity()
+        self.query = BundleMLLMFusionLinear(width, width, bias=False)
+        self.key = BundleMLLMFusionLinear(width, width, bias=False)
+        self.value = BundleMLLMFusionLinear(width, width, bias=False) if config.fusion_value_map else nn.Identity()
+        self.no_features = BundleMLLMVector(width)
+        self.scale = width**-0.5
+        self.standardize = config.standardize_features
+        if self.standardize:
+            shapes = {name: (dim,) for name, dim in config.modalities.items()}
+            self.feature_mean = BundleMLLMTable(shapes)
+            self.feature_std = BundleMLLMTable(shapes, fill=1.0)
+
+    def forward(self, features: dict[str, torch.Tensor], present: torch.BoolTensor) -> torch.Tensor:
+        """Fuse n items.
+
+        Args:
+            features: [n, width] of each modality; rows of absent modalities are ignored.
+            present: [n, num_modalities], columns in the order of the configuration.
+
+        Returns:
+            [n, fusion_hidden_size]
+        """
+        no_features = self.no_features()
+        if not self.encoders:
+            return no_features.expand(present.shape[0], -1)
+        codes = [
+            _l2_normalize(encoder(self._prepare(name, features[name], present[:, column])))
+            for column, (name, encoder) in enumerate(self.encoders.items())
+        ]
+        hidden = self.layer_norm(torch.stack(codes, dim=1))  # [n, M, d]
+        nothing = ~present.any(dim=-1, keepdim=True)  # [n, 1]
+        keys_allowed = (present | nothing).unsqueeze(1)  # [n, 1, M]; without a key the softmax would be NaN
+        scores = (self.query(hidden) * self.scale) @ self.key(hidden).transpose(-1, -2)  # [n, M, M]
+        attention = scores.masked_fill(~keys_allowed, -torch.inf).softmax(dim=-1)
+        mixed = attention @ self.value(hidden)  # [n, M, d]
+        weights = present.to(mixed.dtype) / present.sum(dim=-1, keepdim=True).clamp(min=1)  # [n, M]
+        fused = (mixed * weights.unsqueeze(-1)).sum(dim=1)  # [n, d]
+        return torch.where(nothing, no_features.to(fused.dtype), fused)
+
+    def _prepare(self, name: str, features: torch.Tensor, present: torch.BoolTensor) -> torch.Tensor:
+        features = torch.where(present.unsqueeze(-1), features, 0.0)  # an absent row may hold anything, NaN included
+        if self.standardize:
+            features = (features.float() - self.feature_mean[name].float()) / self.feature_std[name].float()
+        return features.to(self.no_features.weight.dtype)
+
+    def fit_statistics(self, features: BundleMLLMTable, present: torch.BoolTensor) -> None:
+        """Set mean and standard deviation of each modality to those of the present rows (1 where nothing varies)."""
+        for column, name in enumerate(self.encoders):
+            rows = features[name][present[:, column]].float()
+            if len(rows):
+                std = rows.std(dim=0, correction=0)
+                self.feature_mean[name].copy_(rows.mean(dim=0))
+                self.feature_std[name].copy_(torch.where(std > 1e-6, std, 1.0))
+
+
+class BundleMLLMProjector(nn.Module):
+    """Map a fused item to the width of the backbone's embeddings: linear, GELU, linear (official `projector`)."""
+
+    def __init__(self, config: BundleMLLMConfig, embedding_size: int):
+        super().__init__()
+        self.linear_1 = BundleMLLMProjectorLinear(config.fusion_hidden_size, config.projector_hidden_size)
+        self.linear_2 = BundleMLLMProjectorLinear(config.projector_hidden_size, embedding_size)
+
+    def forward(self, fused: torch.Tensor) -> torch.Tensor:
+        """Map [n, fusion_hidden_size] to [n, embedding_size]."""
+        return self.linear_2(functional.gelu(self.linear_1(fused)))
+
+
+def num_extra_items(extra_items: dict) -> int:
+    """Return the number of items in `extra_items`, from its mask or its first feature matrix."""
+    present = extra_items.get("present")
+    return len(present if present is not None else next(iter(extra_items["features"].values())))
+
+
+def _check_features(features: dict, modalities: dict[str, int], num_rows: int, source: str) -> None:
+    for name, matrix in features.items():
+        if name not in modalities:
+            raise ValueError(
+                f"{source} has features of {name!r}, which this model cannot read: it has {sorted(modalities)}; drop "
+                "them, or create the model with that modality."
+            )
+        if matrix.shape != (num_rows, modalities[name]):
+            raise ValueError(
+                f"the {name!r} features of {source} have shape {list(matrix.shape)}, expected {num_rows} items x "
+                f"{modalities[name]} columns: give one row per item, from the encoder this model was trained with."
+            )
+
+
+def _l2_normalize(vectors: torch.Tensor) -> torch.Tensor:
+    return functional.normalize(vectors.float(), dim=-1).to(
+        vectors.dtype
+    )  # in float32: half has no room for the epsilon
+
+
+__all__ = [
+    "BundleMLLMFusion",
+    "BundleMLLMFusionLinear",
+    "BundleMLLMItemCatalog",
+    "BundleMLLMProjector",
+    "BundleMLLMProjectorLinear",
+    "BundleMLLMTable",
+    "BundleMLLMVector",
+    "num_extra_items",
+]

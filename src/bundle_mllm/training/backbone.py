@@ -1,0 +1,78 @@
+"""Build the model that a run starts from: backbone, processor over the catalog, features as catalog rows.
+
+Knows nothing about stages, questions or optimizers.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from bundle_mllm.data.folder import DatasetFolder
+from bundle_mllm.errors import BundleMLLMError
+from bundle_mllm.modeling.modeling_bundle_mllm import BundleMLLMForCausalLM
+from bundle_mllm.modeling.processing_bundle_mllm import BundleMLLMProcessor
+from bundle_mllm.training.config import SCRATCH, RunConfig
+from bundle_mllm.training.scratch import scratch_backbone
+
+
+def build_model(config: RunConfig, data: DatasetFolder) -> tuple[BundleMLLMForCausalLM, BundleMLLMProcessor]:
+    """Wrap the backbone of a run into an untrained Bundle-MLLM over the catalog of a dataset folder.
+
+    Deterministic: the same settings and data give the same weights.
+
+    Raises:
+        BundleMLLMError: The backbone cannot be loaded, or the folder has no item features but stage two wants them.
+    """
+    separator = None
+    if config.base_model == SCRATCH:
+        backbone, tokenizer, separator = scratch_backbone(data.catalog.titles, seed=config.seed)
+    else:
+        backbone, tokenizer = load_backbone(config.base_model, config.dtype)
+    store = data.features(config.modalities)
+    if store is None and config.stage_two.max_steps:
+        raise BundleMLLMError(
+            f"{data.path} has no item features, so stage two has nothing to fuse: write features/*.safetensors first "
+            "(bundle-mllm encode), or set stage_two.num_questions=0 to train from titles only."
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        processor = BundleMLLMProcessor.from_backbone_tokenizer(tokenizer, data.catalog.item_ids, data.catalog.titles)
+        processor.max_length = backbone.config.max_position_embeddings
+        model = BundleMLLMForCausalLM.from_backbone(
+            backbone,
+            modalities=dict(store.modalities) if store else {},
+            separator_token_id=processor.separator_token_id,
+            **vars(config.fusion),
+        )
+    if separator is not None:
+        model.model.separator.weight.data[0] = separator
+    if store is not None:
+        features, present = store.load()
+        model.set_catalog(features, present, fit_statistics=config.fusion.standardize_features)
+    return model, processor
+
+
+def load_backbone(name: str, dtype: str = "auto") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a causal LM and its tokenizer by Hub name or folder.
+
+    Raises:
+        BundleMLLMError: There is no such model, or its tokenizer is empty (what an offline cache can yield silently).
+    """
+    options: dict[str, Any] = {"dtype": dtype if dtype == "auto" else getattr(torch, dtype)}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        backbone = AutoModelForCausalLM.from_pretrained(name, **options)
+    except (OSError, ValueError) as error:
+        raise BundleMLLMError(
+            f"The base model {name!r} cannot be loaded: {error} Check the name, the network and access rights, give a "
+            f'local folder, or use "{SCRATCH}".'
+        ) from error
+    if len(tokenizer) < 100:
+        raise BundleMLLMError(
+            f"The tokenizer of {name!r} has {len(tokenizer)} tokens, so it was not really loaded (an offline cache does "
+            "that): load it once with a network, or give a folder that holds tokenizer.json."
+        )
+    return backbone, tokenizer

@@ -1,0 +1,223 @@
+"""Typed settings of a training run: what each stage trains, on which questions, with which optimizer.
+
+Knows nothing about prompts, features or the model's code.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from bundle_mllm.errors import BundleMLLMError
+
+SCRATCH = "scratch"
+"""The `base_model` that needs no download: a small Llama, trained in full (see `training/scratch.py`)."""
+
+ParameterGroup = Literal["lora", "backbone", "fusion", "projector", "separator"]
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """Adapter on the backbone. Defaults: official code (r 8, alpha 16, dropout 0.05, query and value maps)."""
+
+    r: int = 8
+    alpha: int = 16
+    dropout: float = 0.05
+    target_modules: tuple[str, ...] = ("q_proj", "v_proj")
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """What both stages have in common."""
+
+    num_questions: int = 20_000
+    """Training questions seen, each sampled anew from the training bundles; 0 skips the stage."""
+    num_candidates: tuple[int, int] = (10, 10)
+    """Fewest and most options of a training question (2 to 26)."""
+    hard_fraction: float = 0.5
+    """Share of questions whose negatives match the answer in category and train frequency."""
+    shows_items: bool = False
+    """Whether questions show the soft separator and item token after each title (stage two) or titles only."""
+    trains: tuple[ParameterGroup, ...] = ()
+    """Parameter groups that train; all others are frozen. See `training/trainable.py` for the table."""
+    batch_size: int = 16
+    gradient_accumulation_steps: int = 1
+    learning_rate: float = 3e-4
+    lr_scheduler_type: str = "cosine"
+    warmup_ratio: float = 0.03
+    weight_decay: float = 0.01
+    max_grad_norm: float = 1.0
+    checkpoints: int = 5
+    """How often the stage validates and saves; the best by validation questions is kept."""
+    gradient_checkpointing: bool = False
+    bf16: bool = False
+    lora: LoraSettings = field(default_factory=LoraSettings)
+
+    @property
+    def max_steps(self) -> int:
+        """Optimizer steps of the stage."""
+        return self.num_questions // (self.batch_size * self.gradient_accumulation_steps)
+
+
+@dataclass(frozen=True)
+class StageOneConfig(StageConfig):
+    """Bundle patterns from text (paper §3.3): titles only, LoRA on the backbone, then merged."""
+
+    trains: tuple[ParameterGroup, ...] = ("lora",)
+
+
+@dataclass(frozen=True)
+class StageTwoConfig(StageConfig):
+    """Multimodal semantics (paper §3.3): item tokens; fusion, projector and separator train, the backbone is frozen.
+
+    Add `lora` to `trains` to keep an adapter training beside them.
+    """
+
+    shows_items: bool = True
+    trains: tuple[ParameterGroup, ...] = ("fusion", "projector", "separator")
+
+
+@dataclass(frozen=True)
+class FusionSettings:
+    """Fields of `BundleMLLMConfig` that a run may set. Defaults: official code; the improvements (ours) are on only
+    where a recipe turns them on."""
+
+    fusion_hidden_size: int = 64
+    standardize_features: bool = False
+    normalize_item_embeddings: bool = False
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A whole run: data folder in, model folder out."""
+
+    data: Path
+    """Dataset folder (items, bundles, features)."""
+    output_dir: Path
+    """Where the model folder is written. A killed run started again with the same arguments continues."""
+    base_model: str = SCRATCH
+    """Hub name or local folder of a causal LM, or "scratch"."""
+    modalities: tuple[str, ...] | None = None
+    """Feature files to use, by modality name; all that the data folder holds if not given."""
+    seed: int = 0
+    max_partial: int = 10
+    """Most items of a partial bundle that a question shows."""
+    validation_questions: int = 400
+    """Validation questions (half uniform, half hard negatives) that choose the checkpoint of each stage."""
+    validation_candidates: int = 10
+    dtype: Literal["float32", "bfloat16", "auto"] = "auto"
+    """Precision in which a downloaded backbone is loaded; "scratch" is float32."""
+    fusion: FusionSettings = field(default_factory=FusionSettings)
+    stage_one: StageOneConfig = field(default_factory=StageOneConfig)
+    stage_two: StageTwoConfig = field(default_factory=StageTwoConfig)
+
+    def __post_init__(self):
+        for name in ("stage_one", "stage_two"):
+            stage: StageConfig = getattr(self, name)
+            low, high = stage.num_candidates
+            if not 2 <= low <= high <= 26:
+                raise BundleMLLMError(
+                    f"{name}.num_candidates is {low}–{high}, but a question has 2 to 26 options (letters A–Z): "
+                    "give the fewest and the most, such as 4 20."
+                )
+            if stage.num_questions and not stage.max_steps:
+                raise BundleMLLMError(
+                    f"{name}.num_questions is {stage.num_questions}, less than one batch of "
+                    f"{stage.batch_size * stage.gradient_accumulation_steps}: no step would run. Raise it, or set it to 0 "
+                    "to skip the stage."
+                )
+            if stage.num_questions and not stage.trains:
+                raise BundleMLLMError(f"{name}.trains is empty: nothing would train. Name groups, or set num_questions=0.")
+
+
+def default_run(base_model: str, *, data: Path, output_dir: Path) -> RunConfig:
+    """Return the default recipe for a base model.
+
+    A pretrained backbone gets the paper's recipe. `scratch` has nothing to preserve: it trains in full in both
+    stages, with larger steps, and with the feature standardization and item-embedding norm (both ours) that a
+    backbone without pretraining profits from.
+    """
+    if base_model != SCRATCH:
+        return RunConfig(data=data, output_dir=output_dir, base_model=base_model)
+    full = dict(batch_size=64, learning_rate=1e-3, num_candidates=(4, 16), weight_decay=0.05, checkpoints=8)
+    return RunConfig(
+        data=data,
+        output_dir=output_dir,
+        base_model=base_model,
+        fusion=FusionSettings(standardize_features=True, normalize_item_embeddings=True),
+        stage_one=StageOneConfig(num_questions=100_000, trains=("backbone",), **full),
+        stage_two=StageTwoConfig(
+            num_questions=160_000, trains=("backbone", "fusion", "projector", "separator"), **full
+        ),
+    )
+
+
+def read_overrides(path: Path) -> dict[str, Any]:
+    """Read a YAML file of run settings (nested like `RunConfig`)."""
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise BundleMLLMError(f"The config file {path} does not exist: check --config.") from error
+    except yaml.YAMLError as error:
+        raise BundleMLLMError(f"The config file {path} is not valid YAML: {error}") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise BundleMLLMError(f"The config file {path} holds a {type(values).__name__}; it must map names to values.")
+    return values
+
+
+def with_overrides(config: Any, values: dict[str, Any], prefix: str = "") -> Any:
+    """Return a copy of a config dataclass with (nested) values replaced.
+
+    Raises:
+        BundleMLLMError: If a name is not a field, or a value does not fit the field's type.
+    """
+    fields = {f.name: f for f in dataclasses.fields(config)}
+    changes: dict[str, Any] = {}
+    for name, value in values.items():
+        if name not in fields:
+            raise BundleMLLMError(f"Unknown setting {prefix + name!r}: the settings here are {', '.join(fields)}.")
+        current = getattr(config, name)
+        if dataclasses.is_dataclass(current):
+            if not isinstance(value, dict):
+                raise BundleMLLMError(f"{prefix + name} is a group of settings; give a mapping, not {value!r}.")
+            changes[name] = with_overrides(current, value, prefix=f"{prefix}{name}.")
+        else:
+            changes[name] = _fit(prefix + name, value, current)
+    return dataclasses.replace(config, **changes)
+
+
+def _fit(name: str, value: Any, current: Any) -> Any:
+    """Bring a YAML value to the type of the present one (path, tuple, float), or say why it does not fit."""
+    if isinstance(current, Path) and isinstance(value, str):
+        return Path(value)
+    if isinstance(current, tuple) or (current is None and isinstance(value, list)):
+        if not isinstance(value, list):
+            raise BundleMLLMError(f"{name} must be a list, not {value!r}.")
+        return tuple(value)
+    if isinstance(current, float) and isinstance(value, (int, float, str)) and not isinstance(value, bool):
+        try:
+            return float(value)  # YAML reads 1e-3 as text
+        except ValueError as error:
+            raise BundleMLLMError(f"{name} must be a number, not {value!r}.") from error
+    if current is not None and type(value) is not type(current):
+        raise BundleMLLMError(f"{name} must be of type {type(current).__name__}, not {value!r}.")
+    return value
+
+
+def as_dict(config: Any) -> dict[str, Any]:
+    """Return a config as plain JSON/YAML values."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: plain(v) for k, v in value.items()}
+        if isinstance(value, (tuple, list)):
+            return [plain(v) for v in value]
+        return str(value) if isinstance(value, Path) else value
+
+    return plain(dataclasses.asdict(config))

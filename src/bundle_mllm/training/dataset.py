@@ -1,0 +1,86 @@
+"""Turn questions into what TRL's `SFTTrainer` reads.
+
+Knows nothing about models, optimizers or files.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from datasets import Dataset
+
+from bundle_mllm.data.catalog import ItemCatalog
+from bundle_mllm.data.questions import Question
+
+if TYPE_CHECKING:
+    from bundle_mllm.modeling.processing_bundle_mllm import BundleMLLMProcessor
+
+IGNORED = -100
+"""Label of a token that takes no part in the loss (PyTorch's convention)."""
+
+
+def prompt_completion_rows(
+    questions: Sequence[Question], processor: BundleMLLMProcessor, *, shows_items: bool
+) -> list[dict[str, str]]:
+    """Return rows of `prompt` and `completion` text, which stock `trl sft` reads as they are."""
+    return [
+        {
+            "prompt": processor.render(question, show_items=shows_items),
+            "completion": processor.completion(question.answer_index),
+        }
+        for question in questions
+    ]
+
+
+def training_dataset(questions: Sequence[Question], processor: BundleMLLMProcessor, *, shows_items: bool) -> Dataset:
+    """Return rows of `input_ids` and `labels`, tokenized when a batch is read.
+
+    The same tokens as `trl sft` makes of [`prompt_completion_rows`]: prompt, answer letter, end of sequence; the
+    loss falls on the last two. Nothing is tokenized ahead of the step that needs it.
+    """
+    end = processor.tokenizer.eos_token_id
+
+    def encode(batch: dict[str, list[Any]]) -> dict[str, list[list[int]]]:
+        asked = [{"partial": p, "candidates": c} for p, c in zip(batch["partial"], batch["candidates"], strict=True)]
+        prompts = processor(asked, show_items=shows_items)["input_ids"]
+        input_ids, labels = [], []
+        for prompt, candidates, index in zip(prompts, batch["candidates"], batch["answer_index"], strict=True):
+            answer = [processor.answer_token_ids(len(candidates))[index], end]
+            input_ids.append([*prompt, *answer])
+            labels.append([IGNORED] * len(prompt) + answer)
+        return {"input_ids": input_ids, "labels": labels}
+
+    rows = {
+        "partial": [list(q.partial) for q in questions],
+        "candidates": [list(q.candidates) for q in questions],
+        "answer_index": [q.answer_index for q in questions],
+    }
+    return Dataset.from_dict(rows).with_transform(encode)
+
+
+def batch_by_length(
+    questions: Sequence[Question], catalog: ItemCatalog, *, batch_size: int, seed: int, window: int = 32
+) -> list[Question]:
+    """Order questions so that those of one batch are about equally long, and little is padded.
+
+    Within each window of `window` batches the questions are sorted by length and the batches then shuffled, so the
+    order over the whole run stays random.
+    """
+    length = [len(title) + 12 for title in catalog.titles]  # characters of the title, and what stands around it
+    row = catalog.row
+
+    def cost(question: Question) -> int:
+        return sum(length[row(item_id)] for item_id in (*question.partial, *question.candidates))
+
+    rng = random.Random(seed)
+    ordered: list[Question] = []
+    span = batch_size * window
+    for start in range(0, len(questions), span):
+        chunk = sorted(questions[start : start + span], key=cost)
+        batches = [chunk[i : i + batch_size] for i in range(0, len(chunk), batch_size)]
+        if len(batches[-1]) == batch_size:
+            rng.shuffle(batches)  # a short last batch stays last, or every later batch would straddle two
+        ordered.extend(question for batch in batches for question in batch)
+    return ordered

@@ -1,0 +1,169 @@
+"""The run: dataset folder in, model folder out; stage one, merge, stage two, save, resumable at any point.
+
+Knows nothing about prompt wording or how features were made.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+import shutil
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from transformers.utils import logging
+
+from bundle_mllm.data.files import atomic_path
+from bundle_mllm.data.folder import DatasetFolder
+from bundle_mllm.data.questions import Question, make_questions, sample_training_questions
+from bundle_mllm.errors import BundleMLLMError
+from bundle_mllm.folder import load_model, save_model
+from bundle_mllm.training.backbone import build_model
+from bundle_mllm.training.config import RunConfig, StageConfig, as_dict
+from bundle_mllm.training.stage import run_stage
+
+logger = logging.get_logger(__name__)
+
+RECORD = "run.json"
+PACKAGES = ("bundle-mllm", "torch", "transformers", "trl", "peft", "datasets", "accelerate", "safetensors", "tokenizers")
+
+
+def train(config: RunConfig) -> Path:
+    """Train a model on a dataset folder.
+
+    Runs stage one (bundle patterns from text), merges its adapter, runs stage two (multimodal semantics) and writes
+    one self-contained folder. Called again after a kill, with the same settings, it continues and ends with the same
+    weights. Checkpoints are chosen on validation questions only; test bundles are never read.
+
+    Args:
+        config: The run; see `default_run` for recipes.
+
+    Returns:
+        The model folder, `config.output_dir`. It loads with the Auto classes; `run.json` in it records settings,
+        seed, versions, input hashes and what validation said; `training/` holds stage one's model and the histories.
+
+    Raises:
+        BundleMLLMError: The data cannot be used, or `output_dir` belongs to another run.
+    """
+    data = DatasetFolder.open(config.data)
+    record = _open_record(config, data)
+    out = config.output_dir
+    if record["finished"]:
+        logger.warning(f"{out} holds this run already, finished: nothing to do.")
+        return out
+    validation = _validation_questions(config, data)
+    model, processor = None, None
+    previous: Path | None = None
+    for number, (name, stage) in enumerate((("stage_one", config.stage_one), ("stage_two", config.stage_two))):
+        folder = out / "training" / name
+        if not (folder / "model").exists():
+            if previous is None:
+                model, processor = build_model(config, data)
+            else:
+                model, processor = load_model(previous)
+            seed = config.seed + number
+            processor.show_items = stage.shows_items
+            if stage.max_steps:
+                model, record[name] = run_stage(
+                    model,
+                    processor,
+                    stage,
+                    folder=folder,
+                    catalog=data.catalog,
+                    train_questions=_training_questions(config, stage, data, seed),
+                    validation_questions=validation,
+                    seed=seed,
+                )
+                _write_record(out, record)
+            _write_folder(folder / "model", lambda path: save_model(model, processor, path))
+        for checkpoint in folder.glob("checkpoint-*"):
+            shutil.rmtree(checkpoint)
+        previous = folder / "model"
+    for file in sorted(previous.iterdir()):
+        os.replace(file, out / file.name)
+    record["finished"] = True
+    _write_record(out, record)
+    previous.rmdir()
+    return out
+
+
+def _training_questions(config: RunConfig, stage: StageConfig, data: DatasetFolder, seed: int) -> list[Question]:
+    return sample_training_questions(
+        data.bundles.train,
+        data.catalog,
+        num_questions=stage.max_steps * stage.batch_size * stage.gradient_accumulation_steps,
+        num_candidates=stage.num_candidates,
+        hard_fraction=stage.hard_fraction,
+        max_partial=config.max_partial,
+        seed=seed,
+    )
+
+
+def _validation_questions(config: RunConfig, data: DatasetFolder) -> list[Question]:
+    """Half uniform, half hard; no validation bundles (or a size of 0) keeps the last checkpoint."""
+    chosen: list[Question] = []
+    if not config.validation_questions or not data.bundles.validation:
+        logger.warning("There are no validation questions, so each stage keeps its last checkpoint.")
+        return chosen
+    for negatives in ("uniform", "hard"):
+        made = make_questions(
+            data.bundles.validation,
+            data.catalog,
+            data.bundles,
+            num_candidates=config.validation_candidates,
+            negatives=negatives,
+            max_partial=config.max_partial,
+            questions_per_bundle=1,
+            seed=config.seed,
+        )
+        renamed = [dataclasses.replace(q, question_id=f"{q.question_id}-{negatives}") for q in made]
+        chosen += renamed[: config.validation_questions // 2]
+    return chosen
+
+
+def _open_record(config: RunConfig, data: DatasetFolder) -> dict[str, Any]:
+    """Read the run's record, or begin it; refuse a folder in which another run was begun."""
+    settings = as_dict(config)
+    path = config.output_dir / RECORD
+    inputs = data.hashes()
+    if path.exists():
+        record = json.loads(path.read_text(encoding="utf-8"))
+        for what, now in (("settings", settings), ("inputs", inputs)):
+            if record[what] != now:
+                changed = sorted(key for key in {**record[what], **now} if record[what].get(key) != now.get(key))
+                raise BundleMLLMError(
+                    f"{config.output_dir} holds a run with other {what} (different: {', '.join(changed)}); continuing "
+                    "would mix the two. Use another --output-dir, or delete that folder to start over."
+                )
+        return record
+    if config.output_dir.exists() and any(config.output_dir.iterdir()):
+        raise BundleMLLMError(
+            f"{config.output_dir} is not empty and holds no {RECORD}: files in it could be overwritten. "
+            "Use another --output-dir."
+        )
+    record = {
+        "settings": settings,
+        "inputs": inputs,
+        "versions": {package: version(package) for package in PACKAGES} | {"python": platform.python_version()},
+        "finished": False,
+    }
+    _write_record(config.output_dir, record)
+    return record
+
+
+def _write_record(out: Path, record: dict[str, Any]) -> None:
+    with atomic_path(out / RECORD) as temporary:
+        temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def _write_folder(folder: Path, write: Callable[[Path], None]) -> None:
+    """Write a folder that exists only when it is whole."""
+    temporary = folder.with_name(f"{folder.name}.tmp")
+    if temporary.exists():
+        shutil.rmtree(temporary)
+    write(temporary)
+    os.replace(temporary, folder)

@@ -1,0 +1,112 @@
+"""A backbone that needs no download: a tokenizer from the catalog's text and a small Llama that can read a question.
+
+Knows nothing about stages, features or files of a run.
+
+The Llama's layers come with the package (`scratch.safetensors`, 1 MB; made by
+`training_scripts/pretrain_scratch_backbone.py`). They have learned, on random vectors in place of words and items,
+only what a multiple-choice question is: compare options with what is shown, answer with a letter. They know no word:
+every embedding but those of letters, digits and punctuation is random. Learning that from nothing takes a small Llama
+most of an hour of CPU time; a pretrained LLM knows it, too.
+"""
+
+from __future__ import annotations
+
+import json
+import string
+from collections.abc import Iterable, Iterator
+from importlib.resources import as_file, files
+
+import torch
+from safetensors import safe_open
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+PAD, BOS, EOS = "<pad>", "<s>", "</s>"
+SEPARATOR = "<|item_separator|>"
+EMBEDDING_STD = 0.1
+"""Standard deviation of new embeddings: what the layers were pretrained on."""
+VOCAB_SIZE = 8_000
+MAX_LENGTH = 4_096
+
+
+def structure_texts() -> Iterator[str]:
+    """Yield the texts around titles: their tokens must be whole, since the pretrained layers know them."""
+    yield "Which item completes the bundle?\nBundle:\nOptions:\nAnswer:"
+    yield from (f"\n{number}. a" for number in range(1, 31))
+    yield from (f"\n{letter}. a {letter}" for letter in string.ascii_uppercase)
+
+
+def train_tokenizer(titles: Iterable[str]) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE on titles; any text can be encoded, and structure tokens are whole.
+
+    Args:
+        titles: Titles of the catalog.
+
+    Returns:
+        The tokenizer, with a vocabulary of at most `VOCAB_SIZE`.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCAB_SIZE,
+        special_tokens=[PAD, BOS, EOS],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    titles = [f" {title}" for title in titles]
+    repeats = max(100, len(titles))  # more often than any pair within titles, so that structure is merged first
+    structure = " \t".join(structure_texts())
+
+    def corpus() -> Iterator[str]:
+        yield from titles
+        yield from (structure for _ in range(repeats))
+
+    tokenizer.train_from_iterator(corpus(), trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token=PAD, bos_token=BOS, eos_token=EOS, model_max_length=MAX_LENGTH
+    )
+
+
+def scratch_backbone(titles: Iterable[str], *, seed: int) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast, torch.Tensor]:
+    """Make tokenizer and backbone for a catalog.
+
+    Args:
+        titles: Titles of the catalog.
+        seed: Seed of the new embeddings.
+
+    Returns:
+        The backbone in float32, its tokenizer, and the soft separator [hidden_size] that the layers know.
+    """
+    tokenizer = train_tokenizer(titles)
+    with as_file(files("bundle_mllm.training") / "scratch.safetensors") as path, safe_open(path, "pt") as weights:
+        metadata = weights.metadata()
+        tensors = {name: weights.get_tensor(name).float() for name in weights.keys()}  # noqa: SIM118
+    known = json.loads(metadata["tokens"])
+    embeddings, head = tensors.pop("embeddings"), tensors.pop("letters")
+    config = LlamaConfig(
+        **json.loads(metadata["config"]),
+        vocab_size=len(tokenizer),
+        max_position_embeddings=MAX_LENGTH,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        backbone = LlamaForCausalLM(config)
+        backbone.model.embed_tokens.weight.data.normal_(std=EMBEDDING_STD)
+    missing, unexpected = backbone.model.load_state_dict(tensors, strict=False)
+    if unexpected or missing != ["embed_tokens.weight"]:
+        raise AssertionError(f"scratch.safetensors does not fit LlamaModel: missing {missing}, unexpected {unexpected}")
+    vocabulary = tokenizer.get_vocab()
+    separator = torch.empty(0)
+    for token, vector in zip(known, embeddings, strict=True):
+        if token == SEPARATOR:
+            separator = vector
+        else:
+            backbone.model.embed_tokens.weight.data[vocabulary[token]] = vector
+    backbone.lm_head.weight.data.mul_(0.0)
+    for letter, row in zip(string.ascii_uppercase, head, strict=True):
+        backbone.lm_head.weight.data[vocabulary[f"Ġ{letter}"]] = row
+    return backbone, tokenizer, separator

@@ -1,0 +1,167 @@
+"""Run one stage with TRL's `SFTTrainer`: resume after a kill, validate at each checkpoint, keep the best.
+
+Knows nothing about prompt wording or about what came before the stage.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from trl import SFTConfig, SFTTrainer
+
+from bundle_mllm.data.catalog import ItemCatalog
+from bundle_mllm.data.files import atomic_path
+from bundle_mllm.data.questions import Question
+from bundle_mllm.evaluation.metrics import compute_metrics, log_likelihood
+from bundle_mllm.evaluation.scoring import score_questions
+from bundle_mllm.training.config import StageConfig
+from bundle_mllm.training.dataset import batch_by_length, training_dataset
+from bundle_mllm.training.trainable import load_trainable, make_trainable, merge_lora, save_trainable
+
+if TYPE_CHECKING:
+    from bundle_mllm.modeling.modeling_bundle_mllm import BundleMLLMForCausalLM
+    from bundle_mllm.modeling.processing_bundle_mllm import BundleMLLMProcessor
+
+BEST, COMPLETE, HISTORY = "best.safetensors", "validation.json", "history.json"
+
+
+def run_stage(
+    model: BundleMLLMForCausalLM,
+    processor: BundleMLLMProcessor,
+    stage: StageConfig,
+    *,
+    folder: Path,
+    catalog: ItemCatalog,
+    train_questions: Sequence[Question],
+    validation_questions: Sequence[Question],
+    seed: int,
+) -> tuple[BundleMLLMForCausalLM, list[dict[str, Any]]]:
+    """Train one stage and return the model with the best parameters by validation questions.
+
+    A call that was killed at any moment continues when it is made again with the same arguments, and ends with the
+    same weights: checkpoints count only once they are complete, and data order and random states are restored.
+
+    Args:
+        model: The model to train, in the state in which the stage starts (also when it resumes).
+        processor: Its processor; `show_items` is set as the stage shows items.
+        stage: What trains, and how.
+        folder: Where checkpoints are kept until the stage is over.
+        catalog: The items.
+        train_questions: Questions in sampling order.
+        validation_questions: Questions that choose the checkpoint; none keeps the last one.
+        seed: Seed of data order, dropout and adapter.
+
+    Returns:
+        The trained model with adapters merged, and one dictionary of validation metrics per checkpoint.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    processor.show_items = stage.shows_items
+    ordered = batch_by_length(train_questions, catalog, batch_size=stage.batch_size, seed=seed)
+    trainer = _trainer(model, processor, stage, folder, ordered, validation_questions, seed)
+    resume_from = _last_complete_checkpoint(folder)
+    trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+    trained = trainer.model
+    load_trainable(trained, folder / BEST)
+    history = [entry for entry in trainer.state.log_history if "loss" in entry or "validation_hit_rate@1" in entry]
+    with atomic_path(folder / HISTORY) as temporary:
+        temporary.write_text(json.dumps(history, indent=1) + "\n", encoding="utf-8")
+    return merge_lora(trained), [entry for entry in history if "validation_hit_rate@1" in entry]
+
+
+def _trainer(
+    model: BundleMLLMForCausalLM,
+    processor: BundleMLLMProcessor,
+    stage: StageConfig,
+    folder: Path,
+    questions: Sequence[Question],
+    validation_questions: Sequence[Question],
+    seed: int,
+) -> SFTTrainer:
+    steps = stage.max_steps
+    arguments = SFTConfig(
+        output_dir=str(folder),
+        max_steps=steps,
+        per_device_train_batch_size=stage.batch_size,
+        gradient_accumulation_steps=stage.gradient_accumulation_steps,
+        learning_rate=stage.learning_rate,
+        lr_scheduler_type=stage.lr_scheduler_type,
+        warmup_steps=round(stage.warmup_ratio * steps),
+        weight_decay=stage.weight_decay,
+        max_grad_norm=stage.max_grad_norm,
+        gradient_checkpointing=stage.gradient_checkpointing,
+        bf16=stage.bf16,
+        seed=seed,
+        data_seed=seed,
+        train_sampling_strategy="sequential",  # the questions come sampled and ordered
+        save_strategy="steps",
+        save_steps=max(1, steps // max(1, stage.checkpoints)),
+        save_total_limit=2,
+        logging_steps=max(1, steps // 100),
+        report_to="none",
+        remove_unused_columns=False,
+        completion_only_loss=True,
+        max_length=None,  # a prompt is never cut; the processor refuses one that is too long
+        dataset_kwargs={"skip_prepare_dataset": True},  # tokenized on the fly
+    )
+    return SFTTrainer(
+        model=make_trainable(model, stage.trains, stage.lora, seed=seed),
+        args=arguments,
+        train_dataset=training_dataset(questions, processor, shows_items=stage.shows_items),
+        processing_class=processor.tokenizer,
+        callbacks=[KeepBest(processor, validation_questions, folder)],
+    )
+
+
+class KeepBest(TrainerCallback):
+    """Validate at each checkpoint and keep the best trainable parameters; then mark the checkpoint complete.
+
+    Better means a higher `hit_rate@1`; among equals a higher log-likelihood of the answers. The mark is written last:
+    a checkpoint without it was interrupted, is deleted on resume, and is made again from the one before.
+    """
+
+    def __init__(self, processor: BundleMLLMProcessor, questions: Sequence[Question], folder: Path):
+        self.processor = processor
+        self.questions = questions
+        self.folder = folder
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
+    ) -> None:
+        """Validate, keep the parameters if they are the best so far, and mark the checkpoint."""
+        entry: dict[str, Any] = {"step": state.global_step}
+        if self.questions:
+            scored = score_questions(model, self.processor, self.questions, batch_size=args.train_batch_size)
+            metrics = compute_metrics(scored)
+            entry |= {f"validation_{name}": value for name, value in metrics.items()}
+            entry["validation_log_likelihood"] = log_likelihood(scored)
+        if not self._beaten(state, entry):
+            save_trainable(model, self.folder / BEST)
+        state.log_history.append(entry)
+        checkpoint = self.folder / f"checkpoint-{state.global_step}"
+        state.save_to_json(str(checkpoint / "trainer_state.json"))  # with the entry, so that a resumed run knows it
+        with atomic_path(checkpoint / COMPLETE) as temporary:
+            temporary.write_text(json.dumps(entry) + "\n", encoding="utf-8")
+
+    def _beaten(self, state: TrainerState, entry: dict[str, Any]) -> bool:
+        names = ("validation_hit_rate@1", "validation_log_likelihood")
+        if names[0] not in entry:
+            return False
+        rank = tuple(entry[name] for name in names)
+        earlier = (tuple(e[name] for name in names) for e in state.log_history if names[0] in e)
+        return any(best >= rank for best in earlier)
+
+
+def _last_complete_checkpoint(folder: Path) -> Path | None:
+    """Return the newest complete checkpoint and delete what a kill left half written."""
+    complete = []
+    for checkpoint in folder.glob("checkpoint-*"):
+        if (checkpoint / COMPLETE).exists():
+            complete.append(checkpoint)
+        else:
+            shutil.rmtree(checkpoint)
+    return max(complete, key=lambda path: int(path.name.rsplit("-", 1)[-1]), default=None)

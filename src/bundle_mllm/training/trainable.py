@@ -1,0 +1,115 @@
+"""Which parameters train: one table of groups, applied to a model, saved and loaded as one file.
+
+Knows nothing about data, optimizers or stages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from bundle_mllm.data.files import atomic_path
+from bundle_mllm.errors import BundleMLLMError
+from bundle_mllm.training.config import LoraSettings, ParameterGroup
+
+# group -> prefixes of parameter names in BundleMLLMForCausalLM. "lora" has none: its parameters are added by PEFT.
+PARAMETER_GROUPS: dict[ParameterGroup, tuple[str, ...]] = {
+    "lora": (),
+    "backbone": ("model.language_model.", "lm_head."),
+    "fusion": ("model.fusion.",),
+    "projector": ("model.projector.",),
+    "separator": ("model.separator.",),
+}
+
+
+def make_trainable(
+    model: nn.Module, groups: Collection[ParameterGroup], lora: LoraSettings, *, seed: int
+) -> nn.Module:
+    """Freeze everything but the named groups.
+
+    Args:
+        model: A `BundleMLLMForCausalLM`.
+        groups: Names of `PARAMETER_GROUPS`.
+        lora: Settings of the adapter that is added when `groups` names "lora".
+        seed: Seed of the adapter's initial weights.
+
+    Returns:
+        The model, wrapped by PEFT when "lora" is among the groups; the other groups are then copies that PEFT saves
+        with the adapter (a parameter that merely requires a gradient would be left out of its checkpoints).
+
+    Raises:
+        BundleMLLMError: A group is unknown, the groups exclude each other, or LoRA finds nothing to adapt.
+    """
+    if unknown := set(groups) - set(PARAMETER_GROUPS):
+        raise BundleMLLMError(f"Unknown parameter groups {sorted(unknown)}: the groups are {', '.join(PARAMETER_GROUPS)}.")
+    if "lora" not in groups:
+        prefixes = tuple(prefix for group in groups for prefix in PARAMETER_GROUPS[group])
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name.startswith(prefixes))
+        return model
+    if "backbone" in groups:
+        raise BundleMLLMError("`trains` names both lora and backbone: an adapter on weights that train is no adapter.")
+    config = LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora_targets(model, lora.target_modules),
+        modules_to_save=[prefix.strip(".") for group in groups for prefix in PARAMETER_GROUPS[group]] or None,
+        task_type="CAUSAL_LM",
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return get_peft_model(model, config)
+
+
+def lora_targets(model: nn.Module, wanted: Collection[str]) -> list[str]:
+    """Return the full names of the backbone's modules that LoRA adapts.
+
+    `wanted` names modules by their last part. A backbone that fuses query, key and value (GPT-2, GPT-NeoX, Phi-3,
+    Falcon) has no `q_proj`: its fused projection is adapted instead.
+
+    Raises:
+        BundleMLLMError: The backbone has none of them.
+    """
+    fused = ("qkv_proj", "query_key_value", "c_attn", "Wqkv")
+    for candidates in (tuple(wanted), fused):
+        found = [
+            name
+            for name, _ in model.named_modules()
+            if name.startswith("model.language_model.") and name.rsplit(".", 1)[-1] in candidates
+        ]
+        if found:
+            return found
+    raise BundleMLLMError(
+        f"The backbone has no module named {', '.join(wanted)} (nor {', '.join(fused)}), so LoRA has nothing to adapt: "
+        "set stage_one.lora.target_modules to the names of its query and value projections."
+    )
+
+
+def merge_lora(model: nn.Module) -> nn.Module:
+    """Fold the adapter into the backbone and return the plain model."""
+    return model.merge_and_unload() if isinstance(model, PeftModel) else model
+
+
+def save_trainable(model: nn.Module, path: Path) -> None:
+    """Write every trainable parameter to one safetensors file, atomically."""
+    tensors = {name: p.detach().cpu().contiguous() for name, p in model.named_parameters() if p.requires_grad}
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary)
+
+
+@torch.no_grad()
+def load_trainable(model: nn.Module, path: Path) -> None:
+    """Read a file of `save_trainable` back; it must hold exactly the trainable parameters."""
+    tensors = load_file(path)
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if tensors.keys() != parameters.keys():
+        different = sorted(tensors.keys() ^ parameters.keys())
+        raise BundleMLLMError(f"{path} does not hold the parameters that train here ({len(different)} differ: {different[:3]}).")
+    for name, parameter in parameters.items():
+        parameter.copy_(tensors[name])

@@ -1,0 +1,42 @@
+import pytest
+
+from bundle_mllm.data.records import require_fields, to_id, to_ids, to_text
+from bundle_mllm.errors import BundleMLLMError
+
+
+def test_a_missing_field_is_named_with_the_fields_that_are_there():
+    require_fields({"a": None}, ("a",), "t row 1")
+    with pytest.raises(BundleMLLMError, match=r"t row 1 has no `b` \(its fields: a, c\)"):
+        require_fields({"a": 1, "c": 2}, ("a", "b"), "t row 1")
+
+
+def test_ids_are_text_and_integers_become_text():
+    assert [to_id("07", "t"), to_id(7, "t"), to_id(0, "t")] == ["07", "7", "0"]
+
+
+@pytest.mark.parametrize("value", ["", " ", None, 1.0, True, ["1"], float("nan")])
+def test_what_is_no_id_is_refused(value):
+    with pytest.raises(BundleMLLMError, match="t row 4 has the id"):
+        to_id(value, "t row 4")
+
+
+def test_id_lists_come_as_lists_or_as_json_text():
+    assert to_ids(["a", 2], "items", "t") == to_ids('["a", 2]', "items", "t") == ["a", "2"]
+    assert to_ids(None, "items", "t") == []
+
+
+@pytest.mark.parametrize("value", ["a b", "3", 3, {"a": 1}])
+def test_what_is_no_list_of_ids_is_refused(value):
+    with pytest.raises(BundleMLLMError, match="as `items`: write a list of ids"):
+        to_ids(value, "items", "t")
+
+
+def test_an_empty_id_within_a_list_is_refused():
+    with pytest.raises(BundleMLLMError, match="t row 1, `items`, has the id ''"):
+        to_ids(["a", ""], "items", "t row 1")
+
+
+def test_missing_texts_are_none_and_numbers_become_text():
+    assert [to_text(value, "title", "t") for value in (None, float("nan"), "", "x", 300)] == [None] * 3 + ["x", "300"]
+    with pytest.raises(BundleMLLMError, match="t row 2 has a list as `title`"):
+        to_text(["x"], "title", "t row 2")

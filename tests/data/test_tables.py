@@ -1,0 +1,106 @@
+import gzip
+
+import pytest
+
+from bundle_mllm.data.tables import SUFFIXES, find_table, read_records, write_records
+from bundle_mllm.errors import BundleMLLMError
+
+ROWS = [{"item_id": "1", "title": 'red "hat", large\nwith ribbon'}, {"item_id": "2", "title": None}]
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_every_format_reads_back_what_was_written(tmp_path, suffix):
+    write_records(tmp_path / f"t{suffix}", iter(ROWS))
+    assert read_records(tmp_path / f"t{suffix}") == ROWS
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_typed_formats_keep_lists_and_numbers(tmp_path, suffix):
+    rows = [{"items": ["1", "2"], "n": 3}, {"items": [], "n": 4}]
+    write_records(tmp_path / f"t{suffix}", rows)
+    assert read_records(tmp_path / f"t{suffix}") == rows
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_a_column_that_only_a_later_row_has_is_kept(tmp_path, suffix):
+    write_records(tmp_path / f"t{suffix}", [{"a": "1"}, {"a": "2", "b": "3"}])
+    assert read_records(tmp_path / f"t{suffix}") == [{"a": "1", "b": None}, {"a": "2", "b": "3"}]
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_table_without_rows_reads_back_empty(tmp_path, suffix):
+    write_records(tmp_path / f"t{suffix}", [])
+    assert read_records(tmp_path / f"t{suffix}") == []
+
+
+def test_csv_writes_a_list_as_json(tmp_path):
+    write_records(tmp_path / "t.csv", [{"items": ["1", "2"]}])
+    assert read_records(tmp_path / "t.csv") == [{"items": '["1", "2"]'}]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl.gz", ".csv.gz"])
+def test_gzip_output_depends_on_the_rows_alone(tmp_path, suffix, monkeypatch):
+    write_records(tmp_path / f"first{suffix}", ROWS)
+    monkeypatch.setattr("time.time", lambda: 2e9)
+    write_records(tmp_path / f"second{suffix}", ROWS)
+    assert (tmp_path / f"first{suffix}").read_bytes() == (tmp_path / f"second{suffix}").read_bytes()
+
+
+def test_a_failed_write_keeps_the_old_file_and_leaves_no_other(tmp_path):
+    path = tmp_path / "t.jsonl"
+    write_records(path, ROWS)
+    with pytest.raises(BundleMLLMError, match="row 2 cannot be written as JSON"):
+        write_records(path, [{"a": 1}, {"a": float("nan")}])
+    assert read_records(path) == ROWS
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_byte_order_mark_and_blank_lines_are_skipped(tmp_path):
+    (tmp_path / "t.jsonl").write_bytes(b'\xef\xbb\xbf{"a": 1}\n\n{"a": 2}\n')
+    (tmp_path / "t.csv").write_bytes(b"\xef\xbb\xbfa\r\n1\r\n\r\n2\r\n")
+    assert read_records(tmp_path / "t.jsonl") == [{"a": 1}, {"a": 2}]
+    assert read_records(tmp_path / "t.csv") == [{"a": "1"}, {"a": "2"}]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("t.jsonl", b'{"a": 1}\n{"a": \n', r"t\.jsonl line 2 is not JSON"),
+        ("t.jsonl", b'{"a": 1}\n[1, 2]\n', "line 2 is a list, not an object"),
+        ("t.jsonl", b'{"a": "\xff"}\n', "is not UTF-8"),
+        ("t.csv", b"a,b\n1,2\n1,2,3\n", "line 3 has 3 cells for 2 columns"),
+        ("t.csv", b"a,b\n1\n", "line 2 has 1 cells for 2 columns"),
+        ("t.csv", b'a,b\n1,"2\n', "is not CSV"),
+        ("t.csv", b"a,b,a\n1,2,3\n", "names a column twice"),
+        ("t.jsonl.gz", b'{"a": 1}\n', "is not a complete gzip file"),
+        ("t.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 9)[:-9], "is not a complete gzip file"),
+        ("t.parquet", b"not parquet", "is not a Parquet file"),
+        ("t.txt", b"", r"must end in one of \.jsonl"),
+    ],
+)
+def test_a_malformed_file_is_refused_by_name_and_line(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(BundleMLLMError, match=message):
+        read_records(tmp_path / name)
+
+
+def test_a_missing_file_is_refused(tmp_path):
+    with pytest.raises(BundleMLLMError, match="no file"):
+        read_records(tmp_path / "t.jsonl")
+
+
+def test_parquet_refuses_a_column_of_mixed_types(tmp_path):
+    with pytest.raises(BundleMLLMError, match="mixes types"):
+        write_records(tmp_path / "t.parquet", [{"a": 1}, {"a": "x"}])
+
+
+def test_find_table_finds_the_only_format_and_refuses_two(tmp_path):
+    assert find_table(tmp_path, "items") is None
+    (tmp_path / "items.csv.gz").touch()
+    (tmp_path / "items.md").touch()
+    assert find_table(tmp_path, "items") == tmp_path / "items.csv.gz"
+    (tmp_path / "items.parquet").touch()
+    with pytest.raises(BundleMLLMError, match=r"items\.csv\.gz and items\.parquet.*keep one"):
+        find_table(tmp_path, "items")
+    with pytest.raises(BundleMLLMError, match="no folder"):
+        find_table(tmp_path / "missing", "items")

@@ -1,0 +1,92 @@
+"""Relational vectors equal a dense factorization, see training bundles only, and mark who has no edge."""
+
+import numpy as np
+import pytest
+
+from bundle_mllm.data import DatasetFolder, write_records
+from bundle_mllm.encoders import BundleItemSVD, UserItemSVD
+from bundle_mllm.encoders.relational import item_svd
+from bundle_mllm.errors import BundleMLLMError
+
+
+def random_edges(num_groups: int, num_items: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    groups, items = np.nonzero(np.random.default_rng(seed).random((num_groups, num_items)) < 0.1)
+    return groups, items
+
+
+def folder_of(path, bundles, interactions=None, num_items=6):
+    write_records(path / "items.jsonl", [{"item_id": str(row)} for row in range(num_items)])
+    write_records(path / "bundles.jsonl", bundles)
+    if interactions is not None:
+        write_records(path / "interactions.csv", interactions)
+    return DatasetFolder.open(path)
+
+
+def bundle(name, items, split="train"):
+    return {"bundle_id": name, "items": items, "split": split}
+
+
+@pytest.mark.parametrize(("num_groups", "num_items", "dim"), [(90, 70, 8), (70, 90, 8), (12, 70, 64)])
+def test_products_of_vectors_equal_those_of_a_dense_factorization(num_groups, num_items, dim):
+    groups, items = random_edges(num_groups, num_items)
+    dense = np.zeros((num_groups, num_items))
+    dense[groups, items] = 1
+    degree_of_group, degree_of_item = dense.sum(axis=1, keepdims=True), dense.sum(axis=0, keepdims=True)
+    dense = dense / np.sqrt(np.maximum(degree_of_group, 1)) / np.sqrt(np.maximum(degree_of_item, 1))
+    _, values, vectors = np.linalg.svd(dense)
+    kept = min(dim, num_groups, num_items)
+    expected = num_items * (vectors[:kept].T * values[:kept] ** 2) @ vectors[:kept]
+    features = item_svd(groups, items, num_items, dim)
+    assert features.dtype == np.float32
+    assert features.shape == (num_items, dim)
+    np.testing.assert_allclose(features @ features.T, expected, atol=1e-3)
+    assert (features[:, kept:] == 0).all()
+
+
+def test_two_groups_that_share_no_item_are_told_apart_by_hand():
+    # Users 0, 1 meet items 0, 1; user 2 meets item 2. Singular values 1, 1, 0: items 0 and 1 point the same way.
+    features = item_svd(np.array([0, 0, 1, 1, 2]), np.array([0, 1, 0, 1, 2]), 3, 3)
+    np.testing.assert_allclose(features @ features.T, [[1.5, 1.5, 0], [1.5, 1.5, 0], [0, 0, 3]], atol=1e-5)
+
+
+def test_repeated_pairs_count_once_and_the_order_of_edges_does_not_count():
+    groups, items = random_edges(200, 150)
+    order = np.random.default_rng(1).permutation(len(groups))
+    once = item_svd(groups, items, 150, 8)
+    repeated = item_svd(np.concatenate([groups, groups[order]]), np.concatenate([items, items[order]]), 150, 8)
+    np.testing.assert_array_equal(once, repeated)
+
+
+def test_the_largest_entry_of_each_column_is_positive():
+    features = item_svd(*random_edges(200, 150), 150, 8)
+    assert (features[np.abs(features).argmax(axis=0), np.arange(8)] > 0).all()
+
+
+def test_bundles_outside_the_training_split_change_nothing(tmp_path):
+    train = [bundle("a", ["0", "1", "2"]), bundle("b", ["1", "2"])]
+    held_out = [bundle("c", ["3", "4"], "validation"), bundle("d", ["0", "5"], "test")]
+    for name in ("with", "without"):
+        (tmp_path / name).mkdir()
+    without = BundleItemSVD(dim=4).encode(folder_of(tmp_path / "without", train))
+    with_all = BundleItemSVD(dim=4).encode(folder_of(tmp_path / "with", [*train, *held_out]))
+    np.testing.assert_array_equal(with_all.features, without.features)
+    assert with_all.present.tolist() == [True, True, True, False, False, False]
+    assert (with_all.features[3:] == 0).all()
+
+
+def test_items_that_no_user_meets_are_absent(tmp_path):
+    log = [{"user_id": "u", "item_id": "0"}, {"user_id": "u", "item_id": "4"}, {"user_id": "v", "item_id": "gone"}]
+    encoded = UserItemSVD(dim=3).encode(folder_of(tmp_path, [bundle("a", ["0", "1"])], log))
+    assert encoded.present.tolist() == [True, False, False, False, True, False]
+    assert np.abs(encoded.features[0]).sum() > 0
+
+
+def test_no_training_bundle_makes_every_item_absent(tmp_path):
+    encoded = BundleItemSVD(dim=4).encode(folder_of(tmp_path, [bundle("a", ["0", "1"], "test")]))
+    assert not encoded.present.any()
+    assert encoded.features.shape == (6, 4)
+
+
+def test_a_folder_without_a_user_log_says_what_to_add(tmp_path):
+    with pytest.raises(BundleMLLMError, match=r"add interactions\.csv"):
+        UserItemSVD().encode(folder_of(tmp_path, [bundle("a", ["0", "1"])]))

@@ -1,0 +1,61 @@
+import json
+
+import pytest
+from transformers import GPT2Config, LlamaConfig
+
+from bundle_mllm.modeling import BundleMLLMConfig
+
+
+def test_modalities_keep_one_order_through_json(tmp_path):
+    config = BundleMLLMConfig(modalities={"visual": 4, "acoustic": 3, "user_item": 2})
+    config.save_pretrained(tmp_path)
+    loaded = BundleMLLMConfig.from_pretrained(tmp_path)
+    assert list(config.modalities) == list(loaded.modalities) == ["acoustic", "user_item", "visual"]
+    assert loaded.to_dict() == config.to_dict()
+
+
+def test_the_defaults_are_those_of_the_official_code():
+    config = BundleMLLMConfig()
+    assert (config.fusion_hidden_size, config.mlp_hidden_size, config.projector_hidden_size) == (64, 256, 128)
+    assert not config.fusion_layer_norm and not config.fusion_value_map and not config.standardize_features
+
+
+def test_the_projector_follows_the_width_of_the_fusion_unless_given():
+    assert BundleMLLMConfig(fusion_hidden_size=10).projector_hidden_size == 20
+    assert BundleMLLMConfig(fusion_hidden_size=10, projector_hidden_size=7).projector_hidden_size == 7
+
+
+def test_tying_follows_the_backbone_unless_given():
+    assert BundleMLLMConfig(text_config=GPT2Config()).tie_word_embeddings is True
+    assert BundleMLLMConfig(text_config=LlamaConfig()).tie_word_embeddings is False
+    assert BundleMLLMConfig(text_config=GPT2Config(), tie_word_embeddings=False).tie_word_embeddings is False
+
+
+def test_every_auto_class_is_in_the_saved_file(tmp_path):
+    BundleMLLMConfig().save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    names = {"AutoConfig", "AutoModel", "AutoModelForCausalLM", "AutoTokenizer", "AutoProcessor"}
+    assert set(saved["auto_map"]) == names
+    assert set(saved["custom_pipelines"]) == {"bundle-completion"}
+
+
+def test_a_loaded_configuration_does_not_demand_remote_code(tmp_path):
+    BundleMLLMConfig().save_pretrained(tmp_path)
+    assert "custom_pipelines" not in vars(BundleMLLMConfig.from_pretrained(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"modalities": {"Visual": 4}}, "'Visual'.*lower-case"),
+        ({"modalities": {"visual.0": 4}}, "'visual.0'.*lower-case"),
+        ({"modalities": {"items": 4}}, "'items'"),
+        ({"modalities": {"visual": 0}}, "'visual' has width 0"),
+        ({"fusion_hidden_size": 0}, "fusion_hidden_size is 0"),
+        ({"num_items": -1}, "num_items is -1"),
+        ({"item_token_offset": 100}, "item_token_offset is 100.*32000"),
+    ],
+)
+def test_an_impossible_field_is_an_error_that_names_it(fields, message):
+    with pytest.raises(ValueError, match=message):
+        BundleMLLMConfig(**fields)

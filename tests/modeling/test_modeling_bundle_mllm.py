@@ -1,0 +1,234 @@
+import pytest
+import torch
+from conftest import make_backbone, make_features, make_model
+from peft import LoraConfig, get_peft_model
+
+OFFSET, SEPARATOR = 1 << 20, 401
+IDS = torch.tensor([[1, 60, SEPARATOR, OFFSET + 3, 61, SEPARATOR, OFFSET + 7, 62]])
+TEXT = torch.tensor([[1, 60, 61, 62, 63]])
+LETTERS = torch.tensor([40, 41, 42])
+
+
+@pytest.fixture(scope="module")
+def model():
+    return make_model()
+
+
+@torch.no_grad()
+def logits(model, ids=IDS, **kwargs):
+    return model(input_ids=ids, **kwargs).logits
+
+
+def pad(ids, mask, left, right):
+    zeros = (torch.zeros(1, left, dtype=torch.long), torch.zeros(1, right, dtype=torch.long))
+    return torch.cat([zeros[0], ids, zeros[1]], 1), torch.cat([zeros[0], mask, zeros[1]], 1)
+
+
+def test_text_gives_the_logits_of_the_backbone():
+    backbone = make_backbone().eval()
+    expected = backbone(input_ids=TEXT).logits
+    assert torch.equal(logits(make_model(backbone), TEXT), expected)
+
+
+def test_the_backbone_is_taken_over_and_not_copied():
+    backbone = make_backbone()
+    model = make_model(backbone)
+    assert model.model.language_model is backbone.model and model.lm_head is backbone.lm_head
+
+
+def test_an_item_token_stands_for_its_embedding(model):
+    with torch.no_grad():
+        embeds = model.model.embed(IDS)
+        items = model.get_item_embeddings(torch.tensor([7, 3]))
+    assert torch.equal(embeds[0, 6], items[0]) and torch.equal(embeds[0, 3], items[1])
+    assert torch.equal(embeds[0, 2], model.model.separator.weight[0])
+    assert torch.equal(embeds[0, 1], model.get_input_embeddings().weight[60])
+    assert torch.equal(logits(model), model(inputs_embeds=embeds).logits)
+
+
+def test_zeroing_the_features_changes_the_scores():
+    model = make_model()
+    before = logits(model)
+    model.set_catalog({name: torch.zeros_like(matrix) for name, matrix in make_features().items()})
+    assert (logits(model) - before).abs().max() > 1e-3
+
+
+def test_marking_a_modality_absent_changes_the_scores(model):
+    masked = make_model(present={"visual": torch.zeros(8, dtype=torch.bool)})
+    assert (logits(masked) - logits(model)).abs().max() > 1e-3
+
+
+def test_only_the_rows_of_the_question_are_read_and_each_once(model, monkeypatch):
+    read, gather = [], model.model.catalog.gather
+    monkeypatch.setattr(model.model.catalog, "gather", lambda rows, extra: read.append(rows) or gather(rows, extra))
+    logits(model, torch.tensor([[OFFSET + 3, 9, OFFSET + 3], [OFFSET + 1, OFFSET + 3, 9]]))
+    assert [rows.tolist() for rows in read] == [[1, 3]]
+
+
+def test_a_text_question_does_not_touch_features():
+    model = make_model()
+    expected = logits(model, TEXT)
+    for matrix in model.model.catalog.features.buffers():
+        matrix.fill_(torch.nan)
+    assert torch.equal(logits(model, TEXT), expected)
+
+
+def test_text_trains_lora_under_gradient_checkpointing_without_features():
+    model = make_model()
+    for matrix in model.model.catalog.features.buffers():
+        matrix.fill_(torch.nan)
+    model.gradient_checkpointing_enable()
+    adapted = get_peft_model(model, LoraConfig(r=2, task_type="CAUSAL_LM")).train()
+    assert {name.split(".lora_")[0].split(".")[-1] for name, _ in adapted.named_parameters() if "lora_" in name} == {
+        "q_proj",
+        "v_proj",
+    }
+    adapted(input_ids=TEXT, labels=TEXT).loss.backward()
+    gradients = {name: p.grad for name, p in adapted.named_parameters() if p.requires_grad}
+    assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients.values())
+    assert any(gradient.abs().sum() > 0 for gradient in gradients.values())
+
+
+def test_gradients_reach_fusion_projector_and_separator():
+    model = make_model(present={"visual": torch.arange(8) != 7, "user_item": torch.arange(8) != 7})
+    labels = torch.full_like(IDS, -100)
+    labels[0, -1] = IDS[0, -1]
+    model(input_ids=IDS, labels=labels).loss.backward()
+    parts = (model.model.fusion, model.model.projector, model.model.separator)
+    silent = [name for part in parts for name, p in part.named_parameters() if p.grad is None or not p.grad.any()]
+    assert silent == []
+
+
+def test_the_loss_is_that_of_the_labelled_tokens(model):
+    labels = torch.full_like(IDS, -100)
+    labels[0, -1] = 62
+    expected = -logits(model)[0, -2].log_softmax(-1)[62]
+    assert torch.allclose(model(input_ids=IDS, labels=labels).loss, expected, atol=1e-5)
+
+
+def test_left_and_right_padding_agree(model):
+    plain = model.option_logits(IDS, torch.ones_like(IDS), LETTERS)
+    for left, right in ((5, 0), (0, 5)):
+        padded = model.option_logits(*pad(IDS, torch.ones_like(IDS), left, right), LETTERS)
+        assert torch.allclose(padded, plain, atol=1e-5)
+
+
+def test_a_batch_equals_its_single_questions(model):
+    other = torch.tensor([[1, 77, SEPARATOR, OFFSET + 3, 78]])
+    rows = [pad(IDS, torch.ones_like(IDS), 0, 0), pad(other, torch.ones_like(other), 3, 0)]
+    together = model.option_logits(*(torch.cat(parts) for parts in zip(*rows, strict=True)), LETTERS)
+    alone = [model.option_logits(ids, torch.ones_like(ids), LETTERS) for ids in (IDS, other)]
+    assert torch.allclose(together, torch.cat(alone), atol=1e-5)
+
+
+def test_option_scores_are_the_logits_of_the_full_forward(model):
+    expected = logits(model)[:, -1]
+    assert torch.allclose(model.option_logits(IDS, None, LETTERS), expected[:, LETTERS], atol=1e-5)
+    assert torch.allclose(model.last_logits(IDS, torch.ones_like(IDS)), expected, atol=1e-5)
+
+
+def test_permuting_the_letters_permutes_the_scores(model):
+    order = torch.tensor([2, 0, 1])
+    scores = model.option_logits(IDS, None, LETTERS)
+    assert torch.equal(model.option_logits(IDS, None, LETTERS[order]), scores[:, order])
+
+
+def test_each_question_may_have_its_own_letters(model):
+    ids, own = IDS.repeat(2, 1), torch.tensor([[40, 41], [42, 43]])
+    expected = logits(model)[0, -1]
+    assert torch.allclose(model.option_logits(ids, None, own), expected[own], atol=1e-5)
+
+
+def test_option_scores_honor_an_adapter_on_the_head():
+    model = make_model()
+    adapted = get_peft_model(model, LoraConfig(r=2, target_modules=["lm_head"], init_lora_weights=False)).eval()
+    expected = adapted(input_ids=IDS).logits[:, -1, LETTERS]
+    assert torch.allclose(model.option_logits(IDS, None, LETTERS), expected, atol=1e-5)
+    assert (expected - logits(make_model())[:, -1, LETTERS]).abs().max() > 1e-4
+
+
+def test_extra_items_equal_the_same_items_in_the_catalog():
+    features = make_features()
+    present = {"visual": torch.arange(8) != 7}
+    full = make_model(features=features, present=present)
+    short = make_model(features={name: matrix[:6] for name, matrix in features.items()})
+    extra = {
+        "features": {name: matrix[6:] for name, matrix in features.items()},
+        "present": torch.tensor([[True, True], [True, False]]),
+    }
+    assert torch.allclose(logits(short, extra_items=extra), logits(full), atol=1e-6)
+
+
+def test_extra_items_serve_an_empty_catalog_and_leave_no_trace():
+    features = make_features()
+    full, empty = make_model(features=features), make_model(features=make_features(num_items=0))
+    assert torch.allclose(logits(empty, extra_items={"features": features}), logits(full), atol=1e-6)
+    with pytest.raises(ValueError, match="point past the catalog"):
+        logits(empty)
+
+
+def test_generation_with_a_cache_equals_the_full_forward(model):
+    expected = IDS
+    for _ in range(6):
+        expected = torch.cat([expected, logits(model, expected)[:, -1:].argmax(-1)], 1)
+    options = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False, "eos_token_id": None}
+    assert torch.equal(model.generate(IDS, attention_mask=torch.ones_like(IDS), **options), expected)
+    padded = model.generate(
+        **dict(zip(("input_ids", "attention_mask"), pad(IDS, torch.ones_like(IDS), 4, 0), strict=True)), **options
+    )
+    assert torch.equal(padded[:, 4:], expected)
+
+
+def test_generation_takes_extra_items(model):
+    ids = torch.tensor([[1, 60, OFFSET + 8, 61]])
+    vector = make_features()["visual"][:1]
+    short = {"max_new_tokens": 1, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
+    extra = {"features": {"visual": vector}}
+    generated = model.generate(ids, attention_mask=torch.ones_like(ids), extra_items=extra, **short)
+    assert torch.allclose(generated.logits[0], logits(model, ids, extra_items=extra)[:, -1], atol=1e-5)
+
+
+def test_a_frozen_backbone_leaves_the_item_modules_trainable(tmp_path):
+    make_model(freeze_backbone=True).save_pretrained(tmp_path)
+    for model in (make_model(freeze_backbone=True), type(make_model()).from_pretrained(tmp_path)):
+        trainable = {name.split(".")[1] for name, p in model.named_parameters() if p.requires_grad}
+        assert trainable == {"fusion", "projector", "separator"}
+
+
+def test_initialization_is_that_of_the_official_code():
+    model = make_model(
+        modalities={"visual": 400, "user_item": 300},
+        features=make_features(modalities={"visual": 400, "user_item": 300}),
+    )
+    fusion = model.model.fusion
+    for layer in (fusion.encoders["visual"].linear_1, fusion.encoders["user_item"], fusion.query):
+        expected = (2 / sum(layer.weight.shape)) ** 0.5  # Xavier
+        assert abs(layer.weight.std().item() / expected - 1) < 0.05
+        assert layer.bias is None or not layer.bias.any()
+    bound = model.model.projector.linear_1.in_features**-0.5
+    assert 0.9 * bound < model.model.projector.linear_1.weight.abs().max() <= bound
+
+
+@pytest.mark.parametrize(
+    ("ids", "extra", "message"),
+    [
+        ([OFFSET + 8, OFFSET + 7], None, r"1 item tokens point past the catalog \(row 8 of 8"),
+        ([OFFSET + 9], {"features": {"visual": torch.ones(1, 12)}}, r"row 9 of 9: 8 in the catalog and 1 extra"),
+        ([500], None, r"token id 500 is neither text \(below 420\)"),
+        ([OFFSET + 8], {"features": {"visual": torch.ones(1, 5)}}, r"'visual' features of extra_items.*\[1, 5\]"),
+        ([OFFSET + 8], {"features": {"acoustic": torch.ones(1, 5)}}, "extra_items has features of 'acoustic'"),
+        (
+            [OFFSET + 8],
+            {"features": {"visual": torch.ones(1, 12)}, "present": torch.ones(1, 3)},
+            r"extra_items\['present'\] has shape \[1, 3\]",
+        ),
+    ],
+)
+def test_an_id_without_an_embedding_is_an_error_with_both_numbers(model, ids, extra, message):
+    with pytest.raises(ValueError, match=message):
+        model(input_ids=torch.tensor([ids]), extra_items=extra)
+
+
+def test_ids_and_embeddings_together_are_an_error(model):
+    with pytest.raises(ValueError, match="exactly one"):
+        model(input_ids=TEXT, inputs_embeds=torch.zeros(1, 5, 32))

@@ -1,0 +1,107 @@
+import pytest
+import torch
+from conftest import TITLES, make_features, make_model, make_processor
+from transformers import pipeline
+
+HAT = {"title": "new hat", "features": {"visual": [0.5] * 12}, "item_id": "new-1"}
+QUESTIONS = [
+    {"partial": ["i0", "i1"], "candidates": ["i2", "i3", "i4"]},
+    {"partial": ["i0"], "candidates": ["i7", "i3"]},
+    {"partial": ["i5", HAT], "candidates": ["i6", {"title": "bag", "features": {"user_item": [1.0] * 6}}, "i4", "i1"]},
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder, processor = tmp_path_factory.mktemp("model"), make_processor()
+    make_model(separator_token_id=processor.separator_token_id).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def completer(folder):
+    return pipeline("bundle-completion", model=str(folder), device="cpu")
+
+
+def close(one, other, tolerance=1e-5):
+    assert [{**option, "score": 0} for option in one] == [{**option, "score": 0} for option in other]
+    assert torch.allclose(
+        torch.tensor([option["score"] for option in one]),
+        torch.tensor([option["score"] for option in other]),
+        atol=tolerance,
+    )
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_the_options_come_best_first_with_probabilities(completer, question):
+    options = completer(question)
+    scores = [option["score"] for option in options]
+    assert scores == sorted(scores, reverse=True) and abs(sum(scores) - 1) < 1e-6
+    assert sorted(option["letter"] for option in options) == list("ABCD")[: len(question["candidates"])]
+    for option in options:
+        entry = question["candidates"]["ABCD".index(option["letter"])]
+        if isinstance(entry, str):
+            assert (option["item_id"], option["title"]) == (entry, TITLES[int(entry[1:])])
+        else:
+            assert (option["item_id"], option["title"]) == (None, "bag")
+
+
+def test_scores_are_the_softmax_of_the_next_token_logits(completer):
+    processor, model = completer.processor, completer.model
+    logits = model(**processor(QUESTIONS[0], return_tensors="pt")).logits[0, -1]
+    expected = logits[processor.answer_token_ids(3)].softmax(-1)
+    options = {option["letter"]: option["score"] for option in completer(QUESTIONS[0])}
+    assert torch.allclose(torch.tensor([options[letter] for letter in "ABC"]), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3])
+def test_a_batch_equals_its_single_questions(completer, batch_size):
+    for together, question in zip(completer(QUESTIONS, batch_size=batch_size), QUESTIONS, strict=True):
+        close(together, completer(question))
+
+
+def test_a_generator_of_questions_streams_its_answers(completer):
+    for together, question in zip(completer(question for question in QUESTIONS), QUESTIONS, strict=True):
+        close(together, completer(question))
+
+
+def test_a_dict_item_scores_like_the_same_item_of_the_catalog(completer):
+    features = make_features()
+    as_dict = {"title": TITLES[3], "features": {name: matrix[3] for name, matrix in features.items()}, "item_id": "i3"}
+    question = QUESTIONS[0]
+    close(completer({**question, "candidates": ["i2", as_dict, "i4"]}), completer(question), 1e-6)
+
+
+def test_top_k_keeps_the_best(completer):
+    assert completer(QUESTIONS[0], top_k=1) == completer(QUESTIONS[0])[:1]
+
+
+def test_one_error_names_the_missing_candidates(completer):
+    with pytest.raises(ValueError, match="no candidates, and choosing from the whole catalog"):
+        completer({"partial": ["i0"]})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"), [({"top_k": 0}, "top_k is 0"), ({"topk": 1}, "no parameters \\['topk'\\]")]
+)
+def test_a_wrong_parameter_is_an_error(completer, options, message):
+    with pytest.raises(ValueError, match=message):
+        completer(QUESTIONS[0], **options)
+
+
+def test_a_saved_pipeline_holds_model_items_and_wording(completer, tmp_path):
+    completer.save_pretrained(tmp_path)
+    loaded = pipeline("bundle-completion", model=str(tmp_path), device="cpu")
+    close(loaded(QUESTIONS[0]), completer(QUESTIONS[0]))
+
+
+def test_a_model_in_memory_needs_its_processor(completer):
+    again = pipeline("bundle-completion", model=completer.model, processor=completer.processor, device="cpu")
+    close(again(QUESTIONS[2]), completer(QUESTIONS[2]))
+
+
+def test_a_processor_of_another_catalog_is_an_error(completer):
+    model = make_model(features=make_features(num_items=5))
+    with pytest.raises(ValueError, match="processor has 8 items and the model 5"):
+        pipeline("bundle-completion", model=model, processor=completer.processor, device="cpu")

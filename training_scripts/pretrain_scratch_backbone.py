@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from torch import nn
-from torch.nn import functional as F
+from torch.nn import functional as F  # noqa: N812
 from tqdm.auto import tqdm
 from transformers import LlamaConfig, LlamaModel
 
@@ -34,7 +34,16 @@ LETTERS = string.ascii_uppercase
 INSTRUCTION = ["Which", "Ġitem", "Ġcompletes", "Ġthe", "Ġbundle", "?", "Ċ", "Bundle", ":"]
 TOKENS = list(
     dict.fromkeys(
-        [*INSTRUCTION, "Options", "Answer", ".", *map(str, range(1, 31)), *LETTERS, *(f"Ġ{x}" for x in LETTERS), SEPARATOR]
+        [
+            *INSTRUCTION,
+            "Options",
+            "Answer",
+            ".",
+            *map(str, range(1, 31)),
+            *LETTERS,
+            *(f"Ġ{x}" for x in LETTERS),
+            SEPARATOR,
+        ]
     )
 )
 TOKEN_ID = {token: index for index, token in enumerate(TOKENS)}
@@ -115,7 +124,11 @@ class QuestionMaker:
             if length:
                 title = torch.randn(b, length, width)
                 if told_by != "item":
-                    told = words[self.every, torch.randint(num_words, (b,))] if same_word else _near(text_topic, text_share)
+                    told = (
+                        words[self.every, torch.randint(num_words, (b,))]
+                        if same_word
+                        else _near(text_topic, text_share)
+                    )
                     place = F.one_hot(torch.randint(length, (b,)), length).bool() & by_text[:, j, None]
                     title = torch.where(place[..., None], told[:, None], title)
                 vectors.append((len(ids), title))

@@ -75,7 +75,7 @@ def questions(
         seed=seed,
     )
     if not made:
-        raise BundleMLLMError(f"The {split} split of {data} has no bundle of two items or more: there is nothing to ask.")
+        raise BundleMLLMError(f"{data} has no {split} bundle of two items: there is nothing to ask.")
     if format == "questions":
         save_questions(output, made)
     else:
@@ -89,9 +89,6 @@ def train(argv: Sequence[str]) -> None:
     """Train a model: stage one (bundle patterns from titles), then stage two (multimodal semantics)."""
     from bundle_mllm.training.config import SCRATCH, RunConfig, default_run, read_overrides, with_overrides
 
-    class Base:
-        """The arguments that choose the defaults of all others."""
-
     early = _early_arguments(argv, ("--config", "--base-model"))
     values = read_overrides(Path(early["--config"])) if "--config" in early else {}
     base_model = early.get("--base-model") or values.get("base_model") or SCRATCH
@@ -100,8 +97,8 @@ def train(argv: Sequence[str]) -> None:
     description = (
         "Train a model on a dataset folder: stage one (bundle patterns from titles), then stage two (multimodal "
         "semantics). A killed run continues when it is started again with the same arguments. Every setting below can "
-        "also stand in a YAML file given by --config FILE.yaml; what is given here wins. The defaults shown are those for "
-        f"--base-model {base_model}; a pretrained backbone and {SCRATCH} have recipes of their own."
+        "also stand in a YAML file given by --config FILE.yaml; what is given here wins. The defaults shown are those "
+        f"for --base-model {base_model}; a pretrained backbone and {SCRATCH} have recipes of their own."
     )
     config = tyro.cli(RunConfig, prog="bundle-mllm train", description=description, args=rest, default=default)
     from bundle_mllm.training.run import train as run
@@ -109,7 +106,9 @@ def train(argv: Sequence[str]) -> None:
     print(f"model folder: {run(config)}")
 
 
-def evaluate(model: Path, data: Path, questions: Path, output: Path = Path("metrics.json"), batch_size: int = 32) -> None:
+def evaluate(
+    model: Path, data: Path, questions: Path, output: Path = Path("metrics.json"), batch_size: int = 32
+) -> None:
     """Score a question file and write hit_rate@1, valid_ratio, their counts and standard error.
 
     Args:

@@ -40,8 +40,12 @@ def demo_run(data: Path, output_dir: Path, seed: int) -> RunConfig:
         run,
         seed=seed,
         validation_questions=200,
-        stage_one=replace(run.stage_one, num_questions=16_000, num_candidates=(6, 12), checkpoints=2, hard_fraction=0.0),
-        stage_two=replace(run.stage_two, num_questions=32_000, num_candidates=(6, 12), checkpoints=3, hard_fraction=0.0),
+        stage_one=replace(
+            run.stage_one, num_questions=16_000, num_candidates=(6, 12), checkpoints=2, hard_fraction=0.0
+        ),
+        stage_two=replace(
+            run.stage_two, num_questions=32_000, num_candidates=(6, 12), checkpoints=3, hard_fraction=0.0
+        ),
     )
 
 

@@ -30,6 +30,6 @@ def load_model(folder: str | Path, **kwargs: Any) -> tuple[BundleMLLMForCausalLM
         return model.eval(), BundleMLLMProcessor.from_pretrained(folder)
     except (OSError, ValueError, KeyError) as error:
         raise BundleMLLMError(
-            f"{folder} cannot be loaded as a Bundle-MLLM model: {error} Give the output folder of `bundle-mllm train`, or "
-            "the name of a Hub repository."
+            f"{folder} is no readable Bundle-MLLM model: {error} Give the output folder of `bundle-mllm train`, "
+            "or the name of a Hub repository."
         ) from error

@@ -1,8 +1,8 @@
 import pytest
 import torch
-from conftest import MODALITIES, make_features, make_model
+from tiny_models import MODALITIES, make_backbone, make_features, make_model
 
-from bundle_mllm.modeling import BundleMLLMConfig
+from bundle_mllm.modeling import BundleMLLMConfig, BundleMLLMForCausalLM
 from bundle_mllm.modeling.items_bundle_mllm import BundleMLLMFusion, BundleMLLMItemCatalog
 
 
@@ -143,3 +143,13 @@ def test_an_absent_row_may_hold_nan_in_the_catalog():
     features["visual"][3] = torch.nan
     model = make_model(features=features, present={"visual": torch.arange(8) != 3})
     assert model.get_item_embeddings(torch.arange(8)).isfinite().all()
+
+
+def test_normalized_item_embeddings_start_at_the_scale_of_the_backbones_embeddings():
+    backbone = make_backbone()
+    backbone.get_input_embeddings().weight.data.normal_(std=0.3)
+    for scale in (1.0, 1e3):
+        model = BundleMLLMForCausalLM.from_backbone(backbone, modalities={"visual": 4}, normalize_item_embeddings=True)
+        model.set_catalog({"visual": scale * torch.randn(5, 4)})
+        found = model.get_item_embeddings(torch.arange(5)).square().mean(dim=-1).sqrt()
+        assert torch.allclose(found, torch.full((5,), 0.3), rtol=0.1)

@@ -1,7 +1,7 @@
 import pytest
 import torch
-from conftest import make_backbone, make_features, make_model
 from peft import LoraConfig, get_peft_model
+from tiny_models import make_backbone, make_features, make_model
 
 OFFSET, SEPARATOR = 1 << 20, 401
 IDS = torch.tensor([[1, 60, SEPARATOR, OFFSET + 3, 61, SEPARATOR, OFFSET + 7, 62]])
@@ -186,6 +186,16 @@ def test_generation_takes_extra_items(model):
     extra = {"features": {"visual": vector}}
     generated = model.generate(ids, attention_mask=torch.ones_like(ids), extra_items=extra, **short)
     assert torch.allclose(generated.logits[0], logits(model, ids, extra_items=extra)[:, -1], atol=1e-5)
+
+
+def test_beam_search_takes_extra_items(model):
+    ids = torch.tensor([[1, 60, OFFSET + 8, 61]])
+    features = make_features()
+    options = {"max_new_tokens": 3, "do_sample": False, "num_beams": 2, "attention_mask": torch.ones_like(ids)}
+    extra = {"features": {name: matrix[2:3] for name, matrix in features.items()}}
+    same = torch.where(ids == OFFSET + 8, OFFSET + 2, ids)
+    beams = model.generate(ids, extra_items=extra, **options)
+    assert torch.equal(beams[:, 4:], model.generate(same, **options)[:, 4:])
 
 
 def test_a_frozen_backbone_leaves_the_item_modules_trainable(tmp_path):

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from conftest import TITLES, make_features, make_model, make_processor
+from tiny_models import TITLES, make_features, make_model, make_processor
 from transformers import pipeline
 
 HAT = {"title": "new hat", "features": {"visual": [0.5] * 12}, "item_id": "new-1"}

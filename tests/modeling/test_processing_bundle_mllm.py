@@ -3,7 +3,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import CHAT_TEMPLATE, ITEM_IDS, TITLES, make_processor, make_tokenizer
+from tiny_models import CHAT_TEMPLATE, ITEM_IDS, TITLES, make_processor, make_sentencepiece_tokenizer, make_tokenizer
 
 from bundle_mllm.modeling import BundleMLLMProcessor
 
@@ -111,10 +111,15 @@ def test_questions_over_the_catalog_have_no_extra_items(processor, question):
     assert "extra_items" not in processor({**question, "partial": [hat]}, show_items=False)
 
 
-@pytest.mark.parametrize("chat_template", [None, CHAT_TEMPLATE])
-@pytest.mark.parametrize("adds_bos", [True, False])
-def test_a_letter_after_the_prompt_is_one_token_more(adds_bos, chat_template, question):
-    processor = make_processor(make_tokenizer(adds_bos, chat_template))
+@pytest.mark.parametrize(
+    "tokenizer",
+    [
+        *(make_tokenizer(adds_bos, template) for adds_bos in (True, False) for template in (None, CHAT_TEMPLATE)),
+        *(make_sentencepiece_tokenizer(legacy) for legacy in (True, False)),
+    ],
+)
+def test_a_letter_after_the_prompt_is_one_token_more(tokenizer, question):
+    processor = make_processor(tokenizer)
     prompt = processor.render(question)
     tokens = processor.tokenizer(prompt)["input_ids"]
     letters = processor.answer_token_ids(26)

@@ -1,5 +1,7 @@
+import re
+
 import pytest
-from conftest import make_tokenizer
+from tiny_models import make_sentencepiece_tokenizer, make_tokenizer
 
 from bundle_mllm.modeling import BundleMLLMTokenizerFast
 
@@ -162,6 +164,19 @@ def test_a_tokenizer_without_padding_pads_with_its_end(tmp_path):
     base = make_tokenizer()
     base.pad_token = None
     assert BundleMLLMTokenizerFast.from_tokenizer(base).pad_token == "</s>"
+
+
+@pytest.mark.parametrize("legacy", [True, False])
+def test_sentencepiece_tokenizers_place_items_too(legacy):
+    tokenizer = BundleMLLMTokenizerFast.from_tokenizer(make_sentencepiece_tokenizer(legacy))
+    for text in (TEXT, "<|item_1|> red<|item_2|>", "red shirt <|item_3|>"):
+        ids = tokenizer(text)["input_ids"]
+        assert items(ids) == [int(row) for row in re.findall(r"<\|item_(\d+)\|>", text)]
+        for length in range(1, len(ids)):
+            tokenizer.truncation_side = "left"
+            cut = tokenizer(text, truncation=True, max_length=length + 1)["input_ids"]
+            assert cut == [ids[0], *ids[-length:]]
+    assert tokenizer.decode(tokenizer("red<|item_4|>", add_special_tokens=False)["input_ids"]) == "red<|item_4|>"
 
 
 def test_an_offset_inside_the_vocabulary_is_an_error():

@@ -5,7 +5,6 @@ It must not know how features are made nor what a question shows.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -19,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from ..errors import BundleMLLMError
-from .files import atomic_path
+from .files import atomic_path, sha256
 
 KNOWN_MODALITIES = ("acoustic", "bundle_item", "textual", "user_item", "visual")
 MANIFEST = "manifest.json"
@@ -192,8 +191,7 @@ def write_modality(
         mode = temporary.stat().st_mode
         save_file({"features": features, "present": present.to(torch.uint8)}, temporary)
         temporary.chmod(mode)  # save_file leaves a file that only its owner can read
-        with open(temporary, "rb") as stream:
-            entry["sha256"] = _sha256(stream)
+        entry["sha256"] = sha256(temporary)
     with atomic_path(folder / MANIFEST) as temporary:
         temporary.write_text(
             json.dumps({**manifest, modality: entry}, indent=2, sort_keys=True) + "\n", encoding="utf-8"
@@ -295,10 +293,3 @@ def _to_json_values(provenance: Mapping[str, Any]) -> dict[str, Any]:
         raise BundleMLLMError(
             f"The provenance cannot be stored ({error}): use text, numbers, lists and null."
         ) from error
-
-
-def _sha256(stream: Any) -> str:
-    digest = hashlib.sha256()
-    while block := stream.read(1 << 20):
-        digest.update(block)
-    return digest.hexdigest()

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from ..errors import BundleMLLMError
 from .bundles import BundleSplits
 from .catalog import ItemCatalog
+from .files import sha256
 from .interactions import Interactions
 from .tables import find_table
 
@@ -77,3 +78,9 @@ class DatasetFolder:
         if modalities is None and not any(folder.glob("[!.]*.safetensors")):
             return None
         return FeatureStore.open(folder, len(self.catalog), modalities, items_hash=self.catalog.content_hash)
+
+    def input_hashes(self) -> dict[str, str]:
+        """Return the SHA-256 of each file a training run reads: items, bundles, feature matrices."""
+        tables = [path for stem in ("items", "bundles") if (path := find_table(self.path, stem)) is not None]
+        features = sorted((self.path / "features").glob("[!.]*.safetensors"))
+        return {path.relative_to(self.path).as_posix(): sha256(path) for path in (*tables, *features)}

@@ -5,13 +5,12 @@ Knows nothing about training.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 from bundle_mllm.data.catalog import ItemCatalog
-from bundle_mllm.data.files import atomic_path
+from bundle_mllm.data.files import atomic_path, sha256
 from bundle_mllm.data.questions import load_questions
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.evaluation.metrics import compute_metrics
@@ -43,14 +42,14 @@ def evaluate(
     asked = {item_id for q in questions for item_id in (*q.partial, *q.candidates)}
     if unknown := sorted(asked - set(processor.item_ids)):
         raise BundleMLLMError(
-            f"{len(unknown)} items of {questions_path} are not in the catalog of {model_dir} (such as {unknown[:3]}), so "
-            "their questions cannot be asked: evaluate the model on the catalog it was trained with, or set its catalog."
+            f"{len(unknown)} items of {questions_path} are not in the catalog of {model_dir} (such as {unknown[:3]}), "
+            "so their questions cannot be asked: evaluate on the catalog it was trained with, or set its catalog."
         )
     scored = score_questions(model, processor, questions, batch_size=batch_size, progress=True)
     metrics = compute_metrics(scored) | {
         "questions": {
             "path": str(questions_path),
-            "sha256": hashlib.sha256(Path(questions_path).read_bytes()).hexdigest(),
+            "sha256": sha256(questions_path),
         },
         "model": str(model_dir),
         "data": str(data),

@@ -44,8 +44,8 @@ def rank_candidates(
         batch_size: Questions per forward pass.
 
     Returns:
-        The best candidates as `{"item_id", "title", "letter", "score"}`, best first; the scores are probabilities among
-        the candidates of the last question.
+        The best candidates as `{"item_id", "title", "letter", "score"}`, best first; the scores are probabilities
+        among the candidates of the last question.
 
     Raises:
         ValueError: An id is unknown, or there are fewer than two candidates.

@@ -57,6 +57,9 @@ class BundleMLLMConfig(PreTrainedConfig):
         standardize_features (`bool`, *optional*, defaults to `False`):
             Whether features are standardized by the mean and standard deviation of the catalog before they are
             encoded (ours; `set_catalog(..., fit_statistics=True)` computes them, and they are saved with the model).
+        normalize_item_embeddings (`bool`, *optional*, defaults to `False`):
+            Whether an RMS norm follows the projector, so that an item token has the scale of the backbone's embeddings
+            (ours).
         item_token_offset (`int`, *optional*, defaults to `1 << 20`):
             First id of the virtual item vocabulary: id `item_token_offset + k` is row `k` of the catalog.
         separator_token_id (`int`, *optional*):
@@ -86,6 +89,7 @@ class BundleMLLMConfig(PreTrainedConfig):
     fusion_layer_norm: bool = False
     fusion_value_map: bool = False
     standardize_features: bool = False
+    normalize_item_embeddings: bool = False
     item_token_offset: int = 1 << 20
     separator_token_id: int | None = None
     head_bias: bool = False

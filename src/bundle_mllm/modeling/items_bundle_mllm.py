@@ -224,16 +224,27 @@ class BundleMLLMFusion(nn.Module):
 
 
 class BundleMLLMProjector(nn.Module):
-    """Map a fused item to the width of the backbone's embeddings: linear, GELU, linear (official `projector`)."""
+    """Map a fused item to the width of the backbone's embeddings: linear, GELU, linear (official `projector`).
+
+    With `normalize_item_embeddings` (ours) an RMS norm follows, whose weight starts at the backbone's own scale: an
+    item token is then as loud as a word from the first step, whatever the features' scale.
+    """
 
     def __init__(self, config: BundleMLLMConfig, embedding_size: int):
         super().__init__()
         self.linear_1 = BundleMLLMProjectorLinear(config.fusion_hidden_size, config.projector_hidden_size)
         self.linear_2 = BundleMLLMProjectorLinear(config.projector_hidden_size, embedding_size)
+        self.norm = nn.RMSNorm(embedding_size, eps=1e-6) if config.normalize_item_embeddings else nn.Identity()
 
     def forward(self, fused: torch.Tensor) -> torch.Tensor:
         """Map [n, fusion_hidden_size] to [n, embedding_size]."""
-        return self.linear_2(functional.gelu(self.linear_1(fused)))
+        return self.norm(self.linear_2(functional.gelu(self.linear_1(fused))))
+
+    @torch.no_grad()
+    def match_scale(self, embeddings: torch.Tensor) -> None:
+        """Start the norm, if there is one, at the root mean square of the embeddings [n, embedding_size]."""
+        if isinstance(self.norm, nn.RMSNorm):
+            self.norm.weight.fill_(embeddings.float().square().mean().sqrt())
 
 
 def num_extra_items(extra_items: dict) -> int:

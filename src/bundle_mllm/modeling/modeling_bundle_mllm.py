@@ -36,7 +36,7 @@ if TYPE_CHECKING:  # never executed: transformers finds the files that travel wi
 
 # What backbones do to the logits after their head, by the field of their configuration that says so.
 _LOGIT_DIVISORS = ("logits_scaling",)  # Granite
-_LOGIT_FACTORS = ("logit_scale", "lm_head_multiplier")  # Cohere, Falcon-H1
+_LOGIT_FACTORS = ("logit_scale", "lm_head_multiplier", "output_multiplier")  # Cohere, Falcon-H1, Muse Glimmer
 _LOGIT_SOFT_CAPS = ("final_logit_softcapping", "logits_soft_cap")  # Gemma 2 and later, RecurrentGemma
 
 
@@ -329,6 +329,8 @@ class BundleMLLMForCausalLM(BundleMLLMPreTrainedModel, GenerationMixin):
         model.model.build_item_modules()
         for part in (model.model.catalog, model.model.fusion, model.model.projector, model.model.separator):
             part.apply(model.model._init_weights).to(device=embedding.weight.device, dtype=embedding.weight.dtype)
+        some_tokens = torch.arange(min(1024, embedding.num_embeddings), device=embedding.weight.device)
+        model.model.projector.match_scale(embedding(some_tokens))
         if backbone.can_generate():
             model.generation_config = backbone.generation_config
         model.freeze_backbone_if_asked()
@@ -438,13 +440,14 @@ class BundleMLLMForCausalLM(BundleMLLMPreTrainedModel, GenerationMixin):
             [batch, K] logits, the same numbers as `forward` gives at the last real position.
         """
         hidden = self._last_hidden_state(input_ids, attention_mask, **kwargs)  # [B, H]
-        options = option_token_ids.to(hidden.device).expand(hidden.shape[0], -1)  # [B, K]
-        if type(self.lm_head) is not nn.Linear:  # an adapter or quantized weights: no rows to take
-            return self._finish_logits(self.lm_head(hidden).gather(1, options))
-        logits = torch.einsum("bh,bkh->bk", hidden, self.lm_head.weight[options])
-        if self.lm_head.bias is not None:
-            logits = logits + self.lm_head.bias[options]
-        return self._finish_logits(logits)
+        options = option_token_ids.expand(hidden.shape[0], -1)  # [B, K]
+        if type(self.lm_head) is not nn.Linear or self.lm_head.weight.is_meta:
+            logits = self.lm_head(hidden)  # an adapter, quantized or offloaded weights: no rows to take
+            return self._finish_logits(logits.gather(1, options.to(logits.device)))
+        weight, bias = self.lm_head.weight, self.lm_head.bias
+        options = options.to(weight.device)
+        logits = torch.einsum("bh,bkh->bk", hidden.to(weight.device), weight[options])
+        return self._finish_logits(logits if bias is None else logits + bias[options])
 
     def last_logits(
         self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None = None, **kwargs

@@ -50,6 +50,7 @@ class BundleCompletionPipeline(Pipeline):
             self.processor.modalities = dict(config.modalities)
 
     def _sanitize_parameters(self, top_k: int | None = None, **unknown: Any) -> tuple[dict, dict, dict]:
+        unknown.pop("local_files_only", None)  # transformers leaves it among the parameters
         if unknown:
             raise ValueError(f"bundle-completion has no parameters {sorted(unknown)}; it has top_k and batch_size.")
         if top_k is not None and top_k < 1:

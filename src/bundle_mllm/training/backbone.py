@@ -5,7 +5,7 @@ Knows nothing about stages, questions or optimizers.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -72,7 +72,7 @@ def load_backbone(name: str, dtype: str = "auto") -> tuple[PreTrainedModel, PreT
         ) from error
     if len(tokenizer) < 100:
         raise BundleMLLMError(
-            f"The tokenizer of {name!r} has {len(tokenizer)} tokens, so it was not really loaded (an offline cache does "
-            "that): load it once with a network, or give a folder that holds tokenizer.json."
+            f"The tokenizer of {name!r} has {len(tokenizer)} tokens, so it was not loaded (an offline cache can "
+            "do that): load it once with a network, or give a folder that holds tokenizer.json."
         )
     return backbone, tokenizer

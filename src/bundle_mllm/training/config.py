@@ -27,7 +27,8 @@ class LoraSettings:
     r: int = 8
     alpha: int = 16
     dropout: float = 0.05
-    target_modules: tuple[str, ...] = ("q_proj", "v_proj")
+    target_modules: tuple[str, ...] | None = None
+    """Names of the linear maps to adapt; query and value, or the fused map that holds them, if not given."""
 
 
 @dataclass(frozen=True)
@@ -127,11 +128,11 @@ class RunConfig:
             if stage.num_questions and not stage.max_steps:
                 raise BundleMLLMError(
                     f"{name}.num_questions is {stage.num_questions}, less than one batch of "
-                    f"{stage.batch_size * stage.gradient_accumulation_steps}: no step would run. Raise it, or set it to 0 "
-                    "to skip the stage."
+                    f"{stage.batch_size * stage.gradient_accumulation_steps}: no step would run. Raise it, or "
+                    "set it to 0 to skip the stage."
                 )
             if stage.num_questions and not stage.trains:
-                raise BundleMLLMError(f"{name}.trains is empty: nothing would train. Name groups, or set num_questions=0.")
+                raise BundleMLLMError(f"{name}.trains is empty: name groups, or set num_questions=0.")
 
 
 def default_run(base_model: str, *, data: Path, output_dir: Path) -> RunConfig:

@@ -11,6 +11,7 @@ import os
 import platform
 import shutil
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,17 @@ from bundle_mllm.training.stage import run_stage
 logger = logging.get_logger(__name__)
 
 RECORD = "run.json"
-PACKAGES = ("bundle-mllm", "torch", "transformers", "trl", "peft", "datasets", "accelerate", "safetensors", "tokenizers")
+PACKAGES = (
+    "bundle-mllm",
+    "torch",
+    "transformers",
+    "trl",
+    "peft",
+    "datasets",
+    "accelerate",
+    "safetensors",
+    "tokenizers",
+)
 
 
 def train(config: RunConfig) -> Path:
@@ -79,7 +90,7 @@ def train(config: RunConfig) -> Path:
                     seed=seed,
                 )
                 _write_record(out, record)
-            _write_folder(folder / "model", lambda path: save_model(model, processor, path))
+            _write_folder(folder / "model", partial(save_model, model, processor))
         for checkpoint in folder.glob("checkpoint-*"):
             shutil.rmtree(checkpoint)
         previous = folder / "model"
@@ -129,7 +140,7 @@ def _open_record(config: RunConfig, data: DatasetFolder) -> dict[str, Any]:
     """Read the run's record, or begin it; refuse a folder in which another run was begun."""
     settings = as_dict(config)
     path = config.output_dir / RECORD
-    inputs = data.hashes()
+    inputs = data.input_hashes()
     if path.exists():
         record = json.loads(path.read_text(encoding="utf-8"))
         for what, now in (("settings", settings), ("inputs", inputs)):

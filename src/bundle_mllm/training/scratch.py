@@ -68,7 +68,9 @@ def train_tokenizer(titles: Iterable[str]) -> PreTrainedTokenizerFast:
     )
 
 
-def scratch_backbone(titles: Iterable[str], *, seed: int) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast, torch.Tensor]:
+def scratch_backbone(
+    titles: Iterable[str], *, seed: int
+) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast, torch.Tensor]:
     """Make tokenizer and backbone for a catalog.
 
     Args:
@@ -98,7 +100,9 @@ def scratch_backbone(titles: Iterable[str], *, seed: int) -> tuple[LlamaForCausa
         backbone.model.embed_tokens.weight.data.normal_(std=EMBEDDING_STD)
     missing, unexpected = backbone.model.load_state_dict(tensors, strict=False)
     if unexpected or missing != ["embed_tokens.weight"]:
-        raise AssertionError(f"scratch.safetensors does not fit LlamaModel: missing {missing}, unexpected {unexpected}")
+        raise AssertionError(
+            f"scratch.safetensors does not fit LlamaModel: missing {missing}, unexpected {unexpected}"
+        )
     vocabulary = tokenizer.get_vocab()
     separator = torch.empty(0)
     for token, vector in zip(known, embeddings, strict=True):

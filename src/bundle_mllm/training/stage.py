@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+import torch
+from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import SFTConfig, SFTTrainer
 
 from bundle_mllm.data.catalog import ItemCatalog
@@ -63,6 +64,8 @@ def run_stage(
     processor.show_items = stage.shows_items
     ordered = batch_by_length(train_questions, catalog, batch_size=stage.batch_size, seed=seed)
     trainer = _trainer(model, processor, stage, folder, ordered, validation_questions, seed)
+    trainer.remove_callback(ProgressCallback)
+    trainer.add_callback(StageProgress(folder.name.replace("_", " ")))
     resume_from = _last_complete_checkpoint(folder)
     trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
     trained = trainer.model
@@ -93,7 +96,8 @@ def _trainer(
         warmup_steps=round(stage.warmup_ratio * steps),
         weight_decay=stage.weight_decay,
         max_grad_norm=stage.max_grad_norm,
-        gradient_checkpointing=stage.gradient_checkpointing,
+        activation_checkpointing=stage.gradient_checkpointing,
+        dataloader_pin_memory=torch.cuda.is_available(),
         bf16=stage.bf16,
         seed=seed,
         data_seed=seed,
@@ -154,6 +158,35 @@ class KeepBest(TrainerCallback):
         rank = tuple(entry[name] for name in names)
         earlier = (tuple(e[name] for name in names) for e in state.log_history if names[0] in e)
         return any(best >= rank for best in earlier)
+
+
+class StageProgress(ProgressCallback):
+    """The Trainer's progress bar with the stage's name, last loss and last validation beside it."""
+
+    def __init__(self, name: str):
+        super().__init__()
+        self.name = name
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Open the bar."""
+        super().on_train_begin(args, state, control, **kwargs)
+        if self.training_bar is not None:
+            self.training_bar.set_description(self.name)
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any
+    ) -> None:
+        """Show the last loss and the last validation."""
+        if self.training_bar is not None:
+            shown = {}
+            for entry in state.log_history:
+                shown |= {short: entry[name] for short, name in _SHOWN.items() if name in entry}
+            self.training_bar.set_postfix(shown)
+
+
+_SHOWN = {"loss": "loss", "validation": "validation_hit_rate@1"}
 
 
 def _last_complete_checkpoint(folder: Path) -> Path | None:

@@ -15,6 +15,7 @@ from torch import nn
 
 from bundle_mllm.data.files import atomic_path
 from bundle_mllm.errors import BundleMLLMError
+from bundle_mllm.modeling import LORA_TARGET_MODULES
 from bundle_mllm.training.config import LoraSettings, ParameterGroup
 
 # group -> prefixes of parameter names in BundleMLLMForCausalLM. "lora" has none: its parameters are added by PEFT.
@@ -46,14 +47,16 @@ def make_trainable(
         BundleMLLMError: A group is unknown, the groups exclude each other, or LoRA finds nothing to adapt.
     """
     if unknown := set(groups) - set(PARAMETER_GROUPS):
-        raise BundleMLLMError(f"Unknown parameter groups {sorted(unknown)}: the groups are {', '.join(PARAMETER_GROUPS)}.")
+        raise BundleMLLMError(
+            f"Unknown parameter groups {sorted(unknown)}: the groups are {', '.join(PARAMETER_GROUPS)}."
+        )
     if "lora" not in groups:
         prefixes = tuple(prefix for group in groups for prefix in PARAMETER_GROUPS[group])
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name.startswith(prefixes))
         return model
     if "backbone" in groups:
-        raise BundleMLLMError("`trains` names both lora and backbone: an adapter on weights that train is no adapter.")
+        raise BundleMLLMError("`trains` names both lora and backbone: choose one.")
     config = LoraConfig(
         r=lora.r,
         lora_alpha=lora.alpha,
@@ -67,28 +70,28 @@ def make_trainable(
         return get_peft_model(model, config)
 
 
-def lora_targets(model: nn.Module, wanted: Collection[str]) -> list[str]:
+def lora_targets(model: nn.Module, names: Collection[str] | None) -> list[str]:
     """Return the full names of the backbone's modules that LoRA adapts.
 
-    `wanted` names modules by their last part. A backbone that fuses query, key and value (GPT-2, GPT-NeoX, Phi-3,
-    Falcon) has no `q_proj`: its fused projection is adapted instead.
+    Args:
+        model: A `BundleMLLMForCausalLM`.
+        names: Last parts of module names; query and value maps by the names backbones give them, if None.
 
     Raises:
         BundleMLLMError: The backbone has none of them.
     """
-    fused = ("qkv_proj", "query_key_value", "c_attn", "Wqkv")
-    for candidates in (tuple(wanted), fused):
-        found = [
-            name
-            for name, _ in model.named_modules()
-            if name.startswith("model.language_model.") and name.rsplit(".", 1)[-1] in candidates
-        ]
-        if found:
-            return found
-    raise BundleMLLMError(
-        f"The backbone has no module named {', '.join(wanted)} (nor {', '.join(fused)}), so LoRA has nothing to adapt: "
-        "set stage_one.lora.target_modules to the names of its query and value projections."
-    )
+    wanted = LORA_TARGET_MODULES if names is None else names
+    found = [
+        name
+        for name, _ in model.named_modules()
+        if name.startswith("model.language_model.") and name.rsplit(".", 1)[-1] in wanted
+    ]
+    if not found:
+        raise BundleMLLMError(
+            f"The backbone has no module named {' or '.join(wanted)}, so LoRA has nothing to adapt: set "
+            "stage_one.lora.target_modules to the names of its query and value maps."
+        )
+    return found
 
 
 def merge_lora(model: nn.Module) -> nn.Module:
@@ -110,6 +113,8 @@ def load_trainable(model: nn.Module, path: Path) -> None:
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if tensors.keys() != parameters.keys():
         different = sorted(tensors.keys() ^ parameters.keys())
-        raise BundleMLLMError(f"{path} does not hold the parameters that train here ({len(different)} differ: {different[:3]}).")
+        raise BundleMLLMError(
+            f"{path} does not hold the parameters that train here ({len(different)} differ: {different[:3]})."
+        )
     for name, parameter in parameters.items():
         parameter.copy_(tensors[name])

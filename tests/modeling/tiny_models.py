@@ -1,0 +1,103 @@
+"""A tiny tokenizer, backbone, catalog and processor, built in the test: no download, no file but temporary ones."""
+
+import torch
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from bundle_mllm.modeling import BundleMLLMForCausalLM, BundleMLLMProcessor
+
+SENTENCES = [
+    "Which item completes the bundle?",
+    "Bundle: 1. red linen shirt 2. blue jeans 3. white sneakers",
+    "Options: A. green hat B. black leather belt C. wool coat",
+    "Answer: A B C D E F G H I J K L M N O P Q R S T U V W X Y Z",
+]
+ITEM_IDS = [f"i{row}" for row in range(8)]
+TITLES = ["red shirt", "blue jeans", "white sneakers", "green hat", "black belt", "", "wool coat", "linen shirt"]
+NUM_ITEMS = len(ITEM_IDS)
+MODALITIES = {"visual": 12, "user_item": 6}
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def make_sentencepiece_tokenizer(legacy):
+    """Like Llama 2 (`legacy`: a normalizer writes the spaces) or Gemma and Mistral (a pre-tokenizer does)."""
+    backend = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
+    if legacy:
+        backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    else:
+        backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    pieces = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    backend.decoder = decoders.Sequence(pieces)
+    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=["<unk>", "<s>", "</s>"], show_progress=False)
+    backend.train_from_iterator(SENTENCES * 3, trainer)
+    backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+
+
+def make_tokenizer(adds_bos=True, chat_template=None, **kwargs):
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    specials = ["<pad>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=specials, initial_alphabet=alphabet, show_progress=False
+    )
+    backend.train_from_iterator(SENTENCES * 3, trainer)
+    if adds_bos:
+        backend.post_processor = processors.TemplateProcessing(
+            single="<s> $A", pair="<s> $A $B:1", special_tokens=[("<s>", backend.token_to_id("<s>"))]
+        )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        additional_special_tokens=["<|im_start|>", "<|im_end|>"],
+        chat_template=chat_template,
+        **kwargs,
+    )
+
+
+def make_backbone(**kwargs):
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        **{
+            "vocab_size": 420,
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 512,
+            "initializer_range": 0.2,
+            "pad_token_id": 0,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+            **kwargs,
+        }
+    )
+    return LlamaForCausalLM(config)
+
+
+def make_features(seed=0, num_items=NUM_ITEMS, modalities=None):
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: torch.randn(num_items, width, generator=generator) for name, width in (modalities or MODALITIES).items()
+    }
+
+
+def make_model(backbone=None, features=None, present=None, **config):
+    torch.manual_seed(1)
+    config = {"modalities": MODALITIES, "separator_token_id": 401, **config}
+    model = BundleMLLMForCausalLM.from_backbone(backbone or make_backbone(), **config)
+    model.set_catalog(features or make_features(modalities=config["modalities"]), present)
+    return model
+
+
+def make_processor(tokenizer=None, **fields):
+    fields = {"modalities": MODALITIES, **fields}
+    return BundleMLLMProcessor.from_backbone_tokenizer(tokenizer or make_tokenizer(), ITEM_IDS, TITLES, **fields)

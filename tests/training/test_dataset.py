@@ -1,0 +1,70 @@
+"""Questions as training rows: the same tokens as stock `trl sft` makes, ordered so that little is padded."""
+
+import pytest
+
+from bundle_mllm.data import DatasetFolder, sample_training_questions
+from bundle_mllm.modeling import BundleMLLMProcessor
+from bundle_mllm.training.dataset import batch_by_length, prompt_completion_rows, training_dataset
+from bundle_mllm.training.scratch import train_tokenizer
+
+
+@pytest.fixture(scope="module")
+def data(tiny_data):
+    return DatasetFolder.open(tiny_data)
+
+
+@pytest.fixture(scope="module")
+def processor(data):
+    tokenizer = train_tokenizer(data.catalog.titles)
+    return BundleMLLMProcessor.from_backbone_tokenizer(tokenizer, data.catalog.item_ids, data.catalog.titles)
+
+
+@pytest.fixture(scope="module")
+def questions(data):
+    return sample_training_questions(
+        data.bundles.train, data.catalog, num_questions=64, num_candidates=(2, 9), hard_fraction=0.5, seed=1
+    )
+
+
+@pytest.mark.parametrize("shows_items", [True, False])
+def test_rows_hold_the_tokens_that_trl_makes_of_prompt_and_completion(processor, questions, shows_items):
+    rows = training_dataset(questions, processor, shows_items=shows_items)
+    texts = prompt_completion_rows(questions, processor, shows_items=shows_items)
+    eos = processor.tokenizer.eos_token
+    for row, text in zip(rows, texts, strict=True):
+        prompt = processor.tokenizer(text["prompt"])["input_ids"]
+        whole = processor.tokenizer(text["prompt"] + text["completion"] + eos)["input_ids"]
+        assert row["input_ids"] == whole
+        assert row["labels"] == [-100] * len(prompt) + whole[len(prompt) :]
+        assert any(token >= processor.tokenizer.item_token_offset for token in row["input_ids"]) == shows_items
+
+
+def test_the_label_is_the_letter_of_the_answer(processor, questions):
+    row = training_dataset(questions, processor, shows_items=True)[0]
+    letter = processor.tokenizer.decode(next(token for token in row["labels"] if token != -100)).strip()
+    assert letter == "ABCDEFGHI"[questions[0].answer_index]
+
+
+def test_batches_hold_questions_of_like_length_and_none_is_lost(data, questions):
+    ordered = batch_by_length(questions, data.catalog, batch_size=8, seed=0, window=4)
+    assert sorted(q.question_id for q in ordered) == sorted(q.question_id for q in questions)
+    assert ordered != questions
+
+    def spread(order):
+        sizes = [len(q.partial) + len(q.candidates) for q in order]
+        batches = [sizes[i : i + 8] for i in range(0, len(sizes), 8)]
+        return sum(max(batch) - min(batch) for batch in batches)
+
+    assert spread(ordered) < 0.5 * spread(questions)
+
+
+def test_the_order_depends_on_the_seed_alone(data, questions):
+    first, again, other = (batch_by_length(questions, data.catalog, batch_size=8, seed=s, window=4) for s in (0, 0, 1))
+    assert first == again != other
+
+
+def test_a_last_short_batch_stays_last(data, questions):
+    ordered = batch_by_length(questions[:61], data.catalog, batch_size=8, seed=0, window=100)
+    lengths = [len(q.partial) + len(q.candidates) for q in ordered]
+    assert len(ordered) == 61
+    assert max(lengths) - min(lengths[56:]) <= 1 or max(lengths) in lengths[56:]

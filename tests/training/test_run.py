@@ -1,0 +1,180 @@
+"""A run from data folder to model folder: what moves, what is chosen, and that a kill changes nothing."""
+
+import json
+import os
+import random
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoProcessor
+
+import bundle_mllm
+from bundle_mllm.data import DatasetFolder, make_questions
+from bundle_mllm.errors import BundleMLLMError
+from bundle_mllm.evaluation.metrics import compute_metrics
+from bundle_mllm.evaluation.scoring import score_questions
+from bundle_mllm.training.config import default_run
+from bundle_mllm.training.run import train
+from bundle_mllm.training.stage import KeepBest
+
+assert bundle_mllm  # importing it registers the Auto classes
+
+
+def tiny_run(data: Path, out: Path, **stage_two):
+    run = default_run("scratch", data=data, output_dir=out)
+    small = dict(num_questions=32, batch_size=8, checkpoints=2, num_candidates=(2, 5))
+    return replace(
+        run,
+        validation_questions=8,
+        validation_candidates=4,
+        stage_one=replace(run.stage_one, **small),
+        stage_two=replace(run.stage_two, **{**small, **stage_two}),
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_data, tmp_path_factory):
+    return train(tiny_run(tiny_data, tmp_path_factory.mktemp("run") / "out"))
+
+
+def test_the_folder_is_self_contained_and_says_how_it_was_made(finished, tiny_data):
+    record = json.loads((finished / "run.json").read_text())
+    assert record["finished"] is True
+    assert record["settings"]["seed"] == 0
+    assert set(record["inputs"]) == {"items.jsonl", "bundles.jsonl", "features/visual.safetensors"}
+    assert record["versions"]["torch"] == torch.__version__
+    for stage in ("stage_one", "stage_two"):
+        assert len(record[stage]) == 2
+        assert {"step", "validation_hit_rate@1", "validation_num_questions"} <= set(record[stage][0])
+    assert not list(finished.glob("**/checkpoint-*"))
+    assert AutoModelForCausalLM.from_pretrained(finished).config.num_items == 32
+    assert AutoProcessor.from_pretrained(finished).item_ids[0] == "red-shirt"
+
+
+def test_each_stage_moves_what_it_trains_and_nothing_else(tiny_data, tmp_path):
+    out = train(tiny_run(tiny_data, tmp_path / "out", trains=("fusion", "projector", "separator")))
+    after_one = load_file(out / "training" / "stage_one" / "model" / "model.safetensors")
+    after_two = load_file(out / "model.safetensors")
+    moved = {name for name in after_one if not torch.equal(after_one[name], after_two[name])}
+    trains = {n for n in after_one if n.startswith(("model.fusion.", "model.projector.", "model.separator."))}
+    constant = {n for n in trains if "feature_mean" in n or "feature_std" in n}
+    # No item of a question lacks every modality but one, so "no features" gets a gradient only when it is shown.
+    assert trains - constant - moved <= {"model.fusion.no_features.weight"}
+    assert moved <= trains - constant
+
+
+def test_the_stage_one_model_answers_from_titles_alone(finished, tiny_data):
+    folder = finished / "training" / "stage_one" / "model"
+    model, processor = AutoModelForCausalLM.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
+    data = DatasetFolder.open(tiny_data)
+    questions = make_questions(data.bundles.test, data.catalog, data.bundles, num_candidates=4, seed=0)
+    assert "<|item_" not in processor.render(questions[0])
+    before = score_questions(model, processor, questions)
+    model.model.catalog.features["visual"].zero_()
+    assert score_questions(model, processor, questions) == before
+
+
+def test_a_finished_run_is_not_repeated_and_another_run_is_refused(finished, tiny_data, caplog):
+    weights = (finished / "model.safetensors").stat().st_mtime_ns
+    train(tiny_run(tiny_data, finished))
+    assert (finished / "model.safetensors").stat().st_mtime_ns == weights
+    with pytest.raises(BundleMLLMError, match=r"other settings.*seed"):
+        train(replace(tiny_run(tiny_data, finished), seed=1))
+
+
+def test_a_folder_with_other_files_is_not_overwritten(tiny_data, tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(BundleMLLMError, match="not empty"):
+        train(tiny_run(tiny_data, tmp_path))
+
+
+def test_without_features_stage_two_is_refused_with_the_way_out(tiny_data, tmp_path):
+    for name in ("items.jsonl", "bundles.jsonl"):
+        (tmp_path / "data").mkdir(exist_ok=True)
+        (tmp_path / "data" / name).write_bytes((tiny_data / name).read_bytes())
+    with pytest.raises(BundleMLLMError, match=r"no item features.*stage_two\.num_questions=0"):
+        train(tiny_run(tmp_path / "data", tmp_path / "out"))
+    titles_only = train(tiny_run(tmp_path / "data", tmp_path / "out_2", num_questions=0))
+    assert AutoModelForCausalLM.from_pretrained(titles_only).config.modalities == {}
+
+
+def test_the_checkpoint_with_the_best_validation_is_kept(tiny_data, tmp_path, monkeypatch):
+    """Pretend that the first checkpoint is right about everything and the second about nothing."""
+    seen = []
+
+    def fake_scores(model, processor, questions, **kwargs):
+        seen.append({n: p.detach().clone() for n, p in model.named_parameters()})
+        right = len(seen) % 2 == 1
+        return [_scored(question, right) for question in questions]
+
+    monkeypatch.setattr("bundle_mllm.training.stage.score_questions", fake_scores)
+    out = train(tiny_run(tiny_data, tmp_path / "out"))
+    final = load_file(out / "model.safetensors")
+    best, last = seen[2], seen[3]
+    name = "model.language_model.layers.0.self_attn.q_proj.weight"
+    assert torch.equal(final[name], best[name])
+    assert not torch.equal(final[name], last[name])
+
+
+def _scored(question, right):
+    from bundle_mllm.evaluation.metrics import ScoredQuestion
+
+    logits = [0.0] * len(question.candidates)
+    logits[question.answer_index] = 1.0 if right else -1.0
+    return ScoredQuestion(question.question_id, question.bundle_id, question.answer_index, tuple(logits), None)
+
+
+def test_a_run_killed_at_any_moment_ends_with_the_same_weights(finished, tiny_data, tmp_path):
+    """SIGKILL a child at random moments until one gets through; compare with the run that was left alone."""
+    run = tiny_run(tiny_data, tmp_path / "out")
+    delays = random.Random(0)
+    kills = 0
+    for attempt in range(20):
+        child = os.fork()
+        if child == 0:
+            try:
+                train(run)
+                os._exit(0)
+            except BaseException:
+                os._exit(1)
+        deadline = time.monotonic() + (delays.uniform(0.5, 4) if attempt < 5 else 120)
+        while (status := os.waitpid(child, os.WNOHANG))[0] == 0 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        if status[0] == 0:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            kills += 1
+            continue
+        assert status[1] == 0
+        break
+    assert kills > 0
+    expected, resumed = load_file(finished / "model.safetensors"), load_file(tmp_path / "out" / "model.safetensors")
+    assert expected.keys() == resumed.keys()
+    assert all(torch.equal(expected[name], resumed[name]) for name in expected)
+
+
+def test_the_validation_of_a_run_is_that_of_its_kept_model(finished, tiny_data):
+    record = json.loads((finished / "run.json").read_text())
+    best = max(entry["validation_hit_rate@1"] for entry in record["stage_two"])
+    assert 0 <= best <= 1
+    assert KeepBest.__doc__  # the rule is documented where it is written
+    data = DatasetFolder.open(tiny_data)
+    model, processor = AutoModelForCausalLM.from_pretrained(finished), AutoProcessor.from_pretrained(finished)
+    hits = []
+    for negatives in ("uniform", "hard"):
+        made = make_questions(
+            data.bundles.validation,
+            data.catalog,
+            data.bundles,
+            num_candidates=4,
+            negatives=negatives,
+            questions_per_bundle=1,
+            seed=0,
+        )[:4]
+        hits += score_questions(model, processor, made)
+    assert compute_metrics(hits)["hit_rate@1"] == pytest.approx(best)

@@ -7,9 +7,9 @@ learned is the form: an option that shares a direction with the items shown (in 
 both while the others share one only) is the answer, and an answer is the option's letter. Only the embeddings of the
 prompt's own tokens (wording, digits, letters, punctuation, soft separator) are parameters.
 
-Two auxiliary losses on the last token of each option (does it match? which letter is it?) shorten the plateau before
-letters bind to options; so do an initial key map equal to the query map, and slow rotary frequencies. The number of
-options grows from 2 to 26 as it learns. Runs on one core; the shipped file took about 40 minutes there.
+Two auxiliary losses on the last token of each option (does it match? what would the answer be, had the list ended
+here?) shorten the plateau before letters bind to options; so do an initial key map equal to the query map, and slow
+rotary frequencies. The number of options grows from 2 to 26 as it learns.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import time
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
@@ -103,7 +104,7 @@ class QuestionMaker:
             twice[self.every, num_shown + answers] = False
             undo_text = torch.rand(twice.shape) < 0.5
             by_text, by_item = by_text & ~(twice & undo_text), by_item & ~(twice & ~undo_text)
-        longest = rng.choice([1, 2, 3, 4])
+        longest = rng.choice([1, 2, 3])
         lengths = [rng.randint(1, longest) for _ in range(num_shown + num_options)]
         if told_by == "item" and rng.random() < 0.3:
             lengths = [0] * len(lengths)
@@ -171,16 +172,23 @@ def pretrain(args: argparse.Namespace) -> None:
     model = make_llama(args.hidden_size, args.layers, args.heads)
     embeddings = nn.Parameter(torch.randn(len(TOKENS), args.hidden_size) * EMBEDDING_STD)
     head = nn.Linear(args.hidden_size, len(LETTERS), bias=False)
-    matches_head, letter_head = nn.Linear(args.hidden_size, 1), nn.Linear(args.hidden_size, len(LETTERS))
-    parameters = [embeddings, *(p for m in (model, head, matches_head, letter_head) for p in m.parameters())]
+    matches_head = nn.Linear(args.hidden_size, 1)
+    most_options = 2
+    if args.start_from:
+        most_options = args.options
+        with safe_open(args.start_from, "pt") as weights:
+            tensors = {name: weights.get_tensor(name).float() for name in weights.keys()}  # noqa: SIM118
+        embeddings.data, head.weight.data = tensors.pop("embeddings"), tensors.pop("letters")
+        model.load_state_dict(tensors, strict=False)
+    parameters = [embeddings, *(p for m in (model, head, matches_head) for p in m.parameters())]
     optimizer = torch.optim.AdamW(parameters, lr=args.learning_rate, betas=(0.9, 0.95), weight_decay=0.01)
     maker = QuestionMaker(args.hidden_size, args.batch_size, rng)
-    most_options, skill, step = 2, 0.0, 0  # skill: accuracy above chance, 0 to 1, smoothed
+    skill, step = 0.0, 0  # skill: accuracy above chance, 0 to 1, smoothed
     start, seconds = time.monotonic(), 60 * args.minutes
     with tqdm(total=seconds, unit="s") as bar:
         while (passed := time.monotonic() - start) < seconds:
             num_options = rng.randint(2, most_options) if rng.random() < 0.7 else most_options
-            num_shown = rng.randint(1, min(10, 2 + most_options))
+            num_shown = rng.randint(1, 10) if rng.random() < 0.2 else rng.randint(1, 4)
             inputs, answers, ends, matches = maker.draw(
                 embeddings, num_options, num_shown, rng.choice(["text", "item", "both"])
             )
@@ -189,11 +197,12 @@ def pretrain(args: argparse.Namespace) -> None:
             hidden = model(inputs_embeds=inputs, use_cache=False).last_hidden_state
             logits = head(hidden[:, -1])
             options = hidden[:, ends]
-            letters = torch.arange(num_options).expand(args.batch_size, -1)
+            seen = torch.arange(num_options) >= answers[:, None]  # the answer is among the options so far
+            so_far = torch.where(seen, answers[:, None], -100)
             loss = (
                 F.cross_entropy(logits, answers)
+                + F.cross_entropy(head(options).transpose(1, 2), so_far)
                 + F.binary_cross_entropy_with_logits(matches_head(options)[..., 0], matches)
-                + 0.3 * F.cross_entropy(letter_head(options).transpose(1, 2), letters)
             )
             optimizer.zero_grad()
             loss.backward()
@@ -202,12 +211,19 @@ def pretrain(args: argparse.Namespace) -> None:
             accuracy = (logits[:, :num_options].argmax(-1) == answers).float().mean().item()
             skill = 0.97 * skill + 0.03 * (accuracy - 1 / num_options) / (1 - 1 / num_options)
             step += 1
-            if skill > 0.5 and most_options < len(LETTERS):
+            if skill > 0.6 and most_options < len(LETTERS):
                 most_options, skill = most_options + 2, 0.3
             bar.update(time.monotonic() - start - passed)
             bar.set_postfix(options=most_options, skill=f"{skill:.2f}", step=step)
+            if step % 1000 == 0:
+                save(args.output, model, embeddings, head)
+    save(args.output, model, embeddings, head)
+
+
+def save(path: Path, model: LlamaModel, embeddings: torch.Tensor, head: nn.Linear) -> None:
+    """Write what `bundle_mllm.training.scratch` reads, in half precision."""
     tensors = {name: p for name, p in model.state_dict().items() if not name.startswith("embed_tokens.")}
-    tensors |= {"embeddings": embeddings.data, "letters": head.weight.data}
+    tensors |= {"embeddings": embeddings.detach(), "letters": head.weight.data}
     config = {
         name: getattr(model.config, name)
         for name in (
@@ -216,7 +232,7 @@ def pretrain(args: argparse.Namespace) -> None:
         )
     }  # fmt: skip
     metadata = {"format": "pt", "tokens": json.dumps(TOKENS), "config": json.dumps(config)}
-    save_file({name: t.half().contiguous() for name, t in tensors.items()}, args.output, metadata)
+    save_file({name: t.half().contiguous() for name, t in tensors.items()}, path, metadata)
 
 
 if __name__ == "__main__":
@@ -229,4 +245,6 @@ if __name__ == "__main__":
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--minutes", type=float, default=40)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--start-from", type=Path, help="weights of an earlier run to go on from")
+    parser.add_argument("--options", type=int, default=10, help="most options at first, with --start-from")
     pretrain(parser.parse_args())

@@ -17,6 +17,7 @@ import tyro
 from bundle_mllm.errors import BundleMLLMError
 
 DEBUG = "BUNDLE_MLLM_TRACEBACK"
+"""Environment variable that shows the traceback of an error instead of its message alone."""
 
 
 def demo(output_dir: Path, seed: int = 0, domain: Literal["fashion", "playlist"] = "fashion") -> None:
@@ -57,11 +58,10 @@ def questions(
         questions_per_bundle: At most this many questions about one bundle.
         seed: The same seed gives the same file, byte by byte.
         format: "questions" for `bundle-mllm evaluate`; "prompt-completion" for `trl sft`.
-        model: Model folder whose prompt wording and chat template "prompt-completion" uses; plain wording if not given.
+        model: Model folder whose wording and chat template "prompt-completion" uses; plain wording if not given.
         titles_only: Leave out the item tokens in "prompt-completion" (stage one).
     """
-    from bundle_mllm.data import DatasetFolder, make_questions, save_questions
-    from bundle_mllm.data.tables import write_records
+    from bundle_mllm.data import DatasetFolder, make_questions, save_questions, write_records
 
     folder = DatasetFolder.open(data)
     made = make_questions(
@@ -79,9 +79,13 @@ def questions(
     if format == "questions":
         save_questions(output, made)
     else:
-        from bundle_mllm.training.dataset import prompt_completion_rows
+        from bundle_mllm.folder import load_processor
+        from bundle_mllm.training.dataset import prompt_completion_dataset
+        from bundle_mllm.training.scratch import scratch_processor
 
-        write_records(output, prompt_completion_rows(made, folder.catalog, model=model, shows_items=not titles_only))
+        processor = scratch_processor(folder.catalog) if model is None else load_processor(model)
+        rows = prompt_completion_dataset(made, processor, shows_items=not titles_only, split=split)
+        write_records(output, rows)
     print(f"{len(made)} questions about {len({q.bundle_id for q in made})} {split} bundles -> {output}")
 
 
@@ -170,7 +174,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             tyro.extras.subcommand_cli_from_dict(
                 COMMANDS | {"train": lambda: None}, prog="bundle-mllm", description=_DESCRIPTION, args=argv
             )
-    except BundleMLLMError as error:
+    except (ValueError, OSError) as error:  # what the package and the stack below raise for what they were given
         if os.environ.get(DEBUG):
             raise
         print(f"bundle-mllm: error: {error}", file=sys.stderr)

@@ -27,9 +27,21 @@ def load_model(folder: str | Path, **kwargs: Any) -> tuple[BundleMLLMForCausalLM
     """
     try:
         model = BundleMLLMForCausalLM.from_pretrained(folder, **kwargs)
-        return model.eval(), BundleMLLMProcessor.from_pretrained(folder)
     except (OSError, ValueError, KeyError) as error:
-        raise BundleMLLMError(
-            f"{folder} is no readable Bundle-MLLM model: {error} Give the output folder of `bundle-mllm train`, "
-            "or the name of a Hub repository."
-        ) from error
+        raise _unreadable(folder, error) from error
+    return model.eval(), load_processor(folder)
+
+
+def load_processor(folder: str | Path) -> BundleMLLMProcessor:
+    """Load the processor alone; see [`load_model`]."""
+    try:
+        return BundleMLLMProcessor.from_pretrained(folder)
+    except (OSError, ValueError, KeyError) as error:
+        raise _unreadable(folder, error) from error
+
+
+def _unreadable(folder: str | Path, error: Exception) -> BundleMLLMError:
+    return BundleMLLMError(
+        f"{folder} is no readable Bundle-MLLM model: {error} Give the output folder of `bundle-mllm train`, or the "
+        "name of a Hub repository."
+    )

@@ -4,7 +4,7 @@ import pytest
 
 from bundle_mllm.data import DatasetFolder, sample_training_questions
 from bundle_mllm.modeling import BundleMLLMProcessor
-from bundle_mllm.training.dataset import batch_by_length, prompt_completion_rows, training_dataset
+from bundle_mllm.training.dataset import batch_by_length, prompt_completion_dataset, training_dataset
 from bundle_mllm.training.scratch import train_tokenizer
 
 
@@ -29,7 +29,7 @@ def questions(data):
 @pytest.mark.parametrize("shows_items", [True, False])
 def test_rows_hold_the_tokens_that_trl_makes_of_prompt_and_completion(processor, questions, shows_items):
     rows = training_dataset(questions, processor, shows_items=shows_items)
-    texts = prompt_completion_rows(questions, processor, shows_items=shows_items)
+    texts = prompt_completion_dataset(questions, processor, shows_items=shows_items)
     eos = processor.tokenizer.eos_token
     for row, text in zip(rows, texts, strict=True):
         prompt = processor.tokenizer(text["prompt"])["input_ids"]

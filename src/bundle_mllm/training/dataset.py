@@ -9,7 +9,7 @@ import random
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from datasets import Dataset
+from datasets import Dataset, NamedSplit
 
 from bundle_mllm.data.catalog import ItemCatalog
 from bundle_mllm.data.questions import Question
@@ -21,23 +21,28 @@ IGNORED = -100
 """Label of a token that takes no part in the loss (PyTorch's convention)."""
 
 
-def prompt_completion_rows(
-    questions: Sequence[Question], processor: BundleMLLMProcessor, *, shows_items: bool
-) -> list[dict[str, str]]:
-    """Return rows of `prompt` and `completion` text, which stock `trl sft` reads as they are."""
-    return [
-        {
-            "prompt": processor.render(question, show_items=shows_items),
-            "completion": processor.completion(question.answer_index),
-        }
-        for question in questions
-    ]
+def prompt_completion_dataset(
+    questions: Sequence[Question], processor: BundleMLLMProcessor, *, shows_items: bool, split: str = "train"
+) -> Dataset:
+    """Return rows of `prompt` and `completion` text, which stock `trl sft` reads as they are.
+
+    Args:
+        questions: The questions, one row each.
+        processor: Writes the prompts.
+        shows_items: Whether item tokens stand beside the titles (stage two) or titles only (stage one).
+        split: Name of the dataset's split.
+    """
+    rows = {
+        "prompt": [processor.render(question, show_items=shows_items) for question in questions],
+        "completion": [processor.completion(question.answer_index) for question in questions],
+    }
+    return Dataset.from_dict(rows, split=NamedSplit(split))
 
 
 def training_dataset(questions: Sequence[Question], processor: BundleMLLMProcessor, *, shows_items: bool) -> Dataset:
     """Return rows of `input_ids` and `labels`, tokenized when a batch is read.
 
-    The same tokens as `trl sft` makes of [`prompt_completion_rows`]: prompt, answer letter, end of sequence; the
+    The same tokens as `trl sft` makes of [`prompt_completion_dataset`]: prompt, answer letter, end of sequence; the
     loss falls on the last two. Nothing is tokenized ahead of the step that needs it.
     """
     end = processor.tokenizer.eos_token_id
@@ -84,3 +89,20 @@ def batch_by_length(
             rng.shuffle(batches)  # a short last batch stays last, or every later batch would straddle two
         ordered.extend(question for batch in batches for question in batch)
     return ordered
+
+
+def check_lengths(questions: Sequence[Question], processor: BundleMLLMProcessor, catalog: ItemCatalog) -> None:
+    """Refuse questions that are longer than the backbone's context before any step is spent on the others.
+
+    Only the longest by characters are tokenized.
+
+    Raises:
+        ValueError: A prompt is too long; the message names the question and both lengths.
+    """
+    title = catalog.titles
+    processor(
+        sorted(
+            questions,
+            key=lambda q: -sum(len(title[row]) + 12 for row in catalog.rows((*q.partial, *q.candidates))),
+        )[:16]
+    )

@@ -21,6 +21,9 @@ from safetensors import safe_open
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from bundle_mllm.data.catalog import ItemCatalog
+from bundle_mllm.modeling.processing_bundle_mllm import BundleMLLMProcessor
+
 PAD, BOS, EOS = "<pad>", "<s>", "</s>"
 SEPARATOR = "<|item_separator|>"
 EMBEDDING_STD = 0.1
@@ -65,6 +68,13 @@ def train_tokenizer(titles: Iterable[str]) -> PreTrainedTokenizerFast:
     tokenizer.train_from_iterator(corpus(), trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token=PAD, bos_token=BOS, eos_token=EOS, model_max_length=MAX_LENGTH
+    )
+
+
+def scratch_processor(catalog: ItemCatalog) -> BundleMLLMProcessor:
+    """Make a processor with the plain wording over a catalog, its tokenizer trained on the titles."""
+    return BundleMLLMProcessor.from_backbone_tokenizer(
+        train_tokenizer(catalog.titles), catalog.item_ids, catalog.titles
     )
 
 

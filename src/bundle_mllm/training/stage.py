@@ -21,7 +21,7 @@ from bundle_mllm.data.questions import Question
 from bundle_mllm.evaluation.metrics import compute_metrics, log_likelihood
 from bundle_mllm.evaluation.scoring import score_questions
 from bundle_mllm.training.config import StageConfig
-from bundle_mllm.training.dataset import batch_by_length, training_dataset
+from bundle_mllm.training.dataset import batch_by_length, check_lengths, training_dataset
 from bundle_mllm.training.trainable import load_trainable, make_trainable, merge_lora, save_trainable
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ def run_stage(
     """
     folder.mkdir(parents=True, exist_ok=True)
     processor.show_items = stage.shows_items
+    check_lengths([*train_questions, *validation_questions], processor, catalog)
     ordered = batch_by_length(train_questions, catalog, batch_size=stage.batch_size, seed=seed)
     trainer = _trainer(model, processor, stage, folder, ordered, validation_questions, seed)
     trainer.remove_callback(ProgressCallback)

@@ -177,7 +177,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:  # what the package and the stack below raise for what they were given
         if os.environ.get(DEBUG):
             raise
-        print(f"bundle-mllm: error: {error}", file=sys.stderr)
+        print(f"bundle-mllm: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("bundle-mllm: interrupted; start the same command again to continue.", file=sys.stderr)

@@ -1,0 +1,123 @@
+"""The command line: what it prints, what it writes, and one clear line for each mistake."""
+
+import json
+
+import pytest
+
+from bundle_mllm.cli import main
+
+TINY = [
+    "--validation-questions", "8", "--validation-candidates", "4",
+    "--stage-one.num-questions", "16", "--stage-one.batch-size", "8", "--stage-one.checkpoints", "1",
+    "--stage-two.num-questions", "16", "--stage-two.batch-size", "8", "--stage-two.checkpoints", "1",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def model(tiny_data, tmp_path_factory):
+    out = tmp_path_factory.mktemp("cli") / "model"
+    config = out.parent / "run.yaml"
+    config.write_text("seed: 5\nstage_one:\n  num_candidates: [2, 4]\n  learning_rate: 2e-3\n")
+    arguments = ["train", "--data", str(tiny_data), "--base-model", "scratch", "--output-dir", str(out)]
+    assert main([*arguments, "--config", str(config), "--stage-one.learning-rate", "1e-3", *TINY]) == 0
+    return out
+
+
+def ask(tiny_data, output, *options):
+    return main(["questions", "--data", str(tiny_data), "--split", "test", "--output", str(output), *options])
+
+
+def test_train_takes_defaults_from_yaml_and_the_command_line_wins(model):
+    settings = json.loads((model / "run.json").read_text())["settings"]
+    assert settings["seed"] == 5
+    assert settings["stage_one"]["num_candidates"] == [2, 4]
+    assert settings["stage_one"]["learning_rate"] == 1e-3
+    assert settings["stage_one"]["trains"] == ["backbone"]
+
+
+def test_questions_evaluate_complete(model, tiny_data, tmp_path, capsys):
+    file, metrics_file = tmp_path / "q.jsonl", tmp_path / "metrics.json"
+    assert ask(tiny_data, file, "--num-candidates", "4", "--negatives", "hard", "--seed", "42") == 0
+    assert "test bundles ->" in capsys.readouterr().out
+    arguments = ["evaluate", "--model", str(model), "--data", str(tiny_data), "--questions", str(file)]
+    assert main([*arguments, "--output", str(metrics_file)]) == 0
+    printed, metrics = capsys.readouterr().out, json.loads(metrics_file.read_text())
+    assert f"hit_rate@1   {metrics['hit_rate@1']:.4f}" in printed
+    assert metrics["num_questions"] == len(file.read_text().splitlines())
+    assert len(metrics["questions"]["sha256"]) == 64
+    chosen = "red-bag,blue-hat,green-belt"
+    command = ["complete", "--model", str(model), "--bundle", "red-shirt,red-skirt", "--candidates", chosen, "--json"]
+    assert main(command) == 0
+    ranked = json.loads(capsys.readouterr().out)
+    assert {entry["item_id"] for entry in ranked} == set(chosen.split(","))
+    assert sum(entry["score"] for entry in ranked) == pytest.approx(1)
+    assert main(["complete", "--model", str(model), "--bundle", "red-shirt", "--top-k", "3"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 3
+
+
+def test_the_same_seed_writes_the_same_bytes(tiny_data, tmp_path):
+    for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
+        assert ask(tiny_data, tmp_path / f"{name}.jsonl", "--num-candidates", "6", "--seed", seed) == 0
+    first, again, other = ((tmp_path / f"{name}.jsonl").read_bytes() for name in "abc")
+    assert first == again != other
+
+
+def test_prompt_completion_rows_need_no_model_and_read_as_text(tiny_data, tmp_path):
+    file = tmp_path / "rows.jsonl"
+    assert ask(tiny_data, file, "--num-candidates", "3", "--format", "prompt-completion") == 0
+    row = json.loads(file.read_text().splitlines()[0])
+    assert row["prompt"].endswith("Answer:")
+    assert row["completion"] in (" A", " B", " C")
+    assert "<|item_separator|><|item_" in row["prompt"]
+    assert ask(tiny_data, file, "--num-candidates", "3", "--format", "prompt-completion", "--titles-only") == 0
+    assert "<|item" not in file.read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["questions", "--data", "nowhere", "--output", "q.jsonl"], "nowhere does not exist"),
+        (["questions", "--data", "DATA", "--output", "q.jsonl", "--num-candidates", "27"], "27 candidates"),
+        (["questions", "--data", "DATA", "--output", "q.txt"], "q.txt"),
+        (["evaluate", "--model", "nowhere", "--data", "DATA", "--questions", "Q"], "nowhere"),
+        (["evaluate", "--model", "MODEL", "--data", "DATA", "--questions", "nowhere.jsonl"], "nowhere.jsonl"),
+        (["complete", "--model", "MODEL", "--bundle", "red-shirt", "--candidates", "red-bag,no-such"], "'no-such'"),
+        (["complete", "--model", "MODEL", "--bundle", ",", "--candidates", "red-bag,blue-bag"], "names no item"),
+        (["complete", "--model", "MODEL", "--bundle", "red-shirt", "--candidates", "red-bag"], "1 candidates"),
+        (["train", "--data", "nowhere", "--output-dir", "out"], "nowhere does not exist"),
+        (["train", "--data", "DATA", "--output-dir", "MODEL"], "other settings"),
+        (["train", "--data", "DATA", "--output-dir", "out", "--config", "no.yaml"], "no.yaml does not exist"),
+        (["train", "--data", "DATA", "--output-dir", "out", "--base-model", "no/such-model"], "'no/such-model'"),
+        (["train", "--data", "DATA", "--output-dir", "out", "--modalities", "acoustic"], "acoustic"),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_it(arguments, said, model, tiny_data, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    ask(tiny_data, "good.jsonl", "--num-candidates", "4")
+    capsys.readouterr()
+    places = {"DATA": str(tiny_data), "MODEL": str(model), "Q": "good.jsonl"}
+    assert main([places.get(argument, argument) for argument in arguments]) == 2
+    printed = capsys.readouterr().err.strip()
+    assert said in printed
+    assert "Traceback" not in printed
+    assert printed.splitlines()[-1].startswith("bundle-mllm: error: ")
+
+
+def test_a_prompt_beyond_the_backbones_context_is_refused_before_training(tiny_data, tmp_path, capsys):
+    data = tmp_path / "data"
+    data.mkdir()
+    rows = [json.loads(line) for line in (tiny_data / "items.jsonl").read_text().splitlines()]
+    rows[0]["title"] = "very " * 5000 + "long"
+    (data / "items.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (data / "bundles.jsonl").write_bytes((tiny_data / "bundles.jsonl").read_bytes())
+    arguments = ["train", "--data", str(data), "--output-dir", str(tmp_path / "out"), *TINY]
+    assert main([*arguments, "--stage-two.num-questions", "0"]) == 2
+    assert "the backbone reads 4096" in capsys.readouterr().err
+
+
+def test_help_names_every_command(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["--help"])
+    assert stopped.value.code == 0
+    printed = capsys.readouterr().out
+    assert all(command in printed for command in ("demo", "questions", "train", "evaluate", "complete"))

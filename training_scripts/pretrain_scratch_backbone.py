@@ -3,9 +3,9 @@
     python training_scripts/pretrain_scratch_backbone.py --output src/bundle_mllm/training/scratch.safetensors
 
 Words and items are fresh random vectors in every batch, so nothing can be learned about any of them. What can be
-learned is the form: an option that shares a direction with the items shown (in a title word, in the item token, or in
-both while the others share one only) is the answer, and an answer is the option's letter. Only the embeddings of the
-prompt's own tokens (wording, digits, letters, punctuation, soft separator) are parameters.
+learned is the form: the option that shares most directions with the items shown (in title words, in the item token, or
+in both) is the answer, and an answer is the option's letter. Only the embeddings of the prompt's own tokens (wording,
+digits, letters, punctuation, soft separator) are parameters.
 
 Two auxiliary losses on the last token of each option (does it match? what would the answer be, had the list ended
 here?) shorten the plateau before letters bind to options; so do an initial key map equal to the query map, and slow
@@ -96,22 +96,14 @@ class QuestionMaker:
         """
         rng, b, width = self.rng, self.batch_size, self.width
         answers = torch.randint(num_options, (b,))
-        decoys = rng.choice([0, 0.25, 0.4]) if told_by == "both" else 0.0
-        by_text, by_item = (self._matches(answers, num_options, num_shown, decoys) for _ in range(2))
-        if decoys:  # no wrong option may match in both ways
-            twice = by_text & by_item
-            twice[:, :num_shown] = False
-            twice[self.every, num_shown + answers] = False
-            undo_text = torch.rand(twice.shape) < 0.5
-            by_text, by_item = by_text & ~(twice & undo_text), by_item & ~(twice & ~undo_text)
-        longest = rng.choice([1, 2, 3])
-        lengths = [rng.randint(1, longest) for _ in range(num_shown + num_options)]
-        if told_by == "item" and rng.random() < 0.3:
-            lengths = [0] * len(lengths)
-        same_word = rng.random() < 0.5
-        text_share, item_share = rng.uniform(0.6, 0.95), rng.uniform(0.6, 0.95)
-        text_topic, item_topic = torch.randn(b, width), torch.randn(b, width)
-        words, num_words = torch.randn(b, 3, width), rng.randint(1, 3)
+        num_items, decoys, loyal = num_shown + num_options, rng.choice([0, 0.25, 0.5]), rng.choice([1, 0.8])
+        by_text = self._traits(answers, num_items, num_shown, decoys, loyal) if told_by != "item" else None
+        by_item = self._traits(answers, num_items, num_shown, decoys, loyal) if told_by != "text" else None
+        matches = _as_good_as_the_answer(by_text, by_item, answers, num_shown)
+        num_words = by_text.shape[-1] if by_text is not None else rng.choice([0, 1])
+        lengths = [rng.randint(num_words, num_words + rng.choice([0, 1, 2])) for _ in range(num_items)]
+        same_word, share = rng.random() < 0.5, rng.uniform(0.6, 0.95)
+        word_topics, item_topics = torch.randn(b, 3, width), torch.randn(b, 4, width)
 
         ids = [TOKEN_ID[token] for token in INSTRUCTION]
         vectors: list[tuple[int, torch.Tensor]] = []  # (position, [batch, n, width])
@@ -124,18 +116,17 @@ class QuestionMaker:
             ids += [TOKEN_ID["Ċ"], TOKEN_ID[mark], TOKEN_ID["."]]
             if length:
                 title = torch.randn(b, length, width)
-                if told_by != "item":
-                    told = (
-                        words[self.every, torch.randint(num_words, (b,))]
-                        if same_word
-                        else _near(text_topic, text_share)
-                    )
-                    place = F.one_hot(torch.randint(length, (b,)), length).bool() & by_text[:, j, None]
-                    title = torch.where(place[..., None], told[:, None], title)
+                if by_text is not None:
+                    for trait, place in enumerate(rng.sample(range(length), num_words)):
+                        topic = word_topics[:, trait]
+                        told = topic if same_word else _near(topic, share)
+                        title[:, place] = torch.where(by_text[:, j, trait, None], told, title[:, place])
                 vectors.append((len(ids), title))
                 ids += [0] * length
             if told_by != "text":
-                item = torch.where(by_item[:, j, None], _near(item_topic, item_share), torch.randn(b, width))
+                traits = torch.randn(b, by_item.shape[-1], width)
+                traits = torch.where(by_item[:, j, :, None], item_topics[:, : traits.shape[1]], traits)
+                item = _near(traits.mean(1) * traits.shape[1] ** 0.5, share)
                 ids.append(TOKEN_ID[SEPARATOR])
                 vectors.append((len(ids), item[:, None]))
                 ids.append(0)
@@ -150,15 +141,30 @@ class QuestionMaker:
             is_vector[span] = True
             values[:, span] = value * EMBEDDING_STD
         inputs = torch.where(is_vector[None, :, None], values, embeddings[torch.tensor(ids)][None])
-        matches = {"text": by_text, "item": by_item, "both": by_text & by_item}[told_by]
         return inputs, answers, torch.tensor(ends), matches[:, num_shown:].float()
 
-    def _matches(self, answers: torch.Tensor, num_options: int, num_shown: int, decoys: float) -> torch.Tensor:
-        matches = torch.rand(self.batch_size, num_shown + num_options) < decoys
-        matches[:, :num_shown] = torch.rand(self.batch_size, num_shown) < self.rng.choice([1, 0.7])
-        matches[:, self.rng.randrange(num_shown)] = True
-        matches[self.every, num_shown + answers] = True
-        return matches
+    def _traits(
+        self, answers: torch.Tensor, num_items: int, num_shown: int, decoys: float, loyal: float
+    ) -> torch.Tensor:
+        """Draw which items share which of 1 to 3 traits with the bundle, [batch, num_items, num_traits]."""
+        traits = torch.rand(self.batch_size, num_items, self.rng.choice([1, 1, 2, 3])) < decoys
+        traits[:, :num_shown] = torch.rand(self.batch_size, num_shown, 1) < loyal
+        traits[:, self.rng.randrange(num_shown)] = True
+        traits[self.every, num_shown + answers] = True
+        return traits
+
+
+def _as_good_as_the_answer(
+    by_text: torch.Tensor | None, by_item: torch.Tensor | None, answers: torch.Tensor, num_shown: int
+) -> torch.Tensor:
+    """Return which items share all traits, [batch, num_items]; take a trait from every wrong option that does."""
+    drawn = [traits for traits in (by_text, by_item) if traits is not None]
+    matches = torch.stack([traits.all(-1) for traits in drawn]).all(0)
+    wrong = matches.clone()
+    wrong[:, :num_shown] = False
+    wrong[torch.arange(len(answers)), num_shown + answers] = False
+    drawn[-1][..., 0] &= ~wrong
+    return matches & ~wrong
 
 
 def _near(topic: torch.Tensor, share: float) -> torch.Tensor:
@@ -192,7 +198,7 @@ def pretrain(args: argparse.Namespace) -> None:
             inputs, answers, ends, matches = maker.draw(
                 embeddings, num_options, num_shown, rng.choice(["text", "item", "both"])
             )
-            decay = min(1.0, max(0.05, (seconds - passed) / (0.3 * seconds)))
+            decay = min(1.0, max(0.05, (seconds - passed) / (0.6 * seconds)))
             optimizer.param_groups[0]["lr"] = args.learning_rate * min(1.0, (step + 1) / 100) * decay
             hidden = model(inputs_embeds=inputs, use_cache=False).last_hidden_state
             logits = head(hidden[:, -1])

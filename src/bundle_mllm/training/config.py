@@ -45,6 +45,9 @@ class StageConfig:
     """Whether questions show the soft separator and item token after each title (stage two) or titles only."""
     trains: tuple[ParameterGroup, ...] = ()
     """Parameter groups that train; all others are frozen. See `training/trainable.py` for the table."""
+    alignment_steps: int = 0
+    """Steps of contrastive alignment before the stage (ours, see `training/alignment.py`): of words where titles only
+    are shown, of item embeddings where items are shown. For backbones without pretraining."""
     batch_size: int = 16
     gradient_accumulation_steps: int = 1
     learning_rate: float = 3e-4

@@ -84,7 +84,7 @@ def train(config: RunConfig) -> Path:
                     processor,
                     stage,
                     folder=folder,
-                    catalog=data.catalog,
+                    data=data,
                     train_questions=_training_questions(config, stage, data, seed),
                     validation_questions=validation,
                     seed=seed,

@@ -15,11 +15,12 @@ import torch
 from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import SFTConfig, SFTTrainer
 
-from bundle_mllm.data.catalog import ItemCatalog
 from bundle_mllm.data.files import atomic_path
+from bundle_mllm.data.folder import DatasetFolder
 from bundle_mllm.data.questions import Question
 from bundle_mllm.evaluation.metrics import compute_metrics, log_likelihood
 from bundle_mllm.evaluation.scoring import score_questions
+from bundle_mllm.training.alignment import align_items, align_words
 from bundle_mllm.training.config import StageConfig
 from bundle_mllm.training.dataset import batch_by_length, check_lengths, training_dataset
 from bundle_mllm.training.trainable import load_trainable, make_trainable, merge_lora, save_trainable
@@ -37,7 +38,7 @@ def run_stage(
     stage: StageConfig,
     *,
     folder: Path,
-    catalog: ItemCatalog,
+    data: DatasetFolder,
     train_questions: Sequence[Question],
     validation_questions: Sequence[Question],
     seed: int,
@@ -52,7 +53,7 @@ def run_stage(
         processor: Its processor; `show_items` is set as the stage shows items.
         stage: What trains, and how.
         folder: Where checkpoints are kept until the stage is over.
-        catalog: The items.
+        data: The items, and the training bundles for alignment.
         train_questions: Questions in sampling order.
         validation_questions: Questions that choose the checkpoint; none keeps the last one.
         seed: Seed of data order, dropout and adapter.
@@ -62,8 +63,12 @@ def run_stage(
     """
     folder.mkdir(parents=True, exist_ok=True)
     processor.show_items = stage.shows_items
-    check_lengths([*train_questions, *validation_questions], processor, catalog)
-    ordered = batch_by_length(train_questions, catalog, batch_size=stage.batch_size, seed=seed)
+    check_lengths([*train_questions, *validation_questions], processor, data.catalog)
+    ordered = batch_by_length(train_questions, data.catalog, batch_size=stage.batch_size, seed=seed)
+    if stage.alignment_steps and stage.shows_items:
+        align_items(model, data.catalog, data.bundles.train, steps=stage.alignment_steps, seed=seed)
+    elif stage.alignment_steps:
+        align_words(model, processor, data.catalog, data.bundles.train, steps=stage.alignment_steps, seed=seed)
     trainer = _trainer(model, processor, stage, folder, ordered, validation_questions, seed)
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(StageProgress(folder.name.replace("_", " ")))

@@ -1,0 +1,133 @@
+"""Give a backbone without pretraining a head start: items of one bundle begin with similar embeddings (ours).
+
+Knows nothing about prompts, options or the backbone's layers.
+
+A pretrained LLM knows that "linen" and "sandals" go together before stage one; random embeddings do not, and learning
+it through the answers of multiple-choice questions is slow. Alignment learns it directly: the mean embedding of some
+items of a training bundle should be closer (by cosine) to an item of the same bundle than to items of the other
+bundles in the batch (InfoNCE, temperature 0.1). For words an item is the mean of its title's tokens; for item tokens
+it is what fusion and projector make of its features. The layers of the scratch backbone read such likeness at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F  # noqa: N812
+from tqdm.auto import tqdm
+
+from bundle_mllm.data.bundles import Bundle
+from bundle_mllm.data.catalog import ItemCatalog
+
+if TYPE_CHECKING:
+    from bundle_mllm.modeling.modeling_bundle_mllm import BundleMLLMForCausalLM
+    from bundle_mllm.modeling.processing_bundle_mllm import BundleMLLMProcessor
+
+TEMPERATURE = 0.1
+BATCH_SIZE = 256
+MAX_SHOWN = 4
+
+
+def align_words(
+    model: BundleMLLMForCausalLM,
+    processor: BundleMLLMProcessor,
+    catalog: ItemCatalog,
+    bundles: Sequence[Bundle],
+    *,
+    steps: int,
+    seed: int,
+) -> None:
+    """Align the embeddings of the words that occur in titles; the norm of each stays what it was.
+
+    Args:
+        model: Its input embeddings are changed in place.
+        processor: Tokenizes the titles.
+        catalog: The items.
+        bundles: Training bundles.
+        steps: Optimizer steps.
+        seed: Seed of the batches.
+    """
+    embeddings = model.get_input_embeddings().weight
+    texts = [title and f" {title}" for title in catalog.titles]  # after a number or letter, as in a question
+    tokenized = processor.tokenizer(texts, add_special_tokens=False)["input_ids"]
+    longest = max(map(len, tokenized), default=0)
+    if not longest:
+        return
+    tokens = torch.tensor([ids + [-1] * (longest - len(ids)) for ids in tokenized])  # [num_items, longest]
+    words = tokens[tokens >= 0].unique()
+    table = nn.Parameter(embeddings.detach().float().clone())
+
+    def embed(rows: torch.Tensor) -> torch.Tensor:
+        ids = tokens[rows]
+        shown = (ids >= 0).unsqueeze(-1)
+        return (table[ids.clamp(min=0)] * shown).sum(1) / shown.sum(1).clamp(min=1)
+
+    _contrast(embed, [table], catalog, bundles, steps=steps, learning_rate=1e-2, seed=seed, name="aligning words")
+    with torch.no_grad():
+        norms = embeddings[words].float().norm(dim=-1, keepdim=True)
+        embeddings[words] = (F.normalize(table[words], dim=-1) * norms).to(embeddings.dtype)
+
+
+def align_items(
+    model: BundleMLLMForCausalLM, catalog: ItemCatalog, bundles: Sequence[Bundle], *, steps: int, seed: int
+) -> None:
+    """Align the item embeddings by training fusion and projector in place.
+
+    Args:
+        model: Its catalog holds the features.
+        catalog: The items, in the same order.
+        bundles: Training bundles.
+        steps: Optimizer steps.
+        seed: Seed of the batches.
+    """
+    parameters = [*model.model.fusion.parameters(), *model.model.projector.parameters()]
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    _contrast(
+        model.get_item_embeddings, parameters, catalog, bundles, steps=steps, learning_rate=1e-3, seed=seed,
+        name="aligning items",
+    )  # fmt: skip
+
+
+def _contrast(
+    embed: Callable[[torch.Tensor], torch.Tensor],
+    parameters: Iterable[nn.Parameter],
+    catalog: ItemCatalog,
+    bundles: Sequence[Bundle],
+    *,
+    steps: int,
+    learning_rate: float,
+    seed: int,
+    name: str,
+) -> None:
+    rng = np.random.default_rng(seed)
+    members = [np.array(catalog.rows(bundle.items)) for bundle in bundles if len(bundle.items) >= 2]
+    parameters = list(parameters)
+    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=max(2, steps), pct_start=0.1)
+    for _ in tqdm(range(steps), desc=name):
+        shown = np.full((BATCH_SIZE, MAX_SHOWN), -1)
+        targets = np.empty(BATCH_SIZE, dtype=np.int64)
+        chosen = rng.integers(len(members), size=BATCH_SIZE)
+        for row, index in enumerate(chosen):
+            items = rng.permutation(members[index])[: MAX_SHOWN + 1]
+            count = rng.integers(1, len(items))
+            targets[row] = items[0]
+            shown[row, :count] = items[1 : count + 1]
+        rows, inverse = np.unique(np.concatenate([shown.ravel(), targets]), return_inverse=True)
+        vectors = embed(torch.from_numpy(np.maximum(rows, 0)))[torch.from_numpy(inverse)]
+        vectors = F.normalize(vectors.float(), dim=-1)
+        is_shown = torch.from_numpy(shown >= 0).unsqueeze(-1)
+        queries = (vectors[: shown.size].view(*shown.shape, -1) * is_shown).sum(1)
+        logits = F.normalize(queries, dim=-1) @ vectors[shown.size :].T / TEMPERATURE  # [batch, batch]
+        in_same_bundle = torch.from_numpy(chosen[:, None] == chosen) | torch.from_numpy(targets[:, None] == targets)
+        in_same_bundle.fill_diagonal_(False)
+        loss = F.cross_entropy(logits.masked_fill(in_same_bundle, -torch.inf), torch.arange(BATCH_SIZE))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()

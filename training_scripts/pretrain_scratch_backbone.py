@@ -19,6 +19,7 @@ import json
 import random
 import string
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -48,6 +49,8 @@ TOKENS = list(
     )
 )
 TOKEN_ID = {token: index for index, token in enumerate(TOKENS)}
+END, OTHER = len(LETTERS), len(LETTERS) + 1  # rows of the head after the letters: end of sequence, any other token
+LOG_OTHERS = 7.0  # about the logarithm of how many other tokens a vocabulary has
 
 
 def make_llama(hidden_size: int, layers: int, heads: int) -> LlamaModel:
@@ -102,8 +105,9 @@ class QuestionMaker:
         matches = _as_good_as_the_answer(by_text, by_item, answers, num_shown)
         num_words = by_text.shape[-1] if by_text is not None else rng.choice([0, 1])
         lengths = [rng.randint(num_words, num_words + rng.choice([0, 1, 2])) for _ in range(num_items)]
-        same_word, share = rng.random() < 0.5, rng.uniform(0.6, 0.95)
-        word_topics, item_topics = torch.randn(b, 3, width), torch.randn(b, 4, width)
+        same_word, share = rng.random() < 0.4, rng.uniform(0.6, 0.95)
+        draw_word, draw_item = (self._space(rng.choice([4, 8, 16, 32, width])) for _ in range(2))
+        word_topics, item_topics = draw_word(3), draw_item(4)
 
         ids = [TOKEN_ID[token] for token in INSTRUCTION]
         vectors: list[tuple[int, torch.Tensor]] = []  # (position, [batch, n, width])
@@ -119,14 +123,15 @@ class QuestionMaker:
                 if by_text is not None:
                     for trait, place in enumerate(rng.sample(range(length), num_words)):
                         topic = word_topics[:, trait]
-                        told = topic if same_word else _near(topic, share)
-                        title[:, place] = torch.where(by_text[:, j, trait, None], told, title[:, place])
+                        told = topic if same_word else _mix(topic, draw_word(1)[:, 0], share)
+                        title[:, place] = torch.where(by_text[:, j, trait, None], told, draw_word(1)[:, 0])
                 vectors.append((len(ids), title))
                 ids += [0] * length
             if told_by != "text":
-                traits = torch.randn(b, by_item.shape[-1], width)
+                traits = draw_item(by_item.shape[-1])
                 traits = torch.where(by_item[:, j, :, None], item_topics[:, : traits.shape[1]], traits)
-                item = _near(traits.mean(1) * traits.shape[1] ** 0.5, share)
+                item = _mix(traits.mean(1) * traits.shape[1] ** 0.5, draw_item(1)[:, 0], share)
+                item = F.normalize(item, dim=-1) * width**0.5
                 ids.append(TOKEN_ID[SEPARATOR])
                 vectors.append((len(ids), item[:, None]))
                 ids.append(0)
@@ -142,6 +147,11 @@ class QuestionMaker:
             values[:, span] = value * EMBEDDING_STD
         inputs = torch.where(is_vector[None, :, None], values, embeddings[torch.tensor(ids)][None])
         return inputs, answers, torch.tensor(ends), matches[:, num_shown:].float()
+
+    def _space(self, dimensions: int) -> Callable[[int], torch.Tensor]:
+        """Choose a random subspace, in which vectors are more or less alike; return what draws [batch, n, width]."""
+        basis = torch.randn(dimensions, self.width) * (1 / dimensions) ** 0.5
+        return lambda n: torch.randn(self.batch_size, n, dimensions) @ basis
 
     def _traits(
         self, answers: torch.Tensor, num_items: int, num_shown: int, decoys: float, loyal: float
@@ -167,8 +177,8 @@ def _as_good_as_the_answer(
     return matches & ~wrong
 
 
-def _near(topic: torch.Tensor, share: float) -> torch.Tensor:
-    return share * topic + (1 - share**2) ** 0.5 * torch.randn_like(topic)
+def _mix(topic: torch.Tensor, noise: torch.Tensor, share: float) -> torch.Tensor:
+    return share * topic + (1 - share**2) ** 0.5 * noise
 
 
 def pretrain(args: argparse.Namespace) -> None:
@@ -177,14 +187,15 @@ def pretrain(args: argparse.Namespace) -> None:
     rng = random.Random(args.seed)
     model = make_llama(args.hidden_size, args.layers, args.heads)
     embeddings = nn.Parameter(torch.randn(len(TOKENS), args.hidden_size) * EMBEDDING_STD)
-    head = nn.Linear(args.hidden_size, len(LETTERS), bias=False)
+    head = nn.Linear(args.hidden_size, OTHER + 1, bias=False)
     matches_head = nn.Linear(args.hidden_size, 1)
     most_options = 2
     if args.start_from:
         most_options = args.options
         with safe_open(args.start_from, "pt") as weights:
             tensors = {name: weights.get_tensor(name).float() for name in weights.keys()}  # noqa: SIM118
-        embeddings.data, head.weight.data = tensors.pop("embeddings"), tensors.pop("letters")
+        embeddings.data, rows = tensors.pop("embeddings"), tensors.pop("head")
+        head.weight.data[: len(rows)] = rows
         model.load_state_dict(tensors, strict=False)
     parameters = [embeddings, *(p for m in (model, head, matches_head) for p in m.parameters())]
     optimizer = torch.optim.AdamW(parameters, lr=args.learning_rate, betas=(0.9, 0.95), weight_decay=0.01)
@@ -200,13 +211,17 @@ def pretrain(args: argparse.Namespace) -> None:
             )
             decay = min(1.0, max(0.05, (seconds - passed) / (0.6 * seconds)))
             optimizer.param_groups[0]["lr"] = args.learning_rate * min(1.0, (step + 1) / 100) * decay
+            said = embeddings[torch.tensor([TOKEN_ID[f"Ġ{LETTERS[index]}"] for index in answers.tolist()])]
+            inputs = torch.cat([inputs, said[:, None]], dim=1)
             hidden = model(inputs_embeds=inputs, use_cache=False).last_hidden_state
-            logits = head(hidden[:, -1])
+            logits = head(hidden[:, -2]) + LOG_OTHERS * (torch.arange(OTHER + 1) == OTHER)
+            after = head(hidden[:, -1]) + LOG_OTHERS * (torch.arange(OTHER + 1) == OTHER)
             options = hidden[:, ends]
             seen = torch.arange(num_options) >= answers[:, None]  # the answer is among the options so far
             so_far = torch.where(seen, answers[:, None], -100)
             loss = (
                 F.cross_entropy(logits, answers)
+                + 0.1 * F.cross_entropy(after, torch.full_like(answers, END))
                 + F.cross_entropy(head(options).transpose(1, 2), so_far)
                 + F.binary_cross_entropy_with_logits(matches_head(options)[..., 0], matches)
             )
@@ -229,7 +244,7 @@ def pretrain(args: argparse.Namespace) -> None:
 def save(path: Path, model: LlamaModel, embeddings: torch.Tensor, head: nn.Linear) -> None:
     """Write what `bundle_mllm.training.scratch` reads, in half precision."""
     tensors = {name: p for name, p in model.state_dict().items() if not name.startswith("embed_tokens.")}
-    tensors |= {"embeddings": embeddings.detach(), "letters": head.weight.data}
+    tensors |= {"embeddings": embeddings.detach(), "head": head.weight.data}
     config = {
         name: getattr(model.config, name)
         for name in (

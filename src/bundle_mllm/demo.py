@@ -36,16 +36,13 @@ NUM_CANDIDATES = 10
 def demo_run(data: Path, output_dir: Path, seed: int) -> RunConfig:
     """Return the demo's training run: the default recipe for `scratch`, shortened to minutes."""
     run = default_run(SCRATCH, data=data, output_dir=output_dir)
+    short = dict(alignment_steps=300, hard_fraction=0.0, num_candidates=(8, 10), checkpoints=3)
     return replace(
         run,
         seed=seed,
         validation_questions=200,
-        stage_one=replace(
-            run.stage_one, num_questions=16_000, num_candidates=(6, 12), checkpoints=2, hard_fraction=0.0
-        ),
-        stage_two=replace(
-            run.stage_two, num_questions=32_000, num_candidates=(6, 12), checkpoints=3, hard_fraction=0.0
-        ),
+        stage_one=replace(run.stage_one, num_questions=4_800, **short),
+        stage_two=replace(run.stage_two, num_questions=9_600, **short),
     )
 
 

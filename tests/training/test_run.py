@@ -27,7 +27,7 @@ assert bundle_mllm  # importing it registers the Auto classes
 
 def tiny_run(data: Path, out: Path, **stage_two):
     run = default_run("scratch", data=data, output_dir=out)
-    small = dict(num_questions=32, batch_size=8, checkpoints=2, num_candidates=(2, 5))
+    small = dict(num_questions=32, batch_size=8, checkpoints=2, num_candidates=(2, 5), alignment_steps=3)
     return replace(
         run,
         validation_questions=8,

@@ -147,15 +147,18 @@ def default_run(base_model: str, *, data: Path, output_dir: Path) -> RunConfig:
     """
     if base_model != SCRATCH:
         return RunConfig(data=data, output_dir=output_dir, base_model=base_model)
-    full = dict(batch_size=64, learning_rate=1e-3, num_candidates=(4, 16), weight_decay=0.05, checkpoints=8)
+    full = dict(batch_size=32, learning_rate=1e-3, num_candidates=(6, 12), weight_decay=0.05, checkpoints=6)
     return RunConfig(
         data=data,
         output_dir=output_dir,
         base_model=base_model,
         fusion=FusionSettings(standardize_features=True, normalize_item_embeddings=True),
-        stage_one=StageOneConfig(num_questions=100_000, trains=("backbone",), **full),
+        stage_one=StageOneConfig(num_questions=12_800, trains=("backbone",), alignment_steps=600, **full),
         stage_two=StageTwoConfig(
-            num_questions=160_000, trains=("backbone", "fusion", "projector", "separator"), **full
+            num_questions=48_000,
+            trains=("backbone", "fusion", "projector", "separator"),
+            alignment_steps=1_000,
+            **full,
         ),
     )
 

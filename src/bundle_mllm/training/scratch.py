@@ -95,7 +95,7 @@ def scratch_backbone(
         metadata = weights.metadata()
         tensors = {name: weights.get_tensor(name).float() for name in weights.keys()}  # noqa: SIM118
     known = json.loads(metadata["tokens"])
-    embeddings, head = tensors.pop("embeddings"), tensors.pop("letters")
+    embeddings, head = tensors.pop("embeddings"), tensors.pop("head")
     config = LlamaConfig(
         **json.loads(metadata["config"]),
         vocab_size=len(tokenizer),
@@ -120,7 +120,9 @@ def scratch_backbone(
             separator = vector
         else:
             backbone.model.embed_tokens.weight.data[vocabulary[token]] = vector
-    backbone.lm_head.weight.data.mul_(0.0)
-    for letter, row in zip(string.ascii_uppercase, head, strict=True):
+    *letters, end, other = head
+    backbone.lm_head.weight.data[:] = other
+    backbone.lm_head.weight.data[tokenizer.eos_token_id] = end
+    for letter, row in zip(string.ascii_uppercase, letters, strict=True):
         backbone.lm_head.weight.data[vocabulary[f"Ġ{letter}"]] = row
     return backbone, tokenizer, separator

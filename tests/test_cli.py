@@ -8,8 +8,10 @@ from bundle_mllm.cli import main
 
 TINY = [
     "--validation-questions", "8", "--validation-candidates", "4",
-    "--stage-one.num-questions", "16", "--stage-one.batch-size", "8", "--stage-one.checkpoints", "1", "--stage-one.alignment-steps", "3",
-    "--stage-two.num-questions", "16", "--stage-two.batch-size", "8", "--stage-two.checkpoints", "1", "--stage-two.alignment-steps", "3",
+    "--stage-one.num-questions", "16", "--stage-one.batch-size", "8", "--stage-one.checkpoints", "1",
+    "--stage-one.alignment-steps", "3",
+    "--stage-two.num-questions", "16", "--stage-two.batch-size", "8", "--stage-two.checkpoints", "1",
+    "--stage-two.alignment-steps", "3",
 ]  # fmt: skip
 
 

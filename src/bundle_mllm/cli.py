@@ -89,8 +89,13 @@ def questions(
     print(f"{len(made)} questions about {len({q.bundle_id for q in made})} {split} bundles -> {output}")
 
 
-def train(argv: Sequence[str]) -> None:
+def train() -> None:
     """Train a model: stage one (bundle patterns from titles), then stage two (multimodal semantics)."""
+    # Listed here for `bundle-mllm --help`. Its defaults depend on its arguments, so `run_train` reads them first.
+
+
+def run_train(argv: Sequence[str]) -> None:
+    """Read the arguments of `train`, whose defaults depend on --base-model and --config, and run it."""
     from bundle_mllm.training.config import SCRATCH, RunConfig, default_run, read_overrides, with_overrides
 
     early = _early_arguments(argv, ("--config", "--base-model"))
@@ -161,7 +166,7 @@ def complete(
     print(json.dumps(ranked, ensure_ascii=False, indent=2) if as_json else "\n".join(render_ranking(ranked)))
 
 
-COMMANDS = {"demo": demo, "questions": questions, "evaluate": evaluate, "complete": complete}
+COMMANDS = {"demo": demo, "questions": questions, "train": train, "evaluate": evaluate, "complete": complete}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -169,11 +174,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
         if argv[:1] == ["train"]:
-            train(argv[1:])
+            run_train(argv[1:])
         else:
-            tyro.extras.subcommand_cli_from_dict(
-                COMMANDS | {"train": lambda: None}, prog="bundle-mllm", description=_DESCRIPTION, args=argv
-            )
+            tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="bundle-mllm", description=_DESCRIPTION, args=argv)
     except (ValueError, OSError) as error:  # what the package and the stack below raise for what they were given
         if os.environ.get(DEBUG):
             raise

@@ -101,6 +101,7 @@ def test_without_features_stage_two_is_refused_with_the_way_out(tiny_data, tmp_p
         train(tiny_run(tmp_path / "data", tmp_path / "out"))
     titles_only = train(tiny_run(tmp_path / "data", tmp_path / "out_2", num_questions=0))
     assert AutoModelForCausalLM.from_pretrained(titles_only).config.modalities == {}
+    assert AutoProcessor.from_pretrained(titles_only).show_items is False
 
 
 def test_the_checkpoint_with_the_best_validation_is_kept(tiny_data, tmp_path, monkeypatch):

@@ -49,16 +49,25 @@ class StageConfig:
     """Steps of contrastive alignment before the stage (ours, see `training/alignment.py`): of words where titles only
     are shown, of item embeddings where items are shown. For backbones without pretraining."""
     batch_size: int = 16
+    """Questions per forward and backward pass."""
     gradient_accumulation_steps: int = 1
+    """Passes per optimizer step."""
     learning_rate: float = 3e-4
+    """Highest learning rate (official code: 3e-4)."""
     lr_scheduler_type: str = "cosine"
+    """How it falls, by transformers' names."""
     warmup_ratio: float = 0.03
+    """Share of the steps in which it rises."""
     weight_decay: float = 0.01
+    """AdamW's weight decay."""
     max_grad_norm: float = 1.0
+    """Gradients are clipped to this norm."""
     checkpoints: int = 5
     """How often the stage validates and saves; the best by validation questions is kept."""
     gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, more time."""
     bf16: bool = False
+    """Mixed precision."""
     lora: LoraSettings = field(default_factory=LoraSettings)
 
     @property
@@ -108,11 +117,13 @@ class RunConfig:
     modalities: tuple[str, ...] | None = None
     """Feature files to use, by modality name; all that the data folder holds if not given."""
     seed: int = 0
+    """Seed of new weights, sampled questions, their order and dropout."""
     max_partial: int = 10
     """Most items of a partial bundle that a question shows."""
     validation_questions: int = 400
     """Validation questions (half uniform, half hard negatives) that choose the checkpoint of each stage."""
     validation_candidates: int = 10
+    """Options of each validation question."""
     dtype: Literal["float32", "bfloat16", "auto"] = "auto"
     """Precision in which a downloaded backbone is loaded; "scratch" is float32."""
     fusion: FusionSettings = field(default_factory=FusionSettings)

@@ -77,8 +77,8 @@ def train(config: RunConfig) -> Path:
             else:
                 model, processor = load_model(previous)
             seed = config.seed + number
-            processor.show_items = stage.shows_items
             if stage.max_steps:
+                processor.show_items = stage.shows_items
                 model, record[name] = run_stage(
                     model,
                     processor,

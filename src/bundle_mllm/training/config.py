@@ -158,7 +158,7 @@ def default_run(base_model: str, *, data: Path, output_dir: Path) -> RunConfig:
     """
     if base_model != SCRATCH:
         return RunConfig(data=data, output_dir=output_dir, base_model=base_model)
-    full = dict(batch_size=32, learning_rate=1e-3, num_candidates=(6, 12), weight_decay=0.05, checkpoints=6)
+    full = dict(batch_size=32, learning_rate=1e-3, num_candidates=(2, 12), weight_decay=0.05, checkpoints=6)
     return RunConfig(
         data=data,
         output_dir=output_dir,

@@ -166,7 +166,7 @@ def default_run(base_model: str, *, data: Path, output_dir: Path) -> RunConfig:
         fusion=FusionSettings(standardize_features=True, normalize_item_embeddings=True),
         stage_one=StageOneConfig(num_questions=12_800, trains=("backbone",), alignment_steps=600, **full),
         stage_two=StageTwoConfig(
-            num_questions=48_000,
+            num_questions=72_000,
             trains=("backbone", "fusion", "projector", "separator"),
             alignment_steps=1_000,
             **full,

@@ -5,8 +5,9 @@ Knows nothing about models, optimizers or files.
 
 from __future__ import annotations
 
+import heapq
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset, NamedSplit
@@ -73,12 +74,7 @@ def batch_by_length(
     Within each window of `window` batches the questions are sorted by length and the batches then shuffled, so the
     order over the whole run stays random.
     """
-    length = [len(title) + 12 for title in catalog.titles]  # characters of the title, and what stands around it
-    row = catalog.row
-
-    def cost(question: Question) -> int:
-        return sum(length[row(item_id)] for item_id in (*question.partial, *question.candidates))
-
+    cost = _length_estimate(catalog)
     rng = random.Random(seed)
     ordered: list[Question] = []
     span = batch_size * window
@@ -99,10 +95,11 @@ def check_lengths(questions: Sequence[Question], processor: BundleMLLMProcessor,
     Raises:
         ValueError: A prompt is too long; the message names the question and both lengths.
     """
-    title = catalog.titles
-    processor(
-        sorted(
-            questions,
-            key=lambda q: -sum(len(title[row]) + 12 for row in catalog.rows((*q.partial, *q.candidates))),
-        )[:16]
-    )
+    processor(heapq.nlargest(16, questions, key=_length_estimate(catalog)))
+
+
+def _length_estimate(catalog: ItemCatalog) -> Callable[[Question], int]:
+    """Return what estimates a question's length in characters, without writing its prompt."""
+    length = [len(title) + 12 for title in catalog.titles]  # of the title, and what stands around it
+    row = catalog.row
+    return lambda question: sum(length[row(item_id)] for item_id in (*question.partial, *question.candidates))

@@ -7,6 +7,7 @@ from transformers import (
     AutoModelForCausalLM,
     BertConfig,
     BertLMHeadModel,
+    BitsAndBytesConfig,
     BloomConfig,
     CohereConfig,
     FalconConfig,
@@ -158,6 +159,22 @@ def test_half_precision_backbones_score(tmp_path):
     model.save_pretrained(tmp_path)
     loaded = BundleMLLMForCausalLM.from_pretrained(tmp_path)
     assert loaded.dtype == torch.bfloat16 and torch.equal(loaded(input_ids=IDS).logits, logits)
+
+
+@torch.no_grad()
+def test_a_saved_model_loads_in_four_bits_with_its_item_modules_whole(tmp_path):
+    pytest.importorskip("bitsandbytes")
+    model = make_model(make_backbone(LlamaConfig(**{**COMMON, "hidden_size": 64, "intermediate_size": 128})))
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(
+        tmp_path, quantization_config=BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+    )
+    quantized = {name for name, module in loaded.named_modules() if type(module).__name__ == "Linear4bit"}
+    assert quantized and all(name.startswith("model.language_model.layers.") for name in quantized)
+    rows = torch.arange(4)
+    assert torch.equal(loaded.get_item_embeddings(rows), model.get_item_embeddings(rows))
+    expected, found = model.option_logits(IDS, None, LETTERS), loaded.option_logits(IDS, None, LETTERS)
+    assert 0 < (found - expected).abs().max() < 0.5 * expected.abs().max() + 1
 
 
 def test_a_backbone_that_reads_input_ids_in_every_layer_is_refused():

@@ -3,7 +3,14 @@
 It must not know questions' wording, models or how the folder is used.
 """
 
-from .official import OfficialData, import_official, read_official
+from .official import OfficialData, OfficialItems, import_official, read_official, read_official_items
 from .summary import ImportSummary
 
-__all__ = ["ImportSummary", "OfficialData", "import_official", "read_official"]
+__all__ = [
+    "ImportSummary",
+    "OfficialData",
+    "OfficialItems",
+    "import_official",
+    "read_official",
+    "read_official_items",
+]

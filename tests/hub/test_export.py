@@ -113,19 +113,11 @@ def stock_ids(processor, tokenizer, question):
 
 
 def client_message(folder, question):
-    """What a client without this package writes."""
-    asked = json.loads((folder / "bundle_mllm_export.json").read_text(encoding="utf-8"))
+    """What a client writes that has the folder's two files only."""
+    record = json.loads((folder / "bundle_mllm_export.json").read_text(encoding="utf-8"))
     lines = (folder / "items.jsonl").read_text(encoding="utf-8").splitlines()
-    text = {line["item_id"]: line["text"] for line in map(json.loads, lines)}
-    partial = [
-        asked["partial_item_template"].format(number=n, item=text[i]) for n, i in enumerate(question["partial"], 1)
-    ]
-    options = [
-        asked["option_template"].format(letter=letter, item=text[i])
-        for letter, i in zip(asked["letters"], question["candidates"], strict=False)
-    ]
-    between = asked["item_separator_text"]
-    return asked["prompt_template"].format(partial=between.join(partial), options=between.join(options))
+    items = {line["item_id"]: line["text"] for line in map(json.loads, lines)}
+    return export.compose_message(record, items, **question)
 
 
 @pytest.fixture(scope="module")
@@ -141,12 +133,8 @@ def test_a_backbone_is_exported_with_the_same_scores(name, tmp_path):
     stock, tokenizer = load_stock(export_stock(tmp_path / "model", tmp_path / "stock"))
     assert type(stock).__name__ == name and not stock.config.tie_word_embeddings
     assert stock.get_output_embeddings().weight is not stock.get_input_embeddings().weight
-    assert (
-        stock.config.vocab_size
-        == len(stock.get_input_embeddings().weight)
-        == max(INSIDE, 0) * (BACKBONES[name].vocab_size == INSIDE)
-        + (TEXT_TOKENS + len(ITEM_IDS)) * (BACKBONES[name].vocab_size == OUTSIDE)
-    )
+    rows = max(BACKBONES[name].vocab_size, TEXT_TOKENS + len(ITEM_IDS))
+    assert stock.config.vocab_size == rows == len(stock.get_input_embeddings().weight)
     for question in QUESTIONS:
         prompt = processor.render(question)
         ours, theirs = own_logits(model, processor, question), logits_of(stock, tokenizer, prompt)
@@ -209,7 +197,7 @@ def _with_template(tokenizer, template):
 @pytest.mark.parametrize("make", TOKENIZERS.values(), ids=list(TOKENIZERS))
 def test_a_message_becomes_the_prompt_with_every_kind_of_tokenizer(make, tmp_path):
     config = LlamaConfig(vocab_size=440, **COMMON)
-    wording = {"answer_cue": 'Say "{letter}": ', "instruction": "Which {item_noun} {{fits}}?"}
+    wording = {"answer_cue": 'Say "{letter}":', "instruction": "Which {item_noun} {{fits}}?"}
     _, processor = save(tmp_path / "model", config, make(), **wording)
     folder = export_stock(tmp_path / "model", tmp_path / "stock")
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -247,7 +235,7 @@ def test_items_never_win_a_free_choice(tmp_path):
     processor = make_processor()
     backbone = make_backbone(BACKBONES["GPTNeoXForCausalLM"])
     letters = processor.answer_token_ids(26)
-    last, head = backbone.gpt_neox.final_layer_norm, backbone.embed_out
+    last, head = backbone.base_model.final_layer_norm, backbone.get_output_embeddings()
     last.weight.mul_(0.1)
     last.bias.fill_(1.0)
     head.weight.mul_(0.5)

@@ -25,7 +25,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 from bundle_mllm.data.files import new_folder
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.folder import load_model, load_processor
-from bundle_mllm.hub.export_tokenizer import set_chat_template, stock_tokenizer
+from bundle_mllm.hub.export_tokenizer import chat_ids, set_chat_template, stock_tokenizer
 from bundle_mllm.modeling.modeling_bundle_mllm import BundleMLLMForCausalLM
 from bundle_mllm.modeling.processing_bundle_mllm import LETTERS, BundleMLLMProcessor
 
@@ -93,17 +93,18 @@ def export_stock(model_dir: str | Path, output_dir: str | Path, *, modalities: C
         items = {item_id: processor.item_text(item_id) for item_id in processor.item_ids}
         messages = [compose_message(record, items, q["partial"], q["candidates"]) for q in questions]
         set_chat_template(tokenizer, processor, list(zip(messages, prompt_ids, strict=True)))
+        letters = [letter["token_id"] for letter in record["letters"].values()]
+        letter_ids = [letters[: len(question["candidates"])] for question in questions]
+        expected = [row[ids].float().cpu() for row, ids in zip(logits, letter_ids, strict=True)]
+        dtype = model.dtype
         stock = _fold(model, len(tokenizer), first_item_id, _least_probable(logits, first_item_id))
         stock.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         _write_items(folder / ITEMS, processor, items)
         (folder / RECORD).write_text(json.dumps(record, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-        letters = [
-            [letter["token_id"] for letter in record["letters"].values()][: len(q["candidates"])] for q in questions
-        ]
-        expected = [row[ids].float() for row, ids in zip(logits, letters, strict=True)]
-        del stock
-        _verify(folder, model.dtype, prompts, messages, prompt_ids, letters, expected)
+        del model, stock  # a large one need not be in memory twice
+        _verify_tokens(folder, prompts, messages, prompt_ids)
+        _verify_scores(folder, dtype, prompt_ids, letter_ids, expected)
     return Path(output_dir)
 
 
@@ -137,7 +138,10 @@ def _load(model_dir: str | Path) -> tuple[BundleMLLMForCausalLM, BundleMLLMProce
         is_adapter = False  # no such folder or repository: load_model says so
     if not is_adapter:
         return load_model(model_dir)
-    base = PeftConfig.from_pretrained(str(model_dir)).base_model_name_or_path
+    try:
+        base = PeftConfig.from_pretrained(str(model_dir)).base_model_name_or_path or "the adapter's base (not named)"
+    except (OSError, ValueError, TypeError) as error:
+        raise BundleMLLMError(f"The adapter {model_dir} cannot be read: {error} Save it again.") from error
     model, processor = load_model(base)
     try:
         merged = PeftModel.from_pretrained(model, str(model_dir)).merge_and_unload()
@@ -222,7 +226,7 @@ def _least_probable(logits: torch.Tensor, num_text_tokens: int) -> int:
 def _fold(model: BundleMLLMForCausalLM, num_tokens: int, first_item_id: int, never_id: int) -> PreTrainedModel:
     """Return the backbone's own class around the backbone, its matrices extended by separator and items."""
     base, head, config = model.model.language_model, model.lm_head, model.config
-    embedding = base.get_input_embeddings()
+    embedding: nn.Embedding = base.get_input_embeddings()
     stock = _stock_class(base, head)
     scale = _embedding_scale(embedding)
     vocab_size, width = embedding.weight.shape
@@ -282,10 +286,10 @@ def _stock_class(base: PreTrainedModel, head: nn.Module) -> PreTrainedModel:
     return stock.eval()
 
 
-def _embedding_scale(embedding: nn.Module) -> float:
+def _embedding_scale(embedding: nn.Embedding) -> float:
     """Measure the factor between the rows of an embedding and what the module returns (Gemma 3: sqrt(hidden))."""
     some = torch.arange(min(1_024, embedding.weight.shape[0]), device=embedding.weight.device)
-    rows, embedded = embedding.weight[some].double(), embedding(some).double()
+    rows, embedded = embedding.weight.detach()[some].double(), embedding(some).detach().double()
     if embedded.shape != rows.shape or not rows.any():
         raise _inexact(embedding)
     scale = float((rows * embedded).sum() / rows.square().sum())
@@ -366,36 +370,36 @@ def _write_items(path: Path, processor: BundleMLLMProcessor, items: Mapping[str,
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
-def _verify(
+def _verify_tokens(folder: Path, prompts: list[str], messages: list[str], prompt_ids: list[list[int]]) -> None:
+    """Load the tokenizer as anyone would, and compare what it makes of prompts and of user messages."""
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
+    for prompt, message, ids in zip(prompts, messages, prompt_ids, strict=True):
+        for given, found in (("text", tokenizer(prompt)["input_ids"]), ("message", chat_ids(tokenizer, message))):
+            if found != ids:
+                raise BundleMLLMError(
+                    f"{type(tokenizer).__name__}, which AutoTokenizer loads from the export, tokenizes a question "
+                    f"given as a {given} otherwise than the tokenizer of this model ({found[:8]}... instead of "
+                    f"{ids[:8]}...), so answers would differ: serve the model folder itself."
+                )
+
+
+def _verify_scores(
     folder: Path,
     dtype: torch.dtype,
-    prompts: list[str],
-    messages: list[str],
     prompt_ids: list[list[int]],
-    letters: list[list[int]],
+    letter_ids: list[list[int]],
     expected: list[torch.Tensor],
 ) -> None:
-    """Load the folder as anyone would, and compare tokens and letter scores."""
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
+    """Load the model as anyone would, and compare the letters' scores."""
     stock, info = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, output_loading_info=True)
     if problems := [str(key) for what in ("missing", "unexpected", "mismatched") for key in info[f"{what}_keys"]]:
         raise BundleMLLMError(
             f"{type(stock).__name__} does not read the weights it was saved with ({', '.join(problems[:3])}), so this "
             "model cannot be exported exactly: serve the model folder itself."
         )
-    for prompt, message, ids in zip(prompts, messages, prompt_ids, strict=True):
-        chat = tokenizer.apply_chat_template([{"role": "user", "content": message}], add_generation_prompt=True)
-        for how, found in (("as a text", tokenizer(prompt)["input_ids"]), ("as a message", chat["input_ids"])):
-            if found != ids:
-                raise BundleMLLMError(
-                    f"{type(tokenizer).__name__}, which AutoTokenizer loads for a {stock.config.model_type!r} model, "
-                    f"tokenizes a question given {how} otherwise than the tokenizer of this model, so answers would "
-                    f"differ ({found[:8]}... instead of {ids[:8]}...): serve the model folder itself."
-                )
     stock.eval()
-    for ids, letter_ids, scores in zip(prompt_ids, letters, expected, strict=True):
-        found = stock(input_ids=torch.tensor([ids], device=stock.device)).logits[0, -1, letter_ids].float().cpu()
-        scores = scores.cpu()
+    for prompt, letters, scores in zip(prompt_ids, letter_ids, expected, strict=True):
+        found = stock(input_ids=torch.tensor([prompt])).logits[0, -1, letters].float()
         tolerance = max(1e-5, 8 * torch.finfo(dtype).eps) * max(1.0, float(scores.abs().max()))
         if not torch.allclose(found, scores, rtol=0, atol=tolerance):
             raise BundleMLLMError(

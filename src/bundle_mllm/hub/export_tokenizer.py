@@ -8,8 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
-from transformers.tokenization_utils_base import AddedToken
+from transformers import AddedToken, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.modeling.processing_bundle_mllm import BundleMLLMProcessor
@@ -37,8 +36,9 @@ def stock_tokenizer(source: BundleMLLMTokenizerFast, num_items: int) -> tuple[Pr
     backend = type(source.backend_tokenizer).from_str(source.backend_tokenizer.to_str())
     texts = [source.item_token(row) for row in range(num_items)]
     backend.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in texts])
-    first = backend.token_to_id(texts[0]) if texts else backend.get_vocab_size()
-    if texts and backend.token_to_id(texts[-1]) != first + num_items - 1:
+    ids = [backend.token_to_id(text) for text in texts]
+    first = ids[0] if ids else backend.get_vocab_size()
+    if ids != list(range(first, first + num_items)):
         raise BundleMLLMError("This tokenizer has tokens named like items, so rows would be mixed up: rename them.")
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend,
@@ -81,7 +81,7 @@ def set_chat_template(
     for cut in dict.fromkeys((0, len(written))):
         for lead in dict.fromkeys(("", added, added + " ")):
             tokenizer.chat_template = _spelled(body, lead, cut)
-            if all(_chat_ids(tokenizer, message) == ids for message, ids in cases):
+            if all(chat_ids(tokenizer, message) == ids for message, ids in cases):
                 return
     raise BundleMLLMError(
         "No chat template makes this tokenizer write a prompt's tokens, so a server would ask something else than the "
@@ -100,6 +100,7 @@ def _quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)  # also how Jinja spells a string
 
 
-def _chat_ids(tokenizer: PreTrainedTokenizerBase, message: str) -> list[int]:
+def chat_ids(tokenizer: PreTrainedTokenizerBase, message: str) -> list[int]:
+    """Tokenize one user message, as a server does before it generates."""
     messages = [{"role": "user", "content": message}]
     return tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]

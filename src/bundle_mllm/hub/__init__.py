@@ -1,4 +1,1 @@
-"""What comes from the Hub and goes there: converting what others published, and publishing.
-
-It must not know how models are trained.
-"""
+"""From a trained folder to the Hub and to other formats: card, publish, verify, convert, export."""

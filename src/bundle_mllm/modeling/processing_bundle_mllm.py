@@ -156,6 +156,11 @@ class BundleMLLMProcessor(ProcessorMixin):
         """Id of the soft separator."""
         return self.tokenizer.separator_token_id
 
+    @property
+    def is_conversational(self) -> bool:
+        """Whether questions are asked in the tokenizer's chat template."""
+        return self.tokenizer.chat_template is not None if self.conversational is None else self.conversational
+
     def row(self, item_id: str) -> int:
         """Return the catalog row of an item.
 
@@ -255,8 +260,7 @@ class BundleMLLMProcessor(ProcessorMixin):
         body = self.prompt_template.format(
             instruction=self.instruction.format(**nouns), partial=partial, options=options, **nouns
         )
-        has_template = self.tokenizer.chat_template is not None
-        if not (has_template if self.conversational is None else self.conversational):
+        if not self.is_conversational:
             return body + self.answer_cue
         message = {"role": "user", "content": body.strip()}
         text = self.tokenizer.apply_chat_template([message], add_generation_prompt=True, tokenize=False)
@@ -264,6 +268,14 @@ class BundleMLLMProcessor(ProcessorMixin):
         if bos and text.startswith(bos) and self.tokenizer("")["input_ids"][:1] == [self.tokenizer.bos_token_id]:
             text = text[len(bos) :]  # the tokenizer will add it
         return text + self.answer_cue
+
+    def item_text(self, item_id: str, show_items: bool | None = None) -> str:
+        """Return one item of the catalog as prompts write it, for example `linen shirt<|item_separator|><|item_42|>`.
+
+        Raises:
+            ValueError: The catalog does not hold it.
+        """
+        return self._item(item_id, self.show_items if show_items is None else show_items, [])
 
     def _item(self, entry: Any, show_items: bool, extra: list[Mapping]) -> str:
         if isinstance(entry, Mapping):

@@ -55,7 +55,9 @@ class BundleMLLMTokenizerFast(PreTrainedTokenizerFast):
         # The backend object is copied (it serializes itself to JSON), so that the original gains no tokens.
         backend = type(tokenizer.backend_tokenizer).from_str(tokenizer.backend_tokenizer.to_str())
         inherited: dict = {} if tokenizer.chat_template is None else {"chat_template": tokenizer.chat_template}
-        inherited |= {name: tokenizer.init_kwargs[name] for name in _INHERITED if name in tokenizer.init_kwargs}
+        inherited |= {
+            name: tokenizer.init_kwargs[name] for name in INHERITED_SETTINGS if name in tokenizer.init_kwargs
+        }
         extended = cls(
             tokenizer_object=backend,
             **inherited,
@@ -244,7 +246,7 @@ def _mentions_items(*texts) -> bool:
     )
 
 
-_INHERITED = ("add_bos_token", "add_eos_token", "add_prefix_space", "clean_up_tokenization_spaces", "legacy")
+INHERITED_SETTINGS = ("add_bos_token", "add_eos_token", "add_prefix_space", "clean_up_tokenization_spaces", "legacy")
 
 
 __all__ = ["BundleMLLMTokenizerFast"]

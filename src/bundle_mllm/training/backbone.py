@@ -39,11 +39,17 @@ def build_model(config: RunConfig, data: DatasetFolder) -> tuple[BundleMLLMForCa
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        processor = BundleMLLMProcessor.from_backbone_tokenizer(tokenizer, data.catalog.item_ids, data.catalog.titles)
-        processor.max_length = backbone.config.max_position_embeddings
+        modalities = dict(store.modalities) if store else {}
+        processor = BundleMLLMProcessor.from_backbone_tokenizer(
+            tokenizer,
+            data.catalog.item_ids,
+            data.catalog.titles,
+            modalities=modalities,
+            max_length=backbone.config.max_position_embeddings,
+        )
         model = BundleMLLMForCausalLM.from_backbone(
             backbone,
-            modalities=dict(store.modalities) if store else {},
+            modalities=modalities,
             separator_token_id=processor.separator_token_id,
             **vars(config.fusion),
         )

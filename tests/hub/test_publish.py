@@ -31,6 +31,7 @@ INITIAL = [".gitattributes"]
 def server():
     with HubServer() as server:
         yield server
+    assert not server.faults, server.faults[0]
 
 
 def act(role, server, home, **arguments):

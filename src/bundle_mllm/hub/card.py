@@ -5,6 +5,7 @@ Knows nothing about uploading, and measures nothing.
 
 from __future__ import annotations
 
+import filecmp
 import json
 import math
 import re
@@ -214,11 +215,18 @@ def _check_metrics(path: Path, values: Mapping[str, Any], model_dir: Path) -> No
             f"{path} has {rate!r} as hit_rate@1, so it is no metrics file: write it with `bundle-mllm evaluate`."
         )
     measured = values.get("model")
-    if isinstance(measured, str) and Path(measured).exists() and not Path(measured).samefile(model_dir):
+    if isinstance(measured, str) and Path(measured).is_dir() and not _same_weights(Path(measured), model_dir):
         raise BundleMLLMError(
             f"{path} measured {measured}, not {model_dir}, so the card would report another model: evaluate "
             f"{model_dir} itself."
         )
+
+
+def _same_weights(one: Path, other: Path) -> bool:
+    names = [sorted(path.name for path in folder.glob("*.safetensors")) for folder in (one, other)]
+    return one.samefile(other) or (
+        names[0] == names[1] and all(filecmp.cmp(one / name, other / name, shallow=False) for name in names[0])
+    )
 
 
 def _eval_results(measurement: Measurement, datasets: Sequence[str]) -> list[EvalResult]:

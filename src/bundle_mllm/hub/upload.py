@@ -119,7 +119,8 @@ def explained(api: HfApi, what: str) -> Iterator[None]:
         raise BundleMLLMError(f"HF_HUB_OFFLINE is set, so {where} is not asked: unset it to {what}.") from error
     except Exception as error:  # the client raises what its transport raises, and that has changed before
         status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
-        reason = " ".join(str(error.__cause__ or error).split()) or type(error).__name__
+        causes = [error, error.__cause__] if isinstance(error, RuntimeError) else [error]
+        reason = " ".join(" ".join(str(cause) or type(cause).__name__ for cause in causes if cause).split())
         if status == 401:
             fix = "The token is not valid: run `hf auth login`, or set HF_TOKEN to one with write access."
         elif status == 403:

@@ -9,6 +9,7 @@ import json
 import math
 import os
 import random
+import re
 import subprocess
 import sys
 import tempfile
@@ -33,6 +34,7 @@ TOLERANCES = {torch.float32: 1e-5, torch.float64: 1e-5}
 _PICKLES = (".bin", ".ckpt", ".dill", ".joblib", ".npy", ".npz", ".pickle", ".pkl", ".pt", ".pth")
 _PICKLE_STARTS, _ZIP_START = {bytes((0x80, protocol)) for protocol in range(2, 6)}, b"PK\x03\x04"
 _LONGEST_HEADER = 100_000_000  # the limit of the safetensors library
+_SIBLING = re.compile(r"^\s*from \.(\w+) import", re.MULTILINE)
 _TOKENS = {"HF_TOKEN", "HF_TOKEN_PATH", "HUGGING_FACE_HUB_TOKEN"}
 _CLEAN_PROCESS = Path(__file__).with_name("clean_process.py")
 
@@ -178,10 +180,15 @@ def check_complete(folder: Path) -> None:
     Raises:
         BundleMLLMError: The first problem found.
     """
-    code = {reference.split(".")[0] for entry in AUTO_MAP.values() for reference in _references(entry)}
-    code |= {pipeline["impl"].split(".")[0] for pipeline in CUSTOM_PIPELINES.values()}
-    for name in (*NEEDED, *sorted(f"{module}.py" for module in code)):
-        if not (folder / name).is_file():
+    references = [reference for entry in AUTO_MAP.values() for reference in _references(entry)]
+    references += [pipeline["impl"] for pipeline in CUSTOM_PIPELINES.values()]
+    needed = [*NEEDED, *dict.fromkeys(f"{reference.split('.')[0]}.py" for reference in references)]
+    for name in needed:
+        if (folder / name).is_file():
+            if name.endswith(".py"):
+                imports = _SIBLING.findall((folder / name).read_text(encoding="utf-8"))
+                needed += [f"{module}.py" for module in imports if f"{module}.py" not in needed]
+        else:
             hint = " It holds an adapter only: merge it first." if (folder / "adapter_config.json").exists() else ""
             raise BundleMLLMError(
                 f"{folder} has no {name}, so it would not load:{hint} give the output folder of `bundle-mllm train`, "

@@ -140,13 +140,14 @@ def test_a_run_that_is_not_finished_is_an_error(folder):
         render(folder)
 
 
-@pytest.mark.parametrize("record", [None, {"converted_from": "a checkpoint"}])
+@pytest.mark.parametrize("record", [None, {"base_model": "org/llama", "inputs": {}}])
 def test_a_model_that_was_not_trained_here_gets_a_card_too(folder, record):
     (folder / "run.json").unlink()
     if record:
-        (folder / "run.json").write_text(json.dumps(record))
-    text = str(render(folder))
-    assert ("There is no record" in text) == (record is None) and "| stage one" not in text
+        (folder / "conversion.json").write_text(json.dumps(record))
+    card = render(folder)
+    assert ("There is no record" in str(card)) == (record is None) and "| stage one" not in str(card)
+    assert card.data.base_model == (None if record is None else "org/llama")
 
 
 def test_names_from_files_cannot_break_the_card(folder, tmp_path):

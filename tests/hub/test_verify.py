@@ -140,3 +140,22 @@ def test_a_folder_that_is_no_repository_is_never_overwritten(model_folder, tmp_p
     with pytest.raises(BundleMLLMError, match="is no repository folder"):
         publish(model_folder, "acme/outfits", dry_run=True, output_dir=tmp_path)
     assert (tmp_path / "thesis.txt").read_text() == "three years of work"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda folder: os.truncate(shards(folder)[0], 1000), "weights are missing or foreign|no readable header"),
+        (lambda folder: shards(folder)[0].unlink(), "which is missing"),
+        (
+            lambda folder: (folder / "adapter_config.json").write_text("{}") and (folder / "config.json").unlink(),
+            "merge",
+        ),
+        (lambda folder: None, "There are no metrics"),
+    ],
+)
+def test_nothing_is_written_for_a_folder_that_cannot_be_published(folder, spoil, message):
+    spoil(folder)
+    with pytest.raises(BundleMLLMError, match=message):
+        publish(folder, "acme/outfits", dry_run=True)
+    assert [path.name for path in folder.parent.iterdir()] == ["model"]

@@ -138,7 +138,9 @@ def find_bundles(folder: str | os.PathLike) -> list[tuple[Path, str | None]]:
         BundleMLLMError: If there are both, or several files of one name.
     """
     whole, parts = find_table(folder, "bundles"), Path(folder) / "bundles"
-    files = [(path, split) for split in SPLITS if parts.is_dir() and (path := find_table(parts, split)) is not None]
+    files: list[tuple[Path, str | None]] = [
+        (path, split) for split in SPLITS if parts.is_dir() and (path := find_table(parts, split)) is not None
+    ]
     if whole is not None and files:
         raise BundleMLLMError(
             f"{folder} holds {whole.name} and bundles/{files[0][0].name}, so it is unclear which one to read: keep "

@@ -31,6 +31,8 @@ PIPELINE_TAG = "text-generation"
 model (`generate` works), and "multiple-choice" is hidden among models."""
 TAGS = ("bundle-mllm", "product-bundling", "recommendation", "multimodal", "custom_code", "arxiv:2407.11712")
 LICENSE_UNKNOWN = "unknown"
+RECORDS = (RECORD, "conversion.json")
+"""What says how a model folder was made: by `bundle-mllm train`, or by `bundle-mllm convert`."""
 _LICENSE = re.compile(r"[a-z0-9][a-z0-9.\-]*")
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~$&])")
 
@@ -92,7 +94,7 @@ def render_model_card(
     """Render the card of a model folder.
 
     Args:
-        model_dir: The folder; `config.json` and `items.jsonl` are read and, where it has one, `run.json`.
+        model_dir: The folder; `config.json` and `items.jsonl` are read and, where it has one, its record.
         repo_id: The repository the card is for.
         measurements: What was measured.
         base_model: Hub name of the base model; by default what the run record says, unless that is a local folder.
@@ -121,7 +123,8 @@ def render_model_card(
                     "or leave it out."
                 )
     config = read_json(model_dir / "config.json")
-    record = read_json(model_dir / RECORD) if (model_dir / RECORD).exists() else {}
+    record_path = find_record(model_dir)
+    record = {} if record_path is None else read_json(record_path)
     if record.get("finished") is False:
         raise BundleMLLMError(
             f"The training run in {model_dir} is not finished: give the same `bundle-mllm train` command again first."
@@ -174,9 +177,14 @@ def check_license(license: str) -> None:
         )
 
 
+def find_record(model_dir: Path) -> Path | None:
+    """Return the file that says how a model folder was made, if there is one."""
+    return next((path for name in RECORDS if (path := model_dir / name).exists()), None)
+
+
 def known_base_model(record: Mapping[str, Any]) -> str | None:
     """Return the base model of a run record if that is a name on the Hub: no folder of this machine, not "scratch"."""
-    name = (record.get("settings") or {}).get("base_model")
+    name = (record.get("settings") or record).get("base_model")
     if not isinstance(name, str) or name == SCRATCH or not is_hub_name(name):
         return None
     return None if record.get("base_model_is_folder", Path(name).exists()) else name
@@ -322,7 +330,7 @@ def _stage_rows(stages: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str
         return [(label, [value(stage) for stage in stages]) for label, value in rows.items()]
     except (KeyError, TypeError) as error:
         raise BundleMLLMError(
-            f"The training record lacks {error}, so it was not written by `bundle-mllm train`: remove {RECORD} from "
+            f"The training record lacks {error}, so it was not written by `bundle-mllm train`: remove that from "
             "the model folder to publish without it."
         ) from error
 

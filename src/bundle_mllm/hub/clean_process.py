@@ -5,11 +5,13 @@ Knows nothing of this package: it blocks its import, so that only the code in th
 
 import json
 import sys
+from typing import Any
 
-sys.modules["bundle_mllm"] = None  # any attempt to import the package fails
+modules: dict[str, Any] = sys.modules
+modules["bundle_mllm"] = None  # any attempt to import the package fails
 
 
-def answer(folder, questions):
+def answer(folder: str, questions: list[dict[str, Any]]) -> dict[str, Any]:
     """Load everything the folder offers and return the option logits and the pipeline's scores."""
     step = "importing transformers"
     try:
@@ -23,7 +25,7 @@ def answer(folder, questions):
         step = "AutoProcessor.from_pretrained"
         processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
         step = "AutoModelForCausalLM.from_pretrained"
-        model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).eval()
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).eval()
         step = "scoring with AutoModelForCausalLM"
         processor.modalities = processor.modalities or dict(model.config.modalities)  # as the pipeline does
         logits = []
@@ -34,7 +36,8 @@ def answer(folder, questions):
                 logits.append(model.option_logits(**inputs, option_token_ids=letters)[0].float().tolist())
         del model
         step = 'pipeline("bundle-completion")'
-        completer = pipeline("bundle-completion", model=folder, trust_remote_code=True, device="cpu")
+        task: Any = "bundle-completion"  # transformers names its own tasks in its types
+        completer: Any = pipeline(task, model=folder, trust_remote_code=True, device="cpu")
         step = 'scoring with pipeline("bundle-completion")'
         scores = [{o["letter"]: o["score"] for o in completer(question)} for question in questions]
     except Exception as error:

@@ -115,6 +115,7 @@ def publish_dataset(
         media = sorted({path for item in data.catalog for path in (item.image, item.audio) if path})
         for name in media if include_media else ():
             place(_inside(source, name), target / name)
+            used.add(source / Path(name).parts[0])
         card = _render_card(
             repo_id,
             license,

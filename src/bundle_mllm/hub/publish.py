@@ -12,7 +12,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from bundle_mllm.errors import BundleMLLMError
-from bundle_mllm.hub.card import LICENSE_UNKNOWN, Measurement, read_measurements, render_model_card
+from bundle_mllm.hub.card import LICENSE_UNKNOWN, Measurement, find_record, read_measurements, render_model_card
 from bundle_mllm.hub.repository import (
     place,
     read_json,
@@ -23,7 +23,6 @@ from bundle_mllm.hub.repository import (
 )
 from bundle_mllm.hub.upload import check_login, check_repo_id, upload
 from bundle_mllm.hub.verify import Verification, check_complete, verify_repository
-from bundle_mllm.training.run import RECORD
 
 CARD, PUBLISHED_RECORD = "README.md", "training_record.json"
 TAKEN = (
@@ -134,6 +133,7 @@ def publish(
     if not dry_run:
         check_login()  # before the minutes that verifying a large model takes
     folder = Path(output_dir) if output_dir is not None else repository_folder(source)
+    record = find_record(source)
     taken = [path for path in _files_of(source) if matches(path.relative_to(source).as_posix(), TAKEN)]
 
     def write(target: Path) -> None:
@@ -141,8 +141,8 @@ def publish(
             place(path, target / path.relative_to(source))
         for name, measurement in _metrics_names(measurements).items():
             write_json(target / name, dict(measurement.values))
-        if (source / RECORD).exists():
-            write_json(target / PUBLISHED_RECORD, read_json(source / RECORD))
+        if record is not None:
+            write_json(target / PUBLISHED_RECORD, read_json(record))
         (target / CARD).write_text(str(card), encoding="utf-8")
 
     write_repository(folder, source, write)
@@ -159,7 +159,7 @@ def publish(
             message=commit_message,
             belongs=lambda name: matches(name, (*TAKEN, *WRITTEN)),
         )
-    used = {*taken, source / RECORD, *(m.path for m in measurements)}
+    used = {*taken, *(path.parent for path in taken), record, *(m.path for m in measurements)}
     left_out = tuple(sorted(path.name for path in source.iterdir() if path not in used and path.name[0] != "."))
     return PublishReport(repo_id, folder, files, left_out, verification, commit_url)
 

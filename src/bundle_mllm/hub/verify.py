@@ -77,8 +77,9 @@ def verify_repository(
     check_complete(folder)
     check_safe(folder)
     model, processor = load_model(folder)
-    processor.modalities = processor.modalities or dict(model.config.modalities)
-    questions = list(questions or sample_questions(processor, dict(model.config.modalities), seed=seed))
+    modalities = model.config.modalities or {}
+    processor.modalities = processor.modalities or modalities
+    questions = list(questions or sample_questions(processor, modalities, seed=seed))
     expected = _option_logits(model, processor, questions)
     tolerance = TOLERANCES.get(model.dtype, 1e-2)
     del model  # the clean process needs the memory

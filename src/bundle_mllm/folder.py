@@ -8,6 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.modeling.modeling_bundle_mllm import BundleMLLMForCausalLM
 from bundle_mllm.modeling.processing_bundle_mllm import BundleMLLMProcessor
@@ -27,7 +29,7 @@ def load_model(folder: str | Path, **kwargs: Any) -> tuple[BundleMLLMForCausalLM
     """
     try:
         model = BundleMLLMForCausalLM.from_pretrained(folder, **kwargs)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise _unreadable(folder, error) from error
     return model.eval(), load_processor(folder)
 

@@ -1,7 +1,7 @@
 import pytest
 
 from bundle_mllm.data import Bundle, BundleSplits
-from bundle_mllm.data.tables import SUFFIXES
+from bundle_mllm.data.tables import SUFFIXES, write_records
 from bundle_mllm.errors import BundleMLLMError
 
 RECORDS = [
@@ -61,4 +61,37 @@ def test_an_unknown_split_is_refused(splits):
 
 def test_a_folder_without_bundles_is_refused(catalog, tmp_path):
     with pytest.raises(BundleMLLMError, match="holds no bundles file"):
+        BundleSplits.load(tmp_path, catalog)
+
+
+def write_parts(folder, splits, **kwargs):
+    for split in ("train", "validation"):
+        rows = [{"bundle_id": b.bundle_id, "items": list(b.items), **kwargs} for b in splits[split]]
+        write_records(folder / "bundles" / f"{split}.parquet", rows)
+
+
+def test_a_table_per_split_is_the_same_as_one_table(catalog, splits, tmp_path):
+    write_parts(tmp_path, splits)
+    loaded = BundleSplits.load(tmp_path, catalog)
+    assert loaded.train == splits.train and loaded.validation == splits.validation and not loaded.test
+
+
+def test_a_row_in_the_table_of_another_split_is_refused(catalog, splits, tmp_path):
+    write_parts(tmp_path, splits, split="train")
+    with pytest.raises(BundleMLLMError, match=r"validation\.parquet row 1 has the split 'train'"):
+        BundleSplits.load(tmp_path, catalog)
+
+
+def test_a_bundle_in_the_tables_of_two_splits_is_refused(catalog, splits, tmp_path):
+    write_parts(tmp_path, splits)
+    rows = [{"bundle_id": b.bundle_id, "items": list(b.items)} for b in splits.train[:1]]
+    write_records(tmp_path / "bundles" / "test.jsonl", rows)
+    with pytest.raises(BundleMLLMError, match=r"test\.jsonl has the bundle 'b0' twice, in train and in test"):
+        BundleSplits.load(tmp_path, catalog)
+
+
+def test_one_table_beside_a_table_per_split_is_refused(catalog, splits, tmp_path):
+    write_parts(tmp_path, splits)
+    splits.save(tmp_path / "bundles.jsonl")
+    with pytest.raises(BundleMLLMError, match=r"bundles\.jsonl and bundles/train\.parquet"):
         BundleSplits.load(tmp_path, catalog)

@@ -67,9 +67,14 @@ class BundleSplits:
         Raises:
             BundleMLLMError: If a field is missing, a bundle is empty or repeated, or an item or split is unknown.
         """
+        return cls._from_rows(((source, number, record) for number, record in enumerate(records, start=1)), catalog)
+
+    @classmethod
+    def _from_rows(cls, rows: Iterable[tuple[str, int, Mapping[str, Any]]], catalog: ItemCatalog) -> BundleSplits:
+        """Build the splits from records and where each stands: a source, and a row of it."""
         bundles: dict[str, Bundle] = {}
         num_repeated_items = 0
-        for number, record in enumerate(records, start=1):
+        for source, number, record in rows:
             bundle, num_items = _to_bundle(record, catalog, f"{source} row {number}")
             if (other := bundles.get(bundle.bundle_id)) is not None:
                 splits = " and ".join(dict.fromkeys(f"in {b.split}" for b in (other, bundle)))
@@ -84,20 +89,21 @@ class BundleSplits:
 
     @classmethod
     def load(cls, path_or_folder: str | os.PathLike, catalog: ItemCatalog) -> BundleSplits:
-        """Read the splits from a table, or from the table `bundles` of a folder.
+        """Read the splits from a table, or from the bundles of a folder, see [`find_bundles`].
 
         Raises:
             BundleMLLMError: If there is no such table, or for what [`~BundleSplits.from_records`] refuses.
         """
         path = Path(path_or_folder)
-        if not path.is_file():
-            folder, path = path, find_table(path, "bundles")
-            if path is None:
-                raise BundleMLLMError(
-                    f"{folder} holds no bundles file: add bundles.jsonl, .jsonl.gz, .csv, .csv.gz or .parquet, "
-                    "one row per bundle with `bundle_id`, `items` and `split`."
-                )
-        return cls.from_records(iter_records(path), catalog, source=str(path))
+        if path.is_file():
+            return cls.from_records(iter_records(path), catalog, source=str(path))
+        files = find_bundles(path)
+        if not files:
+            raise BundleMLLMError(
+                f"{path} holds no bundles file: add bundles.jsonl, .jsonl.gz, .csv, .csv.gz or .parquet, "
+                "one row per bundle with `bundle_id`, `items` and `split`."
+            )
+        return cls._from_rows((row for file, split in files for row in _iter_rows(file, split)), catalog)
 
     def save(self, path: str | os.PathLike) -> None:
         """Write all bundles as one table, split after split; the suffix of `path` chooses the format."""
@@ -116,6 +122,41 @@ class BundleSplits:
 
     def __repr__(self) -> str:
         return f"BundleSplits({', '.join(f'{len(self[split])} {split}' for split in SPLITS)})"
+
+
+def find_bundles(folder: str | os.PathLike) -> list[tuple[Path, str | None]]:
+    """Find the bundles of a folder: the table `bundles`, or one table per split in the folder `bundles`.
+
+    Args:
+        folder: An existing folder.
+
+    Returns:
+        The files, each with the split that its name says: `bundles.jsonl` says none, `bundles/train.parquet` says
+        `"train"`. Empty if there is neither.
+
+    Raises:
+        BundleMLLMError: If there are both, or several files of one name.
+    """
+    whole, parts = find_table(folder, "bundles"), Path(folder) / "bundles"
+    files: list[tuple[Path, str | None]] = [
+        (path, split) for split in SPLITS if parts.is_dir() and (path := find_table(parts, split)) is not None
+    ]
+    if whole is not None and files:
+        raise BundleMLLMError(
+            f"{folder} holds {whole.name} and bundles/{files[0][0].name}, so it is unclear which one to read: keep "
+            "one of them."
+        )
+    return files if whole is None else [(whole, None)]
+
+
+def _iter_rows(path: Path, split: str | None) -> Iterator[tuple[str, int, Mapping[str, Any]]]:
+    for number, record in enumerate(iter_records(path), start=1):
+        if split is not None and record.setdefault("split", split) != split:
+            raise BundleMLLMError(
+                f"{path} row {number} has the split {record['split']!r}, but its file says {split!r}, so it is "
+                "unclear whether it may be learned from: move the row, or correct its split."
+            )
+        yield str(path), number, record
 
 
 def _to_bundle(record: Mapping[str, Any], catalog: ItemCatalog, where: str) -> tuple[Bundle, int]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import BundleMLLMError
-from .bundles import BundleSplits
+from .bundles import BundleSplits, find_bundles
 from .catalog import ItemCatalog
 from .files import sha256
 from .interactions import Interactions
@@ -42,8 +42,8 @@ class DatasetFolder:
         """Read items and bundles of a folder; interactions and features are read when they are asked for.
 
         Args:
-            path: A folder with `items` and `bundles` (JSON Lines, CSV or Parquet), and optionally `interactions` and
-                `features/*.safetensors`.
+            path: A folder with `items` and `bundles` (JSON Lines, CSV or Parquet; instead of `bundles`, one table for
+                each split in a folder of that name), and optionally `interactions` and `features/*.safetensors`.
 
         Raises:
             BundleMLLMError: If the folder or a file is missing, or a record is malformed.
@@ -81,6 +81,8 @@ class DatasetFolder:
 
     def input_hashes(self) -> dict[str, str]:
         """Return the SHA-256 of each file a training run reads: items, bundles, feature matrices."""
-        tables = [path for stem in ("items", "bundles") if (path := find_table(self.path, stem)) is not None]
+        items = find_table(self.path, "items")
+        tables = [] if items is None else [items]
+        tables += [path for path, _ in find_bundles(self.path)]
         features = sorted((self.path / "features").glob("[!.]*.safetensors"))
         return {path.relative_to(self.path).as_posix(): sha256(path) for path in (*tables, *features)}

@@ -31,7 +31,8 @@ def evaluate(
         batch_size: Questions per forward pass.
 
     Returns:
-        See `compute_metrics`, and `questions` (path and SHA-256 of the file), `model`, `data`.
+        See `compute_metrics`, and `random_hit_rate@1` (what guessing would reach), `questions` (path and SHA-256 of
+        the file, fewest and most options of a question), `model`, `data`.
 
     Raises:
         BundleMLLMError: A path is wrong, a question is malformed, or the model's catalog lacks an item.
@@ -46,10 +47,13 @@ def evaluate(
             "so their questions cannot be asked: evaluate on the catalog it was trained with, or set its catalog."
         )
     scored = score_questions(model, processor, questions, batch_size=batch_size, progress=True)
+    num_candidates = [len(question.candidates) for question in questions]
     metrics = compute_metrics(scored) | {
+        "random_hit_rate@1": sum(1 / number for number in num_candidates) / len(questions),
         "questions": {
             "path": str(questions_path),
             "sha256": sha256(questions_path),
+            "num_candidates": [min(num_candidates), max(num_candidates)],
         },
         "model": str(model_dir),
         "data": str(data),

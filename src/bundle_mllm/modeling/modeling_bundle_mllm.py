@@ -86,8 +86,11 @@ class BundleMLLMPreTrainedModel(PreTrainedModel):
         Raises:
             ValueError: The checkpoint does not hold exactly the weights of this model.
         """
+        strict = kwargs.get("key_mapping") is None
+        if strict:
+            kwargs["ignore_mismatched_sizes"] = True  # not ignored: reported below, by name
         model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
-        if kwargs.get("key_mapping") is None:
+        if strict:
             unexpected = {key for key in info["unexpected_keys"] if cls.has_head or not key.startswith("lm_head.")}
             problems = {
                 "missing": sorted(info["missing_keys"]),

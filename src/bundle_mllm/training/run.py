@@ -178,6 +178,7 @@ def _open_record(config: RunConfig, data: DatasetFolder) -> dict[str, Any]:
     record = {
         "settings": settings,
         "inputs": inputs,
+        "base_model_is_folder": Path(config.base_model).exists(),  # a folder may have the name of a Hub repository
         "versions": {package: version(package) for package in PACKAGES} | {"python": platform.python_version()},
         "finished": False,
     }

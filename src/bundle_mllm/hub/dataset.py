@@ -1,0 +1,292 @@
+"""Publish a dataset folder: as a repository that `datasets.load_dataset` reads and that is still a dataset folder.
+
+Knows nothing about models.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets import disable_progress_bars, enable_progress_bars, load_dataset
+from datasets.utils import are_progress_bars_disabled
+from huggingface_hub import DatasetCard, DatasetCardData
+
+from bundle_mllm.data.bundles import SPLITS, find_bundles
+from bundle_mllm.data.features import MANIFEST
+from bundle_mllm.data.folder import DatasetFolder
+from bundle_mllm.data.questions import load_questions
+from bundle_mllm.data.tables import SUFFIXES, find_table, iter_records, write_records
+from bundle_mllm.errors import BundleMLLMError
+from bundle_mllm.hub.card import LICENSE_UNKNOWN, card_template, check_license, split_name
+from bundle_mllm.hub.publish import CARD, PublishReport, matches
+from bundle_mllm.hub.repository import (
+    place,
+    read_json,
+    repository_files,
+    repository_folder,
+    write_json,
+    write_repository,
+)
+from bundle_mllm.hub.upload import check_login, check_repo_id, upload
+from bundle_mllm.hub.verify import check_safe
+
+TAGS = ("bundle-mllm", "product-bundling", "recommendation", "arxiv:2407.11712")
+WRITTEN = (
+    CARD,
+    "items.parquet",
+    "bundles/*.parquet",
+    "questions/*.parquet",
+    "features/*.safetensors",
+    f"features/{MANIFEST}",
+    *(f"interactions{suffix}" for suffix in SUFFIXES),
+)
+"""The files of a dataset repository that this module writes; others stay when it is published again."""
+
+
+@dataclass(frozen=True)
+class _Table:
+    """One configuration of the repository."""
+
+    config: str
+    splits: dict[str, int]
+    """Rows of each split."""
+    files: dict[str, str]
+    """File of each split."""
+    columns: tuple[str, ...]
+
+
+def publish_dataset(
+    data_dir: str | os.PathLike,
+    repo_id: str,
+    *,
+    private: bool = False,
+    dry_run: bool = False,
+    include_interactions: bool = False,
+    include_media: bool = False,
+    license: str = LICENSE_UNKNOWN,
+    output_dir: str | os.PathLike | None = None,
+    commit_message: str = "Publish with bundle-mllm",
+) -> PublishReport:
+    """Publish a dataset folder on the Hub.
+
+    The repository holds the tables as Parquet (ids as text, whatever they were written as), with a file for each split
+    of the bundles, and the features. `datasets.load_dataset(repo_id, "items" | "bundles" | "questions")` reads the
+    tables; a download of it is a dataset folder with the same items, bundles and questions.
+
+    Args:
+        data_dir: A dataset folder.
+        repo_id: The repository, `owner/name`.
+        private: Whether only its owner may see it.
+        dry_run: Stop before uploading; needs no token and no network.
+        include_interactions: Publish the user log, too. It is personal data, so only if you may.
+        include_media: Publish the pictures and sounds that the items name, too. Only if you may.
+        license: The Hub's identifier of the license.
+        output_dir: The repository folder; by default `data_dir` with "-hub" at its end.
+        commit_message: Title of the commit.
+
+    Returns:
+        The files with their sizes, and the commit.
+
+    Raises:
+        BundleMLLMError: The name is none, there is no valid token, the folder is malformed, a column mixes types, or
+            the Hub cannot be reached. Then nothing has become visible.
+    """
+    source = Path(data_dir)
+    check_repo_id(repo_id)
+    check_license(license)
+    data = DatasetFolder.open(source)
+    if not dry_run:
+        check_login()
+    folder = Path(output_dir) if output_dir is not None else repository_folder(source)
+    used: set[Path] = {path for path, _ in find_bundles(source)}
+
+    def write(target: Path) -> None:
+        tables = [_write_items(data, target), _write_bundles(data, target), *_write_questions(data, target, used)]
+        features = _place_features(data, target)
+        interactions = find_table(source, "interactions") if include_interactions else None
+        if interactions is not None:
+            place(interactions, target / interactions.name)
+            used.add(interactions)
+        media = sorted({path for item in data.catalog for path in (item.image, item.audio) if path})
+        for name in media if include_media else ():
+            place(_inside(source, name), target / name)
+            used.add(source / Path(name).parts[0])
+        card = _render_card(
+            repo_id,
+            license,
+            tables,
+            num_items=len(data.catalog),
+            features=features,
+            interactions=None if interactions is None else interactions.name,
+            names_media=bool(media),
+            media=include_media,
+        )
+        (target / CARD).write_text(str(card), encoding="utf-8")
+        check_safe(target)
+        _check_readable(target, tables)
+
+    write_repository(folder, source, write)
+    _check_same(data, DatasetFolder.open(folder))
+    files = repository_files(folder)
+    commit_url = None
+    if not dry_run:
+        commit_url = upload(
+            folder,
+            files,
+            repo_id,
+            repo_type="dataset",
+            private=private,
+            message=commit_message,
+            belongs=lambda name: matches(name, WRITTEN),
+        )
+    used |= {path for path in source.iterdir() if path.name in ("features", "questions", "bundles")}
+    used |= {path for path in source.iterdir() if path.name.startswith("items.")}
+    left_out = tuple(sorted(path.name for path in source.iterdir() if path not in used and path.name[0] != "."))
+    return PublishReport(repo_id, folder, files, left_out, None, commit_url)
+
+
+def _write_items(data: DatasetFolder, target: Path) -> _Table:
+    data.catalog.save(target / "items.parquet")
+    return _table("items", {"items": ("items.parquet", len(data.catalog))}, target)
+
+
+def _write_bundles(data: DatasetFolder, target: Path) -> _Table:
+    """Write a file per split, with every field that the records have."""
+    by_id = {bundle.bundle_id: bundle for bundle in data.bundles}
+    rows: dict[str, list[Mapping[str, Any]]] = {split: [] for split in SPLITS}
+    for path, _ in find_bundles(data.path):
+        for record in iter_records(path):
+            bundle = by_id[str(record["bundle_id"])]
+            known = {"bundle_id": bundle.bundle_id, "items": list(bundle.items), "split": bundle.split}
+            rows[bundle.split].append({**record, **known})
+    splits = {}
+    for split, records in rows.items():
+        if records:
+            write_records(target / f"bundles/{split}.parquet", records)
+            splits[split] = (f"bundles/{split}.parquet", len(records))
+    return _table("bundles", splits, target)
+
+
+def _write_questions(data: DatasetFolder, target: Path, used: set[Path]) -> list[_Table]:
+    splits: dict[str, tuple[str, int]] = {}
+    for path in sorted((data.path / "questions").glob("[!.]*")):
+        if not path.name.endswith(SUFFIXES):
+            continue
+        questions = load_questions(path, data.catalog)
+        records = [
+            {**record, **{name: list(v) if isinstance(v, tuple) else v for name, v in vars(question).items()}}
+            for record, question in zip(iter_records(path), questions, strict=True)
+        ]
+        split = split_name(path.name)
+        if split in splits:
+            raise BundleMLLMError(
+                f"{path} would be the split {split!r} of the questions, as another file is already: rename one."
+            )
+        write_records(target / f"questions/{split}.parquet", records)
+        splits[split] = (f"questions/{split}.parquet", len(records))
+        used.add(path)
+    return [_table("questions", splits, target)] if splits else []
+
+
+def _table(config: str, splits: Mapping[str, tuple[str, int]], target: Path) -> _Table:
+    from pyarrow.parquet import read_schema
+
+    columns = dict.fromkeys(name for file, _ in splits.values() for name in read_schema(target / file).names)
+    return _Table(
+        config,
+        {split: rows for split, (_, rows) in splits.items()},
+        {split: file for split, (file, _) in splits.items()},
+        tuple(columns),
+    )
+
+
+def _place_features(data: DatasetFolder, target: Path) -> list[str]:
+    store = data.features()
+    if store is None:
+        return []
+    for path in sorted((data.path / "features").glob("[!.]*.safetensors")):
+        place(path, target / "features" / path.name)
+    manifest = data.path / "features" / MANIFEST
+    if manifest.exists():
+        write_json(target / "features" / MANIFEST, read_json(manifest))
+    return list(store.modalities)
+
+
+def _inside(folder: Path, name: str) -> Path:
+    path = folder / name
+    if not path.resolve().is_relative_to(folder.resolve()) or not path.is_file():
+        raise BundleMLLMError(
+            f"An item names the file {name!r}, which is not in {folder}: put it there, correct the item, or publish "
+            "without --include-media."
+        )
+    return path
+
+
+def _render_card(repo_id: str, license: str, tables: list[_Table], *, num_items: int, **context: Any) -> DatasetCard:
+    name = repo_id.split("/")[-1]
+    metadata = DatasetCardData(
+        license=license,
+        pretty_name=name,
+        size_categories=[_size_category(max(sum(table.splits.values()) for table in tables))],
+        task_categories=["multiple-choice"],
+        tags=list(TAGS),
+        configs=[
+            {
+                "config_name": table.config,
+                "data_files": [{"split": split, "path": file} for split, file in table.files.items()],
+            }
+            for table in tables
+        ],
+    )
+    text = card_template("dataset_card.md").render(
+        metadata=metadata.to_yaml(),
+        name=name,
+        repo_id=repo_id,
+        tables=tables,
+        license_text="not stated" if license == LICENSE_UNKNOWN else license,
+        **context,
+    )
+    return DatasetCard(text)
+
+
+def _size_category(rows: int) -> str:
+    limits = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
+    return next((name for limit, name in limits if rows < limit), "1M<n<10M")
+
+
+def _check_readable(folder: Path, tables: list[_Table]) -> None:
+    """Read each table as its users will, with `load_dataset`."""
+    hidden = are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        with tempfile.TemporaryDirectory() as cache:
+            for table in tables:
+                loaded = load_dataset(str(folder), table.config, cache_dir=cache)
+                if {split: len(loaded[split]) for split in loaded} != table.splits:
+                    raise BundleMLLMError(f"{folder} does not give all rows of {table.config} through load_dataset.")
+                del loaded
+    except BundleMLLMError:
+        raise
+    except Exception as error:  # whatever the readers of `datasets` raise
+        raise BundleMLLMError(
+            f"The tables of {folder} cannot be read with load_dataset: {' '.join(str(error).split())} Give the named "
+            "column one type."
+        ) from error
+    finally:
+        if not hidden:
+            enable_progress_bars()
+
+
+def _check_same(data: DatasetFolder, written: DatasetFolder) -> None:
+    if written.catalog.content_hash != data.catalog.content_hash or any(
+        written.bundles[split] != data.bundles[split] for split in SPLITS
+    ):
+        raise BundleMLLMError(
+            f"{written.path} does not hold the same items and bundles as {data.path}, so it was not published: please "
+            "report this with the first lines of the tables."
+        )

@@ -1,0 +1,180 @@
+"""Publish a model folder: write the repository, verify it in a clean process, upload it in one commit.
+
+Knows nothing about how the model was trained.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from bundle_mllm.errors import BundleMLLMError
+from bundle_mllm.hub.card import LICENSE_UNKNOWN, Measurement, find_record, read_measurements, render_model_card
+from bundle_mllm.hub.repository import (
+    place,
+    read_json,
+    repository_files,
+    repository_folder,
+    write_json,
+    write_repository,
+)
+from bundle_mllm.hub.upload import check_login, check_repo_id, upload
+from bundle_mllm.hub.verify import Verification, check_complete, verify_repository
+
+CARD, PUBLISHED_RECORD = "README.md", "training_record.json"
+TAKEN = (
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "*_bundle_mllm.py",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_templates/*.jinja",
+    "config.json",
+    "generation_config.json",
+    "items.jsonl",
+    "merges.txt",
+    "processor_config.json",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+    "vocab.txt",
+)
+"""The files of a model folder that belong in its repository; all others stay here."""
+WRITTEN = (CARD, PUBLISHED_RECORD, "metrics*.json")
+
+
+@dataclass(frozen=True)
+class PublishReport:
+    """What was, or in a dry run would be, published.
+
+    Attributes:
+        repo_id: The repository.
+        folder: The local folder that was uploaded; it stays for inspection.
+        files: Size in bytes of each file, by its path in the repository.
+        left_out: What the source folder holds besides.
+        verification: What the clean process said about a model; `None` for a data set.
+        commit_url: The address of the commit, `None` after a dry run.
+    """
+
+    repo_id: str
+    folder: Path
+    files: dict[str, int]
+    left_out: tuple[str, ...]
+    verification: Verification | None
+    commit_url: str | None
+
+    @property
+    def size(self) -> int:
+        """Size of all files in bytes."""
+        return sum(self.files.values())
+
+
+def publish(
+    model_dir: str | os.PathLike,
+    repo_id: str,
+    *,
+    private: bool = False,
+    dry_run: bool = False,
+    metrics: Sequence[str | os.PathLike] = (),
+    allow_no_metrics: bool = False,
+    base_model: str | None = None,
+    datasets: Sequence[str] = (),
+    license: str = LICENSE_UNKNOWN,
+    output_dir: str | os.PathLike | None = None,
+    commit_message: str = "Publish with bundle-mllm",
+) -> PublishReport:
+    """Publish a model folder on the Hub.
+
+    Writes the repository folder (weights as hard links, so it takes no space), renders its card, verifies it by
+    loading it without this package and comparing scores, and only then uploads it, in one commit. A call that failed
+    can be repeated; what has arrived is not sent again.
+
+    Args:
+        model_dir: A model folder.
+        repo_id: The repository, `owner/name`.
+        private: Whether only its owner may see it.
+        dry_run: Stop before uploading; needs no token and no network.
+        metrics: Files of `bundle-mllm evaluate`; by default the `metrics*.json` in the model folder.
+        allow_no_metrics: Publish a card without metrics.
+        base_model: Hub name of the base model, where the run record names a local folder.
+        datasets: Hub names of the data sets it was trained on.
+        license: The Hub's identifier of the license of the weights.
+        output_dir: The repository folder; by default `model_dir` with "-hub" at its end.
+        commit_message: Title of the commit.
+
+    Returns:
+        The files with their sizes, what verification found, and the commit.
+
+    Raises:
+        BundleMLLMError: The name is none, there is no valid token, metrics are missing, a file is missing, cut short
+            or unsafe, the folder answers differently without this package, or the Hub cannot be reached. Then nothing
+            has become visible.
+    """
+    source = Path(model_dir)
+    check_repo_id(repo_id)
+    if not source.is_dir():
+        raise BundleMLLMError(f"{source} is no folder: give the output folder of `bundle-mllm train`.")
+    check_complete(source)
+    measurements = read_measurements(source, [Path(path) for path in metrics])
+    card = render_model_card(
+        source,
+        repo_id,
+        measurements,
+        base_model=base_model,
+        datasets=datasets,
+        license=license,
+        allow_no_metrics=allow_no_metrics,
+    )
+    if not dry_run:
+        check_login()  # before the minutes that verifying a large model takes
+    folder = Path(output_dir) if output_dir is not None else repository_folder(source)
+    record = find_record(source)
+    taken = [path for path in _files_of(source) if matches(path.relative_to(source).as_posix(), TAKEN)]
+
+    def write(target: Path) -> None:
+        for path in taken:
+            place(path, target / path.relative_to(source))
+        for name, measurement in _metrics_names(measurements).items():
+            write_json(target / name, dict(measurement.values))
+        if record is not None:
+            write_json(target / PUBLISHED_RECORD, read_json(record))
+        (target / CARD).write_text(str(card), encoding="utf-8")
+
+    write_repository(folder, source, write)
+    verification = verify_repository(folder)
+    files = repository_files(folder)
+    commit_url = None
+    if not dry_run:
+        commit_url = upload(
+            folder,
+            files,
+            repo_id,
+            repo_type="model",
+            private=private,
+            message=commit_message,
+            belongs=lambda name: matches(name, (*TAKEN, *WRITTEN)),
+        )
+    used = {*taken, *(path.parent for path in taken), record, *(m.path for m in measurements)}
+    left_out = tuple(sorted(path.name for path in source.iterdir() if path not in used and path.name[0] != "."))
+    return PublishReport(repo_id, folder, files, left_out, verification, commit_url)
+
+
+def _files_of(folder: Path) -> list[Path]:
+    """Return the files directly in a folder, and its chat templates."""
+    return sorted(path for path in (*folder.iterdir(), *folder.glob("chat_templates/*")) if path.is_file())
+
+
+def matches(name: str, patterns: Sequence[str]) -> bool:
+    """Return whether a file of a repository matches one of some patterns, in which "*" stays within a folder."""
+    return any(fnmatchcase(name, pattern) and name.count("/") == pattern.count("/") for pattern in patterns)
+
+
+def _metrics_names(measurements: Sequence[Measurement]) -> dict[str, Measurement]:
+    if len(measurements) == 1:
+        return {"metrics.json": measurements[0]}
+    return {f"metrics_{measurement.split}.json": measurement for measurement in measurements}

@@ -1,0 +1,161 @@
+"""Verification finds what would not load elsewhere, what is unsafe to load, and what answers differently."""
+
+import json
+import os
+import shutil
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from bundle_mllm.errors import BundleMLLMError
+from bundle_mllm.folder import load_model
+from bundle_mllm.hub.publish import TAKEN, matches, publish
+from bundle_mllm.hub.verify import check_complete, check_safe, sample_questions, verify_repository
+
+
+@pytest.fixture
+def folder(model_folder, tmp_path):
+    """A repository folder that a test may change."""
+    (tmp_path / "model").mkdir()
+    for path in model_folder.iterdir():
+        if matches(path.name, TAKEN):
+            shutil.copy(path, tmp_path / "model")
+    return tmp_path / "model"
+
+
+def shards(folder):
+    return sorted(folder.glob("*.safetensors"))
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "items.jsonl", "processor_config.json", "tokenizer.json", "items_bundle_mllm.py"]
+)
+def test_a_missing_file_is_named(folder, name):
+    (folder / name).unlink()
+    with pytest.raises(BundleMLLMError, match=f"has no {name}, so it would not load"):
+        check_complete(folder)
+
+
+def test_a_missing_shard_is_named(folder):
+    shards(folder)[1].unlink()
+    with pytest.raises(BundleMLLMError, match=r"-00002-of-.*which is missing"):
+        check_complete(folder)
+
+
+def test_a_folder_without_weights_is_an_error(folder):
+    for path in shards(folder):
+        path.unlink()
+    with pytest.raises(BundleMLLMError, match=r"holds no \*\.safetensors"):
+        check_complete(folder)
+
+
+@pytest.mark.parametrize("keep", [-1, 100, 4, 0])
+def test_weights_that_are_cut_short_are_an_error(folder, keep):
+    os.truncate(shards(folder)[0], shards(folder)[0].stat().st_size - 1 if keep < 0 else keep)
+    with pytest.raises(BundleMLLMError, match=r"weights are missing or foreign|no readable header"):
+        check_complete(folder)
+    with pytest.raises(BundleMLLMError, match="no readable Bundle-MLLM model"):
+        load_model(folder)
+
+
+def tamper(folder, name, change):
+    path = next(path for path in shards(folder) if name in load_file(path))
+    tensors = load_file(path)
+    tensors[name] = change(tensors[name])
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def test_a_weight_of_another_shape_is_an_error(folder):
+    tamper(folder, "model.projector.linear_1.weight", lambda weight: weight[:-1].clone())
+    with pytest.raises(BundleMLLMError, match=r"no readable Bundle-MLLM model.*linear_1\.weight"):
+        verify_repository(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("pytorch_model.bin", b"anything"),
+        ("extra.model", b"\x80\x04K\x01."),
+        ("extra.dat", b"PK\x03\x04 a zip, as torch.save writes"),
+    ],
+)
+def test_a_pickle_is_refused(folder, name, content):
+    check_safe(folder)
+    (folder / name).write_bytes(content)
+    with pytest.raises(BundleMLLMError, match="may be a pickle"):
+        check_safe(folder)
+
+
+@pytest.mark.parametrize("prefix", ["", "local-dir:"])
+def test_a_path_of_this_machine_is_refused(folder, tmp_path, prefix):
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config["name_or_path"] = f"{prefix}{tmp_path}"
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    with pytest.raises(BundleMLLMError, match=r"tokenizer_config\.json names .* a path of this machine"):
+        check_safe(folder)
+
+
+def test_questions_come_from_the_catalog_and_the_seed(folder):
+    model, processor = load_model(folder)
+    modalities = dict(model.config.modalities)
+    one, same, other = (sample_questions(processor, modalities, seed=seed) for seed in (0, 0, 1))
+    assert one == same != other
+    ids = [entry for q in one for entry in (*q["partial"], *q["candidates"]) if isinstance(entry, str)]
+    assert set(ids) <= set(processor.item_ids)
+    assert {name: len(v) for name, v in one[-1]["candidates"][-1]["features"].items()} == modalities
+
+
+def test_code_that_needs_more_than_the_repository_is_an_error(folder):
+    code = folder / "modeling_bundle_mllm.py"
+    code.write_text(f"import bundle_mllm\n{code.read_text()}")
+    with pytest.raises(
+        BundleMLLMError, match=r"does not load without this package: AutoModelForCausalLM.*bundle_mllm"
+    ):
+        verify_repository(folder)
+
+
+def test_code_that_answers_differently_is_an_error(folder):
+    code = folder / "processing_bundle_mllm.py"
+    changed = code.read_text().replace("Which {item_noun} completes", "What {item_noun} is missing in")
+    assert changed != code.read_text()
+    code.write_text(changed)
+    config = json.loads((folder / "processor_config.json").read_text())
+    del config["instruction"]  # the default of the code counts
+    (folder / "processor_config.json").write_text(json.dumps(config))
+    with pytest.raises(BundleMLLMError, match="answers differently without this package"):
+        verify_repository(folder)
+
+
+@pytest.mark.parametrize("where", ["", "..", "../.."])
+def test_what_a_repository_is_made_from_is_never_overwritten(model_folder, where):
+    target = model_folder / where
+    before = sorted(path.name for path in model_folder.iterdir())
+    with pytest.raises(BundleMLLMError, match=r"would be written over"):
+        publish(model_folder, "acme/outfits", dry_run=True, output_dir=target)
+    assert sorted(path.name for path in model_folder.iterdir()) == before
+
+
+def test_a_folder_that_is_no_repository_is_never_overwritten(model_folder, tmp_path):
+    (tmp_path / "thesis.txt").write_text("three years of work")
+    with pytest.raises(BundleMLLMError, match="is no repository folder"):
+        publish(model_folder, "acme/outfits", dry_run=True, output_dir=tmp_path)
+    assert (tmp_path / "thesis.txt").read_text() == "three years of work"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda folder: os.truncate(shards(folder)[0], 1000), "weights are missing or foreign|no readable header"),
+        (lambda folder: shards(folder)[0].unlink(), "which is missing"),
+        (
+            lambda folder: (folder / "adapter_config.json").write_text("{}") and (folder / "config.json").unlink(),
+            "merge",
+        ),
+        (lambda folder: None, "There are no metrics"),
+    ],
+)
+def test_nothing_is_written_for_a_folder_that_cannot_be_published(folder, spoil, message):
+    spoil(folder)
+    with pytest.raises(BundleMLLMError, match=message):
+        publish(folder, "acme/outfits", dry_run=True)
+    assert [path.name for path in folder.parent.iterdir()] == ["model"]

@@ -32,6 +32,11 @@ _LAZY = {
     "evaluate": "evaluation.evaluate",
     "rank_candidates": "evaluation.ranking",
     "score_questions": "evaluation.scoring",
+    "convert_checkpoint": "hub.convert",
+    "publish_dataset": "hub.dataset",
+    "export_stock": "hub.export",
+    "publish": "hub.publish",
+    "verify_repository": "hub.verify",
     "load_model": "folder",
     "save_model": "folder",
     "RunConfig": "training.config",
@@ -73,6 +78,11 @@ if TYPE_CHECKING:
     from .evaluation.ranking import rank_candidates
     from .evaluation.scoring import score_questions
     from .folder import load_model, save_model
+    from .hub.convert import convert_checkpoint
+    from .hub.dataset import publish_dataset
+    from .hub.export import export_stock
+    from .hub.publish import publish
+    from .hub.verify import verify_repository
     from .modeling import (
         BundleCompletionPipeline,
         BundleMLLMConfig,

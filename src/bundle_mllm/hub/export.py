@@ -144,8 +144,8 @@ def _load(model_dir: str | Path) -> tuple[BundleMLLMForCausalLM, BundleMLLMProce
         raise BundleMLLMError(f"The adapter {model_dir} cannot be read: {error} Save it again.") from error
     if not base:
         raise BundleMLLMError(
-            f"The adapter {model_dir} does not say what it adapts, so it cannot be merged: set base_model_name_or_path "
-            "in its adapter_config.json to the model folder it was trained on."
+            f"The adapter {model_dir} does not say what it adapts, so it cannot be merged: set "
+            "base_model_name_or_path in its adapter_config.json to the model folder it was trained on."
         )
     model, processor = load_model(base)
     try:

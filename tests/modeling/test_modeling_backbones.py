@@ -7,8 +7,10 @@ from transformers import (
     AutoModelForCausalLM,
     BertConfig,
     BertLMHeadModel,
+    BitsAndBytesConfig,
     BloomConfig,
     CohereConfig,
+    FalconConfig,
     Gemma2Config,
     Gemma3nTextConfig,
     Gemma3TextConfig,
@@ -17,11 +19,21 @@ from transformers import (
     GraniteConfig,
     LlamaConfig,
     LlamaModel,
+    MistralConfig,
+    MixtralConfig,
+    Olmo2Config,
     OPTConfig,
+    Phi3Config,
     PhiConfig,
+    Qwen2Config,
+    Qwen3Config,
+    Qwen3MoeConfig,
+    SmolLM3Config,
 )
 
 from bundle_mllm.modeling import BundleMLLMForCausalLM
+from bundle_mllm.training.config import LoraSettings, StageOneConfig, StageTwoConfig
+from bundle_mllm.training.trainable import make_trainable, merge_lora
 
 OFFSET = 1 << 20
 IDS = torch.tensor([[3, 60, 401, OFFSET + 3, 61, 401, OFFSET + 7, 62]])
@@ -40,9 +52,16 @@ SMALL = {"vocab_size": 300, "n_embd": 32, "n_layer": 2, "n_head": 2, "initialize
 BACKBONES = {
     "llama": LlamaConfig(**COMMON),
     "llama, tied": LlamaConfig(**COMMON, tie_word_embeddings=True),
+    "mistral": MistralConfig(**COMMON, sliding_window=16),
+    "qwen2": Qwen2Config(**COMMON, tie_word_embeddings=True),
+    "qwen3": Qwen3Config(**COMMON, head_dim=16),
+    "smollm3": SmolLM3Config(**COMMON, pad_token_id=0),
+    "olmo2": Olmo2Config(**COMMON),
     "gpt2": GPT2Config(**SMALL),
     "gpt_neox": GPTNeoXConfig(**COMMON),
+    "falcon": FalconConfig(vocab_size=300, hidden_size=32, num_hidden_layers=2, num_attention_heads=2),
     "phi": PhiConfig(**COMMON),
+    "phi3": Phi3Config(**COMMON, pad_token_id=0),
     "gemma2": Gemma2Config(**COMMON, head_dim=16, final_logit_softcapping=2.0),
     "gemma3": Gemma3TextConfig(**COMMON, head_dim=16),
     "granite": GraniteConfig(**COMMON, logits_scaling=8.0, embedding_multiplier=3.0),
@@ -50,6 +69,8 @@ BACKBONES = {
     "opt": OPTConfig(
         vocab_size=300, hidden_size=32, ffn_dim=48, num_hidden_layers=2, num_attention_heads=2, word_embed_proj_dim=16
     ),
+    "mixtral": MixtralConfig(**COMMON, num_local_experts=2),
+    "qwen3_moe": Qwen3MoeConfig(**COMMON, head_dim=16, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16),
     "bloom": BloomConfig(vocab_size=300, hidden_size=32, n_layer=2, n_head=2, initializer_range=0.2),
 }
 
@@ -90,6 +111,45 @@ def test_a_backbone_is_wrapped_saved_loaded_and_scored(backbone, tmp_path):
     assert (loaded.lm_head.weight is loaded.get_input_embeddings().weight) is tied
 
 
+def step(model, ids):
+    """Take one short step down the gradient of the answer's loss; return the loss before and after."""
+    labels = torch.full_like(ids, -100)
+    labels[0, -1] = 41
+    question = ids.masked_fill(labels != -100, 41)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    before = model(input_ids=question, labels=labels).loss
+    before.backward()
+    torch.nn.utils.clip_grad_norm_(parameters, 0.01)
+    torch.optim.SGD(parameters, lr=1.0).step()
+    model.zero_grad()
+    return before.item(), model(input_ids=question, labels=labels).loss.item()
+
+
+def test_a_step_of_each_stage_lowers_the_loss_and_moves_its_groups_only(backbone):
+    model = make_model(backbone)
+    for stage in (StageOneConfig(), StageTwoConfig()):
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        trained = make_trainable(model, stage.trains, LoraSettings(dropout=0.0), seed=0)
+        first, second = step(trained, IDS if stage.shows_items else IDS.clamp(max=299))
+        assert second < first
+        model = merge_lora(trained)
+        moved = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+        if stage.shows_items:
+            assert {name.split(".")[1] for name in moved} == {"fusion", "projector", "separator"}
+        else:
+            assert moved and all("language_model" in name and "weight" in name for name in moved)
+            assert not any("embed" in name or "wte" in name for name in moved)
+
+
+@torch.no_grad()
+def test_generation_with_a_cache_reads_items(backbone):
+    model = make_model(backbone)
+    generated = model.generate(IDS, max_new_tokens=4, min_new_tokens=4, do_sample=False, pad_token_id=0)
+    for length in range(IDS.shape[1], generated.shape[1]):
+        logits = model(input_ids=generated[:, :length], use_cache=False).logits[0, -1]
+        assert torch.isclose(logits[generated[0, length]], logits.max(), atol=1e-4)
+
+
 @torch.no_grad()
 def test_half_precision_backbones_score(tmp_path):
     backbone = AutoModelForCausalLM.from_config(LlamaConfig(**COMMON), dtype=torch.bfloat16)
@@ -99,6 +159,22 @@ def test_half_precision_backbones_score(tmp_path):
     model.save_pretrained(tmp_path)
     loaded = BundleMLLMForCausalLM.from_pretrained(tmp_path)
     assert loaded.dtype == torch.bfloat16 and torch.equal(loaded(input_ids=IDS).logits, logits)
+
+
+@torch.no_grad()
+def test_a_saved_model_loads_in_four_bits_with_its_item_modules_whole(tmp_path):
+    pytest.importorskip("bitsandbytes")
+    model = make_model(make_backbone(LlamaConfig(**{**COMMON, "hidden_size": 64, "intermediate_size": 128})))
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(
+        tmp_path, quantization_config=BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+    )
+    quantized = {name for name, module in loaded.named_modules() if type(module).__name__ == "Linear4bit"}
+    assert quantized and all(name.startswith("model.language_model.layers.") for name in quantized)
+    rows = torch.arange(4)
+    assert torch.equal(loaded.get_item_embeddings(rows), model.get_item_embeddings(rows))
+    expected, found = model.option_logits(IDS, None, LETTERS), loaded.option_logits(IDS, None, LETTERS)
+    assert 0 < (found - expected).abs().max() < 0.5 * expected.abs().max() + 1
 
 
 def test_a_backbone_that_reads_input_ids_in_every_layer_is_refused():

@@ -3,7 +3,16 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny_models import CHAT_TEMPLATE, ITEM_IDS, TITLES, make_processor, make_sentencepiece_tokenizer, make_tokenizer
+from tiny_models import (
+    CHAT_TEMPLATE,
+    ITEM_IDS,
+    TITLES,
+    make_processor,
+    make_sentencepiece_tokenizer,
+    make_tokenizer,
+    make_unigram_tokenizer,
+    make_wordpiece_tokenizer,
+)
 
 from bundle_mllm.modeling import BundleMLLMProcessor
 
@@ -116,6 +125,12 @@ def test_questions_over_the_catalog_have_no_extra_items(processor, question):
     [
         *(make_tokenizer(adds_bos, template) for adds_bos in (True, False) for template in (None, CHAT_TEMPLATE)),
         *(make_sentencepiece_tokenizer(legacy) for legacy in (True, False)),
+        *(make_wordpiece_tokenizer(lowercase) for lowercase in (True, False)),
+        make_unigram_tokenizer(),
+    ],
+    ids=[
+        *(f"bpe-{bos}-{chat}" for bos in ("bos", "no_bos") for chat in ("plain", "chat")),
+        *("metaspace-legacy", "metaspace", "wordpiece-uncased", "wordpiece-cased", "unigram"),
     ],
 )
 def test_a_letter_after_the_prompt_is_one_token_more(tokenizer, question):

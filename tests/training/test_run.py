@@ -87,6 +87,16 @@ def test_a_finished_run_is_not_repeated_and_another_run_is_refused(finished, tin
         train(replace(tiny_run(tiny_data, finished), seed=1))
 
 
+def test_a_run_uses_its_number_of_threads_and_gives_the_others_back(tiny_data, tmp_path, monkeypatch):
+    used = []
+    monkeypatch.setattr("bundle_mllm.training.run._run_stages", lambda *_: used.append(torch.get_num_threads()))
+    before = torch.get_num_threads()
+    train(replace(tiny_run(tiny_data, tmp_path / "out"), num_threads=before + 1))
+    assert used == [before + 1] and torch.get_num_threads() == before
+    with pytest.raises(BundleMLLMError, match="num_threads is 0"):
+        replace(tiny_run(tiny_data, tmp_path / "out"), num_threads=0)
+
+
 def test_a_folder_with_other_files_is_not_overwritten(tiny_data, tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(BundleMLLMError, match="not empty"):

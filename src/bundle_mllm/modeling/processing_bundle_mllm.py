@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers import ProcessorMixin
 from transformers.tokenization_utils_base import BatchEncoding, PreTrainedTokenizerBase
-from transformers.utils import cached_file
+from transformers.utils import hub
 
 from .tokenization_bundle_mllm import ITEM_SEPARATOR, BundleMLLMTokenizerFast
 
@@ -377,7 +377,7 @@ class BundleMLLMProcessor(ProcessorMixin):
     def to_dict(self) -> dict[str, Any]:
         """Return the fields of `processor_config.json`; the items are saved beside it."""
         names = self.__init__.__code__.co_varnames[1 : self.__init__.__code__.co_argcount]
-        apart = {"tokenizer", "item_ids", "titles", "chat_template"}
+        apart = ("tokenizer", "item_ids", "titles", "chat_template")
         fields = {name: getattr(self, name) for name in names if name not in apart}
         fields |= {"auto_map": self.auto_map} if "auto_map" in self.__dict__ else {}
         return {**fields, "processor_class": type(self).__name__}
@@ -399,7 +399,7 @@ class BundleMLLMProcessor(ProcessorMixin):
         """Read `processor_config.json`, and the items beside it; see the base class."""
         hub_kwargs = {name: kwargs[name] for name in _HUB_KWARGS if kwargs.get(name) is not None}
         fields, kwargs = super().get_processor_dict(pretrained_model_name_or_path, **kwargs)
-        with open(cached_file(pretrained_model_name_or_path, ITEMS_FILE, **hub_kwargs), encoding="utf-8") as file:
+        with open(hub.cached_file(pretrained_model_name_or_path, ITEMS_FILE, **hub_kwargs), encoding="utf-8") as file:
             items = json.loads(f"[{file.read().strip().replace(chr(10), ',')}]")  # in one go: a million lines in 2 s
         fields["item_ids"], fields["titles"] = [i["item_id"] for i in items], [i["title"] for i in items]
         return fields, kwargs

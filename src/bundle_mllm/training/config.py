@@ -124,6 +124,8 @@ class RunConfig:
     """Validation questions (half uniform, half hard negatives) that choose the checkpoint of each stage."""
     validation_candidates: int = 10
     """Options of each validation question."""
+    num_threads: int | None = None
+    """CPU threads that one operation may use; PyTorch's choice if not given."""
     dtype: Literal["float32", "bfloat16", "auto"] = "auto"
     """Precision in which a downloaded backbone is loaded; "scratch" is float32."""
     fusion: FusionSettings = field(default_factory=FusionSettings)
@@ -131,6 +133,8 @@ class RunConfig:
     stage_two: StageTwoConfig = field(default_factory=StageTwoConfig)
 
     def __post_init__(self):
+        if self.num_threads is not None and self.num_threads < 1:
+            raise BundleMLLMError(f"num_threads is {self.num_threads}: give 1 or more, or leave it out.")
         for name in ("stage_one", "stage_two"):
             stage: StageConfig = getattr(self, name)
             low, high = stage.num_candidates
@@ -154,7 +158,8 @@ def default_run(base_model: str, *, data: Path, output_dir: Path) -> RunConfig:
 
     A pretrained backbone gets the paper's recipe. `scratch` has nothing to preserve: it trains in full in both
     stages, with larger steps, and with the feature standardization and item-embedding norm (both ours) that a
-    backbone without pretraining profits from.
+    backbone without pretraining profits from. One thread: operations of its size gain nothing from a second one, and
+    on a busy machine threads that wait for each other lose much.
     """
     if base_model != SCRATCH:
         return RunConfig(data=data, output_dir=output_dir, base_model=base_model)
@@ -163,6 +168,7 @@ def default_run(base_model: str, *, data: Path, output_dir: Path) -> RunConfig:
         data=data,
         output_dir=output_dir,
         base_model=base_model,
+        num_threads=1,
         fusion=FusionSettings(standardize_features=True, normalize_item_embeddings=True),
         stage_one=StageOneConfig(num_questions=12_800, trains=("backbone",), alignment_steps=600, **full),
         stage_two=StageTwoConfig(

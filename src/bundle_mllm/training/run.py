@@ -10,12 +10,14 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers.utils import logging
 
 from bundle_mllm.data.files import atomic_path
@@ -66,6 +68,13 @@ def train(config: RunConfig) -> Path:
     if record["finished"]:
         logger.warning(f"{out} holds this run already, finished: nothing to do.")
         return out
+    with _threads(config.num_threads):
+        _run_stages(config, data, record)
+    return out
+
+
+def _run_stages(config: RunConfig, data: DatasetFolder, record: dict[str, Any]) -> None:
+    out = config.output_dir
     validation = _validation_questions(config, data)
     model, processor = None, None
     previous: Path | None = None
@@ -99,7 +108,17 @@ def train(config: RunConfig) -> Path:
     record["finished"] = True
     _write_record(out, record)
     previous.rmdir()
-    return out
+
+
+@contextmanager
+def _threads(number: int | None) -> Iterator[None]:
+    """Limit the threads of PyTorch's operations for a while."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _training_questions(config: RunConfig, stage: StageConfig, data: DatasetFolder, seed: int) -> list[Question]:

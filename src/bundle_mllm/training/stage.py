@@ -6,6 +6,7 @@ Knows nothing about prompt wording or about what came before the stage.
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -99,7 +100,7 @@ def _trainer(
         gradient_accumulation_steps=stage.gradient_accumulation_steps,
         learning_rate=stage.learning_rate,
         lr_scheduler_type=stage.lr_scheduler_type,
-        warmup_steps=round(stage.warmup_ratio * steps),
+        warmup_steps=math.ceil(stage.warmup_ratio * steps),  # as the Trainer itself reads a fraction
         weight_decay=stage.weight_decay,
         max_grad_norm=stage.max_grad_norm,
         activation_checkpointing=stage.gradient_checkpointing,

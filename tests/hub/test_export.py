@@ -293,6 +293,10 @@ def test_an_adapter_is_merged_with_all_it_holds(tmp_path):
     shutil.rmtree(tmp_path / "base")
     with pytest.raises(BundleMLLMError, match="no readable Bundle-MLLM model"):
         export_stock(tmp_path / "adapter", tmp_path / "other")
+    config = tmp_path / "adapter" / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"base_model_name_or_path": None}))
+    with pytest.raises(BundleMLLMError, match="does not say what it adapts"):
+        export_stock(tmp_path / "adapter", tmp_path / "other")
 
 
 @pytest.mark.parametrize("name", ["LlamaForCausalLM", "Gemma3ForCausalLM"])

@@ -139,9 +139,14 @@ def _load(model_dir: str | Path) -> tuple[BundleMLLMForCausalLM, BundleMLLMProce
     if not is_adapter:
         return load_model(model_dir)
     try:
-        base = PeftConfig.from_pretrained(str(model_dir)).base_model_name_or_path or "the adapter's base (not named)"
+        base = PeftConfig.from_pretrained(str(model_dir)).base_model_name_or_path
     except (OSError, ValueError, TypeError) as error:
         raise BundleMLLMError(f"The adapter {model_dir} cannot be read: {error} Save it again.") from error
+    if not base:
+        raise BundleMLLMError(
+            f"The adapter {model_dir} does not say what it adapts, so it cannot be merged: set "
+            "base_model_name_or_path in its adapter_config.json to the model folder it was trained on."
+        )
     model, processor = load_model(base)
     try:
         merged = PeftModel.from_pretrained(model, str(model_dir)).merge_and_unload()

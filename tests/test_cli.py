@@ -57,6 +57,32 @@ def test_questions_evaluate_complete(model, tiny_data, tmp_path, capsys):
     assert len(capsys.readouterr().out.splitlines()) == 3
 
 
+def test_publish_shows_what_it_would_upload_and_touches_nothing(model, tiny_data, tmp_path, capsys):
+    file, metrics_file = tmp_path / "q.jsonl", tmp_path / "metrics.json"
+    assert ask(tiny_data, file, "--num-candidates", "4") == 0
+    arguments = ["--model", str(model), "--data", str(tiny_data), "--questions", str(file)]
+    assert main(["evaluate", *arguments, "--output", str(metrics_file)]) == 0
+    command = ["publish", "--model", str(model), "--repo", "org/tiny", "--output-dir", str(tmp_path / "repository")]
+    assert main([*command, "--dry-run"]) == 2
+    assert "--allow-no-metrics" in capsys.readouterr().err
+    assert main([*command, "--dry-run", "--metrics", str(metrics_file)]) == 0
+    printed = capsys.readouterr().out
+    assert "model.safetensors" in printed and "README.md" in printed and "verified: " in printed
+    assert "dry run: org/tiny was not touched" in printed
+    assert (tmp_path / "repository" / "modeling_bundle_mllm.py").exists()
+
+
+def test_publish_dataset_and_export_say_what_they_wrote(model, tiny_data, tmp_path, capsys):
+    command = ["publish-dataset", "--data", str(tiny_data), "--repo", "org/tiny", "--dry-run"]
+    assert main([*command, "--output-dir", str(tmp_path / "data")]) == 0
+    assert "items.parquet" in capsys.readouterr().out
+    command = ["export", "--model", str(model), "--output-dir", str(tmp_path / "llm")]
+    assert main([*command, "--modalities", "smell"]) == 2
+    assert "smell" in capsys.readouterr().err
+    assert main([*command, "--modalities", "visual"]) == 0
+    assert f"language model: {tmp_path / 'llm'}" in capsys.readouterr().out
+
+
 def test_the_same_seed_writes_the_same_bytes(tiny_data, tmp_path):
     for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
         assert ask(tiny_data, tmp_path / f"{name}.jsonl", "--num-candidates", "6", "--seed", seed) == 0

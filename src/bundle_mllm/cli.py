@@ -323,6 +323,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             run_train(argv[1:])
         else:
             tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="bundle-mllm", description=_DESCRIPTION, args=argv)
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (ValueError, OSError) as error:  # what the package and the stack below raise for what they were given
         if os.environ.get(DEBUG):
             raise

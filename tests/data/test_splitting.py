@@ -97,7 +97,9 @@ def test_no_bundles_and_empty_bundles_are_no_problem():
     assert len(splits) == 12
 
 
-@pytest.mark.parametrize("fractions", [(0.8, 0.2), (0.8, 0.3, 0.1), (1.1, -0.1, 0), (0, 0.5, 0.5), (float("nan"), 0, 1)])
+@pytest.mark.parametrize(
+    "fractions", [(0.8, 0.2), (0.8, 0.3, 0.1), (1.1, -0.1, 0), (0, 0.5, 0.5), (float("nan"), 0, 1)]
+)
 def test_what_is_no_share_is_refused(fractions):
     with pytest.raises(BundleMLLMError, match="give three numbers"):
         split_bundles({"b": ["i"]}, fractions=fractions, seed=0)
@@ -114,6 +116,8 @@ def test_many_bundles_of_a_few_popular_items_are_split_without_near_duplicates_a
     rng = random.Random(0)
     for n in range(8_000):
         popular = [f"i{int(200 * rng.random() ** 3)}" for _ in range(3)]
-        bundles[f"b{n}"] = list(dict.fromkeys([*popular, f"i{rng.randrange(200, 20_000)}", f"i{rng.randrange(20_000)}"]))
+        bundles[f"b{n}"] = list(
+            dict.fromkeys([*popular, f"i{rng.randrange(200, 20_000)}", f"i{rng.randrange(20_000)}"])
+        )
     splits = split_bundles(bundles, seed=0)
     assert held_out_near_duplicates(bundles, splits) == []

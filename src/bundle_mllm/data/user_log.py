@@ -39,7 +39,6 @@ class UserLog:
         rows: The catalog row of each pair's item, `[num_pairs]` (int64).
         timestamps: When the log first has each pair, `[num_pairs]` (as read; integers in text become int64), or
             `None` if it does not say.
-        num_records: How many records the log has.
         num_repeated: How many records repeat a pair.
         num_unknown: How many records were dropped because the catalog lacks their item.
         unknown: The first few of those: record (counted from 1) and item id.
@@ -50,13 +49,19 @@ class UserLog:
     users: tuple[str, ...]
     user_index: np.ndarray
     rows: np.ndarray
-    timestamps: pyarrow.Array | None
-    num_records: int
-    num_repeated: int
-    num_unknown: int
-    unknown: tuple[tuple[int, str], ...]
-    num_missing: int
-    missing: tuple[int, ...]
+    timestamps: pyarrow.Array | None = None
+    num_repeated: int = 0
+    num_unknown: int = 0
+    unknown: tuple[tuple[int, str], ...] = ()
+    num_missing: int = 0
+    missing: tuple[int, ...] = ()
+
+    @classmethod
+    def from_pairs(cls, user_ids: Iterable[str], rows: np.ndarray) -> UserLog:
+        """Build a log of distinct pairs, given as two columns of equal length."""
+        index: dict[str, int] = {}
+        numbers = [index.setdefault(user_id, len(index)) for user_id in user_ids]
+        return cls(tuple(index), np.array(numbers, dtype=np.int64), rows)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -149,7 +154,6 @@ def collect_log(batches: Iterable[pyarrow.RecordBatch], catalog: ItemCatalog, so
         user_index=user_index[first],
         rows=all_rows[first],
         timestamps=when,
-        num_records=num_records,
         num_repeated=len(all_rows) - len(first),
         num_unknown=num_unknown,
         unknown=tuple(unknown),
@@ -186,9 +190,7 @@ def write_log(path: str | os.PathLike, log: UserLog, catalog: ItemCatalog) -> No
             writer.write_batch(pyarrow.record_batch(columns, schema=schema))
 
 
-def _iter_parquet(
-    path: Path, names: Mapping[str, str], needed: Iterable[str]
-) -> Iterator[pyarrow.RecordBatch]:
+def _iter_parquet(path: Path, names: Mapping[str, str], needed: Iterable[str]) -> Iterator[pyarrow.RecordBatch]:
     import pyarrow
     import pyarrow.parquet
 
@@ -244,7 +246,9 @@ def _iter_csv(
                 f"{path} row {row.number - 1} has {row.actual_columns} cells for {row.expected_columns} columns: "
                 "quote cells that hold a comma or a line break, and keep empty cells."
             ) from error
-        raise BundleMLLMError(f"{path} is not CSV that can be read ({error}): correct it, or copy it again.") from error
+        raise BundleMLLMError(
+            f"{path} is not CSV that can be read ({error}): correct it, or copy it again."
+        ) from error
 
 
 def _iter_jsonl(path: Path, names: Mapping[str, str], needed: Iterable[str]) -> Iterator[pyarrow.RecordBatch]:
@@ -261,7 +265,9 @@ def _iter_jsonl(path: Path, names: Mapping[str, str], needed: Iterable[str]) -> 
                 blank = value is None or (isinstance(value, str) and not value.strip())
                 columns[field].append(None if blank else to_id(value, where))
             columns[TIME].append(to_text(record.get(names[TIME]), names[TIME], where))
-        yield pyarrow.record_batch([pyarrow.array(values, pyarrow.string()) for values in columns.values()], [*columns])
+        yield pyarrow.record_batch(
+            [pyarrow.array(values, pyarrow.string()) for values in columns.values()], [*columns]
+        )
 
 
 def _present(path: Path, header: Iterable[str], names: Mapping[str, str], needed: Iterable[str]) -> list[str]:

@@ -1,15 +1,18 @@
-"""Build the model that a run starts from: backbone, processor over the catalog, features as catalog rows.
+"""Build the model that a run or a conversion starts from: backbone, processor over the catalog, catalog rows.
 
 Knows nothing about stages, questions or optimizers.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from bundle_mllm.data.catalog import ItemCatalog
 from bundle_mllm.data.folder import DatasetFolder
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.modeling.modeling_bundle_mllm import BundleMLLMForCausalLM
@@ -39,14 +42,8 @@ def build_model(config: RunConfig, data: DatasetFolder) -> tuple[BundleMLLMForCa
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        processor = BundleMLLMProcessor.from_backbone_tokenizer(tokenizer, data.catalog.item_ids, data.catalog.titles)
-        processor.max_length = backbone.config.max_position_embeddings
-        model = BundleMLLMForCausalLM.from_backbone(
-            backbone,
-            modalities=dict(store.modalities) if store else {},
-            separator_token_id=processor.separator_token_id,
-            **vars(config.fusion),
-        )
+        modalities = store.modalities if store else {}
+        model, processor = wrap_backbone(backbone, tokenizer, data.catalog, modalities, **vars(config.fusion))
     if separator is not None:
         model.model.separator.weight.data[0] = separator
     if store is not None:
@@ -55,21 +52,56 @@ def build_model(config: RunConfig, data: DatasetFolder) -> tuple[BundleMLLMForCa
     return model, processor
 
 
+def wrap_backbone(
+    backbone: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    catalog: ItemCatalog,
+    modalities: Mapping[str, int],
+    **config: Any,
+) -> tuple[BundleMLLMForCausalLM, BundleMLLMProcessor]:
+    """Add new item modules to a backbone, and the catalog's items and the separator to its tokenizer.
+
+    Args:
+        backbone: A causal LM; its weights are taken over, not copied.
+        tokenizer: Its tokenizer, which stays as it is.
+        catalog: The items.
+        modalities: Width of the features of each modality.
+        **config: Other fields of `BundleMLLMConfig`.
+
+    Returns:
+        The model, whose catalog is still empty, and its processor. Neither the separator nor an item grows the
+        backbone's embedding.
+    """
+    processor = BundleMLLMProcessor.from_backbone_tokenizer(tokenizer, catalog.item_ids, catalog.titles)
+    processor.max_length = backbone.config.max_position_embeddings
+    processor.modalities = dict(modalities)
+    model = BundleMLLMForCausalLM.from_backbone(
+        backbone, modalities=dict(modalities), separator_token_id=processor.separator_token_id, **config
+    )
+    return model, processor
+
+
 def load_backbone(name: str, dtype: str = "auto") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a causal LM and its tokenizer by Hub name or folder.
 
     Raises:
-        BundleMLLMError: There is no such model, or its tokenizer is empty (what an offline cache can yield silently).
+        BundleMLLMError: There is no such model, its weights are damaged or incomplete, or its tokenizer is empty (what
+            an offline cache can yield silently).
     """
     options: dict[str, Any] = {"dtype": dtype if dtype == "auto" else getattr(torch, dtype)}
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
-        backbone = AutoModelForCausalLM.from_pretrained(name, **options)
-    except (OSError, ValueError) as error:
+        backbone, info = AutoModelForCausalLM.from_pretrained(name, output_loading_info=True, **options)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise BundleMLLMError(
             f"The base model {name!r} cannot be loaded: {error} Check the name, the network and access rights, give a "
             f'local folder, or use "{SCRATCH}".'
         ) from error
+    if missing := sorted(info["missing_keys"]):
+        raise BundleMLLMError(
+            f"The base model {name!r} lacks {len(missing)} weights ({', '.join(missing[:3])}), which would be random: "
+            "download all of it, or give a causal language model."
+        )
     if len(tokenizer) < 100:
         raise BundleMLLMError(
             f"The tokenizer of {name!r} has {len(tokenizer)} tokens, so it was not loaded (an offline cache can "

@@ -13,15 +13,13 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ...errors import BundleMLLMError
 from ..bundles import SPLITS, Bundle, BundleSplits
 from ..catalog import ItemCatalog
 from ..records import to_id, to_ids, to_text
 from ..splitting import NEAR_DUPLICATE, held_out_near_duplicates, split_bundles
-from ..user_log import UserLog, write_log
-from .summary import NUM_EXAMPLES, Findings, ImportSummary
+from ..user_log import NUM_EXAMPLES, UserLog, write_log
+from .summary import Findings, ImportSummary
 
 MEDIA = ("image", "audio")
 SPLIT_NAMES = {
@@ -32,7 +30,7 @@ SPLIT_NAMES = {
 """What a split may be called in a foreign table, in any case."""
 
 StoreMedia = Callable[[str, int, Any, str], str | None]
-"""Called with kind (`"image"` or `"audio"`), the item's row, the cell and what to call it; returns the path to keep."""
+"""Called with kind (`"image"` or `"audio"`), row of the item, cell and name of the item; returns the path to keep."""
 
 
 @dataclass
@@ -131,8 +129,8 @@ def collect_bundles(records: Iterable[Mapping[str, Any]], source: str) -> dict[s
             continue
         if (split, name) != (bundle.split, bundle.name):
             raise BundleMLLMError(
-                f"{where} has split {split!r} and name {name!r}, but an earlier row of the bundle has {bundle.split!r} "
-                f"and {bundle.name!r}: make them agree."
+                f"{where} has split {split!r} and name {name!r}, but an earlier row of the bundle has "
+                f"{bundle.split!r} and {bundle.name!r}: make them agree."
             )
         bundle.items.append(item_id)
     return bundles
@@ -176,7 +174,9 @@ def settle_bundles(
         else:
             members[bundle_id] = items
     if not members:
-        raise BundleMLLMError(f"{source} has no bundle of two known items, so there is nothing to learn: check the ids.")
+        raise BundleMLLMError(
+            f"{source} has no bundle of two known items, so there is nothing to learn: check the ids."
+        )
     given = {bundle_id: split for bundle_id in members if (split := raw[bundle_id].split) is not None}
     if given and len(given) < len(members):
         lacking = [bundle_id for bundle_id in members if bundle_id not in given]
@@ -190,7 +190,7 @@ def settle_bundles(
         by_split[split_of[bundle_id]].append(Bundle(bundle_id, items, split_of[bundle_id], raw[bundle_id].name))
     bundles = BundleSplits(**{split: tuple(part) for split, part in by_split.items()})
     if given:
-        _warn_of_near_duplicates(members, split_of, findings)
+        warn_of_near_duplicates(bundles, findings)
         shares = dict.fromkeys(SPLITS, 1.0)
     else:
         shares = dict(zip(SPLITS, fractions, strict=True))
@@ -205,10 +205,11 @@ def settle_bundles(
     return bundles
 
 
-def _warn_of_near_duplicates(
-    members: Mapping[str, Sequence[str]], split_of: Mapping[str, str], findings: Findings
-) -> None:
-    if crossing := held_out_near_duplicates(members, split_of):
+def warn_of_near_duplicates(bundles: BundleSplits, findings: Findings) -> None:
+    """Report how many bundles of validation and test have a near-duplicate in another split."""
+    members = {bundle.bundle_id: bundle.items for bundle in bundles}
+    crossing = held_out_near_duplicates(members, {bundle.bundle_id: bundle.split for bundle in bundles})
+    if crossing:
         named = ", ".join(map(repr, crossing[:NUM_EXAMPLES])) + ", …" * (len(crossing) > NUM_EXAMPLES)
         findings.warn(
             f"the given splits part near-duplicates (Jaccard {NEAR_DUPLICATE} or more): {len(crossing)} bundles of "
@@ -228,7 +229,9 @@ def count_log(log: UserLog, source: str, findings: Findings) -> None:
         (f"{source} row {row}" for row in log.missing),
         count=log.num_missing,
     )
-    findings.add("interactions that repeat a pair of user and item, counted once", count=log.num_repeated, harmless=True)
+    findings.add(
+        "interactions that repeat a pair of user and item, counted once", count=log.num_repeated, harmless=True
+    )
 
 
 def write_dataset(
@@ -262,7 +265,7 @@ def write_dataset(
         num_items=len(catalog),
         num_bundles={split: len(bundles[split]) for split in SPLITS},
         num_interactions=0 if log is None else len(log),
-        num_users=0 if log is None else len(np.unique(log.user_index)),
+        num_users=0 if log is None else len(log.users),
         findings=found,
         warnings=tuple(findings.warnings),
     )

@@ -39,7 +39,9 @@ class Columns:
             if column is not None:
                 self.of[field] = column
         if len(set(self.of.values())) < len(self.of):
-            raise BundleMLLMError(f"Two fields of the {table} are mapped to one column ({self.of}): map each to its own.")
+            raise BundleMLLMError(
+                f"Two fields of the {table} are mapped to one column ({self.of}): map each to its own."
+            )
         self._field_of = {column: field for field, column in self.of.items()}
         self._unseen = dict(self.of)
         self.replaced: set[str] = set()

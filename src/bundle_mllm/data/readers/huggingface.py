@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from ...errors import BundleMLLMError
 from ..files import new_folder
+from ..records import require_fields
 from ..splitting import FRACTIONS, check_fractions
 from ..user_log import ITEM, TIME, USER, collect_log
-from .assemble import SPLIT_NAMES, collect_bundles, collect_items, count_log, settle_bundles, write_dataset
+from .assemble import collect_bundles, collect_items, count_log, settle_bundles, write_dataset
 from .columns import FIELDS, Columns, check_columns
 from .media import MediaFolder
 from .summary import Findings, ImportSummary
@@ -67,23 +68,108 @@ def import_huggingface(
     loaded = _load(source, tables or {}, revision)
     findings = Findings(strict)
     with new_folder(output_dir) as folder:
-        media = MediaFolder(folder, _media_roots(source), findings)
-        names = {table: Columns(table, columns) for table in loaded}
-        where = {table: f"{source} {table}" for table in loaded}
-        catalog = collect_items(
-            _rename(_iter_rows(loaded["items"]), loaded["items"], names["items"], where["items"], findings),
-            where["items"],
-            findings,
-            media,
-        )
-        parts = loaded["bundles"]
-        rows = _rename(_iter_rows(parts), parts, names["bundles"], where["bundles"], findings)
-        if len(parts) > 1 and names["bundles"].name("split") not in next(iter(parts.values())).column_names:
-            rows = _with_splits(parts, names["bundles"], where["bundles"], findings)
-        raw = collect_bundles(rows, where["bundles"])
-        bundles = settle_bundles(raw, catalog, where["bundles"], findings, fractions=fractions, seed=seed)
+        base = Path(source) if Path(source).is_dir() else None
+        media = MediaFolder(folder, base, findings, caches=_caches())
+        records = _read(loaded["items"], "items", columns, source, findings)
+        catalog = collect_items(records, f"{source} items", findings, media)
+        raw = collect_bundles(_read(loaded["bundles"], "bundles", columns, source, findings), f"{source} bundles")
+        bundles = settle_bundles(raw, catalog, f"{source} bundles", findings, fractions=fractions, seed=seed)
         log = None
         if "interactions" in loaded:
-            log = collect_log(_iter_log(loaded["interactions"], names["interactions"], where["interactions"]), catalog)
+            batches = _iter_log(loaded["interactions"], Columns("interactions", columns), f"{source} interactions")
+            log = collect_log(batches, catalog, f"{source} interactions")
             count_log(log, "interactions", findings)
         return write_dataset(folder, Path(output_dir), catalog, bundles, log, findings)
+
+
+def _load(source: str | os.PathLike, tables: Mapping[str, str], revision: str | None) -> dict[str, dict[str, Dataset]]:
+    """Return the splits of each table."""
+    import datasets
+
+    if unknown := tables.keys() - FIELDS.keys():
+        raise BundleMLLMError(f"There is no table {min(unknown)!r}: name the subsets of {', '.join(FIELDS)}.")
+    names = {table: tables.get(table, table) for table in FIELDS}
+    folder = Path(source)
+    saved = {
+        table: folder / name for table, name in names.items() if any((folder / name / f).is_file() for f in _SAVED)
+    }
+    try:
+        if saved:
+            found = {table: datasets.load_from_disk(os.fspath(path)) for table, path in saved.items()}
+            subsets = sorted(path.parent.name for file in _SAVED for path in folder.glob(f"*/{file}"))
+        else:
+            subsets = datasets.get_dataset_config_names(os.fspath(source), revision=revision)
+            found = {
+                table: datasets.load_dataset(os.fspath(source), name, revision=revision)
+                for table, name in names.items()
+                if name in subsets
+            }
+    except (datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeError, TypeError) as error:
+        raise BundleMLLMError(
+            f"`datasets` cannot load {source} ({error}): give the name of a data set on the Hub, which must be in "
+            "reach, or a folder of `save_to_disk` or of data files."
+        ) from error
+    for table, name in names.items():
+        if table not in found and (table in tables or table != "interactions"):
+            raise BundleMLLMError(
+                f"{source} has no subset {name!r} for the {table} (its subsets: {', '.join(subsets) or 'none'}): name "
+                f"the one that holds them, such as {table}=SUBSET."
+            )
+    return {
+        table: {str(split): part for split, part in data.items()} if isinstance(data, dict) else {"": data}
+        for table, data in found.items()
+    }
+
+
+def _caches() -> list[Path]:
+    """Return the folders that `datasets` downloads to: media that are files of their own lie there."""
+    import datasets
+    import huggingface_hub.constants
+
+    return [Path(datasets.config.HF_DATASETS_CACHE), Path(huggingface_hub.constants.HF_HUB_CACHE)]
+
+
+def _read(
+    parts: Mapping[str, Dataset],
+    table: str,
+    mapping: Mapping[str, str] | None,
+    source: str | os.PathLike,
+    findings: Findings,
+) -> Iterator[dict[str, Any]]:
+    """Yield the records of all splits under the names of fields; those of bundles say their split."""
+    columns = Columns(table, mapping)
+    seen = dict.fromkeys(name for part in parts.values() for name in part.column_names)
+    names_split = table == "bundles" and len(parts) > 1 and columns.name("split") not in seen
+    for split, part in parts.items():
+        for record in columns.rename(_iter_rows(part)):
+            yield {**record, "split": split} if names_split else record
+    columns.check_seen(f"{source} {table}", seen, optional=("item_id",) if columns.name("items") in seen else ())
+    if columns.replaced:
+        names = ", ".join(sorted(columns.replaced))
+        findings.warn(f"{table}: columns whose name another column took were left out: {names}.")
+
+
+def _iter_rows(part: Dataset) -> Iterator[dict[str, Any]]:
+    """Yield the rows as stored: bytes of media are not decoded, and a label is its name."""
+    from datasets import Audio, ClassLabel, Image
+
+    labels = {name: feature for name, feature in part.features.items() if isinstance(feature, ClassLabel)}
+    heavy = any(isinstance(feature, Audio | Image) for feature in part.features.values())
+    for batch in part.with_format("arrow").iter(64 if heavy else 10_000):
+        for row in batch.to_pylist():
+            for name, feature in labels.items():
+                number = row[name]
+                row[name] = None if number is None or number < 0 else feature.int2str(number)
+            yield row
+
+
+def _iter_log(parts: Mapping[str, Dataset], columns: Columns, source: str) -> Iterator[pyarrow.RecordBatch]:
+    import pyarrow
+
+    for part in parts.values():
+        require_fields(dict.fromkeys(part.column_names), map(columns.name, (USER, ITEM, *columns.of)), source)
+        fields = [field for field in (USER, ITEM, TIME) if columns.name(field) in part.column_names]
+        chosen = part.select_columns([columns.name(field) for field in fields]).with_format("arrow")
+        for table in chosen.iter(200_000):
+            arrays = [table.column(columns.name(field)).combine_chunks() for field in fields]
+            yield pyarrow.record_batch(arrays, names=fields)

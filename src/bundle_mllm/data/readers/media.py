@@ -37,14 +37,16 @@ class MediaFolder:
 
     Args:
         folder: The dataset folder.
-        roots: Folders that files may be taken from; relative paths start at the first. Nothing outside of them is
-            read, links followed: a table from elsewhere must not choose files of this machine.
+        base: The folder that relative paths start at; `None` if there is none.
         findings: Receives what could not be stored.
+        caches: Further folders that files may be taken from. Nothing outside of these and `base` is read, links
+            followed: a table from elsewhere must not choose among the files of this machine.
     """
 
-    def __init__(self, folder: Path, roots: Sequence[Path], findings: Findings):
+    def __init__(self, folder: Path, base: Path | None, findings: Findings, caches: Sequence[Path] = ()):
         self._folder = folder
-        self._roots = [root.resolve() for root in roots]
+        self._base = None if base is None else base.resolve()
+        self._roots = [root.resolve() for root in ([] if base is None else [base]) + list(caches)]
         self._findings = findings
 
     def __call__(self, kind: str, row: int, value: Any, item: str) -> str | None:
@@ -83,10 +85,10 @@ class MediaFolder:
         shown = f"{item}: {path}"
         if "://" in path:
             return self._report(kind, "is a web address, which is not fetched", shown)
-        if not self._roots:
+        if self._base is None and not Path(path).is_absolute():
             return self._report(kind, "is not part of the data", shown)
         try:
-            source = (self._roots[0] / path).resolve()
+            source = Path(self._base or "", path).resolve()
             is_file = source.is_file()
         except (OSError, ValueError, RuntimeError):  # too long, a zero byte, a ring of links
             return self._report(kind, "is no path of a file", shown)
@@ -97,12 +99,12 @@ class MediaFolder:
             return self._report(kind, "does not exist", shown)
         if not source.stat().st_size:
             return self._report(kind, "has no bytes", shown)
-        if root == self._roots[0]:
+        if root == self._base:
             relative = PurePosixPath(source.relative_to(root).as_posix())
             inside = relative.parts[0] == FOLDERS[kind] and len(relative.parts) > 1
             name = str(relative if inside else PurePosixPath(FOLDERS[kind]) / relative)
         else:
-            name = f"{FOLDERS[kind]}/{row:07d}{_suffix(source.read_bytes()[:16], path)}"
+            name = f"{FOLDERS[kind]}/{row:07d}{_suffix(b'', path)}"
         target = self._folder / name
         if not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)

@@ -10,8 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ...errors import BundleMLLMError
-
-NUM_EXAMPLES = 3
+from ..user_log import NUM_EXAMPLES
 
 
 @dataclass(frozen=True)

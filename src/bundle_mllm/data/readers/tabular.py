@@ -72,7 +72,7 @@ def import_tabular(
         root = paths["items"].parent if media_dir is None else Path(media_dir)
         if not root.is_dir():
             raise BundleMLLMError(f"There is no folder {root} to take pictures and sounds from: check the path.")
-        media = MediaFolder(folder, [root], findings)
+        media = MediaFolder(folder, root, findings)
         records = _read(paths["items"], Columns("items", columns), delimiter, findings)
         catalog = collect_items(records, str(paths["items"]), findings, media)
         records = _read(paths["bundles"], Columns("bundles", columns), delimiter, findings)

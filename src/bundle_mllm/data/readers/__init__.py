@@ -1,0 +1,25 @@
+"""Readers of data that others published: each is a function `(source, output_dir)` that writes a dataset folder.
+
+It must not know questions' wording, models or how the folder is used.
+"""
+
+from .bundlerec import import_bundlerec
+from .huggingface import import_huggingface
+from .imports import FORMATS, import_dataset, parse_pairs
+from .official import OfficialData, import_official, read_official
+from .summary import Finding, ImportSummary
+from .tabular import import_tabular
+
+__all__ = [
+    "FORMATS",
+    "Finding",
+    "ImportSummary",
+    "OfficialData",
+    "import_bundlerec",
+    "import_dataset",
+    "import_huggingface",
+    "import_official",
+    "import_tabular",
+    "parse_pairs",
+    "read_official",
+]

@@ -1,0 +1,80 @@
+"""Read the tensor files of others (`.pt`, `.bin`), which are pickles, without running what may be in them.
+
+It must not know what the tensors are.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import BundleMLLMError
+
+
+def load_matrix(path: str | os.PathLike) -> torch.Tensor:
+    """Read a file that holds one matrix.
+
+    Returns:
+        `[rows, columns]`, floating point and finite, on the CPU.
+
+    Raises:
+        BundleMLLMError: If the file is missing, damaged or holds something else.
+    """
+    matrix = _load(path)
+    if not isinstance(matrix, torch.Tensor) or matrix.ndim != 2:
+        found = f"a tensor of {matrix.ndim} dimensions" if isinstance(matrix, torch.Tensor) else type(matrix).__name__
+        raise BundleMLLMError(f"{path} holds {found}, not one matrix [rows, columns]: write it again.")
+    _check_values(matrix, str(path))
+    bad = (~matrix.isfinite().all(dim=1)).nonzero()[:, 0].tolist()
+    if bad:
+        raise BundleMLLMError(
+            f"{path} holds NaN or infinity in {len(bad)} rows (the first is row {bad[0]}), which would spoil every "
+            "score that depends on them: repair these rows."
+        )
+    return matrix.detach()
+
+
+def load_weights(path: str | os.PathLike) -> dict[str, torch.Tensor]:
+    """Read a file that maps names to weights (a state dictionary).
+
+    Returns:
+        The weights by name, floating point and finite, on the CPU.
+
+    Raises:
+        BundleMLLMError: If the file is missing, damaged or holds something else.
+    """
+    weights = _load(path)
+    if not isinstance(weights, dict) or not all(
+        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in weights.items()
+    ):
+        raise BundleMLLMError(f"{path} does not map names to tensors, so it is no file of weights: write it again.")
+    for name, value in weights.items():
+        _check_values(value, f"{path}, {name!r},")
+        if not value.isfinite().all():
+            raise BundleMLLMError(f"{path}, {name!r}, holds NaN or infinity, so every score would be NaN: replace it.")
+    return {name: value.detach() for name, value in weights.items()}
+
+
+def _check_values(tensor: torch.Tensor, what: str) -> None:
+    if tensor.layout != torch.strided or not tensor.is_floating_point():
+        raise BundleMLLMError(f"{what} is {tensor.layout}, {tensor.dtype}: convert it to a dense float tensor.")
+
+
+def _load(path: str | os.PathLike) -> Any:
+    if not Path(path).is_file():
+        raise BundleMLLMError(f"There is no file {path}: check the folder, or download it again.")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged pickle can fail in any way
+        if refused := re.search(r"GLOBAL ([\w.]+)", str(error)):
+            raise BundleMLLMError(
+                f"{path} holds the Python object {refused[1]} beside tensors. Loading it could run foreign code, so "
+                "it is not loaded: save the tensors alone."
+            ) from error
+        raise BundleMLLMError(
+            f"{path} is no file of tensors, or damaged or incomplete ({type(error).__name__}): download it again."
+        ) from error

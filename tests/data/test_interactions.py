@@ -7,12 +7,12 @@ PAIRS = [("u2", "i5"), ("u1", "i5"), ("u2", "i5"), ("u2", "gone"), ("u2", "i0")]
 RECORDS = [{"user_id": user_id, "item_id": item_id, "timestamp": "12"} for user_id, item_id in PAIRS]
 
 
-def test_repeated_pairs_count_once_and_unknown_items_are_dropped(catalog):
+def test_repeated_pairs_count_once_and_first_unknown_are_dropped(catalog):
     interactions = Interactions.from_records(RECORDS, catalog)
     assert interactions.user_ids == ("u2", "u1", "u2")
     assert interactions.rows.tolist() == [5, 5, 0]
     assert interactions.num_unknown == 1
-    assert interactions.unknown_items == ("gone",)
+    assert interactions.first_unknown == ("gone",)
     assert interactions.num_repeated == 1
     assert len(interactions) == 3
 
@@ -29,7 +29,7 @@ def test_every_format_is_read(catalog, tmp_path, suffix):
     write_records(tmp_path / f"interactions{suffix}", RECORDS)
     assert Interactions.load(tmp_path, catalog).user_ids == ("u2", "u1", "u2")
     assert Interactions.load(tmp_path, catalog).rows.tolist() == [5, 5, 0]
-    assert Interactions.load(tmp_path, catalog).unknown_items == ("gone",)
+    assert Interactions.load(tmp_path, catalog).first_unknown == ("gone",)
     assert Interactions.load(tmp_path, catalog).num_repeated == 1
     assert Interactions.load(tmp_path / f"interactions{suffix}", catalog).num_unknown == 1
 

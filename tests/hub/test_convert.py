@@ -115,7 +115,7 @@ def test_the_folder_answers_questions_laid_out_as_in_training(converted):
 
 
 def test_a_checkpoint_trained_without_the_separator_is_asked_without_it(published, tmp_path):
-    shutil.copytree(published / "data", tmp_path / "data")
+    shutil.copytree(published / "data", tmp_path / "data", ignore=shutil.ignore_patterns("*.txt", "description*"))
     (tmp_path / "data" / "pog_LightGCN_bi_feature.pt").rename(tmp_path / "data" / "spotify_LightGCN_bi_feature.pt")
     for name in ("checkpoint", "base"):
         (tmp_path / name).symlink_to(published / name)

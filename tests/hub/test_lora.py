@@ -59,6 +59,7 @@ BAD_SETTINGS = {
     "no rank": ({"r": None}, "r None"),
     "alpha that is none": ({"lora_alpha": "16"}, "lora_alpha '16'"),
     "no modules": ({"target_modules": None}, "target_modules None"),
+    "modules of another model": ({"target_modules": ["c_attn"]}, "adapts c_attn, and the base model has no such"),
     "another rank": ({"r": 2}, r"lora_A.weight of shape \[4, 32\], but \[2, 32\]"),
     "fewer modules": ({"target_modules": ["q_proj"]}, r"unknown 4 weights \(.*v_proj"),
     "more modules": ({"target_modules": ["q_proj", "v_proj", "k_proj"]}, r"lacks 4 weights \(.*k_proj"),

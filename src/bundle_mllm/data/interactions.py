@@ -29,14 +29,14 @@ class Interactions:
         user_ids: The user of each pair.
         rows: The catalog row of each pair's item, `[num_pairs]` (int64).
         num_unknown: How many records were dropped because the catalog lacks their item.
-        unknown_items: The item ids of the first few of those.
+        first_unknown: The items of the first few of these, each once.
         num_repeated: How many records were dropped because they repeat a pair.
     """
 
     user_ids: tuple[str, ...]
     rows: np.ndarray
     num_unknown: int = 0
-    unknown_items: tuple[str, ...] = ()
+    first_unknown: tuple[str, ...] = ()
     num_repeated: int = 0
 
     @classmethod
@@ -55,7 +55,8 @@ class Interactions:
             BundleMLLMError: If a field is missing or empty.
         """
         pairs: dict[tuple[str, int], None] = {}
-        num_records, unknown = 0, []
+        num_records = num_unknown = 0
+        first_unknown: list[str] = []
         row_of = {item_id: row for row, item_id in enumerate(catalog.item_ids)}
         for number, record in enumerate(records, start=1):
             where = f"{source} row {number}"
@@ -65,16 +66,18 @@ class Interactions:
             row = row_of.get(item_id)
             num_records += 1
             if row is None:
-                unknown.append(item_id)
+                num_unknown += 1
+                if len(first_unknown) < NUM_EXAMPLES and item_id not in first_unknown:
+                    first_unknown.append(item_id)
             else:
                 pairs[user_id, row] = None
         rows = np.fromiter((row for _, row in pairs), dtype=np.int64, count=len(pairs))
         return cls(
             user_ids=tuple(user_id for user_id, _ in pairs),
             rows=rows,
-            num_unknown=len(unknown),
-            unknown_items=tuple(unknown[:NUM_EXAMPLES]),
-            num_repeated=num_records - len(unknown) - len(pairs),
+            num_unknown=num_unknown,
+            first_unknown=tuple(first_unknown),
+            num_repeated=num_records - num_unknown - len(pairs),
         )
 
     @classmethod
@@ -102,7 +105,7 @@ class Interactions:
             user_ids=tuple(map(log.users.__getitem__, log.user_index.tolist())),
             rows=log.rows,
             num_unknown=log.num_unknown,
-            unknown_items=tuple(item_id for _, item_id in log.unknown),
+            first_unknown=tuple(item_id for _, item_id in log.unknown),
             num_repeated=log.num_repeated,
         )
 

@@ -169,7 +169,7 @@ class _Sets:
 
     @property
     def num_sets(self) -> int:
-        return self.matrix.shape[0]
+        return len(self.sizes)
 
     @cached_property
     def sizes(self) -> np.ndarray:

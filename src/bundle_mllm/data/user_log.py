@@ -41,7 +41,7 @@ class UserLog:
             `None` if it does not say.
         num_repeated: How many records repeat a pair.
         num_unknown: How many records were dropped because the catalog lacks their item.
-        unknown: The first few of those: record (counted from 1) and item id.
+        unknown: The first few such items, each once: record (counted from 1) and item id.
         num_missing: How many records were dropped because they name no user or no item.
         missing: The first few of those: record (counted from 1).
     """
@@ -85,7 +85,7 @@ def read_log(
     Raises:
         BundleMLLMError: If the file or a column is missing, or a row is malformed (the message names the row).
     """
-    return collect_log(iter_log(path, columns, delimiter), catalog)
+    return collect_log(iter_log(path, columns, delimiter), catalog, str(path))
 
 
 def iter_log(
@@ -122,21 +122,24 @@ def collect_log(batches: Iterable[pyarrow.RecordBatch], catalog: ItemCatalog, so
     import pyarrow
     import pyarrow.compute as compute
 
-    known = pyarrow.array(catalog.item_ids, pyarrow.string())
+    known = compute.SetLookupOptions(pyarrow.array(catalog.item_ids, pyarrow.string()))
     users, rows, timestamps = [], [], []
     num_records = num_unknown = num_missing = 0
-    unknown: list[tuple[int, str]] = []
+    unknown: dict[str, int] = {}
     missing: list[int] = []
     for batch in batches:
         user, item = (_to_text(batch.column(name), name, source) for name in (USER, ITEM))
         named = _is_named(user) & _is_named(item)  # [num_rows]
-        row = compute.index_in(item, value_set=known).fill_null(-1).to_numpy(zero_copy_only=False)
+        row = compute.call_function("index_in", [item], known).fill_null(-1).to_numpy(zero_copy_only=False)
         kept = named & (row >= 0)
         foreign = np.flatnonzero(named & (row < 0))
         nameless = np.flatnonzero(~named)
         num_unknown += len(foreign)
         num_missing += len(nameless)
-        unknown += [(num_records + at + 1, item[at].as_py()) for at in foreign[: NUM_EXAMPLES - len(unknown)].tolist()]
+        for at in foreign.tolist() if len(unknown) < NUM_EXAMPLES else ():
+            unknown.setdefault(item[at].as_py(), num_records + at + 1)
+            if len(unknown) == NUM_EXAMPLES:
+                break
         missing += (num_records + 1 + nameless[: NUM_EXAMPLES - len(missing)]).tolist()
         num_records += len(batch)
         users.append(user.filter(pyarrow.array(kept)).dictionary_encode())
@@ -149,6 +152,7 @@ def collect_log(batches: Iterable[pyarrow.RecordBatch], catalog: ItemCatalog, so
     when = None
     if timestamps:
         when = _as_integers(pyarrow.chunked_array(timestamps).take(pyarrow.array(first)).combine_chunks())
+        when = when if when.null_count < len(when) else None
     return UserLog(
         users=names,
         user_index=user_index[first],
@@ -156,7 +160,7 @@ def collect_log(batches: Iterable[pyarrow.RecordBatch], catalog: ItemCatalog, so
         timestamps=when,
         num_repeated=len(all_rows) - len(first),
         num_unknown=num_unknown,
-        unknown=tuple(unknown),
+        unknown=tuple((record, item_id) for item_id, record in unknown.items()),
         num_missing=num_missing,
         missing=tuple(missing),
     )
@@ -290,10 +294,10 @@ def _to_text(column: pyarrow.Array, name: str, source: str) -> pyarrow.Array:
 
 def _is_named(ids: pyarrow.Array) -> np.ndarray:
     """Return where an id is neither missing nor blank, `[num_rows]` (bool)."""
-    import pyarrow.compute as compute
+    from pyarrow.compute import call_function
 
-    length = compute.utf8_length(compute.utf8_trim_whitespace(ids)).fill_null(0)
-    return length.to_numpy(zero_copy_only=False) > 0
+    length = call_function("utf8_length", [call_function("utf8_trim_whitespace", [ids])])
+    return length.fill_null(0).to_numpy(zero_copy_only=False) > 0
 
 
 def _unify(parts: list[pyarrow.DictionaryArray]) -> tuple[tuple[str, ...], np.ndarray]:

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from bundle_mllm.data.files import new_folder, sha256
-from bundle_mllm.data.readers.official import OfficialData, read_official
+from bundle_mllm.data.readers.official import OfficialItems, read_official_items
 from bundle_mllm.data.torch_files import load_weights
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.folder import save_model
@@ -88,7 +88,7 @@ def convert_checkpoint(
     Args:
         checkpoint: The published folder, with `adapter_config.json`, `adapter_model.bin`, `fusion.bin`,
             `projector_model_fuse.bin` and `prompt_token.bin`. Other files are ignored.
-        data: The published data folder it was trained on, see `read_official`.
+        data: The published data folder it was trained on; only its items and their features are read.
         base_model: Folder or Hub name of the language model it was trained on, such as
             `"meta-llama/Llama-2-7b-hf"`; loaded in the precision it was saved in.
         output_dir: The model folder to write. It must not exist or be empty, and appears only when it is whole.
@@ -109,18 +109,17 @@ def convert_checkpoint(
     fusion = {"fusion_layer_norm": fusion_layer_norm, "fusion_value_map": fusion_value_map}
     with new_folder(output_dir) as folder:
         _check_files(checkpoint)
-        official = read_official(data, with_interactions=False)
+        official = read_official_items(data, FUSED_MODALITIES)
         backbone, tokenizer = load_backbone(str(base_model))
         merge_lora_checkpoint(backbone, checkpoint)
-        features = {modality: official.features[modality] for modality in FUSED_MODALITIES}
         model, processor = wrap_backbone(
             backbone,
             tokenizer,
             official.catalog,
-            {modality: matrix.shape[1] for modality, matrix in features.items()},
+            {modality: matrix.shape[1] for modality, matrix in official.features.items()},
             **fusion,
         )
-        model.set_catalog(features)
+        model.set_catalog(dict(official.features))
         _load_item_modules(model, checkpoint)
         _lay_out_questions(processor, official, shows_separator)
         save_model(model, processor, folder)
@@ -161,7 +160,7 @@ def _load(
         parameters[ours].copy_(weights[theirs])
 
 
-def _lay_out_questions(processor: BundleMLLMProcessor, official: OfficialData, shows_separator: bool) -> None:
+def _lay_out_questions(processor: BundleMLLMProcessor, official: OfficialItems, shows_separator: bool) -> None:
     layout = OFFICIAL_LAYOUT if shows_separator else {**OFFICIAL_LAYOUT, "item_template": WITHOUT_SEPARATOR}
     music = official.name.lower().startswith("spotify")  # the official rule
     nouns = ("song", "music playlist") if music else ("fashion item", "fashion outfit")
@@ -169,14 +168,14 @@ def _lay_out_questions(processor: BundleMLLMProcessor, official: OfficialData, s
         setattr(processor, field, value)
 
 
-def _write_record(path: Path, checkpoint: Path, official: OfficialData, options: Mapping[str, bool]) -> None:
+def _write_record(path: Path, checkpoint: Path, official: OfficialItems, options: Mapping[str, bool]) -> None:
     """Write what the folder was made of: hashes, the base model's name in the checkpoint, options, versions."""
     record = {
         "base_model": read_settings(checkpoint).get("base_model_name_or_path"),
         "dataset": official.name,
         "options": dict(options),
         "inputs": {name: sha256(checkpoint / name) for name in CHECKPOINT_FILES}
-        | {file.name: sha256(file) for file in (official.feature_files[name] for name in FUSED_MODALITIES)},
+        | {file.name: sha256(file) for file in official.feature_files.values()},
         "versions": {package: version(package) for package in ("bundle-mllm", "torch", "transformers")},
     }
     path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

@@ -72,19 +72,27 @@ def merge_lora_checkpoint(backbone: PreTrainedModel, checkpoint: Path) -> None:
     """
     lora = _to_lora(read_settings(checkpoint), checkpoint / SETTINGS_FILE)
     suffixes = tuple(f".{name}" for name in lora.target_modules)
-    targets = {name: module for name, module in backbone.named_modules() if f".{name}".endswith(suffixes)}
     embedding = backbone.get_input_embeddings().weight
+    targets: dict[str, nn.Linear | Conv1D] = {}
     shapes: dict[str, tuple[int, ...]] = {}
-    for name, module in targets.items():
+    for name, module in backbone.named_modules():
+        if not f".{name}".endswith(suffixes):
+            continue
         if not isinstance(module, nn.Linear | Conv1D) or module.weight is embedding:
             raise BundleMLLMError(
                 f"{checkpoint / SETTINGS_FILE} adapts {name!r}, which is a {type(module).__name__} in the base model: "
                 "only linear layers that are not tied to the embedding can be merged. Give the base model that the "
                 "adapter was trained on."
             )
+        targets[name] = module
         inputs, outputs = module.weight.shape if isinstance(module, Conv1D) else reversed(module.weight.shape)
         shapes[f"{_PREFIX}{name}.lora_A.weight"] = (lora.r, inputs)
         shapes[f"{_PREFIX}{name}.lora_B.weight"] = (outputs, lora.r)
+    if not targets:
+        raise BundleMLLMError(
+            f"{checkpoint / SETTINGS_FILE} adapts {', '.join(lora.target_modules)}, and the base model has no such "
+            "modules: give the base model that the adapter was trained on."
+        )
     path = checkpoint / WEIGHTS_FILE
     weights = load_weights(path)
     check_weights(path, weights, shapes, "base model")
@@ -148,7 +156,9 @@ def _to_lora(settings: Mapping[str, Any], path: Path) -> _Lora:
     for name, known in _KNOWN.items():
         if settings.get(name, known[0]) not in known:
             raise BundleMLLMError(f"{path} sets {name} to {settings[name]!r}, which cannot be merged: {_ADVICE}")
-    r, alpha, targets = (settings.get(name) for name in ("r", "lora_alpha", "target_modules"))
+    r: Any = settings.get("r")
+    alpha: Any = settings.get("lora_alpha")
+    targets: Any = settings.get("target_modules")
     if type(r) is not int or r < 1 or type(alpha) not in (int, float) or not 0 < alpha < math.inf:
         raise BundleMLLMError(f"{path} has r {r!r} and lora_alpha {alpha!r}: both must be positive numbers.")
     if not isinstance(targets, list) or not targets or not all(isinstance(name, str) for name in targets):

@@ -91,12 +91,13 @@ def load_backbone(name: str, dtype: str = "auto") -> tuple[PreTrainedModel, PreT
     options: dict[str, Any] = {"dtype": dtype if dtype == "auto" else getattr(torch, dtype)}
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
-        backbone, info = AutoModelForCausalLM.from_pretrained(name, output_loading_info=True, **options)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(name, output_loading_info=True, **options)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise BundleMLLMError(
             f"The base model {name!r} cannot be loaded: {error} Check the name, the network and access rights, give a "
             f'local folder, or use "{SCRATCH}".'
         ) from error
+    backbone, info = loaded
     if missing := sorted(info["missing_keys"]):
         raise BundleMLLMError(
             f"The base model {name!r} lacks {len(missing)} weights ({', '.join(missing[:3])}), which would be random: "

@@ -25,10 +25,10 @@ def replace_line(path, number, line):
 
 def test_items_are_named_by_their_index_and_keep_their_other_fields(source):
     data = read_official(source)
-    assert data.name == "pog"
-    assert data.catalog.item_ids == tuple(str(row) for row in range(NUM_ITEMS))
-    assert data.catalog[7].title == "item number 7"
-    assert data.catalog[7].extra == {"cate": 1}
+    assert data.items.name == "pog"
+    assert data.items.catalog.item_ids == tuple(str(row) for row in range(NUM_ITEMS))
+    assert data.items.catalog[7].title == "item number 7"
+    assert data.items.catalog[7].extra == {"cate": 1}
 
 
 def test_a_bundle_outside_training_has_its_input_and_its_ground_truth(source):
@@ -64,7 +64,7 @@ def test_a_wrong_option_that_was_drawn_twice_is_offered_once(source):
 def test_an_import_writes_a_dataset_folder_that_says_the_same(source, tmp_path):
     summary = import_official(source, tmp_path / "made" / "data")
     data, folder = read_official(source), DatasetFolder.open(tmp_path / "made" / "data")
-    assert folder.catalog == data.catalog
+    assert folder.catalog == data.items.catalog
     assert list(folder.bundles) == list(data.bundles)
     assert (
         load_questions(folder.path / "questions" / "test_cans3.jsonl", folder.catalog) == data.questions["test_cans3"]
@@ -73,7 +73,7 @@ def test_an_import_writes_a_dataset_folder_that_says_the_same(source, tmp_path):
     assert folder.interactions.rows.tolist() == data.interactions.rows.tolist()
     features, present = folder.features().load()
     assert set(features) == {"visual", "textual", "user_item", "bundle_item"}
-    assert all(torch.equal(features[name], data.features[name]) and present[name].all() for name in features)
+    assert all(torch.equal(features[name], data.items.features[name]) and present[name].all() for name in features)
     assert torch.equal(features["visual"], torch.load(source / "content_feature.pt", weights_only=True))
     assert torch.equal(features["bundle_item"], torch.load(source / "pog_LightGCN_bi_feature.pt", weights_only=True))
     assert summary.num_bundles == {"train": 2, "validation": 1, "test": 2}
@@ -164,7 +164,10 @@ def truncate(path):
 BAD_FILES = {
     "no count": (lambda s: (s / "count.json").unlink(), "There is no file .*count.json"),
     "a count that is none": (lambda s: write_json(s / "count.json", lambda c: c.update({"#I": "9"})), "'9' as '#I'"),
-    "fewer items counted": (lambda s: write_json(s / "count.json", lambda c: c.update({"#I": 8})), "describes .*'8'"),
+    "an item too many": (
+        lambda s: write_json(s / "item_info.json", lambda i: i.update({"9": {"title_en": "x"}})),
+        "describes the item '9', but count.json has 9",
+    ),
     "no title": (lambda s: write_json(s / "item_info.json", lambda i: i["5"].pop("title_en")), "title_en .* '5'"),
     "a missing item": (lambda s: write_json(s / "item_info.json", lambda i: i.pop("5")), "title_en .* '5'"),
     "half of the items": (lambda s: truncate(s / "item_info.json"), "item_info.json is not JSON"),

@@ -6,7 +6,7 @@ It must not know questions' wording, models or how the folder is used.
 from .bundlerec import import_bundlerec
 from .huggingface import import_huggingface
 from .imports import FORMATS, import_dataset, parse_pairs
-from .official import OfficialData, import_official, read_official
+from .official import OfficialData, OfficialItems, import_official, read_official, read_official_items
 from .summary import Finding, ImportSummary
 from .tabular import import_tabular
 
@@ -15,6 +15,7 @@ __all__ = [
     "Finding",
     "ImportSummary",
     "OfficialData",
+    "OfficialItems",
     "import_bundlerec",
     "import_dataset",
     "import_huggingface",
@@ -22,4 +23,5 @@ __all__ = [
     "import_tabular",
     "parse_pairs",
     "read_official",
+    "read_official_items",
 ]

@@ -188,7 +188,8 @@ def settle_bundles(
     by_split: dict[str, list[Bundle]] = {split: [] for split in SPLITS}
     for bundle_id, items in members.items():
         by_split[split_of[bundle_id]].append(Bundle(bundle_id, items, split_of[bundle_id], raw[bundle_id].name))
-    bundles = BundleSplits(**{split: tuple(part) for split, part in by_split.items()})
+    train, validation, test = (tuple(by_split[split]) for split in SPLITS)
+    bundles = BundleSplits(train, validation, test)
     if given:
         warn_of_near_duplicates(bundles, findings)
         shares = dict.fromkeys(SPLITS, 1.0)

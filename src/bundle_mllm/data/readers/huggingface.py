@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ...errors import BundleMLLMError
 from ..files import new_folder
@@ -85,6 +85,7 @@ def import_huggingface(
 def _load(source: str | os.PathLike, tables: Mapping[str, str], revision: str | None) -> dict[str, dict[str, Dataset]]:
     """Return the splits of each table."""
     import datasets
+    from datasets.exceptions import DatasetsError
 
     if unknown := tables.keys() - FIELDS.keys():
         raise BundleMLLMError(f"There is no table {min(unknown)!r}: name the subsets of {', '.join(FIELDS)}.")
@@ -104,7 +105,7 @@ def _load(source: str | os.PathLike, tables: Mapping[str, str], revision: str | 
                 for table, name in names.items()
                 if name in subsets
             }
-    except (datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeError, TypeError) as error:
+    except (DatasetsError, OSError, ValueError, RuntimeError, TypeError) as error:
         raise BundleMLLMError(
             f"`datasets` cannot load {source} ({error}): give the name of a data set on the Hub, which must be in "
             "reach, or a folder of `save_to_disk` or of data files."
@@ -123,7 +124,7 @@ def _load(source: str | os.PathLike, tables: Mapping[str, str], revision: str | 
 
 def _caches() -> list[Path]:
     """Return the folders that `datasets` downloads to: media that are files of their own lie there."""
-    import datasets
+    import datasets.config
     import huggingface_hub.constants
 
     return [Path(datasets.config.HF_DATASETS_CACHE), Path(huggingface_hub.constants.HF_HUB_CACHE)]
@@ -155,12 +156,16 @@ def _iter_rows(part: Dataset) -> Iterator[dict[str, Any]]:
 
     labels = {name: feature for name, feature in part.features.items() if isinstance(feature, ClassLabel)}
     heavy = any("binary" in str(field.type) for field in part.features.arrow_schema)
-    for batch in part.with_format("arrow").iter(64 if heavy else 10_000):
+    for batch in _iter_arrow(part, 64 if heavy else 10_000):
         for row in batch.to_pylist():
             for name, feature in labels.items():
                 number = row[name]
                 row[name] = None if number is None or number < 0 else feature.int2str(number)
             yield row
+
+
+def _iter_arrow(part: Dataset, num_rows: int) -> Iterator[pyarrow.Table]:
+    return cast("Iterator[pyarrow.Table]", part.with_format("arrow").iter(num_rows))
 
 
 def _iter_log(parts: Mapping[str, Dataset], columns: Columns, source: str) -> Iterator[pyarrow.RecordBatch]:
@@ -169,7 +174,7 @@ def _iter_log(parts: Mapping[str, Dataset], columns: Columns, source: str) -> It
     for part in parts.values():
         require_fields(dict.fromkeys(part.column_names), map(columns.name, (USER, ITEM, *columns.of)), source)
         fields = [field for field in (USER, ITEM, TIME) if columns.name(field) in part.column_names]
-        chosen = part.select_columns([columns.name(field) for field in fields]).with_format("arrow")
-        for table in chosen.iter(200_000):
+        chosen = part.select_columns([columns.name(field) for field in fields])
+        for table in _iter_arrow(chosen, 200_000):
             arrays = [table.column(columns.name(field)).combine_chunks() for field in fields]
             yield pyarrow.record_batch(arrays, names=fields)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain, repeat
@@ -45,34 +45,64 @@ _OWN_FIELDS = ("item_id", "title", "description", "category", "image", "audio")
 
 
 @dataclass(frozen=True, eq=False)
-class OfficialData:
-    """A published data folder, in this package's terms.
+class OfficialItems:
+    """The items of a published data folder, in this package's terms.
 
     Attributes:
         name: The data set's name, such as `"pog"`; the file of LightGCN features begins with it.
         catalog: The items; `item_id` is the official index as text, and the title is `title_en`.
-        bundles: All bundles; `bundle_id` is the official index as text. A bundle of validation or test has the items
-            of its input and its ground truth.
-        questions: The questions of each candidate file, by a name such as `"test_cans10"`. `question_id` is the
-            bundle's id and the number of the question among those about this bundle, such as `"20-0"`.
-        interactions: The distinct pairs of user and item; `user_id` is the official index as text. `None` if they were
-            not asked for.
         features: By modality (see `MODALITIES`), the feature matrix `[num_items, dim]`.
         feature_files: By modality, the file its matrix was read from.
-        dropped: How many entries were left out, by what they are and why.
     """
 
     name: str
     catalog: ItemCatalog
-    bundles: BundleSplits
-    questions: Mapping[str, Sequence[Question]]
-    interactions: Interactions | None
     features: Mapping[str, torch.Tensor]
     feature_files: Mapping[str, Path]
+
+
+@dataclass(frozen=True, eq=False)
+class OfficialData:
+    """A published data folder, in this package's terms.
+
+    Attributes:
+        items: Its items and their features.
+        bundles: All bundles; `bundle_id` is the official index as text. A bundle of validation or test has the items
+            of its input and its ground truth.
+        questions: The questions of each candidate file, by a name such as `"test_cans10"`. `question_id` is the
+            bundle's id and the number of the question among those about this bundle, such as `"20-0"`.
+        interactions: The distinct pairs of user and item; `user_id` is the official index as text.
+        dropped: How many entries were left out, by what they are and why.
+    """
+
+    items: OfficialItems
+    bundles: BundleSplits
+    questions: Mapping[str, Sequence[Question]]
+    interactions: Interactions
     dropped: Mapping[str, int]
 
 
-def read_official(folder: str | os.PathLike, *, with_interactions: bool = True) -> OfficialData:
+def read_official_items(folder: str | os.PathLike, modalities: Iterable[str] = MODALITIES) -> OfficialItems:
+    """Read what a published data folder says about items, and no other file.
+
+    Args:
+        folder: It holds `count.json`, `item_info.json` and the feature files of `modalities`.
+        modalities: Which of `MODALITIES` to read.
+
+    Raises:
+        BundleMLLMError: If a file is missing or malformed, or the number of items differs between them.
+    """
+    folder = Path(folder)
+    _, _, num_items = _read_counts(folder)
+    catalog = _read_catalog(folder / "item_info.json", num_items)
+    files = {modality: _find_one(folder, MODALITIES[modality]) for modality in modalities}
+    name = _find_one(folder, MODALITIES["bundle_item"]).name.removesuffix(BUNDLE_ITEM_FEATURES)
+    return OfficialItems(
+        name, catalog, {modality: _read_features(path, num_items) for modality, path in files.items()}, files
+    )
+
+
+def read_official(folder: str | os.PathLike) -> OfficialData:
     """Read a published data folder.
 
     Nothing is repaired silently: a malformed line, an index that `count.json` does not cover, a missing file or a
@@ -84,16 +114,12 @@ def read_official(folder: str | os.PathLike, *, with_interactions: bool = True) 
         folder: It holds `count.json`, `item_info.json`, `bi_train.txt`, `bi_{valid,test}_{input,gt}.txt`,
             `ui_full.txt`, the feature files of `MODALITIES` and any number of `bi_{valid,test}_cans{K}.txt`. Other
             files are ignored.
-        with_interactions: Whether to read `ui_full.txt`, by far the largest of the text files.
 
     Raises:
         BundleMLLMError: If the folder cannot be read; the message names file and line.
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        raise BundleMLLMError(f"There is no folder {folder}: give the folder that holds count.json.")
-    num_users, num_bundles, num_items = _read_counts(folder / "count.json")
-    catalog = _read_catalog(folder / "item_info.json", num_items)
+    num_users, num_bundles, num_items = _read_counts(folder)
     parts = {
         part: _read_lists(folder / f"bi_{part}.txt", "bundle", num_bundles, num_items)
         for part in ("train", "valid_input", "valid_gt", "test_input", "test_gt")
@@ -108,18 +134,13 @@ def read_official(folder: str | os.PathLike, *, with_interactions: bool = True) 
         found, repeated = _read_questions(path, int(match[2]), num_items, shown, answers)
         questions[f"{_SPLIT_OF[match[1]]}_cans{int(match[2])}"] = found
         num_repeated_candidates += repeated
-    interactions, num_repeated_pairs = None, 0
-    if with_interactions:
-        interactions, num_repeated_pairs = _read_interactions(folder / "ui_full.txt", num_users, num_items)
-    files = {modality: _find_one(folder, pattern) for modality, pattern in MODALITIES.items()}
-    features = {modality: _read_features(path, num_items) for modality, path in files.items()}
+    interactions, num_repeated_pairs = _read_interactions(folder / "ui_full.txt", num_users, num_items)
     dropped = {
         "repeated interactions": num_repeated_pairs,
         "items repeated in their bundle": num_repeated_items,
         "wrong options repeated in their question": num_repeated_candidates,
     }
-    name = files["bundle_item"].name.removesuffix(BUNDLE_ITEM_FEATURES)
-    return OfficialData(name, catalog, bundles, questions, interactions, features, files, dropped)
+    return OfficialData(read_official_items(folder), bundles, questions, interactions, dropped)
 
 
 def import_official(
@@ -142,28 +163,32 @@ def import_official(
     """
     with new_folder(output_dir) as folder:
         data = read_official(source)
+        items = data.items
         findings = Findings(strict)
         for what, number in data.dropped.items():
             findings.add(what, count=number, harmless=True)
         warn_of_near_duplicates(data.bundles, findings)
         log = UserLog.from_pairs(data.interactions.user_ids, data.interactions.rows)
-        summary = write_dataset(folder, Path(output_dir), data.catalog, data.bundles, log, findings)
-        for modality, features in data.features.items():
-            path = data.feature_files[modality]
+        summary = write_dataset(folder, Path(output_dir), items.catalog, data.bundles, log, findings)
+        for modality, features in items.features.items():
+            path = items.feature_files[modality]
             provenance = {"reader": "official", "file": path.name, "sha256": sha256(path)}
-            items_hash = data.catalog.content_hash
+            items_hash = items.catalog.content_hash
             write_modality(folder / "features", modality, features, None, provenance, items_hash=items_hash)
         for name, questions in data.questions.items():
             save_questions(folder / "questions" / f"{name}.jsonl", questions)
     return replace(
         summary,
         num_questions={f"questions/{name}.jsonl": len(questions) for name, questions in data.questions.items()},
-        modalities={modality: features.shape[1] for modality, features in data.features.items()},
+        modalities={modality: features.shape[1] for modality, features in items.features.items()},
     )
 
 
-def _read_counts(path: Path) -> tuple[int, int, int]:
+def _read_counts(folder: Path) -> tuple[int, int, int]:
     """Return the numbers of users, bundles and items."""
+    if not folder.is_dir():
+        raise BundleMLLMError(f"There is no folder {folder}: give the folder that holds count.json.")
+    path = folder / "count.json"
     counts = _read_object(path)
     for name in ("#U", "#B", "#I"):
         if type(counts.get(name)) is not int or counts[name] < 1:
@@ -176,8 +201,7 @@ def _read_catalog(path: Path, num_items: int) -> ItemCatalog:
     records = []
     for index in map(str, range(num_items)):
         entry = info.get(index)
-        title = entry.get(TITLE) if isinstance(entry, dict) else None
-        if not isinstance(title, str):
+        if not isinstance(entry, dict) or not isinstance(title := entry.get(TITLE), str):
             raise BundleMLLMError(
                 f'{path} has no {TITLE} for the item {index!r}: write "{index}": {{"{TITLE}": "..."}} for each of the '
                 f"{num_items} items of count.json."

@@ -7,11 +7,13 @@ PAIRS = [("u2", "i5"), ("u1", "i5"), ("u2", "i5"), ("u2", "gone"), ("u2", "i0")]
 RECORDS = [{"user_id": user_id, "item_id": item_id, "timestamp": "12"} for user_id, item_id in PAIRS]
 
 
-def test_repeated_pairs_count_once_and_unknown_items_are_dropped(catalog):
+def test_repeated_pairs_count_once_and_first_unknown_are_dropped(catalog):
     interactions = Interactions.from_records(RECORDS, catalog)
     assert interactions.user_ids == ("u2", "u1", "u2")
     assert interactions.rows.tolist() == [5, 5, 0]
     assert interactions.num_unknown == 1
+    assert interactions.first_unknown == ("gone",)
+    assert interactions.num_repeated == 1
     assert len(interactions) == 3
 
 
@@ -25,7 +27,10 @@ def test_users_are_numbered_by_first_appearance(catalog):
 @pytest.mark.parametrize("suffix", [".csv", ".csv.gz", ".parquet"])
 def test_every_format_is_read(catalog, tmp_path, suffix):
     write_records(tmp_path / f"interactions{suffix}", RECORDS)
+    assert Interactions.load(tmp_path, catalog).user_ids == ("u2", "u1", "u2")
     assert Interactions.load(tmp_path, catalog).rows.tolist() == [5, 5, 0]
+    assert Interactions.load(tmp_path, catalog).first_unknown == ("gone",)
+    assert Interactions.load(tmp_path, catalog).num_repeated == 1
     assert Interactions.load(tmp_path / f"interactions{suffix}", catalog).num_unknown == 1
 
 
@@ -41,6 +46,12 @@ def test_every_format_is_read(catalog, tmp_path, suffix):
 def test_bad_records_are_refused_by_row(catalog, record, message):
     with pytest.raises(BundleMLLMError, match=message):
         Interactions.from_records([record], catalog, source="log")
+
+
+def test_a_row_without_a_user_is_refused_by_file_and_row(catalog, tmp_path):
+    write_records(tmp_path / "interactions.csv", [*RECORDS, {"user_id": None, "item_id": "i1", "timestamp": "3"}])
+    with pytest.raises(BundleMLLMError, match=r"interactions\.csv row 6 names no user or no item"):
+        Interactions.load(tmp_path, catalog)
 
 
 def test_a_folder_without_interactions_is_refused(catalog, tmp_path):

@@ -15,6 +15,8 @@ from .tables import find_table, iter_records, read_records, write_records
 
 if TYPE_CHECKING:
     from .features import FeatureStore, write_modality
+    from .readers import import_dataset
+    from .splitting import split_bundles
     from .studio import make_studio
 
 
@@ -29,6 +31,7 @@ __all__ = [
     "ItemCatalog",
     "Question",
     "find_table",
+    "import_dataset",
     "iter_records",
     "load_questions",
     "make_questions",
@@ -36,11 +39,18 @@ __all__ = [
     "read_records",
     "sample_training_questions",
     "save_questions",
+    "split_bundles",
     "write_modality",
     "write_records",
 ]
 
-_LAZY = {"FeatureStore": "features", "write_modality": "features", "make_studio": "studio"}  # torch, pictures
+_LAZY = {
+    "FeatureStore": "features",  # torch
+    "import_dataset": "readers",
+    "make_studio": "studio",  # pictures
+    "split_bundles": "splitting",  # scipy
+    "write_modality": "features",
+}
 
 
 def __getattr__(name: str) -> Any:

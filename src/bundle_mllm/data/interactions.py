@@ -17,7 +17,8 @@ import numpy as np
 from ..errors import BundleMLLMError
 from .catalog import ItemCatalog
 from .records import require_fields, to_id
-from .tables import find_table, iter_records
+from .tables import find_table
+from .user_log import NUM_EXAMPLES, read_log
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,11 +29,15 @@ class Interactions:
         user_ids: The user of each pair.
         rows: The catalog row of each pair's item, `[num_pairs]` (int64).
         num_unknown: How many records were dropped because the catalog lacks their item.
+        first_unknown: The items of the first few of these, each once.
+        num_repeated: How many records were dropped because they repeat a pair.
     """
 
     user_ids: tuple[str, ...]
     rows: np.ndarray
     num_unknown: int = 0
+    first_unknown: tuple[str, ...] = ()
+    num_repeated: int = 0
 
     @classmethod
     def from_records(
@@ -50,19 +55,30 @@ class Interactions:
             BundleMLLMError: If a field is missing or empty.
         """
         pairs: dict[tuple[str, int], None] = {}
-        num_unknown = 0
+        num_records = num_unknown = 0
+        first_unknown: list[str] = []
         row_of = {item_id: row for row, item_id in enumerate(catalog.item_ids)}
         for number, record in enumerate(records, start=1):
             where = f"{source} row {number}"
             require_fields(record, ("user_id", "item_id"), where)
             user_id = to_id(record["user_id"], where)
-            row = row_of.get(to_id(record["item_id"], where))
+            item_id = to_id(record["item_id"], where)
+            row = row_of.get(item_id)
+            num_records += 1
             if row is None:
                 num_unknown += 1
+                if len(first_unknown) < NUM_EXAMPLES and item_id not in first_unknown:
+                    first_unknown.append(item_id)
             else:
                 pairs[user_id, row] = None
         rows = np.fromiter((row for _, row in pairs), dtype=np.int64, count=len(pairs))
-        return cls(tuple(user_id for user_id, _ in pairs), rows, num_unknown)
+        return cls(
+            user_ids=tuple(user_id for user_id, _ in pairs),
+            rows=rows,
+            num_unknown=num_unknown,
+            first_unknown=tuple(first_unknown),
+            num_repeated=num_records - num_unknown - len(pairs),
+        )
 
     @classmethod
     def load(cls, path_or_folder: str | os.PathLike, catalog: ItemCatalog) -> Interactions:
@@ -79,7 +95,19 @@ class Interactions:
                     f"{folder} holds no interactions file, so nothing is known of its users: add interactions.csv "
                     "with `user_id` and `item_id`, or do without the user_item modality."
                 )
-        return cls.from_records(iter_records(path), catalog, source=str(path))
+        log = read_log(path, catalog)
+        if log.num_missing:
+            raise BundleMLLMError(
+                f"{path} row {log.missing[0]} names no user or no item ({log.num_missing} such rows): "
+                "give every row a `user_id` and an `item_id`, or remove it."
+            )
+        return cls(
+            user_ids=tuple(map(log.users.__getitem__, log.user_index.tolist())),
+            rows=log.rows,
+            num_unknown=log.num_unknown,
+            first_unknown=tuple(item_id for _, item_id in log.unknown),
+            num_repeated=log.num_repeated,
+        )
 
     @cached_property
     def user_index(self) -> np.ndarray:

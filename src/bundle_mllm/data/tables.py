@@ -12,6 +12,7 @@ import json
 import os
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -36,19 +37,35 @@ def read_records(path: str | os.PathLike) -> list[dict[str, Any]]:
     return list(iter_records(path))
 
 
-def iter_records(path: str | os.PathLike) -> Iterator[dict[str, Any]]:
-    """Read a table row by row; arguments, rows and errors are those of [`read_records`]."""
+def iter_records(path: str | os.PathLike, delimiter: str = ",") -> Iterator[dict[str, Any]]:
+    """Read a table row by row; rows and errors are those of [`read_records`].
+
+    Args:
+        path: A file that ends in `.jsonl`, `.jsonl.gz`, `.csv`, `.csv.gz` or `.parquet`.
+        delimiter: What separates the cells of a CSV file.
+    """
     path = Path(path)
-    suffix = _suffix(path)
+    suffix = suffix_of(path)
     if not path.is_file():
         raise BundleMLLMError(f"There is no file {path}: check the path.")
+    if suffix == ".parquet":
+        yield from _iter_parquet(path)
+        return
+    with open_text(path) as stream:
+        yield from _iter_csv(stream, path, delimiter) if suffix.startswith(".csv") else _iter_jsonl(stream, path)
+
+
+@contextmanager
+def open_text(path: Path) -> Iterator[TextIO]:
+    """Open a CSV or JSON Lines file, packed or not, to read its text.
+
+    Raises:
+        BundleMLLMError: While it is read, if it is not UTF-8 text or not a complete gzip file.
+    """
+    opener = gzip.open if path.name.endswith(".gz") else open
     try:
-        if suffix == ".parquet":
-            yield from _iter_parquet(path)
-        else:
-            opener = gzip.open if suffix.endswith(".gz") else open
-            with opener(path, "rt", encoding="utf-8-sig", newline="") as stream:
-                yield from (_iter_csv if suffix.startswith(".csv") else _iter_jsonl)(stream, path)
+        with opener(path, "rt", encoding="utf-8-sig", newline="") as stream:
+            yield stream
     except UnicodeDecodeError as error:
         raise BundleMLLMError(f"{path} is not UTF-8 text ({error}): save it as UTF-8.") from error
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
@@ -66,7 +83,7 @@ def write_records(path: str | os.PathLike, rows: Iterable[Mapping[str, Any]]) ->
         BundleMLLMError: If the suffix is another one or a value does not fit the format.
     """
     path = Path(path)
-    suffix = _suffix(path)
+    suffix = suffix_of(path)
     with atomic_path(path) as temporary:
         if suffix == ".parquet":
             _write_parquet(temporary, path, rows)
@@ -101,7 +118,12 @@ def find_table(folder: str | os.PathLike, stem: str) -> Path | None:
     return found[0] if found else None
 
 
-def _suffix(path: Path) -> str:
+def suffix_of(path: Path) -> str:
+    """Return the suffix of a table's file name, such as `".jsonl.gz"`.
+
+    Raises:
+        BundleMLLMError: If it is none of `SUFFIXES`.
+    """
     for suffix in SUFFIXES:
         if path.name.endswith(suffix):
             return suffix
@@ -125,8 +147,8 @@ def _iter_jsonl(stream: TextIO, path: Path) -> Iterator[dict[str, Any]]:
         yield record
 
 
-def _iter_csv(stream: TextIO, path: Path) -> Iterator[dict[str, Any]]:
-    reader = csv.reader(stream, strict=True)
+def _iter_csv(stream: TextIO, path: Path, delimiter: str) -> Iterator[dict[str, Any]]:
+    reader = csv.reader(stream, strict=True, delimiter=delimiter)
     try:
         header = next(reader, [])
         if len(set(header)) < len(header):

@@ -3,14 +3,25 @@
 It must not know questions' wording, models or how the folder is used.
 """
 
+from .bundlerec import import_bundlerec
+from .huggingface import import_huggingface
+from .imports import FORMATS, import_dataset, parse_pairs
 from .official import OfficialData, OfficialItems, import_official, read_official, read_official_items
-from .summary import ImportSummary
+from .summary import Finding, ImportSummary
+from .tabular import import_tabular
 
 __all__ = [
+    "FORMATS",
+    "Finding",
     "ImportSummary",
     "OfficialData",
     "OfficialItems",
+    "import_bundlerec",
+    "import_dataset",
+    "import_huggingface",
     "import_official",
+    "import_tabular",
+    "parse_pairs",
     "read_official",
     "read_official_items",
 ]

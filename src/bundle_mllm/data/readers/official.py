@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, repeat
 from pathlib import Path
 from typing import Any, TextIO
@@ -19,14 +19,16 @@ import numpy as np
 import torch
 
 from ...errors import BundleMLLMError
-from ..bundles import SPLITS, Bundle, BundleSplits
+from ..bundles import Bundle, BundleSplits
 from ..catalog import ItemCatalog
 from ..features import write_modality
 from ..files import new_folder, sha256
 from ..interactions import Interactions
 from ..questions import MAX_CANDIDATES, MIN_CANDIDATES, Question, save_questions
 from ..torch_files import load_matrix
-from .summary import ImportSummary
+from ..user_log import UserLog
+from .assemble import warn_of_near_duplicates, write_dataset
+from .summary import Findings, ImportSummary
 
 TITLE = "title_en"
 BUNDLE_ITEM_FEATURES = "_LightGCN_bi_feature.pt"
@@ -141,14 +143,17 @@ def read_official(folder: str | os.PathLike) -> OfficialData:
     return OfficialData(read_official_items(folder), bundles, questions, interactions, dropped)
 
 
-def import_official(source: str | os.PathLike, output_dir: str | os.PathLike) -> ImportSummary:
+def import_official(
+    source: str | os.PathLike, output_dir: str | os.PathLike, *, strict: bool = False
+) -> ImportSummary:
     """Turn a published data folder into a dataset folder, which `DatasetFolder.open` and `load_questions` read.
 
     Args:
         source: The published folder, see [`read_official`].
-        output_dir: Receives `items.jsonl`, `bundles.jsonl`, `interactions.csv`, `features/` and, for each candidate
-            file, `questions/{validation,test}_cans{K}.jsonl`. It must not exist or be empty, and it appears only when
-            all of it is written.
+        output_dir: Receives items, bundles, interactions, `features/` and, for each candidate file,
+            `questions/{validation,test}_cans{K}.jsonl`. It must not exist or be empty, and it appears only when all of
+            it is written.
+        strict: Changes nothing, since what [`read_official`] does not refuse is harmless; the other imports have it.
 
     Returns:
         What was written.
@@ -159,12 +164,12 @@ def import_official(source: str | os.PathLike, output_dir: str | os.PathLike) ->
     with new_folder(output_dir) as folder:
         data = read_official(source)
         items = data.items
-        items.catalog.save(folder / "items.jsonl")
-        data.bundles.save(folder / "bundles.jsonl")
-        pairs = zip(data.interactions.user_ids, data.interactions.rows, strict=True)
-        with open(folder / "interactions.csv", "w", encoding="utf-8", newline="") as stream:
-            stream.write("user_id,item_id\n")
-            stream.writelines(f"{user_id},{row}\n" for user_id, row in pairs)  # an item's id is its row
+        findings = Findings(strict)
+        for what, number in data.dropped.items():
+            findings.add(what, count=number, harmless=True)
+        warn_of_near_duplicates(data.bundles, findings)
+        log = UserLog.from_pairs(data.interactions.user_ids, data.interactions.rows)
+        summary = write_dataset(folder, Path(output_dir), items.catalog, data.bundles, log, findings)
         for modality, features in items.features.items():
             path = items.feature_files[modality]
             provenance = {"reader": "official", "file": path.name, "sha256": sha256(path)}
@@ -172,14 +177,10 @@ def import_official(source: str | os.PathLike, output_dir: str | os.PathLike) ->
             write_modality(folder / "features", modality, features, None, provenance, items_hash=items_hash)
         for name, questions in data.questions.items():
             save_questions(folder / "questions" / f"{name}.jsonl", questions)
-    return ImportSummary(
-        path=Path(output_dir),
-        num_items=len(items.catalog),
-        num_bundles={split: len(data.bundles[split]) for split in SPLITS},
-        num_interactions=len(data.interactions),
+    return replace(
+        summary,
         num_questions={f"questions/{name}.jsonl": len(questions) for name, questions in data.questions.items()},
         modalities={modality: features.shape[1] for modality, features in items.features.items()},
-        dropped=data.dropped,
     )
 
 

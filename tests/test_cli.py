@@ -83,6 +83,29 @@ def test_publish_dataset_and_export_say_what_they_wrote(model, tiny_data, tmp_pa
     assert f"language model: {tmp_path / 'llm'}" in capsys.readouterr().out
 
 
+def test_import_reads_tables_with_other_names_and_says_what_it_met(tmp_path, capsys):
+    source = tmp_path / "shop"
+    source.mkdir()
+    (source / "products.csv").write_text("sku,name\n" + "".join(f"{n},thing {n}\n" for n in range(6)))
+    (source / "bundles.csv").write_text('bundle_id,items\nb1,"[""0"", ""1"", ""9""]"\nb2,"[""2"", ""3""]"\n')
+    command = ["import", "--format", "tabular", str(source), "--output-dir", str(tmp_path / "data")]
+    names = ["--tables", "items=products.csv", "--columns", "item_id=sku", "title=name"]
+    assert main(command) == 2
+    assert "items" in capsys.readouterr().err
+    assert main([*command, *names]) == 0
+    assert "6 items, 2 bundles" in capsys.readouterr().out
+    assert (tmp_path / "data" / "items.jsonl").read_text().startswith('{"item_id": "0", "title": "thing 0"}')
+    assert main([*command, "--columns", "sku"]) == 2
+    assert "NAME=VALUE" in capsys.readouterr().err
+
+
+def test_convert_names_what_a_checkpoint_lacks(tmp_path, capsys):
+    folders = ["--checkpoint", str(tmp_path), "--data", str(tmp_path), "--base-model", "none"]
+    assert main(["convert", *folders, "--output-dir", str(tmp_path / "model")]) == 2
+    assert "adapter_config.json" in capsys.readouterr().err
+    assert not (tmp_path / "model").exists()
+
+
 def test_the_same_seed_writes_the_same_bytes(tiny_data, tmp_path):
     for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
         assert ask(tiny_data, tmp_path / f"{name}.jsonl", "--num-candidates", "6", "--seed", seed) == 0

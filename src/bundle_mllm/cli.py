@@ -288,6 +288,56 @@ def convert(
     print(f"model folder: {folder}")
 
 
+def import_data(
+    source: tyro.conf.Positional[str],
+    format: Literal["official", "bundlerec", "tabular", "huggingface"],
+    output_dir: Path,
+    columns: tuple[str, ...] = (),
+    tables: tuple[str, ...] = (),
+    fractions: tuple[float, float, float] | None = None,
+    seed: int | None = None,
+    interactions: Literal["none", "pretrain", "user_item"] | None = None,
+    delimiter: str | None = None,
+    media_dir: Path | None = None,
+    revision: str | None = None,
+    strict: bool = False,
+) -> None:
+    """Turn a data set of another format into a dataset folder.
+
+    Args:
+        source: Folder of the data set, or its name on the Hub.
+        format: The layout that the authors of Bundle-MLLM published; that of BundleRec; tables of your own (CSV, JSON
+            Lines, Parquet); or a data set of the Hub or of `datasets.save_to_disk`.
+        output_dir: The dataset folder to write.
+        columns: Columns that have other names, as FIELD=COLUMN, such as item_id=sku title=name bundles.items=products.
+        tables: Tables that have other names, as TABLE=FILE, such as items=products.csv.
+        fractions: Shares of train, validation and test, where the data have no splits (0.8 0.1 0.1).
+        seed: Seed of these splits (42); bundles that are nearly the same stay on one side.
+        interactions: Which of BundleRec's user logs to take (none).
+        delimiter: What separates the cells of CSV files (a comma).
+        media_dir: Folder that the paths of pictures and sounds are relative to (that of the items table).
+        revision: Commit, branch or tag of a data set on the Hub.
+        strict: Stop at anything that would be left out.
+    """
+    from bundle_mllm.data.readers import import_dataset, parse_pairs
+
+    summary = import_dataset(
+        format,
+        source,
+        output_dir,
+        columns=parse_pairs("--columns", columns) or None,
+        tables=parse_pairs("--tables", tables) or None,
+        fractions=fractions,
+        seed=seed,
+        interactions=interactions,
+        delimiter=delimiter,
+        media_dir=media_dir,
+        revision=revision,
+        strict=strict or None,
+    )
+    print(summary)
+
+
 def export(model: str, output_dir: Path, modalities: str | None = None) -> None:
     """Fold a model into a stock causal language model that any LLM server runs, without this package.
 
@@ -308,6 +358,7 @@ COMMANDS = {
     "train": train,
     "evaluate": evaluate,
     "complete": complete,
+    "import": import_data,
     "publish": publish,
     "publish-dataset": publish_dataset,
     "convert": convert,

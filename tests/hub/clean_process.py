@@ -12,7 +12,6 @@ from pathlib import Path
 sys.modules["bundle_mllm"] = None  # an import of it now fails, as if it were not installed
 
 import torch  # noqa: E402
-from datasets.fingerprint import Hasher  # noqa: E402
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoProcessor, AutoTokenizer, pipeline  # noqa: E402
 
 TRUST = {"trust_remote_code": True}
@@ -35,7 +34,6 @@ def look_at(folder: Path, questions: list[dict]) -> dict:
         "base_logits": [head(base(**one).last_hidden_state[0, -1]).tolist() for one in inputs],
         "completions": completer(questions),
         "batched": completer(questions, batch_size=len(questions)),
-        "processor_hash": Hasher.hash(processor),
     }
 
 

@@ -248,6 +248,8 @@ def test_two_cpu_processes_train_the_same_parameters(work, run, asked_by_command
         init, "model.fusion.", "model.projector.", "model.separator."
     )
     assert AutoProcessor.from_pretrained(out).num_items == 32
+    mapped = list((work / "hf" / "datasets" / "questions").rglob("cache-*.arrow"))
+    assert len(mapped) == 3  # end of sequence, tokens, labels: once, since both processes hash the processor alike
 
 
 @torch.no_grad()

@@ -57,6 +57,17 @@ def test_questions_evaluate_complete(model, tiny_data, tmp_path, capsys):
     assert len(capsys.readouterr().out.splitlines()) == 3
 
 
+def test_training_questions_are_sampled_in_any_number(tiny_data, tmp_path, capsys):
+    file = tmp_path / "train.jsonl"
+    options = ["--num-questions", "200", "--num-candidates", "4", "--format", "prompt-completion"]
+    assert ask(tiny_data, file, *options) == 2
+    assert "--split train" in capsys.readouterr().err
+    assert ask(tiny_data, file, *options, "--split", "train") == 0
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    assert len(rows) == 200 and len({row["prompt"] for row in rows}) > 150
+    assert {row["completion"].strip() for row in rows} == set("ABCD")
+
+
 def test_publish_shows_what_it_would_upload_and_touches_nothing(model, tiny_data, tmp_path, capsys):
     file, metrics_file = tmp_path / "q.jsonl", tmp_path / "metrics.json"
     assert ask(tiny_data, file, "--num-candidates", "4") == 0

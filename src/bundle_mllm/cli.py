@@ -44,6 +44,7 @@ def questions(
     negatives: Literal["uniform", "hard"] = "uniform",
     partial: Literal["half", "leave_one_out"] = "half",
     questions_per_bundle: int = 2,
+    num_questions: int | None = None,
     seed: int = 42,
     format: Literal["questions", "prompt-completion"] = "questions",
     model: Path | None = None,
@@ -59,24 +60,43 @@ def questions(
         negatives: Wrong options: drawn uniformly, or matched to the answer in category and train frequency.
         partial: Show half of the bundle, or all of it but the answer.
         questions_per_bundle: At most this many questions about one bundle.
+        num_questions: Sample this many instead, each of another part of a bundle, as `train` does (train only).
         seed: The same seed gives the same file, byte by byte.
         format: "questions" for `bundle-mllm evaluate`; "prompt-completion" for `trl sft`.
         model: Model folder whose wording and chat template "prompt-completion" uses; plain wording if not given.
         titles_only: Leave out the item tokens in "prompt-completion" (stage one).
     """
-    from bundle_mllm.data import DatasetFolder, make_questions, save_questions, write_records
+    from bundle_mllm.data import (
+        DatasetFolder,
+        make_questions,
+        sample_training_questions,
+        save_questions,
+        write_records,
+    )
 
     folder = DatasetFolder.open(data)
-    made = make_questions(
-        folder.bundles[split],
-        folder.catalog,
-        folder.bundles,
-        num_candidates=num_candidates,
-        negatives=negatives,
-        partial=partial,
-        questions_per_bundle=questions_per_bundle,
-        seed=seed,
-    )
+    if num_questions is None:
+        made = make_questions(
+            folder.bundles[split],
+            folder.catalog,
+            folder.bundles,
+            num_candidates=num_candidates,
+            negatives=negatives,
+            partial=partial,
+            questions_per_bundle=questions_per_bundle,
+            seed=seed,
+        )
+    elif split != "train":
+        raise BundleMLLMError(f"--num-questions samples training questions, not of {split}: add --split train.")
+    else:
+        made = sample_training_questions(
+            folder.bundles.train,
+            folder.catalog,
+            num_questions=num_questions,
+            num_candidates=(num_candidates, num_candidates),
+            hard_fraction=1.0 if negatives == "hard" else 0.0,
+            seed=seed,
+        )
     if not made:
         raise BundleMLLMError(f"{data} has no {split} bundle of two items: there is nothing to ask.")
     if format == "questions":

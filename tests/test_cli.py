@@ -139,7 +139,7 @@ def test_prompt_completion_rows_need_no_model_and_read_as_text(tiny_data, tmp_pa
     ("arguments", "said"),
     [
         (["questions", "--data", "nowhere", "--output", "q.jsonl"], "nowhere does not exist"),
-        (["questions", "--data", "DATA", "--output", "q.jsonl", "--num-candidates", "27"], "27 candidates"),
+        (["questions", "--data", "DATA", "--output", "q.jsonl", "--num-candidates", "40"], "39 wrong options"),
         (["questions", "--data", "DATA", "--output", "q.txt"], "q.txt"),
         (["evaluate", "--model", "nowhere", "--data", "DATA", "--questions", "Q"], "nowhere"),
         (["evaluate", "--model", "MODEL", "--data", "DATA", "--questions", "nowhere.jsonl"], "nowhere.jsonl"),

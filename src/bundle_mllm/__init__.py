@@ -28,6 +28,8 @@ _LAZY = {
     "sample_training_questions": "data",
     "save_questions": "data",
     "encode_folder": "encoders.encode",
+    "as_scored": "evaluation.metrics",
+    "compare_metrics": "evaluation.results",
     "compute_metrics": "evaluation.metrics",
     "evaluate": "evaluation.evaluate",
     "rank_candidates": "evaluation.ranking",
@@ -74,8 +76,9 @@ if TYPE_CHECKING:
     from .encoders.encode import encode_folder
     from .errors import BundleMLLMError
     from .evaluation.evaluate import evaluate
-    from .evaluation.metrics import compute_metrics
+    from .evaluation.metrics import as_scored, compute_metrics
     from .evaluation.ranking import rank_candidates
+    from .evaluation.results import compare_metrics
     from .evaluation.scoring import score_questions
     from .folder import load_model, save_model
     from .hub.convert import convert_checkpoint

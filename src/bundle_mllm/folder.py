@@ -5,14 +5,19 @@ Knows nothing about training or evaluation.
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 
+from bundle_mllm.data.files import sha256
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.modeling.modeling_bundle_mllm import BundleMLLMForCausalLM
 from bundle_mllm.modeling.processing_bundle_mllm import BundleMLLMProcessor
+
+ANSWERS_WITH = ("*.safetensors", "items.jsonl", "tokenizer.json", "processor_config.json")
+"""The files of a model folder that decide its answers."""
 
 
 def save_model(model: BundleMLLMForCausalLM, processor: BundleMLLMProcessor, folder: Path) -> None:
@@ -27,6 +32,7 @@ def load_model(folder: str | Path, **kwargs: Any) -> tuple[BundleMLLMForCausalLM
     Raises:
         BundleMLLMError: There is no such folder or repository, or it does not hold a Bundle-MLLM model.
     """
+    _check_exists(folder)
     try:
         model = BundleMLLMForCausalLM.from_pretrained(folder, **kwargs)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
@@ -36,10 +42,37 @@ def load_model(folder: str | Path, **kwargs: Any) -> tuple[BundleMLLMForCausalLM
 
 def load_processor(folder: str | Path) -> BundleMLLMProcessor:
     """Load the processor alone; see [`load_model`]."""
+    _check_exists(folder)
     try:
         return BundleMLLMProcessor.from_pretrained(folder)
     except (OSError, ValueError, KeyError) as error:
         raise _unreadable(folder, error) from error
+
+
+def fingerprint(folder: str | Path) -> str | None:
+    """Return a SHA-256 over what a model folder answers with: weights, catalog, items, tokenizer and wording.
+
+    Returns:
+        The hexadecimal digest, or `None` for a Hub repository, whose commit says as much.
+    """
+    files = sorted({path for pattern in ANSWERS_WITH for path in Path(folder).glob(pattern)})
+    if not files:
+        return None
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(f"{path.name} {sha256(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def _check_exists(folder: str | Path) -> None:
+    """Tell a mistyped path from a Hub name, which is at most `owner/name` and no path that begins somewhere here."""
+    path = Path(folder)
+    looks_local = isinstance(folder, Path) or len(path.parts) != 2 or path.parent.is_dir()
+    if looks_local and len(path.parts) > 1 and not path.exists():
+        raise BundleMLLMError(
+            f"There is no folder {folder}: give the output folder of `bundle-mllm train`, or the name of a Hub "
+            "repository (org/name)."
+        )
 
 
 def _unreadable(folder: str | Path, error: Exception) -> BundleMLLMError:

@@ -1,11 +1,13 @@
 """Scores of whole question lists: independent of batching, and equal to a full forward pass."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from bundle_mllm.data import DatasetFolder, sample_training_questions
+from bundle_mllm.data import DatasetFolder, Question, sample_training_questions
 from bundle_mllm.evaluation.ranking import rank_candidates
-from bundle_mllm.evaluation.scoring import score_questions
+from bundle_mllm.evaluation.scoring import candidate_orders, score_questions
 from bundle_mllm.training.backbone import build_model
 from bundle_mllm.training.config import default_run
 
@@ -65,15 +67,67 @@ def test_scoring_leaves_the_model_in_the_mode_it_was_in(parts):
     model.eval()
 
 
-def test_up_to_26_candidates_are_one_question_and_more_go_through_rounds(parts):
-    model, processor, _ = parts
+def test_permuted_orders_are_averaged_and_the_own_order_is_the_first(parts):
+    model, processor, questions = parts
+    plain = score_questions(*parts)
+    for permuted, alone, question in zip(score_questions(*parts, permutations=3), plain, questions, strict=True):
+        logits = torch.tensor(alone.option_logits)
+        assert permuted.orders[0] == pytest.approx(logits.log_softmax(0).tolist(), abs=1e-4)
+        assert permuted.option_logits == pytest.approx(torch.tensor(permuted.orders).mean(0).tolist(), abs=1e-6)
+        assert permuted.free_answer == alone.free_answer
+        size = len(question.candidates)
+        order = candidate_orders(size, 3, 0, question.question_id)[2]
+        moved = replace(question, candidates=tuple(question.candidates[i] for i in order))
+        (expected,) = score_questions(model, processor, [moved])
+        found = [permuted.orders[2][i] for i in order]
+        assert found == pytest.approx(torch.tensor(expected.option_logits).log_softmax(0).tolist(), abs=1e-4)
+
+
+def test_as_many_orders_as_candidates_put_each_at_each_place_once():
+    for number in (2, 7, 10):
+        orders = candidate_orders(number, number, 0, "q")
+        assert orders[0] == list(range(number))
+        assert all(sorted(column) == list(range(number)) for column in zip(*orders, strict=True))
+    assert candidate_orders(10, 2, 0, "q")[1] == [5, 6, 7, 8, 9, 0, 1, 2, 3, 4]
+    more = candidate_orders(4, 8, 0, "q")
+    assert all(sorted(column) == [0, 0, 1, 1, 2, 2, 3, 3] for column in zip(*more, strict=True))
+    assert candidate_orders(10, 30, 1, "q") == candidate_orders(10, 30, 1, "q") != candidate_orders(10, 30, 2, "q")
+
+
+def test_long_lists_are_ranked_in_groups_as_the_pipeline_ranks_them(parts):
+    model, processor, questions = parts
     ids = list(processor.item_ids)
-    few = rank_candidates(model, processor, ids[:2], ids[2:12], top_k=3)
-    assert len(few) == 3
-    assert [e["score"] for e in few] == sorted((e["score"] for e in few), reverse=True)
-    many = rank_candidates(model, processor, ids[:2], ids[2:], top_k=5)
-    assert len(many) == 5
-    assert len({e["item_id"] for e in many}) == 5
-    assert not {e["item_id"] for e in many} & set(ids[:2])
-    with pytest.raises(ValueError, match="at most 13"):
-        rank_candidates(model, processor, ids[:2], ids[2:], top_k=20)
+    long = Question("long", "b", tuple(ids[:2]), tuple(ids[2:]), 4)
+    first, second = score_questions(model, processor, [long, questions[0]])
+    assert second.option_logits == pytest.approx(
+        score_questions(model, processor, questions)[0].option_logits, abs=1e-4
+    )
+    assert torch.tensor(first.option_logits).exp().sum().item() == pytest.approx(1, abs=1e-5)
+    assert first.free_answer == first.option_logits.index(max(first.option_logits))
+    ranked = rank_candidates(model, processor, ids[:2], top_k=None)
+    score = {entry["item_id"]: entry["score"] for entry in ranked}
+    assert [score[item_id] for item_id in long.candidates] == pytest.approx(
+        torch.tensor(first.option_logits).exp().tolist(), abs=1e-4
+    )
+    assert rank_candidates(model, processor, ids[:2], ids[2:], top_k=20) == ranked[:20]
+
+
+def test_max_options_sends_shorter_lists_to_the_groups(parts):
+    model, processor, _ = parts
+    ids = processor.item_ids
+    question = Question("q", "b", ids[:2], ids[2:14], 4)
+    (plain,) = score_questions(model, processor, [question])
+    (grouped,) = score_questions(model, processor, [question], max_options=5)
+    (again,) = score_questions(model, processor, [question], max_options=5, seed=1)
+    (mean,) = score_questions(model, processor, [question], max_options=5, permutations=2)
+    assert len({plain.option_logits, grouped.option_logits, again.option_logits}) == 3
+    assert mean.orders == (grouped.option_logits, again.option_logits)
+
+
+@pytest.mark.parametrize("option", [{"permutations": 0}, {"max_options": 2}, {"max_options": 27}, {"group_size": 2}])
+def test_options_out_of_range_are_refused(parts, option):
+    model, processor, _ = parts
+    ids = processor.item_ids
+    ((name, value),) = option.items()
+    with pytest.raises(ValueError, match=f"{name} is {value}"):
+        score_questions(model, processor, [Question("q", "b", ids[:2], ids[2:], 4)], **option)

@@ -77,13 +77,54 @@ def test_top_k_keeps_the_best(completer):
     assert completer(QUESTIONS[0], top_k=1) == completer(QUESTIONS[0])[:1]
 
 
-def test_one_error_names_the_missing_candidates(completer):
-    with pytest.raises(ValueError, match="no candidates, and choosing from the whole catalog"):
-        completer({"partial": ["i0"]})
+def test_without_candidates_the_rest_of_the_catalog_is_ranked(completer):
+    for question in ({"partial": ["i0", HAT]}, {"partial": ["i0", HAT], "candidates": None}):
+        options = completer(question)
+        assert sorted(option["item_id"] for option in options) == [f"i{n}" for n in range(1, 8)]
+        close(options, completer({**question, "candidates": [f"i{n}" for n in range(1, 8)]}))
+
+
+MANY = [{"title": f"hat {n}", "features": {"visual": [n / 9.0] * 12}, "item_id": f"new-{n}"} for n in range(30)]
+
+
+def test_a_list_too_long_for_letters_is_ranked_in_groups(completer):
+    question = {"partial": ["i0", "i1"], "candidates": [*MANY, "i2", "i3"]}
+    options = completer(question)
+    scores = [option["score"] for option in options]
+    assert {option["item_id"] for option in options} == {f"new-{n}" for n in range(30)} | {"i2", "i3"}
+    assert scores == sorted(scores, reverse=True) and abs(sum(scores) - 1) < 1e-5
+    assert {option["letter"] for option in options} == {None}
+    assert completer(question) == options
+    assert completer(question, top_k=2) == options[:2]
+    together = completer([QUESTIONS[0], question, QUESTIONS[2]], batch_size=3)
+    for one, other in zip(together, [completer(QUESTIONS[0]), options, completer(QUESTIONS[2])], strict=True):
+        close(one, other, 1e-4)
+
+
+def test_groups_are_no_larger_than_asked_or_than_the_model_knows(completer, monkeypatch):
+    asked = []
+    inner = completer._option_logits
+    monkeypatch.setattr(completer, "_option_logits", lambda qs: asked.extend(qs) or inner(qs))
+    completer({"partial": ["i0"], "candidates": MANY}, group_size=4)
+    assert max(len(question["candidates"]) for question in asked) == 4
+    asked.clear()
+    monkeypatch.setattr(completer.processor, "max_options", 3)
+    completer({"partial": ["i0"], "candidates": MANY[:5]})
+    assert max(len(question["candidates"]) for question in asked) == 3
+
+
+def test_an_unknown_item_far_down_a_long_list_is_an_error(completer):
+    with pytest.raises(ValueError, match="'nope' is not among the 8 items"):
+        completer({"partial": ["i0"], "candidates": [*MANY, "nope"]})
 
 
 @pytest.mark.parametrize(
-    ("options", "message"), [({"top_k": 0}, "top_k is 0"), ({"topk": 1}, "no parameters \\['topk'\\]")]
+    ("options", "message"),
+    [
+        ({"top_k": 0}, "top_k is 0"),
+        ({"topk": 1}, "no parameters \\['topk'\\]"),
+        ({"group_size": 2}, "group_size is 2"),
+    ],
 )
 def test_a_wrong_parameter_is_an_error(completer, options, message):
     with pytest.raises(ValueError, match=message):

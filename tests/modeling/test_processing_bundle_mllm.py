@@ -221,7 +221,7 @@ HAT = {"title": "hat", "features": {"visual": [0.5] * 12}}
         ({"partial": ["nope"]}, "item 'nope' is not among the 8 items"),
         ({"candidates": ["i2"]}, "has 1 candidates.*2 to 26"),
         ({"candidates": ["i2"] * 27}, "has 27 candidates.*2 to 26"),
-        ({"candidates": None}, "whole catalog is not supported yet"),
+        ({"candidates": None}, "no candidates, .*: give 2 to 26"),
         ({"partial": []}, r"partial of the question is \[\]"),
         ({"partial": "i0"}, "partial of the question is 'i0'"),
         ({"partial": [{**HAT, "features": {"visual": [1.0] * 3}}]}, r"'visual'.*'hat'.*\[3\], expected \[12\]"),
@@ -247,6 +247,7 @@ def test_a_prompt_longer_than_the_context_is_an_error(question):
         ({"prompt_template": "{question}"}, r"prompt_template has the unknown fields \['question'\]"),
         ({"option_template": "{letter.__class__}"}, r"option_template has the unknown fields"),
         ({"titles": ["a"]}, "8 item ids but 1 titles"),
+        ({"max_options": 27}, "max_options is 27"),
         ({"item_ids": ["i0"] * 8}, "'i0' occurs twice"),
     ],
 )

@@ -21,7 +21,9 @@ from .negatives import NegativeSampler
 from .records import require_fields, to_id, to_ids
 from .tables import iter_records, write_records
 
-MIN_CANDIDATES, MAX_CANDIDATES = 2, 26
+MIN_CANDIDATES = 2
+MAX_OPTIONS = 26
+"""Most candidates of one prompt: its options are lettered A to Z."""
 Negatives = Literal["uniform", "hard"]
 Partial = Literal["half", "leave_one_out"]
 
@@ -34,7 +36,8 @@ class Question:
         question_id: A stable name, unique in its file.
         bundle_id: The bundle the question was made from.
         partial: The item ids shown.
-        candidates: The item ids to choose from, 2 to 26 (the answer is one of the letters A to Z).
+        candidates: The item ids to choose from, 2 or more. One prompt shows up to 26 (the answer is one of the letters
+            A to Z); longer lists are for evaluation, which ranks them in groups.
         answer_index: The position of the right one in `candidates`.
     """
 
@@ -72,7 +75,8 @@ def make_questions(
         bundles: The bundles to ask about, such as `splits.validation`; those of fewer than two items are skipped.
         catalog: The items; negatives are drawn from all of them, never from the bundle.
         splits: The data set's bundles, of which `train` gives the frequencies for hard negatives.
-        num_candidates: Options per question, 2 to 26. The default is the paper's.
+        num_candidates: Candidates per question, 2 or more. The default is the paper's; more than 26 do not fit into
+            one prompt and are for evaluation.
         negatives: `"uniform"` draws over the catalog (the paper's protocol). `"hard"` draws items of the answer's
             category near its train frequency (ours; under uniform negatives popularity answers many questions).
         partial: `"half"` shows half of the bundle and asks for items of the rest; `"leave_one_out"` shows all items
@@ -147,8 +151,13 @@ def sample_training_questions(
             outside a bundle.
     """
     least, greatest = num_candidates
-    _check_num_candidates(least)
-    _check_num_candidates(greatest)
+    for number in num_candidates:
+        _check_num_candidates(number)
+        if number > MAX_OPTIONS:
+            raise BundleMLLMError(
+                f"A training question cannot have {number} candidates, since its answer is one of the letters A to Z: "
+                f"choose {MIN_CANDIDATES} to {MAX_OPTIONS}."
+            )
     if least > greatest:
         raise BundleMLLMError(f"num_candidates is {least} to {greatest}, an empty range: write ({greatest}, {least}).")
     if not 0 <= hard_fraction <= 1:
@@ -255,8 +264,9 @@ def _to_question(record: Mapping[str, Any], catalog: ItemCatalog, where: str) ->
     if not partial:
         raise BundleMLLMError(f"{where} shows no item, so there is nothing to complete: give `partial` an item.")
     for name, ids in (("partial", partial), ("candidates", candidates)):
-        if repeated := [item_id for item_id in dict.fromkeys(ids) if ids.count(item_id) > 1]:
-            raise BundleMLLMError(f"{where} has {repeated[0]!r} more than once in `{name}`: keep one.")
+        if len(set(ids)) < len(ids):
+            repeated = next(item_id for item_id in ids if ids.count(item_id) > 1)
+            raise BundleMLLMError(f"{where} has {repeated!r} more than once in `{name}`: keep one.")
     if shown := [item_id for item_id in candidates if item_id in partial]:
         raise BundleMLLMError(
             f"{where} offers {shown[0]!r}, which is in `partial` already: remove it from `partial` or `candidates`."
@@ -279,10 +289,10 @@ def _to_question(record: Mapping[str, Any], catalog: ItemCatalog, where: str) ->
 
 
 def _check_num_candidates(num_candidates: int, where: str = "A question") -> None:
-    if not MIN_CANDIDATES <= num_candidates <= MAX_CANDIDATES:
+    if num_candidates < MIN_CANDIDATES:
         raise BundleMLLMError(
-            f"{where} cannot have {num_candidates} candidates, since its answer is one of the letters A to Z: "
-            f"choose {MIN_CANDIDATES} to {MAX_CANDIDATES}."
+            f"{where} cannot have {num_candidates} candidates, since there would be nothing to choose: give "
+            f"{MIN_CANDIDATES} or more."
         )
 
 

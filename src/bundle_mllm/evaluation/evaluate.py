@@ -1,25 +1,38 @@
-"""Evaluate a model folder on a question file and write `metrics.json`.
+"""Evaluate a model folder on a question file and write a metrics file.
 
 Knows nothing about training.
 """
 
 from __future__ import annotations
 
-import json
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+from bundle_mllm.data.bundles import BundleSplits, find_bundles
 from bundle_mllm.data.catalog import ItemCatalog
-from bundle_mllm.data.files import atomic_path, sha256
-from bundle_mllm.data.questions import load_questions
+from bundle_mllm.data.manifest import read_manifest
+from bundle_mllm.data.questions import Question, load_questions
 from bundle_mllm.errors import BundleMLLMError
-from bundle_mllm.evaluation.metrics import compute_metrics
+from bundle_mllm.evaluation.metrics import ScoredQuestion, compute_metrics
+from bundle_mllm.evaluation.results import save_results
 from bundle_mllm.evaluation.scoring import score_questions
-from bundle_mllm.folder import load_model
+from bundle_mllm.evaluation.slices import compute_slices, position_bias
+from bundle_mllm.folder import fingerprint, load_model
+from bundle_mllm.modeling.ranking_bundle_mllm import GROUP_SIZE
 
 
 def evaluate(
-    model_dir: Path, data: Path, questions_path: Path, output: Path | None = None, *, batch_size: int = 32
+    model_dir: Path,
+    data: Path,
+    questions_path: Path,
+    output: Path | None = None,
+    *,
+    batch_size: int = 32,
+    permutations: int = 1,
+    max_options: int | None = None,
+    group_size: int | None = None,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """Score a question file and compute its metrics.
 
@@ -27,18 +40,27 @@ def evaluate(
         model_dir: A model folder.
         data: The dataset folder whose items the questions name.
         questions_path: A question file over these items.
-        output: Where to write the metrics as JSON, if anywhere.
-        batch_size: Questions per forward pass.
+        output: Where to write the metrics as JSON, if anywhere; the scores of every question go beside it
+            (`metrics.json` and `metrics.questions.jsonl`), and `compare_metrics` reads both.
+        batch_size: Prompts per forward pass.
+        permutations: How many candidate orders each question is asked in; see `score_questions`.
+        max_options: Longest list of candidates asked in one prompt, 3 to 26, by default the processor's; longer ones
+            are ranked in groups.
+        group_size: Most candidates of a group; by default 10, or `max_options` if that is less.
+        seed: Of candidate orders and groups.
 
     Returns:
-        See `compute_metrics`, and `random_hit_rate@1` (what guessing would reach), `questions` (path and SHA-256 of
-        the file, fewest and most options of a question), `model`, `data`.
+        See [`describe`]; and `questions` (path and SHA-256 of the file, fewest and most options of a question and,
+        where a note beside the file says so, how it was made), `asked` (permutations, max_options, group_size and
+        seed), `model` and its `fingerprint`, `data`.
 
     Raises:
         BundleMLLMError: A path is wrong, a question is malformed, or the model's catalog lacks an item.
     """
+    manifest = read_manifest(questions_path)
     catalog = ItemCatalog.load(data)
     questions = load_questions(questions_path, catalog)
+    train_items = load_train_items(data, catalog)
     model, processor = load_model(model_dir)
     asked = {item_id for q in questions for item_id in (*q.partial, *q.candidates)}
     if unknown := sorted(asked - set(processor.item_ids)):
@@ -46,19 +68,52 @@ def evaluate(
             f"{len(unknown)} items of {questions_path} are not in the catalog of {model_dir} (such as {unknown[:3]}), "
             "so their questions cannot be asked: evaluate on the catalog it was trained with, or set its catalog."
         )
-    scored = score_questions(model, processor, questions, batch_size=batch_size, progress=True)
+    max_options = max_options or processor.max_options
+    group_size = group_size or min(GROUP_SIZE, max_options)
+    settings = {"permutations": permutations, "max_options": max_options, "group_size": group_size, "seed": seed}
+    scored = score_questions(model, processor, questions, batch_size=batch_size, progress=True, **settings)
     num_candidates = [len(question.candidates) for question in questions]
-    metrics = compute_metrics(scored) | {
-        "random_hit_rate@1": sum(1 / number for number in num_candidates) / len(questions),
-        "questions": {
-            "path": str(questions_path),
-            "sha256": sha256(questions_path),
-            "num_candidates": [min(num_candidates), max(num_candidates)],
-        },
+    metrics = describe(questions, scored, train_items) | {
+        "questions": {**manifest, "num_candidates": [min(num_candidates), max(num_candidates)]},
+        "asked": settings,
+        "fingerprint": fingerprint(model_dir),
         "model": str(model_dir),
         "data": str(data),
     }
     if output is not None:
-        with atomic_path(output) as temporary:
-            temporary.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+        save_results(output, metrics, scored)
     return metrics
+
+
+def describe(
+    questions: Sequence[Question],
+    scored: Sequence[ScoredQuestion],
+    train_items: Collection[str] | None = None,
+    *,
+    probabilities: bool = True,
+) -> dict[str, Any]:
+    """Compute everything that is reported of a method, a model or a baseline, on a list of questions.
+
+    Args:
+        questions: The questions.
+        scored: What was said to each, in the same order (`as_scored` makes it of plain scores).
+        train_items: The items of all training bundles, for the slice `answer`; see [`load_train_items`].
+        probabilities: Whether the scores are log-probabilities up to a constant.
+
+    Returns:
+        The metrics of `compute_metrics`, `random_hit_rate@1` (what guessing would reach), `slices` of
+        `compute_slices` and `position` of `position_bias`.
+    """
+    return {
+        **compute_metrics(scored, probabilities=probabilities),
+        "random_hit_rate@1": sum(1 / len(question.candidates) for question in questions) / len(questions),
+        "slices": compute_slices(questions, scored, train_items),
+        "position": position_bias(scored),
+    }
+
+
+def load_train_items(data: Path, catalog: ItemCatalog) -> frozenset[str] | None:
+    """Return the items of all training bundles of a dataset folder; `None` if it has no bundles file."""
+    if not find_bundles(data):
+        return None
+    return frozenset(item_id for bundle in BundleSplits.load(data, catalog).train for item_id in bundle.items)

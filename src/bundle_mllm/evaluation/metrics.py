@@ -1,57 +1,226 @@
-"""Metrics of bundle completion and their denominators.
+"""Metrics of bundle completion, their denominators, standard errors and paired differences.
 
-Knows nothing about models, prompts or files: it sees option logits, answers and bundle ids.
+Knows nothing about models, prompts or files: it sees option scores, answers and bundle ids, whoever made them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
+
+CALIBRATION_BINS = 15
+"""Bins of equal width of the calibration error (Guo et al., ICML 2017)."""
+
+
+class Asked(Protocol):
+    """What is known of a question besides the scores of its candidates, as in `bundle_mllm.data.Question`."""
+
+    @property
+    def question_id(self) -> str: ...
+    @property
+    def bundle_id(self) -> str: ...
+    @property
+    def candidates(self) -> Sequence[str]: ...
+    @property
+    def answer_index(self) -> int: ...
 
 
 @dataclass(frozen=True)
 class ScoredQuestion:
-    """What a model said to one question."""
+    """What a model, or any other method, said to one question."""
 
     question_id: str
     bundle_id: str
     answer_index: int
     option_logits: tuple[float, ...]
-    """One logit per candidate, in the order shown."""
+    """One score per candidate, in the order of the question; higher is better."""
     free_answer: int | None
     """Index of the option whose letter is the most likely next token of the whole vocabulary; None if none is."""
+    orders: tuple[tuple[float, ...], ...] = ()
+    """Where a question was asked in several candidate orders: the log-probabilities under each, of which
+    `option_logits` is the mean; candidates in the order of the question, the question's own order first."""
 
     @property
     def hit(self) -> bool:
         """Whether the best option is the answer. The answer must win alone: a tie is a miss, not a lucky guess."""
-        best = max(self.option_logits)
-        return self.option_logits[self.answer_index] == best and self.option_logits.count(best) == 1
+        return self.num_better == 0 and self.num_tied == 1
+
+    @property
+    def num_better(self) -> int:
+        """How many candidates score higher than the answer."""
+        answer = self.option_logits[self.answer_index]
+        return sum(score > answer for score in self.option_logits)
+
+    @property
+    def num_tied(self) -> int:
+        """How many candidates score as the answer does, itself among them."""
+        return self.option_logits.count(self.option_logits[self.answer_index])
+
+    @property
+    def rank(self) -> float:
+        """Rank of the answer, from 1: the mean over all orders of the candidates that it is tied with."""
+        return self.num_better + (self.num_tied + 1) / 2
 
 
-def compute_metrics(scored: Sequence[ScoredQuestion]) -> dict[str, float | int]:
-    """Compute the paper's metrics.
+def as_scored(questions: Sequence[Asked], scores: Sequence[Sequence[float]]) -> list[ScoredQuestion]:
+    """Put plain scores into the form that every metric takes.
+
+    Args:
+        questions: The questions.
+        scores: One list per question, one score per candidate, higher is better.
 
     Returns:
-        `hit_rate@1` over **all** questions (the official code divides by the valid answers only);
-        `hit_rate@1_se`, its standard error with bundles as clusters; `valid_ratio`, the share of free answers that
-        are a letter of the question (paper §4.1); `num_questions` and `num_bundles`.
+        One `ScoredQuestion` per question. A method that only chooses among the candidates always gives a valid
+        answer: its free answer is its first best candidate.
 
     Raises:
-        ValueError: There is no question.
+        ValueError: The numbers of questions, scores or candidates differ, or a score is not finite.
+    """
+    if len(questions) != len(scores):
+        raise ValueError(f"there are {len(questions)} questions but {len(scores)} lists of scores: give one for each.")
+    scored = []
+    for question, row in zip(questions, scores, strict=True):
+        row = tuple(float(score) for score in row)
+        if len(row) != len(question.candidates):
+            raise ValueError(
+                f"question {question.question_id!r} has {len(question.candidates)} candidates but {len(row)} scores, "
+                "so it is unclear whose they are: give one score per candidate."
+            )
+        _check_numbers(question.question_id, row)
+        best = max(range(len(row)), key=row.__getitem__)
+        scored.append(ScoredQuestion(question.question_id, question.bundle_id, question.answer_index, row, best))
+    return scored
+
+
+def compute_metrics(scored: Sequence[ScoredQuestion], *, probabilities: bool = True) -> dict[str, float | int]:
+    """Compute all metrics of a list of questions.
+
+    Every metric is a mean over questions. Its standard error, with bundles as clusters, stands beside it under the
+    same name with `_se`.
+
+    - `hit_rate@1`: share of **all** questions whose answer scores highest, alone; a tie is a miss. (The official code
+      divides by the valid answers only.)
+    - `hit_rate@1_expected`: the same with ties broken at random, in expectation: the fair figure for a method that
+      gives many equal scores, and equal to `hit_rate@1` where nothing is tied.
+    - `hit_rate@1_valid`: right free answers divided by valid free answers, the denominator of the official code; NaN
+      if none is valid.
+    - `valid_ratio`: share of free answers that are a letter of the question (paper §4.1). The free answer is the most
+      likely token of the whole vocabulary after the question in its own order. Methods without words are always valid.
+    - `hit_rate@3`, `hit_rate@5`: share of questions whose answer is among the best 3, 5.
+    - `mrr`: mean of 1 / rank of the answer, over the whole list.
+    - `ndcg`: mean of 1 / log2(1 + rank), over the whole list; with one right item the ideal gain is 1.
+    - `mean_rank`: mean rank of the answer, from 1; lower is better.
+    - `calibration_error`: expected calibration error, lower is better: |probability of the best option (softmax over
+      the options) - share of hits|, averaged over 15 bins of equal width, weighted by their questions.
+
+    All from `hit_rate@3` to `mean_rank` count an answer that is tied with others as its mean over all orders of these.
+    `num_questions` and `num_bundles` are counts.
+
+    Args:
+        scored: What was said to the questions.
+        probabilities: Whether the scores are log-probabilities up to a constant; if not, `calibration_error` is
+            left out.
+
+    Returns:
+        The metrics.
+
+    Raises:
+        ValueError: There is no question, or a score is not finite.
+    """
+    metrics: dict[str, float | int] = {}
+    bundles = [question.bundle_id for question in scored]
+    for name, values in question_values(scored, probabilities=probabilities).items():
+        metrics[name] = _mean(values)
+        metrics[f"{name}_se"] = clustered_standard_error(_influence(values), bundles)
+    return metrics | {"num_questions": len(scored), "num_bundles": len(set(bundles))}
+
+
+def question_values(scored: Sequence[ScoredQuestion], *, probabilities: bool = True) -> dict[str, np.ndarray]:
+    """Return what each question adds to each metric of [`compute_metrics`].
+
+    Returns:
+        Arrays [n] whose mean is the metric. NaN stands for a question that is not in the denominator. What a question
+        adds to `calibration_error` is the difference of confidence and hit, with the sign that its bin has.
+
+    Raises:
+        ValueError: There is no question, or a score is not finite.
     """
     if not scored:
         raise ValueError("There are no questions, so no metric is defined: give at least one.")
+    for question in scored:
+        _check_numbers(question.question_id, question.option_logits)
+    places = [(question.num_better, question.num_tied) for question in scored]
+
+    def expected(gain: Callable[[int], float]) -> np.ndarray:
+        """Return the mean gain of the ranks that a tied answer may have."""
+        return np.array([sum(gain(b + i) for i in range(1, t + 1)) / t for b, t in places])
+
     hits = np.array([question.hit for question in scored], dtype=float)
-    bundles = [question.bundle_id for question in scored]
-    return {
-        "hit_rate@1": float(hits.mean()),
-        "hit_rate@1_se": clustered_standard_error(hits, bundles),
-        "valid_ratio": sum(question.free_answer is not None for question in scored) / len(scored),
-        "num_questions": len(scored),
-        "num_bundles": len(set(bundles)),
+    free = [None if q.free_answer is None else q.free_answer == q.answer_index for q in scored]
+    values = {
+        "hit_rate@1": hits,
+        "hit_rate@1_expected": expected(lambda rank: rank <= 1),
+        "hit_rate@1_valid": np.array([math.nan if right is None else right for right in free], dtype=float),
+        "valid_ratio": np.array([right is not None for right in free], dtype=float),
+        "hit_rate@3": expected(lambda rank: rank <= 3),
+        "hit_rate@5": expected(lambda rank: rank <= 5),
+        "mrr": expected(lambda rank: 1 / rank),
+        "ndcg": expected(lambda rank: 1 / math.log2(1 + rank)),
+        "mean_rank": np.array([question.rank for question in scored]),
     }
+    if probabilities:
+        values["calibration_error"] = _calibration(scored, hits)
+    return values
+
+
+def paired_differences(
+    a: Sequence[ScoredQuestion], b: Sequence[ScoredQuestion], *, probabilities: bool = True
+) -> dict[str, dict[str, float]]:
+    """Compare two methods on the same questions.
+
+    Both are asked the same, so what makes a question easy or hard for both cancels out: the standard error is that of
+    the differences question by question, clustered by bundle, and mostly smaller than those of the two metrics.
+
+    Args:
+        a: What one method said.
+        b: What the other said to the same questions, in any order.
+        probabilities: Whether both give log-probabilities; see [`compute_metrics`].
+
+    Returns:
+        For each metric `a`, `b`, `difference` (`a` minus `b`), `se` and `z` (difference by standard error; NaN where
+        that is 0).
+
+    Raises:
+        ValueError: The questions are not the same.
+    """
+    other = {question.question_id: question for question in b}
+    if len(a) != len(b) or {q.question_id for q in a} != other.keys():
+        raise ValueError(
+            f"one run has {len(a)} questions and the other {len(b)}, and they are not the same ones, so they cannot "
+            "be paired: evaluate both on one question file."
+        )
+    b = [other[question.question_id] for question in a]
+    for one, two in zip(a, b, strict=True):
+        key = [(q.bundle_id, q.answer_index, len(q.option_logits)) for q in (one, two)]
+        if key[0] != key[1]:
+            raise ValueError(
+                f"question {one.question_id!r} is about another bundle, answer or number of candidates in the second "
+                "run, so its scores cannot be paired: evaluate both on one question file."
+            )
+    values_a, values_b = (question_values(run, probabilities=probabilities) for run in (a, b))
+    bundles = [question.bundle_id for question in a]
+    result = {}
+    for name in values_a:
+        mean_a, mean_b = _mean(values_a[name]), _mean(values_b[name])
+        error = clustered_standard_error(_influence(values_a[name]) - _influence(values_b[name]), bundles)
+        difference = mean_a - mean_b
+        z = difference / error if error > 0 else math.nan
+        result[name] = {"a": mean_a, "b": mean_b, "difference": difference, "se": error, "z": z}
+    return result
 
 
 def log_likelihood(scored: Sequence[ScoredQuestion]) -> float:
@@ -81,3 +250,37 @@ def clustered_standard_error(values: np.ndarray, clusters: Sequence[str]) -> flo
         return float("nan")
     sums = np.bincount(index, weights=values - values.mean())
     return float(np.sqrt(num_clusters / (num_clusters - 1) * np.square(sums).sum()) / len(values))
+
+
+def _check_numbers(question_id: str, scores: Sequence[float]) -> None:
+    if not all(map(math.isfinite, scores)):
+        raise ValueError(
+            f"question {question_id!r} has scores that are not finite, so its answer has no rank: repair the method "
+            "that scored it, and give a low score to what is unlikely."
+        )
+
+
+def _mean(values: np.ndarray) -> float:
+    counted = values[~np.isnan(values)]
+    return float(counted.mean()) if counted.size else math.nan
+
+
+def _influence(values: np.ndarray) -> np.ndarray:
+    """Return values [n] whose standard error is that of the mean of the counted (not NaN) values.
+
+    With all counted these are deviations from the mean; else the linearization of the ratio of two sums.
+    """
+    counted = ~np.isnan(values)
+    if not counted.any():
+        return np.full(len(values), math.nan)
+    return np.where(counted, values - _mean(values), 0.0) * (len(values) / counted.sum())
+
+
+def _calibration(scored: Sequence[ScoredQuestion], hits: np.ndarray) -> np.ndarray:
+    """Return values whose mean is the expected calibration error; the sign of a bin is taken as known."""
+    logits = [np.asarray(question.option_logits) for question in scored]
+    confidence = np.array([np.exp(row.max() - np.logaddexp.reduce(row)) for row in logits])  # softmax of the best
+    bins = np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
+    gaps = confidence - hits
+    signs = np.sign(np.bincount(bins, weights=gaps, minlength=CALIBRATION_BINS))
+    return gaps * signs[bins]

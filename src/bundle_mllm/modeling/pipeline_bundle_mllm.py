@@ -10,6 +10,10 @@ import torch
 from transformers import Pipeline
 
 from .processing_bundle_mllm import BundleMLLMProcessor
+from .ranking_bundle_mllm import GROUP_SIZE, MAX_OPTIONS, num_questions, rank_in_groups
+
+PROMPTS_PER_PASS = 16
+"""Prompts of a long list that run at once."""
 
 
 class BundleCompletionPipeline(Pipeline):
@@ -23,6 +27,10 @@ class BundleCompletionPipeline(Pipeline):
 
     A list of questions gives a list of such lists; `batch_size` of them run at once. An item that the catalog does not
     hold is given as `{"title": ..., "features": {modality: vector}}`. `top_k` keeps the best options only.
+
+    A list of more candidates than the processor's `max_options` (up to 26) is ranked by questions of `group_size` (10)
+    of them, see `rank_in_groups`, which says what that costs; the `letter` is then `None`, and the scores are
+    probabilities among all candidates. Without candidates, the whole catalog except the partial bundle is ranked.
     """
 
     _load_processor = True
@@ -49,40 +57,85 @@ class BundleCompletionPipeline(Pipeline):
         if self.processor.modalities is None:
             self.processor.modalities = dict(config.modalities)
 
-    def _sanitize_parameters(self, top_k: int | None = None, **unknown: Any) -> tuple[dict, dict, dict]:
+    def _sanitize_parameters(
+        self, top_k: int | None = None, group_size: int | None = None, **unknown: Any
+    ) -> tuple[dict, dict, dict]:
         unknown.pop("local_files_only", None)  # transformers leaves it among the parameters
         if unknown:
-            raise ValueError(f"bundle-completion has no parameters {sorted(unknown)}; it has top_k and batch_size.")
+            raise ValueError(
+                f"bundle-completion has no parameters {sorted(unknown)}; it has top_k, group_size and batch_size."
+            )
         if top_k is not None and top_k < 1:
             raise ValueError(f"top_k is {top_k}, so no option would be left: give at least 1, or leave it out.")
-        return {}, {}, {} if top_k is None else {"top_k": top_k}
+        if group_size is not None:
+            num_questions(MAX_OPTIONS, group_size)  # refuses a wrong size before anything runs
+        return (
+            {},
+            {} if group_size is None else {"group_size": group_size},
+            {} if top_k is None else {"top_k": top_k},
+        )
 
     def preprocess(self, question: Any) -> dict[str, Any]:
         """Check the question by writing it once. It is tokenized with its batch, which numbers dict items."""
-        self.processor.render(question)
+        candidates, limit = self._candidates(question), self.processor.max_options
+        start = candidates[:limit] if isinstance(candidates, list) else candidates
+        self.processor.render({"partial": _field(question, "partial"), "candidates": start})
+        for entry in candidates[limit:]:
+            self._describe(entry)
         return {"questions": question}
 
-    def _forward(self, inputs: dict[str, Any]) -> dict[str, Any]:
+    def _forward(self, inputs: dict[str, Any], group_size: int | None = None) -> dict[str, Any]:
+        limit = self.processor.max_options
+        group_size = group_size or min(GROUP_SIZE, limit)
         questions = inputs["questions"]
         questions = questions if isinstance(questions, list) else [questions]
+        asked = [{"partial": _field(q, "partial"), "candidates": self._candidates(q)} for q in questions]
+        scores: dict[int, list[float]] = {}
+        short = [i for i, question in enumerate(asked) if len(question["candidates"]) <= limit]
+        if short:
+            for i, logits in zip(short, self._option_logits([asked[i] for i in short]), strict=True):
+                scores[i] = logits.softmax(dim=-1).tolist()
+        long = [i for i in range(len(asked)) if i not in scores]
+
+        def ask(groups: list[tuple[int, list[int]]]) -> list[list[float]]:
+            prompts = [
+                {**asked[long[i]], "candidates": [asked[long[i]]["candidates"][member] for member in members]}
+                for i, members in groups
+            ]
+            starts = range(0, len(prompts), PROMPTS_PER_PASS)
+            chunks = (self._option_logits(prompts[start : start + PROMPTS_PER_PASS]) for start in starts)
+            return [row.tolist() for chunk in chunks for row in chunk]
+
+        ranked = rank_in_groups(ask, [len(asked[i]["candidates"]) for i in long], group_size=group_size)
+        for i, log_probabilities in zip(long, ranked, strict=True):
+            scores[i] = torch.tensor(log_probabilities).exp().tolist()
+        return {"scores": [scores[i] for i in range(len(asked))], "questions": questions}
+
+    def _option_logits(self, questions: list[dict]) -> list[torch.Tensor]:
+        """Return the logits [K] of each of a few questions of up to 26 candidates."""
         encoded = self.processor(questions, return_tensors="pt")
-        num_options = [len(_candidates(question)) for question in questions]
+        num_options = [len(question["candidates"]) for question in questions]
         letters = torch.tensor(self.processor.answer_token_ids(max(num_options)))
         logits = self.model.option_logits(**self.ensure_tensor_on_device(**encoded), option_token_ids=letters)
-        scores = [row[:count].float().softmax(dim=-1).tolist() for row, count in zip(logits, num_options, strict=True)]
-        return {"scores": scores, "questions": questions}
+        return [row[:count].float() for row, count in zip(logits, num_options, strict=True)]
 
     def postprocess(self, outputs: dict[str, Any], top_k: int | None = None) -> list[dict[str, Any]]:
         """Return the options of one question, best first."""
         question, scores = outputs["questions"], outputs["scores"]
         if isinstance(question, list):
             question, scores = question[0], scores[0]
-        letters = self.processor.answer_letters(len(scores))
-        options = [
-            {**self._describe(entry), "letter": letter, "score": score}
-            for entry, letter, score in zip(_candidates(question), letters, scores, strict=True)
-        ]
-        return sorted(options, key=lambda option: -option["score"])[:top_k]
+        candidates = self._candidates(question)
+        long = len(candidates) > self.processor.max_options
+        letters = [None] * len(candidates) if long else self.processor.answer_letters(len(candidates))
+        best = sorted(range(len(candidates)), key=lambda i: -scores[i])[:top_k]
+        return [{**self._describe(candidates[i]), "letter": letters[i], "score": scores[i]} for i in best]
+
+    def _candidates(self, question: Any) -> list:
+        candidates = _field(question, "candidates")
+        if candidates is not None:  # text or a mapping is no list, and the processor will say so
+            return candidates if isinstance(candidates, (str, Mapping)) else list(candidates)
+        shown = {entry for entry in _field(question, "partial") or () if isinstance(entry, str)}
+        return [item_id for item_id in self.processor.item_ids if item_id not in shown]
 
     def _describe(self, entry: Any) -> dict[str, str | None]:
         if isinstance(entry, Mapping):
@@ -95,8 +148,8 @@ class BundleCompletionPipeline(Pipeline):
         self.processor.save_pretrained(save_directory, **kwargs)
 
 
-def _candidates(question: Any) -> list:
-    return list(question["candidates"] if isinstance(question, Mapping) else question.candidates)
+def _field(question: Any, name: str) -> Any:
+    return question.get(name) if isinstance(question, Mapping) else getattr(question, name, None)
 
 
 __all__ = ["BundleCompletionPipeline"]

@@ -43,6 +43,8 @@ class BundleMLLMProcessor(ProcessorMixin):
         titles: Their titles; an item without one is shown by separator and item token alone.
         modalities: Width of the features of each modality, to check the features of dict items.
         max_length: Longest prompt in tokens, the context of the backbone; `None` for no check.
+        max_options: Longest list of candidates that is best asked in one prompt, up to 26: longer ones are ranked in
+            groups. Set it to what the model was trained on, where that is less; it does not know letters beyond.
         show_items: Whether item tokens are shown beside the titles (stage two) or not (stage one).
         conversational: Whether to ask in the tokenizer's chat template, as a user; by default if it has one.
         item_noun: What the instruction calls an item.
@@ -68,6 +70,7 @@ class BundleMLLMProcessor(ProcessorMixin):
         titles=(),
         modalities=None,
         max_length=None,
+        max_options=26,
         show_items=True,
         conversational=None,
         item_noun="item",
@@ -87,6 +90,7 @@ class BundleMLLMProcessor(ProcessorMixin):
         self._rows = {item_id: row for row, item_id in enumerate(self.item_ids)}
         self.modalities = None if modalities is None else {name: modalities[name] for name in sorted(modalities)}
         self.max_length = max_length
+        self.max_options = max_options
         self.show_items = show_items
         self.conversational = conversational
         self.item_noun = item_noun
@@ -113,6 +117,8 @@ class BundleMLLMProcessor(ProcessorMixin):
             seen: set[str] = set()
             repeated = next(item_id for item_id in self.item_ids if item_id in seen or seen.add(item_id))
             raise ValueError(f"the item id {repeated!r} occurs twice, so it names no single row: make the ids unique.")
+        if not 3 <= self.max_options <= len(LETTERS):
+            raise ValueError(f"max_options is {self.max_options}, but options are lettered A to Z: give 3 to 26.")
         for name, allowed in _TEMPLATES.items():
             fields = {field for _, field, _, _ in Formatter().parse(getattr(self, name)) if field is not None}
             if unknown := sorted(fields - allowed):
@@ -241,7 +247,8 @@ class BundleMLLMProcessor(ProcessorMixin):
         partial, candidates = _entries(question)
         if not 2 <= len(candidates) <= len(LETTERS):
             raise ValueError(
-                f"the question has {len(candidates)} candidates, but options are lettered A to Z: give 2 to 26."
+                f"the question has {len(candidates)} candidates, but options are lettered A to Z: give 2 to 26, or "
+                "ask the pipeline, which ranks longer lists."
             )
         show_items = self.show_items if show_items is None else show_items
         shown = [self._item(entry, show_items, extra) for entry in (*partial, *candidates)]
@@ -412,8 +419,8 @@ def _entries(question: Any) -> tuple[Sequence, Sequence]:
         value = question.get(name) if isinstance(question, Mapping) else getattr(question, name, None)
         if value is None and name == "candidates":
             raise ValueError(
-                "the question has no candidates, and choosing from the whole catalog is not supported yet: give 2 to "
-                '26 of them, for example {"partial": ["i1"], "candidates": ["i2", "i3"]}.'
+                "the question has no candidates, so there is nothing to choose from: give 2 to 26 of them, for "
+                'example {"partial": ["i1"], "candidates": ["i2", "i3"]}, or ask the pipeline, which ranks a catalog.'
             )
         if isinstance(value, (str, Mapping)) or not isinstance(value, Sequence) or not value:
             raise ValueError(

@@ -148,7 +148,7 @@ class KeepBest(TrainerCallback):
         if self.questions:
             scored = score_questions(model, self.processor, self.questions, batch_size=args.train_batch_size)
             metrics = compute_metrics(scored)
-            entry |= {f"validation_{name}": value for name, value in metrics.items()}
+            entry |= {f"validation_{name}": metrics[name] for name in _LOGGED}
             entry["validation_log_likelihood"] = log_likelihood(scored)
         if not self._beaten(state, entry):
             save_trainable(model, self.folder / BEST)
@@ -193,6 +193,7 @@ class StageProgress(ProgressCallback):
             self.training_bar.set_postfix(shown)
 
 
+_LOGGED = ("hit_rate@1", "hit_rate@1_se", "mrr", "valid_ratio", "num_questions", "num_bundles")
 _SHOWN = {"loss": "loss", "validation": "validation_hit_rate@1"}
 
 

@@ -1,0 +1,76 @@
+"""Question files as evidence: what identifies one, and how it was made.
+
+It must not know models, metrics or how a question is asked.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..errors import BundleMLLMError
+from .files import atomic_path, sha256
+
+SUFFIX = ".json"
+"""What the name of the note beside a question file adds to the file's."""
+
+
+def write_manifest(path: str | os.PathLike, made: Mapping[str, Any]) -> Path:
+    """Write the note beside a question file: its SHA-256 and how it was made.
+
+    The same file and settings give the same bytes: nothing in the note depends on time or place.
+
+    Args:
+        path: An existing question file, such as `q.jsonl`.
+        made: The settings that make it again, such as split, number of candidates, negatives and seed.
+
+    Returns:
+        The note's path, such as `q.jsonl.json`.
+    """
+    note = _note(path)
+    with atomic_path(note) as temporary:
+        temporary.write_text(json.dumps({"sha256": sha256(path), "made": dict(made)}, indent=2) + "\n", "utf-8")
+    return note
+
+
+def read_manifest(path: str | os.PathLike) -> dict[str, Any]:
+    """Say which question file this is.
+
+    Args:
+        path: A question file; it needs no note beside it.
+
+    Returns:
+        `path`, `sha256` and, where a note stands beside the file, `made`.
+
+    Raises:
+        BundleMLLMError: There is no such file, or the note is unreadable or about another file.
+    """
+    if not Path(path).is_file():
+        raise BundleMLLMError(f"There is no file {path}: check the path.")
+    manifest = {"path": str(path), "sha256": sha256(path)}
+    note = _note(path)
+    if not note.is_file():
+        return manifest
+    try:
+        told = json.loads(note.read_text(encoding="utf-8"))
+        expected, made = told["sha256"], told["made"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise BundleMLLMError(
+            f"{note} does not say how {path} was made ({type(error).__name__}: {error}): delete it, or make the "
+            "questions again."
+        ) from error
+    if expected != manifest["sha256"]:
+        raise BundleMLLMError(
+            f"{path} is not the file that {note} describes (SHA-256 {manifest['sha256'][:12]}…, not "
+            f"{str(expected)[:12]}…), so it was changed after it was made: make it again, or delete the note if the "
+            "change is meant."
+        )
+    return {**manifest, "made": made}
+
+
+def _note(path: str | os.PathLike) -> Path:
+    path = Path(path)
+    return path.with_name(path.name + SUFFIX)

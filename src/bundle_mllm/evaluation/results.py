@@ -1,0 +1,119 @@
+"""Metrics files: what was measured on which question file, with every question's scores beside it; and comparing two.
+
+Knows nothing about models or how questions are asked.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bundle_mllm.data.files import atomic_path, sha256
+from bundle_mllm.data.tables import iter_records, write_records
+from bundle_mllm.errors import BundleMLLMError
+from bundle_mllm.evaluation.metrics import ScoredQuestion, paired_differences
+
+
+def save_results(path: str | os.PathLike, metrics: Mapping[str, Any], scored: Sequence[ScoredQuestion]) -> None:
+    """Write a metrics file and, beside it, the scores of every question.
+
+    Args:
+        path: Where the metrics go, such as `metrics.json`. The scores go to `metrics.questions.jsonl`: one row per
+            question with `question_id`, `bundle_id`, `answer_index`, `rank` (of the answer), `option_logits` (in the
+            order of the question) and `free_answer`.
+        metrics: The metrics; `questions` must say which question file was used (see `read_manifest`). What is not
+            defined (NaN) is written as null. `results` is added: name and SHA-256 of the file of scores.
+        scored: What was said to the questions.
+    """
+    path = Path(path)
+    rows = path.with_name(path.name.removesuffix(".json") + ".questions.jsonl")
+    write_records(rows, map(_to_record, scored))
+    metrics = {**metrics, "results": {"path": rows.name, "sha256": sha256(rows)}}
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(_without_nan(metrics), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def load_results(path: str | os.PathLike) -> tuple[dict[str, Any], list[ScoredQuestion]]:
+    """Read a metrics file and the scores beside it.
+
+    Args:
+        path: A metrics file that [`save_results`] wrote.
+
+    Returns:
+        The metrics, and what was said to each question.
+
+    Raises:
+        BundleMLLMError: A file is missing or malformed, or the scores are those of another run.
+    """
+    path = Path(path)
+    try:
+        metrics = json.loads(path.read_text(encoding="utf-8"))
+        name, expected, _ = metrics["results"]["path"], metrics["results"]["sha256"], metrics["questions"]["sha256"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BundleMLLMError(
+            f"{path} is no metrics file that can be compared ({type(error).__name__}: {error}): give what "
+            "`bundle-mllm evaluate` wrote."
+        ) from error
+    rows = path.parent / name
+    if not rows.is_file() or sha256(rows) != expected:
+        problem = "is another file than" if rows.exists() else "is missing, which holds"
+        raise BundleMLLMError(f"{rows} {problem} the scores that {path} was computed from: evaluate again.")
+    return metrics, [_from_record(record) for record in iter_records(rows)]
+
+
+def compare_metrics(a: str | os.PathLike, b: str | os.PathLike) -> dict[str, Any]:
+    """Compare two runs on one question file.
+
+    Args:
+        a: Metrics file of one run.
+        b: Metrics file of the other.
+
+    Returns:
+        `a`, `b` (the paths), `questions` (which file) and, for each metric that both have, a mapping of `a`, `b`,
+        `difference` (`a` minus `b`), `se` (paired, clustered by bundle) and `z`; see `paired_differences`.
+
+    Raises:
+        BundleMLLMError: The runs used different question files, or a file is missing, malformed or of another run.
+    """
+    (metrics_a, scored_a), (metrics_b, scored_b) = load_results(a), load_results(b)
+    used = [metrics["questions"] for metrics in (metrics_a, metrics_b)]
+    if used[0]["sha256"] != used[1]["sha256"]:
+        raise BundleMLLMError(
+            f"{a} was measured on {used[0].get('path')} (SHA-256 {used[0]['sha256'][:12]}…) and {b} on "
+            f"{used[1].get('path')} ({used[1]['sha256'][:12]}…), so a difference would say nothing about the models: "
+            "evaluate both on one question file."
+        )
+    probabilities = all("calibration_error" in metrics for metrics in (metrics_a, metrics_b))
+    differences = paired_differences(scored_a, scored_b, probabilities=probabilities)
+    return {"a": str(a), "b": str(b), "questions": used[0], **differences}
+
+
+def _to_record(question: ScoredQuestion) -> dict[str, Any]:
+    return {
+        "question_id": question.question_id,
+        "bundle_id": question.bundle_id,
+        "answer_index": question.answer_index,
+        "rank": question.rank,
+        "option_logits": list(question.option_logits),
+        "free_answer": question.free_answer,
+    }
+
+
+def _from_record(record: Mapping[str, Any]) -> ScoredQuestion:
+    return ScoredQuestion(
+        record["question_id"],
+        record["bundle_id"],
+        record["answer_index"],
+        tuple(record["option_logits"]),
+        record["free_answer"],
+    )
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _without_nan(entry) for name, entry in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value

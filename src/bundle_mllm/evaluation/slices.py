@@ -1,0 +1,132 @@
+"""Metrics of parts of a question list, and how much the place of a candidate matters.
+
+Knows nothing about models, prompts or files.
+"""
+
+from __future__ import annotations
+
+import string
+from collections import Counter
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bundle_mllm.evaluation.metrics import ScoredQuestion, compute_metrics
+
+if TYPE_CHECKING:
+    from bundle_mllm.data.questions import Question
+
+SLICE_METRICS = ("hit_rate@1", "hit_rate@1_se", "mrr", "mrr_se", "num_questions", "num_bundles")
+"""What is reported of a slice."""
+
+
+def compute_slices(
+    questions: Sequence[Question], scored: Sequence[ScoredQuestion], train_items: Collection[str] | None = None
+) -> dict[str, dict[str, dict[str, float | int]]]:
+    """Compute metrics of the questions that have something in common.
+
+    Args:
+        questions: The questions.
+        scored: What was said to each, in the same order.
+        train_items: The items of all training bundles; without them there is no slice `answer`.
+
+    Returns:
+        `{slice: {value: metrics}}`, with the metrics named in `SLICE_METRICS`:
+
+        - `answer`: `cold` (the answer is in no training bundle) or `warm`;
+        - `partial_length`: how many items are shown: `1` to `5`, `6-10`, `11+`;
+        - `num_candidates`: how many candidates there are;
+        - `position`: the letter of the answer in the question's own order (questions of up to 26 candidates).
+    """
+    labels: dict[str, list[str | None]] = {
+        "partial_length": [_length(len(question.partial)) for question in questions],
+        "num_candidates": [str(len(question.candidates)) for question in questions],
+        "position": [_letter(question) for question in questions],
+    }
+    if train_items is not None:
+        known = frozenset(train_items)
+        labels = {"answer": ["warm" if q.candidates[q.answer_index] in known else "cold" for q in questions]} | labels
+    return {name: _by_label(values, scored) for name, values in labels.items()}
+
+
+def position_bias(scored: Sequence[ScoredQuestion]) -> dict[str, Any]:
+    """Measure how much the place of a candidate in its list matters, where only the candidate should.
+
+    The accuracy by letter is the slice `position`. Questions of more than 26 candidates, which have no letters, are
+    left out.
+
+    Returns:
+        - `share_of_answers`: by letter, how often the model's best option stands there;
+        - `share_right`: by letter, how often the right option does;
+        - `share_distance`: half the sum of their absolute differences (total variation): 0 without bias, 1 at most;
+
+        and for questions that were asked in several orders, comparing each further order with the question's own:
+
+        - `probability_change`: half the sum of absolute differences of the options' probabilities, on average;
+        - `answer_change`: how often another candidate is best;
+        - `hit_rate@1_own_order`: the share of hits in the question's own order alone.
+
+        Empty if no question has up to 26 candidates.
+    """
+    lettered = [question for question in scored if len(question.option_logits) <= len(string.ascii_uppercase)]
+    if not lettered:
+        return {}
+    said = Counter(int(np.argmax(question.option_logits)) for question in map(_own_order, lettered))
+    right = Counter(question.answer_index for question in lettered)
+    shares = {
+        name: {string.ascii_uppercase[i]: counts[i] / len(lettered) for i in range(max(said | right) + 1)}
+        for name, counts in (("share_of_answers", said), ("share_right", right))
+    }
+    distance = sum(abs(said[i] - right[i]) for i in said | right) / (2 * len(lettered))
+    return {**shares, "share_distance": distance, **_changes(lettered)}
+
+
+def _changes(scored: Sequence[ScoredQuestion]) -> dict[str, float]:
+    repeated = [question for question in scored if len(question.orders) > 1]
+    if not repeated:
+        return {}
+    distances, changed = [], []
+    for question in repeated:
+        logits = np.asarray(question.orders, dtype=float)  # [orders, K]
+        probabilities = np.exp(logits - np.logaddexp.reduce(logits, axis=1, keepdims=True))
+        distances.append(np.abs(probabilities[1:] - probabilities[0]).sum(axis=1).mean() / 2)
+        changed.append((probabilities[1:].argmax(axis=1) != probabilities[0].argmax()).mean())
+    return {
+        "probability_change": float(np.mean(distances)),
+        "answer_change": float(np.mean(changed)),
+        "hit_rate@1_own_order": sum(_own_order(question).hit for question in repeated) / len(repeated),
+    }
+
+
+def _own_order(question: ScoredQuestion) -> ScoredQuestion:
+    """Return what was said to the question in its own order alone."""
+    if not question.orders:
+        return question
+    return ScoredQuestion(
+        question.question_id, question.bundle_id, question.answer_index, question.orders[0], question.free_answer
+    )
+
+
+def _by_label(labels: Sequence[str | None], scored: Sequence[ScoredQuestion]) -> dict[str, dict[str, float | int]]:
+    members: dict[str, list[ScoredQuestion]] = {}
+    for label, question in zip(labels, scored, strict=True):
+        if label is not None:
+            members.setdefault(label, []).append(question)
+    computed = {label: compute_metrics(members[label], probabilities=False) for label in sorted(members, key=_order)}
+    return {label: {name: metrics[name] for name in SLICE_METRICS} for label, metrics in computed.items()}
+
+
+def _order(label: str) -> tuple[int, str]:
+    """Sort numbers and ranges of numbers by their first number."""
+    digits = label.rstrip("+").partition("-")[0]
+    return (int(digits) if digits.isdigit() else 0), label
+
+
+def _length(number: int) -> str:
+    return str(number) if number <= 5 else "6-10" if number <= 10 else "11+"
+
+
+def _letter(question: Question) -> str | None:
+    letters = string.ascii_uppercase
+    return letters[question.answer_index] if len(question.candidates) <= len(letters) else None

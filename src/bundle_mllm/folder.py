@@ -65,10 +65,10 @@ def fingerprint(folder: str | Path) -> str | None:
 
 
 def _check_exists(folder: str | Path) -> None:
-    """Tell a mistyped path from a Hub name, which is at most `owner/name` and no path that begins somewhere here."""
+    """Refuse a mistyped path before the Hub is asked; a Hub name is `org/name`, and there is no folder `org` here."""
     path = Path(folder)
-    looks_local = isinstance(folder, Path) or len(path.parts) != 2 or path.parent.is_dir()
-    if looks_local and len(path.parts) > 1 and not path.exists():
+    may_be_hub_name = len(path.parts) == 2 and path.parts[0] not in (".", "..", "/") and not path.parent.is_dir()
+    if not path.exists() and not may_be_hub_name:
         raise BundleMLLMError(
             f"There is no folder {folder}: give the output folder of `bundle-mllm train`, or the name of a Hub "
             "repository (org/name)."

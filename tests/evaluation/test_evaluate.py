@@ -13,7 +13,7 @@ from bundle_mllm.evaluation.by_length import accuracy_by_num_candidates
 from bundle_mllm.evaluation.evaluate import describe, evaluate
 from bundle_mllm.evaluation.metrics import as_scored
 from bundle_mllm.evaluation.results import compare_metrics, load_results
-from bundle_mllm.folder import load_model, save_model
+from bundle_mllm.folder import fingerprint, load_model, save_model
 from bundle_mllm.training.backbone import build_model
 from bundle_mllm.training.config import default_run
 
@@ -43,7 +43,10 @@ def test_a_metrics_file_names_its_questions_and_all_that_was_measured(model, tin
     questions = ask(num_candidates=4)
     write_manifest(questions, {"seed": 0})
     metrics = evaluate(model, tiny_data, questions, tmp_path / "metrics.json")
-    assert metrics["questions"] == {"path": str(questions), "sha256": sha256(questions), "made": {"seed": 0}}
+    manifest = {"path": str(questions), "sha256": sha256(questions), "made": {"seed": 0}}
+    assert metrics["questions"] == {**manifest, "num_candidates": [4, 4]}
+    assert metrics["random_hit_rate@1"] == 0.25
+    assert metrics["fingerprint"] == fingerprint(model)
     assert metrics["asked"] == {"permutations": 1, "max_options": 26, "group_size": 10, "seed": 0}
     assert metrics["slices"].keys() == {"answer", "partial_length", "num_candidates", "position"}
     assert set(metrics["position"]) == {"share_of_answers", "share_right", "share_distance"}

@@ -24,7 +24,7 @@ from ..catalog import ItemCatalog
 from ..features import write_modality
 from ..files import new_folder, sha256
 from ..interactions import Interactions
-from ..questions import MAX_CANDIDATES, MIN_CANDIDATES, Question, save_questions
+from ..questions import MIN_CANDIDATES, Question, save_questions
 from ..torch_files import load_matrix
 from ..user_log import UserLog
 from .assemble import warn_of_near_duplicates, write_dataset
@@ -268,10 +268,9 @@ def _read_questions(
     answers: Mapping[int, list[int]],
 ) -> tuple[list[Question], int]:
     """Return the questions, and how many repeated wrong options were dropped."""
-    if not MIN_CANDIDATES <= num_candidates <= MAX_CANDIDATES:
+    if num_candidates < MIN_CANDIDATES:
         raise BundleMLLMError(
-            f"{path} has {num_candidates} candidates per question, but answers are the letters A to Z: "
-            f"import {MIN_CANDIDATES} to {MAX_CANDIDATES}, and move this file away."
+            f"{path} has {num_candidates} candidates per question, so there is nothing to choose: move it away."
         )
     questions: list[Question] = []
     asked: dict[int, int] = {}

@@ -57,6 +57,20 @@ def test_questions_evaluate_complete(model, tiny_data, tmp_path, capsys):
     assert len(capsys.readouterr().out.splitlines()) == 3
 
 
+def test_wording_is_no_part_of_a_question_file(tiny_data, tmp_path, capsys):
+    assert ask(tiny_data, tmp_path / "q.jsonl", "--titles-only") == 2
+    assert "--format prompt-completion" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("bundle", ['["red-shirt", "red-skirt"]', " red-shirt , red-skirt"])
+def test_ids_may_be_a_json_list(model, bundle, capsys):
+    command = ["complete", "--model", str(model), "--candidates", '["red-bag", "blue-hat"]', "--bundle"]
+    assert main([*command, bundle]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2
+    assert main([*command, '["red-shirt", 3]']) == 2
+    assert main([*command, "[red-shirt]"]) == 2
+
+
 def test_training_questions_are_sampled_in_any_number(tiny_data, tmp_path, capsys):
     file = tmp_path / "train.jsonl"
     options = ["--num-questions", "200", "--num-candidates", "4", "--format", "prompt-completion"]
@@ -106,6 +120,9 @@ def test_import_reads_tables_with_other_names_and_says_what_it_met(tmp_path, cap
     assert main([*command, *names]) == 0
     assert "6 items, 2 bundles" in capsys.readouterr().out
     assert (tmp_path / "data" / "items.jsonl").read_text().startswith('{"item_id": "0", "title": "thing 0"}')
+    (source / "items.csv").write_text("item_id;title\n0;thing\n")
+    assert main([*command[:-1], str(tmp_path / "other")]) == 2
+    assert "delimiter to ';'" in capsys.readouterr().err
     assert main([*command, "--columns", "sku"]) == 2
     assert "NAME=VALUE" in capsys.readouterr().err
 

@@ -66,6 +66,11 @@ def questions(
         model: Model folder whose wording and chat template "prompt-completion" uses; plain wording if not given.
         titles_only: Leave out the item tokens in "prompt-completion" (stage one).
     """
+    if format == "questions" and (model is not None or titles_only):
+        raise BundleMLLMError(
+            "--model and --titles-only decide how a question is worded, and `--format questions` holds no wording: "
+            "add --format prompt-completion, or leave them out."
+        )
     from bundle_mllm.data import (
         DatasetFolder,
         make_questions,
@@ -172,7 +177,7 @@ def complete(
 
     Args:
         model: Model folder or Hub repository.
-        bundle: Ids of the items that the bundle has so far, separated by commas.
+        bundle: Ids of the items that the bundle has so far, separated by commas (a JSON list for ids with commas).
         candidates: Ids to choose from, separated by commas; the whole catalog if not given (which costs about one
             question per 15 items).
         top_k: How many to print.
@@ -426,6 +431,14 @@ def _print_report(report: PublishReport) -> None:
 
 
 def _ids(text: str) -> list[str]:
+    if text.lstrip().startswith("["):
+        try:
+            ids = json.loads(text)
+        except ValueError as error:
+            raise BundleMLLMError(f'{text!r} is no JSON list ({error}): write it as ["a12", "b7"].') from error
+        if not ids or not all(isinstance(item_id, str) for item_id in ids):
+            raise BundleMLLMError(f'{text!r} is no list of item ids: write it as ["a12", "b7"].')
+        return ids
     ids = [part.strip() for part in text.split(",") if part.strip()]
     if not ids:
         raise BundleMLLMError(f"{text!r} names no item: give item ids separated by commas, such as a12,b7.")

@@ -87,6 +87,14 @@ def test_a_finished_run_is_not_repeated_and_another_run_is_refused(finished, tin
         train(replace(tiny_run(tiny_data, finished), seed=1))
 
 
+def test_a_mistake_that_ended_a_run_before_its_first_step_can_be_mended(tiny_data, tmp_path):
+    run = tiny_run(tiny_data, tmp_path / "out")
+    with pytest.raises(BundleMLLMError, match="There is no folder"):
+        train(replace(run, base_model=str(tmp_path / "no" / "model")))
+    assert (tmp_path / "out" / "run.json").exists()
+    assert train(replace(run, seed=run.seed + 1)) == tmp_path / "out"
+
+
 def test_a_run_uses_its_number_of_threads_and_gives_the_others_back(tiny_data, tmp_path, monkeypatch):
     used = []
     monkeypatch.setattr("bundle_mllm.training.run._run_stages", lambda *_: used.append(torch.get_num_threads()))

@@ -6,6 +6,7 @@ Knows nothing about stages, questions or optimizers.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -88,6 +89,9 @@ def load_backbone(name: str, dtype: str = "auto") -> tuple[PreTrainedModel, PreT
         BundleMLLMError: There is no such model, its weights are damaged or incomplete, or its tokenizer is empty (what
             an offline cache can yield silently).
     """
+    path = Path(name)
+    if not path.exists() and (path.is_absolute() or len(path.parts) > 2 or name.startswith(".")):
+        raise BundleMLLMError(f'There is no folder {name} with a base model: check the path, or use "{SCRATCH}".')
     options: dict[str, Any] = {"dtype": dtype if dtype == "auto" else getattr(torch, dtype)}
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)

@@ -10,9 +10,8 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from typing import Any
 import torch
 from transformers.utils import logging
 
-from bundle_mllm.data.files import atomic_path
+from bundle_mllm.data.files import atomic_path, new_folder
 from bundle_mllm.data.folder import DatasetFolder
 from bundle_mllm.data.questions import Question, make_questions, sample_training_questions
 from bundle_mllm.errors import BundleMLLMError
@@ -99,7 +98,8 @@ def _run_stages(config: RunConfig, data: DatasetFolder, record: dict[str, Any]) 
                     seed=seed,
                 )
                 _write_record(out, record)
-            _write_folder(folder / "model", partial(save_model, model, processor))
+            with new_folder(folder / "model") as temporary:
+                save_model(model, processor, temporary)
         for checkpoint in folder.glob("checkpoint-*"):
             shutil.rmtree(checkpoint)
         previous = folder / "model"
@@ -160,6 +160,8 @@ def _open_record(config: RunConfig, data: DatasetFolder) -> dict[str, Any]:
     settings = as_dict(config)
     path = config.output_dir / RECORD
     inputs = data.input_hashes()
+    if path.exists() and not _has_begun(config.output_dir):
+        path.unlink()  # of a run that ended before its first step, for example for a mistake in its settings
     if path.exists():
         record = json.loads(path.read_text(encoding="utf-8"))
         for what, now in (("settings", settings), ("inputs", inputs)):
@@ -186,15 +188,10 @@ def _open_record(config: RunConfig, data: DatasetFolder) -> dict[str, Any]:
     return record
 
 
+def _has_begun(out: Path) -> bool:
+    return (out / "training").exists() or json.loads((out / RECORD).read_text(encoding="utf-8"))["finished"]
+
+
 def _write_record(out: Path, record: dict[str, Any]) -> None:
     with atomic_path(out / RECORD) as temporary:
         temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-
-
-def _write_folder(folder: Path, write: Callable[[Path], None]) -> None:
-    """Write a folder that exists only when it is whole."""
-    temporary = folder.with_name(f"{folder.name}.tmp")
-    if temporary.exists():
-        shutil.rmtree(temporary)
-    write(temporary)
-    os.replace(temporary, folder)

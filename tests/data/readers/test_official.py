@@ -173,9 +173,9 @@ BAD_FILES = {
     "half of the items": (lambda s: truncate(s / "item_info.json"), "item_info.json is not JSON"),
     "no bundles": (lambda s: (s / "bi_test_gt.txt").unlink(), "There is no file .*bi_test_gt.txt"),
     "Latin-1": (lambda s: (s / "bi_train.txt").write_bytes(b"0, 1, \xe9"), "bi_train.txt is not UTF-8"),
-    "too many letters": (
-        lambda s: (s / "bi_test_cans3.txt").rename(s / "bi_test_cans30.txt"),
-        "30 candidates .*letters A to Z",
+    "nothing to choose": (
+        lambda s: (s / "bi_test_cans3.txt").rename(s / "bi_test_cans1.txt"),
+        "1 candidates .*nothing to choose",
     ),
     "no features": (lambda s: (s / "item_cf_feature.pt").unlink(), "one file item_cf_feature.pt, and has none"),
     "two LightGCN files": (

@@ -275,9 +275,11 @@ def write_dataset(
 def _need(record: Mapping[str, Any], name: str, where: str, wanted: str = "") -> Any:
     if name not in record:
         columns = ", ".join(map(str, record)) or "none"
+        separator = next((mark for mark in (";", "\t", "|") if len(record) == 1 and mark in columns), None)
+        fix = f"map the column that holds it, such as {name}=COLUMN"
         raise BundleMLLMError(
-            f"{where} has no {wanted or f'`{name}`'} (its columns: {columns}): map the column that holds it, such as "
-            f"{name}=COLUMN."
+            f"{where} has no {wanted or f'`{name}`'} (its columns: {columns}): "
+            f"{fix if separator is None else f'set the delimiter to {separator!r}'}."
         )
     return record[name]
 

@@ -95,7 +95,7 @@ def test_accuracy_by_number_of_candidates_has_both_methods_where_both_can(model,
         (2, "one prompt", 1),
         (4, "one prompt", 1),
         (8, "one prompt", 1),
-        (8, "groups", 5),
+        (8, "groups", 4),
         (28, "groups", 12),
     ]
     assert {row["num_questions"] for row in rows} == {3}

@@ -44,4 +44,5 @@ def rank_candidates(
     completer = BundleCompletionPipeline(model=model, tokenizer=processor.tokenizer, processor=processor)
     options = {} if group_size is None else {"group_size": group_size}
     question = {"partial": list(partial), "candidates": None if candidates is None else list(candidates)}
-    return completer(question, **options)[:top_k]
+    ranked: Any = completer(question, **options)
+    return ranked[:top_k]

@@ -39,7 +39,7 @@ def compute_slices(
         - `num_candidates`: how many candidates there are;
         - `position`: the letter of the answer in the question's own order (questions of up to 26 candidates).
     """
-    labels: dict[str, list[str | None]] = {
+    labels: dict[str, Sequence[str | None]] = {
         "partial_length": [_length(len(question.partial)) for question in questions],
         "num_candidates": [str(len(question.candidates)) for question in questions],
         "position": [_letter(question) for question in questions],

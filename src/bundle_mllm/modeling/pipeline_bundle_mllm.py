@@ -130,7 +130,7 @@ class BundleCompletionPipeline(Pipeline):
         best = sorted(range(len(candidates)), key=lambda i: -scores[i])[:top_k]
         return [{**self._describe(candidates[i]), "letter": letters[i], "score": scores[i]} for i in best]
 
-    def _candidates(self, question: Any) -> list:
+    def _candidates(self, question: Any) -> Any:
         candidates = _field(question, "candidates")
         if candidates is not None:  # text or a mapping is no list, and the processor will say so
             return candidates if isinstance(candidates, (str, Mapping)) else list(candidates)

@@ -12,9 +12,9 @@ MAX_OPTIONS = 26
 """Longest list that is one question: its options are lettered A to Z."""
 GROUP_SIZE = 10
 """Candidates of one group: the paper's number of options, which the default recipes train on."""
-KEEP = 0.25
+KEEP = 1 / 3
 """Share of the candidates that go on to the next round."""
-FINAL_ORDERS = 3
+FINAL_ORDERS = 2
 """How often the last group is asked, each time in another order."""
 
 MAX_STEPS, TOLERANCE = 500, 1e-3  # of the fit; 100 steps are usual for 1,000 candidates
@@ -23,8 +23,8 @@ MAX_STEPS, TOLERANCE = 500, 1e-3  # of the fit; 100 steps are usual for 1,000 ca
 def round_sizes(num_candidates: int, group_size: int = GROUP_SIZE) -> list[int]:
     """Return how many candidates take part in each round of a ranking.
 
-    A round of `n` candidates costs `ceil(n / group_size)` questions, each a row of a forward pass. All rounds together
-    cost about `num_candidates / group_size * 4 / 3 + 3` of them.
+    A round of `n` candidates costs `ceil(n / group_size)` questions, each a row of a forward pass; all rounds together
+    about `1.5 * num_candidates / group_size + 3` of them.
 
     Raises:
         ValueError: The group size is not 3 to 26.
@@ -41,7 +41,7 @@ def round_sizes(num_candidates: int, group_size: int = GROUP_SIZE) -> list[int]:
 
 
 def num_questions(num_candidates: int, group_size: int = GROUP_SIZE) -> int:
-    """Return how many questions a ranking asks: 16 for 100 candidates in groups of 10, 137 for 1,000."""
+    """Return how many questions a ranking asks: 18 for 100 candidates in groups of 10, 154 for 1,000."""
     return sum(-(-size // group_size) for size in round_sizes(num_candidates, group_size))
 
 
@@ -56,9 +56,9 @@ def rank_in_groups(
 
     In each round the candidates that are left are shuffled and dealt into groups of equal size, and each group is one
     question. The logit of a candidate is taken as its strength plus a constant of the question it was asked in; least
-    squares over all questions so far tells the two apart, since every round mixes the groups anew. The stronger
-    quarter goes on, until one group is left; that is asked three times in other orders. So the effort goes to the
-    candidates that may win, and every candidate has a strength on one scale.
+    squares over all questions so far tells the two apart, since every round mixes the groups anew. The strongest third
+    goes on, until one group is left; that is asked twice, in another order. So the effort goes to the candidates that
+    may win, and every candidate has a strength on one scale.
 
     Args:
         ask: Scores groups: given `(list, candidates)` pairs, the positions of lists in `num_candidates` and of

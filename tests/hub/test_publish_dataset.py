@@ -3,7 +3,9 @@
 import json
 
 import pytest
+import torch
 from datasets import load_dataset
+from safetensors.torch import save_file
 
 from bundle_mllm.data import DatasetFolder, write_records
 from bundle_mllm.errors import BundleMLLMError
@@ -69,7 +71,7 @@ def test_a_picture_that_is_not_in_the_folder_is_an_error(folder, tmp_path, image
 
 def test_a_column_of_several_types_is_an_error(folder):
     write_records(folder / "items.jsonl", [{**ITEMS[0], "price": 7}, {**ITEMS[1], "price": "cheap"}, *ITEMS[2:]])
-    with pytest.raises(BundleMLLMError, match=r"items\.parquet cannot be written, a column mixes types"):
+    with pytest.raises(BundleMLLMError, match=r"data/items\.jsonl cannot be written, a column mixes types"):
         dry_run(folder)
 
 
@@ -82,6 +84,66 @@ def test_question_files_that_would_be_the_same_split_are_an_error(folder):
 def test_a_question_on_another_catalog_is_an_error(folder):
     write_records(folder / "questions" / "all.jsonl", [{**QUESTION, "partial": ["i9"]}])
     with pytest.raises(BundleMLLMError, match="no item 'i9'"):
+        dry_run(folder)
+
+
+@pytest.mark.parametrize("image", ["{folder}/../secret.txt", "../secret.txt", "file:///home/x.png", "~/x.png"])
+def test_a_picture_outside_of_the_folder_is_dropped_and_counted(folder, tmp_path, image):
+    image = image.format(folder=folder)
+    rows = [{**ITEMS[0], "image": image}, {**ITEMS[1], "image": str(folder / "images" / "0.png")}, *ITEMS[2:]]
+    write_records(folder / "items.jsonl", [*rows[:2], {**ITEMS[2], "audio": "https://cdn.example/2.ogg"}, *rows[3:]])
+    report = dry_run(folder)
+    items = list(DatasetFolder.open(report.folder).catalog)
+    assert [item.image for item in items[:2]] == [None, "images/0.png"]
+    assert items[2].audio == "https://cdn.example/2.ogg"
+    assert report.left_out[-1] == "1 paths of pictures and sounds that are not in the folder"
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "place"),
+    [
+        ("items.jsonl", [ITEMS[0], {**ITEMS[1], "scan": "see {here}/a.png"}, *ITEMS[2:]], r"row 2 .*column 'scan'"),
+        ("items.jsonl", [{**ITEMS[0], "title": "file:///x/a.png"}, *ITEMS[1:]], r"row 1 .*column 'title'"),
+        ("bundles.csv", [{**BUNDLES[0], "made_by": "{here}/make.py"}], r"row 1 .*column 'made_by'"),
+        ("questions/all.jsonl", [{**QUESTION, "from": {"log": "../../users.csv"}}], r"row 1 .*column 'log'"),
+    ],
+)
+def test_a_path_of_this_machine_in_a_table_is_refused_by_name_of_its_source(folder, tmp_path, name, rows, place):
+    write_records(folder / name, json.loads(json.dumps(rows).replace("{here}", str(tmp_path))))
+    with pytest.raises(BundleMLLMError, match=rf"^\S*/data/{name}, {place}, names .* a path of this machine"):
+        dry_run(folder)
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+def test_a_user_log_and_features_that_name_a_path_of_this_machine_are_refused(folder, tmp_path):
+    features = {"features": torch.ones(6, 2)}
+    (folder / "features").mkdir()
+    save_file(features, folder / "features" / "visual.safetensors", metadata={"from": str(tmp_path / "clip")})
+    with pytest.raises(BundleMLLMError, match=r"data/features/visual\.safetensors, metadata 'from'"):
+        dry_run(folder)
+    save_file(features, folder / "features" / "visual.safetensors")
+    write_records(folder / "interactions.csv", [{"user_id": "u", "item_id": "i0", "log": str(tmp_path)}])
+    dry_run(folder)
+    with pytest.raises(BundleMLLMError, match=r"data/interactions\.csv, row 1 .*column 'log'"):
+        dry_run(folder, include_interactions=True)
+
+
+def test_features_that_are_no_numbers_are_refused_where_they_are_present(folder):
+    (folder / "features").mkdir()
+    features = torch.ones(6, 2)
+    features[4, 1] = torch.nan
+    present = torch.ones(6, dtype=torch.uint8)
+    save_file({"features": features, "present": present}, folder / "features" / "visual.safetensors")
+    with pytest.raises(BundleMLLMError, match=r"Modality 'visual' holds NaN or infinity in 1 present row.s. .4."):
+        dry_run(folder)
+    present[4] = 0
+    save_file({"features": features, "present": present}, folder / "features" / "visual.safetensors")
+    assert "features/visual.safetensors" in dry_run(folder).files
+
+
+def test_a_bundles_file_without_a_row_is_an_error(folder):
+    (folder / "bundles.csv").write_text("bundle_id,items,split\n")
+    with pytest.raises(BundleMLLMError, match=r"data holds no bundle"):
         dry_run(folder)
 
 

@@ -6,9 +6,10 @@ Knows nothing about models.
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,14 @@ from datasets.utils import are_progress_bars_disabled
 from huggingface_hub import DatasetCard, DatasetCardData
 
 from bundle_mllm.data.bundles import SPLITS, find_bundles
+from bundle_mllm.data.catalog import ItemCatalog
 from bundle_mllm.data.features import MANIFEST
 from bundle_mllm.data.folder import DatasetFolder
 from bundle_mllm.data.questions import load_questions
 from bundle_mllm.data.tables import SUFFIXES, find_table, iter_records, write_records
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.hub.card import LICENSE_UNKNOWN, card_template, check_license, split_name
+from bundle_mllm.hub.places import Places
 from bundle_mllm.hub.publish import CARD, PublishReport, matches
 from bundle_mllm.hub.repository import (
     place,
@@ -46,6 +49,9 @@ WRITTEN = (
     *(f"interactions{suffix}" for suffix in SUFFIXES),
 )
 """The files of a dataset repository that this module writes; others stay when it is published again."""
+
+
+_ROWS_AT_ONCE = 8192
 
 
 @dataclass(frozen=True)
@@ -100,22 +106,30 @@ def publish_dataset(
     check_repo_id(repo_id)
     check_license(license)
     data = DatasetFolder.open(source)
+    if not any(data.bundles[split] for split in SPLITS):
+        raise BundleMLLMError(
+            f"{source} holds no bundle, so nobody could learn from it: add some to its bundles file."
+        )
     if not dry_run:
         check_login()
     folder = Path(output_dir) if output_dir is not None else repository_folder(source)
     used: set[Path] = {path for path, _ in find_bundles(source)}
+    sources: dict[str, Path] = {}
+    media = {path: _path_inside(source, path) for item in data.catalog for path in (item.image, item.audio) if path}
+    tables: list[_Table] = []
 
     def write(target: Path) -> None:
-        tables = [_write_items(data, target), _write_bundles(data, target), *_write_questions(data, target, used)]
-        features = _place_features(data, target)
+        tables.append(_write_items(data, media, target, sources))
+        tables.append(_write_bundles(data, target, sources))
+        tables.extend(_write_questions(data, target, used, sources))
+        features = _place_features(data, target, Places(source, folder))
         interactions = find_table(source, "interactions") if include_interactions else None
         if interactions is not None:
             place(interactions, target / interactions.name)
             used.add(interactions)
-        media = sorted({path for item in data.catalog for path in (item.image, item.audio) if path})
-        for name in media if include_media else ():
-            place(_inside(source, name), target / name)
-            used.add(source / Path(name).parts[0])
+        for name, path in sorted(media.items()) if include_media else ():
+            place(_inside(source, name), target / str(path))
+            used.add(source / Path(str(path)).parts[0])
         card = _render_card(
             repo_id,
             license,
@@ -127,11 +141,13 @@ def publish_dataset(
             media=include_media,
         )
         (target / CARD).write_text(str(card), encoding="utf-8")
-        check_safe(target)
-        _check_readable(target, tables)
 
-    write_repository(folder, source, write)
-    _check_same(data, DatasetFolder.open(folder))
+    def check(target: Path) -> None:
+        check_safe(target, source, folder)
+        _check_readable(target, tables)
+        _check_same(data, DatasetFolder.open(target))
+
+    write_repository(folder, source, write, check, sources)
     files = repository_files(folder)
     commit_url = None
     if not dry_run:
@@ -146,16 +162,26 @@ def publish_dataset(
         )
     used |= {path for path in source.iterdir() if path.name in ("features", "questions", "bundles")}
     used |= {path for path in source.iterdir() if path.name.startswith("items.")}
-    left_out = tuple(sorted(path.name for path in source.iterdir() if path not in used and path.name[0] != "."))
-    return PublishReport(repo_id, folder, files, left_out, None, commit_url)
+    left_out = sorted(path.name for path in source.iterdir() if path not in used and path.name[0] != ".")
+    if num_outside := sum(path is None for path in media.values()):
+        left_out.append(f"{num_outside} paths of pictures and sounds that are not in the folder")
+    return PublishReport(repo_id, folder, files, tuple(left_out), None, commit_url)
 
 
-def _write_items(data: DatasetFolder, target: Path) -> _Table:
-    data.catalog.save(target / "items.parquet")
+def _write_items(
+    data: DatasetFolder, media: Mapping[str, str | None], target: Path, sources: dict[str, Path]
+) -> _Table:
+    """Write the items; a picture or sound outside the folder is nobody else's, so its item has none."""
+    items = (
+        replace(item, **{kind: media.get(getattr(item, kind) or "") for kind in ("image", "audio")})
+        for item in data.catalog
+    )
+    sources["items.parquet"] = find_table(data.path, "items") or data.path
+    ItemCatalog(items).save(target / "items.parquet")
     return _table("items", {"items": ("items.parquet", len(data.catalog))}, target)
 
 
-def _write_bundles(data: DatasetFolder, target: Path) -> _Table:
+def _write_bundles(data: DatasetFolder, target: Path, sources: dict[str, Path]) -> _Table:
     """Write a file per split, with every field that the records have."""
     by_id = {bundle.bundle_id: bundle for bundle in data.bundles}
     rows: dict[str, list[Mapping[str, Any]]] = {split: [] for split in SPLITS}
@@ -164,6 +190,7 @@ def _write_bundles(data: DatasetFolder, target: Path) -> _Table:
             bundle = by_id[str(record["bundle_id"])]
             known = {"bundle_id": bundle.bundle_id, "items": list(bundle.items), "split": bundle.split}
             rows[bundle.split].append({**record, **known})
+            sources[f"bundles/{bundle.split}.parquet"] = path
     splits = {}
     for split, records in rows.items():
         if records:
@@ -172,7 +199,7 @@ def _write_bundles(data: DatasetFolder, target: Path) -> _Table:
     return _table("bundles", splits, target)
 
 
-def _write_questions(data: DatasetFolder, target: Path, used: set[Path]) -> list[_Table]:
+def _write_questions(data: DatasetFolder, target: Path, used: set[Path], sources: dict[str, Path]) -> list[_Table]:
     splits: dict[str, tuple[str, int]] = {}
     for path in sorted((data.path / "questions").glob("[!.]*")):
         if not path.name.endswith(SUFFIXES):
@@ -187,6 +214,7 @@ def _write_questions(data: DatasetFolder, target: Path, used: set[Path]) -> list
             raise BundleMLLMError(
                 f"{path} would be the split {split!r} of the questions, as another file is already: rename one."
             )
+        sources[f"questions/{split}.parquet"] = path
         write_records(target / f"questions/{split}.parquet", records)
         splits[split] = (f"questions/{split}.parquet", len(records))
         used.add(path)
@@ -205,21 +233,37 @@ def _table(config: str, splits: Mapping[str, tuple[str, int]], target: Path) -> 
     )
 
 
-def _place_features(data: DatasetFolder, target: Path) -> list[str]:
+def _place_features(data: DatasetFolder, target: Path, places: Places) -> list[str]:
     store = data.features()
     if store is None:
         return []
+    for start in range(0, len(data.catalog), _ROWS_AT_ONCE):  # refuses values that no training could use
+        store.gather(range(start, min(start + _ROWS_AT_ONCE, len(data.catalog))))
     for path in sorted((data.path / "features").glob("[!.]*.safetensors")):
         place(path, target / "features" / path.name)
     manifest = data.path / "features" / MANIFEST
     if manifest.exists():
-        write_json(target / "features" / MANIFEST, read_json(manifest))
+        write_json(target / "features" / MANIFEST, places.reduce(read_json(manifest)))
     return list(store.modalities)
+
+
+def _path_inside(folder: Path, name: str) -> str | None:
+    """Return a path of a picture or sound relative to the folder, or `None` if it leads out; a URL stays."""
+    if "://" in name and not name.lower().startswith("file:"):
+        return name
+    if name.startswith("~") or re.match(r"file:|[A-Za-z]:[/\\]|\\\\", name):
+        return None
+    root = os.path.realpath(folder)
+    path = Path(os.path.normpath(os.path.join(root, name)))
+    for base in (root, os.path.abspath(folder)):
+        if path.is_relative_to(base) and path != Path(base):
+            return path.relative_to(base).as_posix()
+    return None
 
 
 def _inside(folder: Path, name: str) -> Path:
     path = folder / name
-    if not path.resolve().is_relative_to(folder.resolve()) or not path.is_file():
+    if _path_inside(folder, name) is None or not path.resolve().is_relative_to(folder.resolve()) or not path.is_file():
         raise BundleMLLMError(
             f"An item names the file {name!r}, which is not in {folder}: put it there, correct the item, or publish "
             "without --include-media."

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.hub.card import LICENSE_UNKNOWN, Measurement, find_record, read_measurements, render_model_card
+from bundle_mllm.hub.places import Places
 from bundle_mllm.hub.repository import (
     place,
     read_json,
@@ -133,20 +134,24 @@ def publish(
     if not dry_run:
         check_login()  # before the minutes that verifying a large model takes
     folder = Path(output_dir) if output_dir is not None else repository_folder(source)
-    record = find_record(source)
+    record, places = find_record(source), Places(source, folder)
     taken = [path for path in _files_of(source) if matches(path.relative_to(source).as_posix(), TAKEN)]
 
     def write(target: Path) -> None:
         for path in taken:
             place(path, target / path.relative_to(source))
         for name, measurement in _metrics_names(measurements).items():
-            write_json(target / name, dict(measurement.values))
+            write_json(target / name, places.reduce(dict(measurement.values)))
         if record is not None:
-            write_json(target / PUBLISHED_RECORD, read_json(record))
+            values = read_json(record)
+            local = ["base_model"] if values.get("base_model_is_folder") else []
+            write_json(target / PUBLISHED_RECORD, places.reduce(values, local))
         (target / CARD).write_text(str(card), encoding="utf-8")
 
-    write_repository(folder, source, write)
-    verification = verify_repository(folder)
+    verified = []
+    write_repository(
+        folder, source, write, lambda target: verified.append(verify_repository(target, origins=[source, folder]))
+    )
     files = repository_files(folder)
     commit_url = None
     if not dry_run:
@@ -161,7 +166,7 @@ def publish(
         )
     used = {*taken, *(path.parent for path in taken), record, *(m.path for m in measurements)}
     left_out = tuple(sorted(path.name for path in source.iterdir() if path not in used and path.name[0] != "."))
-    return PublishReport(repo_id, folder, files, left_out, verification, commit_url)
+    return PublishReport(repo_id, folder, files, left_out, verified[0], commit_url)
 
 
 def _files_of(folder: Path) -> list[Path]:

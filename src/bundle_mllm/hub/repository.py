@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,7 @@ from bundle_mllm.errors import BundleMLLMError
 MARKER = ".bundle-mllm-repository"
 """Names a folder that was written here and may be written again; it is never uploaded."""
 
-_PATH_FIELDS = {"data", "output_dir", "path", "model"}
-_ABSOLUTE = re.compile(r"(?:[\w+-]+:)?((?:~[/\\]|/(?!/)|[A-Za-z]:[/\\])[^\n]*)")  # also local-dir:/path
+_TEMPORARY, _OLD = ".bundle-mllm.tmp", ".bundle-mllm.old"
 
 
 def repository_folder(source: Path) -> Path:
@@ -28,33 +26,62 @@ def repository_folder(source: Path) -> Path:
     return source.with_name(f"{source.name}-hub")
 
 
-def write_repository(folder: Path, source: Path, write: Callable[[Path], None]) -> None:
+def write_repository(
+    folder: Path,
+    source: Path,
+    write: Callable[[Path], None],
+    check: Callable[[Path], None],
+    sources: Mapping[str, Path] | None = None,
+) -> None:
     """Write a repository folder, in place of the one that an earlier call wrote.
+
+    What a killed process left is cleaned up, or brought back, by the next call.
 
     Args:
         folder: Where it shall be.
         source: What it is made from, so that this is never overwritten.
-        write: Fills an empty folder. When it fails, `folder` stays as it was.
+        write: Fills an empty folder.
+        check: Verifies the filled folder. When one of the two fails, `folder` stays as it was.
+        sources: Where the files come from, by their path in the repository, if they have other names there; may be
+            filled by `write`. Errors name these, since that is where something can be corrected.
 
     Raises:
-        BundleMLLMError: `folder` holds something else, or is or contains `source`.
+        BundleMLLMError: `folder` holds something else, is or contains `source` or lies in it, or `write` or `check`
+            fails.
     """
-    if source.resolve().is_relative_to(folder.resolve()):
+    final, origin = folder.resolve(), source.resolve()
+    if origin.is_relative_to(final):
         raise BundleMLLMError(
             f"The repository would be written over {source}, which it is made from: give another --output-dir."
         )
-    if folder.exists() and not (folder / MARKER).is_file() and (not folder.is_dir() or any(folder.iterdir())):
+    if final.is_relative_to(origin):
+        raise BundleMLLMError(
+            f"{folder} lies in {source}, which the repository is made from: give an --output-dir outside of it."
+        )
+    temporary, old = (final.with_name(f".{final.name}{suffix}") for suffix in (_TEMPORARY, _OLD))
+    if old.exists() and not final.exists():  # killed between the two renames below
+        os.replace(old, final)
+    for left in (temporary, old):
+        if left.exists():
+            shutil.rmtree(left)
+    if final.exists() and not (final / MARKER).is_file() and (not final.is_dir() or any(final.iterdir())):
         raise BundleMLLMError(
             f"{folder} exists and is no repository folder, so its files would be lost: give another --output-dir."
         )
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
         temporary.mkdir(parents=True)
         write(temporary)
         (temporary / MARKER).write_text("Written by bundle-mllm from another folder; may be overwritten.\n")
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(temporary, folder)
+        check(temporary)
+        if final.exists():
+            os.replace(final, old)
+        os.replace(temporary, final)
+        shutil.rmtree(old, ignore_errors=True)
+    except BundleMLLMError as error:
+        message = str(error)
+        for name, path in (sources or {}).items():
+            message = message.replace(str(temporary / name), str(path))
+        raise BundleMLLMError(message.replace(str(temporary), str(source))) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -66,20 +93,22 @@ def repository_files(folder: Path) -> dict[str, int]:
 
 
 def place(source: Path, target: Path) -> None:
-    """Put a file at another place without using disk space (a hard link), or copy it where that is not possible."""
+    """Copy a file; weights and features as a hard link where that is possible, so that they take no disk space."""
     target.parent.mkdir(parents=True, exist_ok=True)
     source = source.resolve()  # a link to a symbolic link would be uploaded as that
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
+    if source.suffix == ".safetensors":  # written anew when changed; text may be edited in place, in both folders
+        try:
+            os.link(source, target)
+            return
+        except OSError:
+            pass
+    shutil.copy2(source, target)
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a record for others to read: the paths of this machine reduced to names."""
+    """Write a record for others to read; see `Places.reduce`, which it should have gone through."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(without_local_paths(value), indent=2, ensure_ascii=False)
-    path.write_text(text + "\n", encoding="utf-8")
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -97,27 +126,3 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise BundleMLLMError(f"{path} holds a {type(value).__name__} where an object was expected: check the path.")
     return value
-
-
-def without_local_paths(value: Any, field: str = "") -> Any:
-    """Return JSON values with each path reduced to its last part: where files lie here is nobody's business."""
-    if isinstance(value, dict):
-        return {key: without_local_paths(entry, key) for key, entry in value.items()}
-    if isinstance(value, list):
-        return [without_local_paths(entry, field) for entry in value]
-    if isinstance(value, str) and (field in _PATH_FIELDS or _ABSOLUTE.fullmatch(value)):
-        return re.split(r"[/\\]", value.rstrip("/\\"))[-1]
-    return value
-
-
-def local_paths(value: Any) -> list[str]:
-    """Return the strings among JSON values that are paths of this machine: absolute, and their first folder exists."""
-    if isinstance(value, dict):
-        return [path for entry in value.values() for path in local_paths(entry)]
-    if isinstance(value, list):
-        return [path for entry in value for path in local_paths(entry)]
-    if isinstance(value, str) and (match := _ABSOLUTE.fullmatch(value)):
-        path = Path(match[1]).expanduser()
-        if len(path.parts) > 2 and Path(*path.parts[:2]).exists():
-            return [value]
-    return []

@@ -22,7 +22,8 @@ import torch
 
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.folder import load_model
-from bundle_mllm.hub.repository import local_paths, read_json
+from bundle_mllm.hub.places import Places
+from bundle_mllm.hub.repository import read_json
 from bundle_mllm.modeling.configuration_bundle_mllm import AUTO_MAP, CUSTOM_PIPELINES
 from bundle_mllm.modeling.processing_bundle_mllm import BundleMLLMProcessor
 
@@ -53,7 +54,11 @@ class Verification:
 
 
 def verify_repository(
-    folder: str | os.PathLike, questions: Sequence[Mapping[str, Any]] | None = None, *, seed: int = 0
+    folder: str | os.PathLike,
+    questions: Sequence[Mapping[str, Any]] | None = None,
+    *,
+    seed: int = 0,
+    origins: Sequence[Path] = (),
 ) -> Verification:
     """Load a model repository in a process that cannot see this package, and compare its scores with this process.
 
@@ -65,6 +70,7 @@ def verify_repository(
         questions: The questions to compare on, as mappings of item ids (see `BundleMLLMProcessor`); by default a few
             drawn from the catalog by `seed`, one of them with an item that the catalog does not hold.
         seed: Seed of the default questions.
+        origins: What the folder is made from, and where it shall be; see `check_safe`.
 
     Returns:
         How well the two agree.
@@ -75,7 +81,7 @@ def verify_repository(
     """
     folder = Path(folder)
     check_complete(folder)
-    check_safe(folder)
+    check_safe(folder, *origins)
     model, processor = load_model(folder)
     modalities = model.config.modalities or {}
     processor.modalities = processor.modalities or modalities
@@ -198,18 +204,21 @@ def check_complete(folder: Path) -> None:
     check_weights(folder)
 
 
-def check_safe(folder: Path) -> None:
-    """Check that a folder holds no file that others should not receive: no pickle, no path of this machine.
+def check_safe(folder: Path, *origins: Path) -> None:
+    """Check that a folder holds nothing that others should not receive: no pickle, no path of this machine.
+
+    Args:
+        folder: The folder.
+        origins: What it is made from and where it shall be, so that no text may name these.
 
     Raises:
         BundleMLLMError: The first problem found.
     """
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         _check_no_pickle(path)
-        if path.suffix == ".json" and path.name != "tokenizer.json" and (found := local_paths(read_json(path))):
-            raise BundleMLLMError(
-                f"{path} names {found[0]!r}, a path of this machine that nobody else has: remove it from the file."
-            )
+        if path.suffix == ".safetensors":
+            _tensor_names(path)
+    Places(folder, *origins).check(folder)
 
 
 def check_weights(folder: Path) -> None:

@@ -91,9 +91,7 @@ def test_a_path_of_this_machine_is_refused(folder, tmp_path, prefix):
     config = json.loads((folder / "tokenizer_config.json").read_text())
     config["name_or_path"] = f"{prefix}{tmp_path}"
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    with pytest.raises(
-        BundleMLLMError, match=r"tokenizer_config\.json, field .name_or_path., names .* a path of"
-    ):
+    with pytest.raises(BundleMLLMError, match=r"tokenizer_config\.json, field .name_or_path., names .* a path of"):
         check_safe(folder)
 
 

@@ -8,16 +8,21 @@ What the adapter holds beside LoRA (fusion, projector, separator) takes the plac
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 import torch
 import tyro
 from peft import PeftConfig, PeftModel
+from safetensors import SafetensorError
 
+from bundle_mllm.data.files import new_folder
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.folder import load_model, save_model
 from bundle_mllm.training.trainable import merge_lora
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
 def merge_adapter(
@@ -34,16 +39,40 @@ def merge_adapter(
         model: Base model; the one that the adapter names if not given.
         dtype: Precision to merge and save in. float32 loses nothing; "auto" is that of the base model.
     """
-    if output_dir.exists() and any(output_dir.iterdir()):
-        raise BundleMLLMError(f"{output_dir} is not empty: its files could be overwritten. Use another --output-dir.")
-    base = model or PeftConfig.from_pretrained(adapter).base_model_name_or_path
-    loaded, processor = load_model(base, dtype=dtype if dtype == "auto" else getattr(torch, dtype))
-    save_model(merge_lora(PeftModel.from_pretrained(loaded, adapter)), processor, output_dir)
+    for name in (CONFIG, WEIGHTS):
+        if not (adapter / name).is_file():
+            raise BundleMLLMError(
+                f"{adapter} has no {name}, so there is no adapter to merge: give --adapter the output folder of a "
+                "finished `trl sft --use_peft`, or one of its checkpoint-N folders."
+            )
+    with new_folder(output_dir) as folder:
+        try:
+            base = model or PeftConfig.from_pretrained(adapter).base_model_name_or_path
+        except (TypeError, ValueError, KeyError) as error:
+            raise BundleMLLMError(f"{adapter / CONFIG} cannot be read ({error}): copy it again.") from error
+        if not base:
+            raise BundleMLLMError(f"{adapter / CONFIG} does not name its base model: give it with --model.")
+        loaded, processor = load_model(base, dtype=dtype if dtype == "auto" else getattr(torch, dtype))
+        try:
+            adapted = PeftModel.from_pretrained(loaded, adapter)
+        except (RuntimeError, ValueError, KeyError, SafetensorError) as error:
+            raise BundleMLLMError(
+                f"The adapter in {adapter} does not fit the base model {base} ({error}): give its base model with "
+                "--model."
+            ) from error
+        save_model(merge_lora(adapted), processor, folder)
     print(f"model folder: {output_dir}")
 
 
-if __name__ == "__main__":
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the script and return its exit status: 0, or 2 for a mistake in what was given."""
     try:
-        tyro.cli(merge_adapter, description=__doc__)
+        tyro.cli(merge_adapter, description=__doc__, args=argv)
     except (ValueError, OSError) as error:
-        sys.exit(f"merge_adapter: error: {' '.join(str(error).split())}")
+        print(f"merge_adapter: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -11,6 +11,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from bundle_mllm.data.catalog import Item, ItemCatalog
 from bundle_mllm.data.files import sha256
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.modeling.modeling_bundle_mllm import BundleMLLMForCausalLM
@@ -21,7 +22,8 @@ ANSWERS_WITH = ("*.safetensors", "items.jsonl", "tokenizer.json", "processor_con
 
 
 def save_model(model: BundleMLLMForCausalLM, processor: BundleMLLMProcessor, folder: Path) -> None:
-    """Write a model folder, which the Auto classes and the pipeline load."""
+    """Write a model folder, which the Auto classes and the pipeline load; it says which items its rows are."""
+    model.config.items_hash = items_hash(processor)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
 
@@ -30,14 +32,29 @@ def load_model(folder: str | Path, **kwargs: Any) -> tuple[BundleMLLMForCausalLM
     """Load model and processor from a model folder or Hub repository.
 
     Raises:
-        BundleMLLMError: There is no such folder or repository, or it does not hold a Bundle-MLLM model.
+        BundleMLLMError: There is no such folder or repository, it does not hold a Bundle-MLLM model, or its items are
+            not those that the rows of the model were written for.
     """
     _check_exists(folder)
     try:
         model = BundleMLLMForCausalLM.from_pretrained(folder, **kwargs)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise _unreadable(folder, error) from error
-    return model.eval(), load_processor(folder)
+    processor = load_processor(folder)
+    if model.config.items_hash not in (None, items_hash(processor)):
+        raise BundleMLLMError(
+            f"The items.jsonl of {folder} holds other items, another order or other titles than the model was saved "
+            "with, so items would get features of others: restore the file; if only titles were corrected, delete "
+            "items_hash in config.json."
+        )
+    return model.eval(), processor
+
+
+def items_hash(processor: BundleMLLMProcessor) -> str:
+    """Return the SHA-256 over ids and titles of a processor's items in row order, as `ItemCatalog.content_hash`."""
+    return ItemCatalog(
+        Item(item_id, title) for item_id, title in zip(processor.item_ids, processor.titles, strict=True)
+    ).content_hash
 
 
 def load_processor(folder: str | Path) -> BundleMLLMProcessor:

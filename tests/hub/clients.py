@@ -50,7 +50,9 @@ def publisher(model_dir, single_file_dir, data_dir, work):
         path.name: path.read_text() for path in folder.iterdir() if path.suffix in (".md", ".json")
     }
     verification = module.verify_repository
-    module.verify_repository = lambda folder: None  # it was verified above; what follows is about the upload
+    module.verify_repository = lambda folder, **options: (
+        None
+    )  # it was verified above; what follows is about the upload
     attempt("no token", run)
     os.environ["HF_TOKEN"] = "hf_wrong"
     attempt("wrong token", run)

@@ -6,8 +6,10 @@ import shutil
 
 import pytest
 from huggingface_hub import ModelCard
+from safetensors.torch import load_file, save_file
 
 from bundle_mllm.errors import BundleMLLMError
+from bundle_mllm.folder import fingerprint
 from bundle_mllm.hub.card import escape_markdown, read_measurements, render_model_card, split_name
 
 REPO = "acme/outfits"
@@ -113,11 +115,33 @@ def test_a_file_that_holds_no_metrics_is_an_error(folder, tmp_path, content, mes
         render(folder, tmp_path / "m.json")
 
 
-def test_metrics_of_another_model_are_an_error(folder, tmp_path):
-    values = json.loads((folder / "metrics.json").read_text()) | {"model": str(tmp_path)}
-    (folder / "metrics.json").write_text(json.dumps(values))
-    with pytest.raises(BundleMLLMError, match=r"measured .* so the card would report another model"):
+def test_metrics_of_other_weights_are_an_error(folder):
+    path = next(folder.glob("*.safetensors"))
+    weights = load_file(path)
+    save_file({name: weight + 1 for name, weight in weights.items()}, path, metadata={"format": "pt"})
+    with pytest.raises(BundleMLLMError, match=r"measured .* with other weights, .* run `bundle-mllm evaluate"):
         render(folder)
+
+
+def test_metrics_that_do_not_say_of_which_weights_are_an_error(folder):
+    values = json.loads((folder / "metrics.json").read_text())
+    del values["fingerprint"]
+    (folder / "metrics.json").write_text(json.dumps(values))
+    with pytest.raises(BundleMLLMError, match=r"does not say which weights it measured.* evaluate"):
+        render(folder)
+
+
+def test_the_card_says_how_the_questions_were_made_where_the_metrics_do(folder):
+    values = json.loads((folder / "metrics.json").read_text())
+    values["questions"] |= {"path": "q.jsonl", "made": {"split": "test", "negatives": "hard", "seed": 3}}
+    (folder / "metrics.json").write_text(json.dumps(values))
+    card = render(folder)
+    assert "| test, hard negatives (q) | 2–3 |" in str(card)
+    (result,) = card.data.to_dict()["model-index"][0]["results"]
+    assert result["dataset"]["split"] == "test"
+    metric = next(metric for metric in result["metrics"] if metric["type"] == "hit_rate@1")
+    assert metric["name"] == "HitRate@1 (hard negatives)"
+    assert (metric["args"]["negatives"], metric["args"]["seed"]) == ("hard", 3)
 
 
 @pytest.mark.parametrize(
@@ -160,6 +184,8 @@ def test_names_from_files_cannot_break_the_card(folder, tmp_path):
     (folder / "run.json").write_text(json.dumps(record))
     lines = (folder / "items.jsonl").read_text().splitlines()
     (folder / "items.jsonl").write_text("\n".join([json.dumps({"item_id": evil, "title": evil}), *lines]) + "\n")
+    values["fingerprint"] = fingerprint(folder)
+    (folder / "metrics.json").write_text(json.dumps(values))
     card = render(folder)
     assert card.data.license == "unknown"
     body = str(card).split("\n---\n", 1)[1]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ from transformers import pipeline
 
 from bundle_mllm.data import SPLITS, DatasetFolder, load_questions
 from bundle_mllm.errors import BundleMLLMError
-from bundle_mllm.folder import load_model, save_model
+from bundle_mllm.folder import fingerprint, load_model, save_model
 from bundle_mllm.hub.publish import publish
 
 NEW_ITEM = {"title": "new hat", "features": {name: [0.5] * width for name, width in MODALITIES.items()}}
@@ -59,7 +60,9 @@ def published(server, model_folder, data_folder, tmp_path_factory):
     work = tmp_path_factory.mktemp("publisher")
     model, processor = load_model(model_folder)
     save_model(model, processor, work / "single")
-    (work / "single" / "metrics.json").write_text('{"hit_rate@1": 0.5}')
+    (work / "single" / "metrics.json").write_text(
+        json.dumps({"hit_rate@1": 0.5, "fingerprint": fingerprint(work / "single")})
+    )
     return act(
         "publisher",
         server,
@@ -104,7 +107,7 @@ def test_a_dry_run_needs_no_token_and_says_what_would_be_published(published, mo
     shards = {path.name: path.stat().st_size for path in model_folder.glob("*.safetensors")}
     assert shards.items() <= report["files"].items()
     assert {"README.md", "training_record.json", "metrics.json", "items.jsonl", "config.json"} <= set(report["files"])
-    assert report["left_out"] == ["training"]
+    assert report["left_out"] == ["metrics.questions.jsonl", "training"]
 
 
 def test_the_record_and_the_metrics_name_no_folder_of_this_machine(published, model_folder):
@@ -122,7 +125,7 @@ def test_the_record_and_the_metrics_name_no_folder_of_this_machine(published, mo
     [
         ("no token", "There is no token .* run `hf auth login`"),
         ("wrong token", "The token is not valid: run `hf auth login`"),
-        ("no network", "http://127.0.0.1:1: .* Check the network, then repeat the command"),
+        ("no network", r"http://127.0.0.1:1: .*\. Check the network, then repeat the command"),
         ("offline", "HF_HUB_OFFLINE is set"),
         ("foreign owner", "The token may not write there"),
         ("license that the Hub does not know", 'license" must be one of'),
@@ -217,6 +220,24 @@ def test_a_user_log_pictures_and_local_paths_stay_at_home(published, received, d
     assert not list(folder.rglob("interactions*")) and not (folder / "images").exists()
     manifest = (folder / "features" / "manifest.json").read_text()
     assert str(data_folder.parent) not in manifest and '"clip"' in manifest
+
+
+def test_what_trl_leaves_in_a_folder_and_names_of_local_folders_stay_at_home(model_folder, tmp_path):
+    folder = shutil.copytree(model_folder, tmp_path / "model")
+    for name in ("training_args.bin", "README.md", "trainer_state.json", "checkpoint-5/model.safetensors"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"\x80\x04not for others")
+    record = json.loads((folder / "run.json").read_text()) | {"base_model_is_folder": True}
+    record["settings"]["base_model"] = "../../private/llama"
+    record["note"] = f"made in {tmp_path}/model by hand"
+    (folder / "run.json").write_text(json.dumps(record))
+    report = publish(folder, "acme/outfits", dry_run=True)
+    assert {"training_args.bin", "README.md", "trainer_state.json", "checkpoint-5"} <= set(report.left_out)
+    assert not {"training_args.bin", "trainer_state.json"} & set(report.files)
+    assert (report.folder / "README.md").read_text().startswith("---")
+    text = (report.folder / "training_record.json").read_text()
+    assert json.loads(text)["settings"]["base_model"] == "llama" and "private" not in text + str(report.files)
+    assert json.loads(text)["note"] == "made in model by hand"
 
 
 @pytest.mark.parametrize("name", ["outfits", "a/b/c", "acme/", "acme/out fits", "acme/-outfits", "/some/out", ""])

@@ -5,10 +5,11 @@ import os
 import shutil
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from bundle_mllm.errors import BundleMLLMError
-from bundle_mllm.folder import load_model
+from bundle_mllm.folder import items_hash, load_model, save_model
 from bundle_mllm.hub.publish import TAKEN, matches, publish
 from bundle_mllm.hub.verify import check_complete, check_safe, sample_questions, verify_repository
 
@@ -91,9 +92,7 @@ def test_a_path_of_this_machine_is_refused(folder, tmp_path, prefix):
     config = json.loads((folder / "tokenizer_config.json").read_text())
     config["name_or_path"] = f"{prefix}{tmp_path}"
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    with pytest.raises(
-        BundleMLLMError, match=r"tokenizer_config\.json, field .name_or_path., names .* a path of"
-    ):
+    with pytest.raises(BundleMLLMError, match=r"tokenizer_config\.json, field .name_or_path., names .* a path of"):
         check_safe(folder)
 
 
@@ -105,6 +104,26 @@ def test_questions_come_from_the_catalog_and_the_seed(folder):
     ids = [entry for q in one for entry in (*q["partial"], *q["candidates"]) if isinstance(entry, str)]
     assert set(ids) <= set(processor.item_ids)
     assert {name: len(v) for name, v in one[-1]["candidates"][-1]["features"].items()} == modalities
+
+
+@pytest.mark.parametrize("change", [lambda rows: rows[::-1], lambda rows: [rows[0].replace("red", "tan"), *rows[1:]]])
+def test_items_in_another_order_or_of_other_titles_are_an_error(folder, change):
+    lines = (folder / "items.jsonl").read_text().splitlines()
+    assert change(lines) != lines
+    (folder / "items.jsonl").write_text("\n".join(change(lines)) + "\n")
+    with pytest.raises(BundleMLLMError, match=r"items\.jsonl of .* restore the file"):
+        verify_repository(folder)
+
+
+def test_a_new_catalog_forgets_the_items_of_the_former_one_until_it_is_saved(folder, tmp_path):
+    model, processor = load_model(folder)
+    assert model.config.items_hash
+    model.set_catalog(
+        {name: torch.ones(processor.num_items, width) for name, width in model.config.modalities.items()}
+    )
+    assert model.config.items_hash is None
+    save_model(model, processor, tmp_path / "saved")
+    assert load_model(tmp_path / "saved")[0].config.items_hash == items_hash(processor)
 
 
 def test_code_that_needs_more_than_the_repository_is_an_error(folder):

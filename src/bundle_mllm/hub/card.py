@@ -5,7 +5,6 @@ Knows nothing about uploading, and measures nothing.
 
 from __future__ import annotations
 
-import filecmp
 import json
 import math
 import re
@@ -21,6 +20,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from bundle_mllm.errors import BundleMLLMError
+from bundle_mllm.folder import fingerprint
 from bundle_mllm.hub.repository import read_json
 from bundle_mllm.training.config import SCRATCH
 from bundle_mllm.training.run import RECORD
@@ -51,6 +51,12 @@ class Measurement:
     values: Mapping[str, Any]
     split: str
 
+    @property
+    def made(self) -> Mapping[str, Any]:
+        """How the questions were made (split, negatives, seed), as far as the metrics say so."""
+        made = (self.values.get("questions") or {}).get("made")
+        return made if isinstance(made, Mapping) else {}
+
 
 def read_measurements(model_dir: Path, paths: Sequence[Path] = ()) -> list[Measurement]:
     """Read metrics files: those given and, where none is, the `metrics*.json` of a model folder.
@@ -59,9 +65,11 @@ def read_measurements(model_dir: Path, paths: Sequence[Path] = ()) -> list[Measu
         BundleMLLMError: A file is no metrics file, speaks of another model, or two speak of the same questions.
     """
     measurements: dict[str, Measurement] = {}
-    for path in map(Path, paths or sorted(model_dir.glob("metrics*.json"))):
+    files = [Path(path) for path in paths or sorted(model_dir.glob("metrics*.json"))]
+    expected = fingerprint(model_dir) if files else None
+    for path in files:
         values = read_json(path)
-        _check_metrics(path, values, model_dir)
+        _check_metrics(path, values, model_dir, expected)
         questions = values.get("questions") or {}
         split = split_name(re.split(r"[/\\]", questions.get("path") or path.name)[-1])
         if (other := measurements.get(split)) is not None:
@@ -216,33 +224,28 @@ def card_template(name: str) -> jinja2.Template:
     return environment.get_template(name)
 
 
-def _check_metrics(path: Path, values: Mapping[str, Any], model_dir: Path) -> None:
+def _check_metrics(path: Path, values: Mapping[str, Any], model_dir: Path, expected: str | None) -> None:
     rate = values.get("hit_rate@1")
     if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 <= rate <= 1:
         raise BundleMLLMError(
             f"{path} has {rate!r} as hit_rate@1, so it is no metrics file: write it with `bundle-mllm evaluate`."
         )
-    measured = values.get("model")
-    if isinstance(measured, str) and Path(measured).is_dir() and not _same_weights(Path(measured), model_dir):
+    measured = values.get("fingerprint")
+    if measured is None or measured != expected:
+        known = f"{path} measured {values.get('model')}, with other weights, items or wording than {model_dir} has"
+        problem = f"{path} does not say which weights it measured" if measured is None else known
         raise BundleMLLMError(
-            f"{path} measured {measured}, not {model_dir}, so the card would report another model: evaluate "
-            f"{model_dir} itself."
+            f"{problem}, so the card might report another model: run `bundle-mllm evaluate --model {model_dir}` again."
         )
 
 
-def _same_weights(one: Path, other: Path) -> bool:
-    names = [sorted(path.name for path in folder.glob("*.safetensors")) for folder in (one, other)]
-    return one.samefile(other) or (
-        names[0] == names[1] and all(filecmp.cmp(one / name, other / name, shallow=False) for name in names[0])
-    )
-
-
 def _eval_results(measurement: Measurement, datasets: Sequence[str]) -> list[EvalResult]:
-    values = measurement.values
+    values, made = measurement.values, measurement.made
     name = datasets[0] if datasets else re.split(r"[/\\]", str(values.get("data") or "bundles").rstrip("/\\"))[-1]
     slug = re.sub(r"[^\w.-]+", "-", name).strip("-") or "bundles"
     arguments = {field: values[field] for field in ("num_questions", "num_bundles") if field in values}
     arguments |= {field: (values.get("questions") or {}).get(field) for field in ("num_candidates", "sha256")}
+    arguments |= {field: made[field] for field in ("negatives", "seed") if field in made}
     error = values.get("hit_rate@1_se")
     return [
         EvalResult(
@@ -251,9 +254,9 @@ def _eval_results(measurement: Measurement, datasets: Sequence[str]) -> list[Eva
             dataset_type=name if datasets else slug,
             dataset_name=name,
             dataset_config="questions",
-            dataset_split=measurement.split,
+            dataset_split=split_name(str(made.get("split") or measurement.split)),
             metric_type=field,
-            metric_name=title,
+            metric_name=f"{title} ({made['negatives']} negatives)" if "negatives" in made else title,
             metric_value=round(float(values[field]), 6),
             metric_args={**arguments, "standard_error": error if field == "hit_rate@1" and _finite(error) else None},
         )
@@ -262,13 +265,21 @@ def _eval_results(measurement: Measurement, datasets: Sequence[str]) -> list[Eva
     ]
 
 
+def _questions_text(measurement: Measurement) -> str:
+    """Say what was asked: the split and kind of negatives where the metrics know them, and the file's name."""
+    made = measurement.made
+    known = [str(made["split"])] if made.get("split") else []
+    known += [f"{made['negatives']} negatives"] if "negatives" in made else []
+    return f"{', '.join(known)} ({measurement.split})" if known else measurement.split
+
+
 def _row(measurement: Measurement) -> dict[str, str]:
     values = measurement.values
     error, valid, chance = (values.get(field) for field in ("hit_rate@1_se", "valid_ratio", "random_hit_rate@1"))
     options = (values.get("questions") or {}).get("num_candidates")
     counts = f"{values.get('num_questions', '?')} ({values.get('num_bundles', '?')})"
     return {
-        "split": measurement.split,
+        "questions": _questions_text(measurement),
         "options": "–".join(map(str, dict.fromkeys(options))) if options else "not recorded",
         "hit_rate": f"{values['hit_rate@1']:.3f}" + (f" ± {error:.3f}" if _finite(error) else ""),
         "random": f"{chance:.3f}" if _finite(chance) else "not recorded",

@@ -120,7 +120,8 @@ def explained(api: HfApi, what: str) -> Iterator[None]:
     except Exception as error:  # the client raises what its transport raises, and that has changed before
         status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
         causes = [error, error.__cause__] if isinstance(error, RuntimeError) else [error]
-        reason = " ".join(" ".join(str(cause) or type(cause).__name__ for cause in causes if cause).split())
+        reasons = [" ".join((str(cause) or type(cause).__name__).split()) for cause in causes if cause]
+        reason = " ".join(text if text.endswith((".", "!", "?")) else f"{text}." for text in reasons)
         if status == 401:
             fix = "The token is not valid: run `hf auth login`, or set HF_TOKEN to one with write access."
         elif status == 403:

@@ -70,6 +70,9 @@ class BundleMLLMConfig(PreTrainedConfig):
             Whether the head shares the backbone's input embedding. Follows `text_config` unless given.
         freeze_backbone (`bool`, *optional*, defaults to `False`):
             Whether backbone and head are frozen after loading, so that fusion, projector and separator train alone.
+        items_hash (`str`, *optional*):
+            SHA-256 over ids and titles of the items whose features are the rows of the catalog, in their order
+            (`bundle_mllm.folder.save_model` writes it), so that other items, or another order, are noticed.
 
     Raises:
         ValueError: A modality has an unusable name or width, a size is not positive, or the virtual item vocabulary
@@ -95,6 +98,7 @@ class BundleMLLMConfig(PreTrainedConfig):
     head_bias: bool = False
     tie_word_embeddings: bool | None = None
     freeze_backbone: bool = False
+    items_hash: str | None = None
 
     def __post_init__(self, **kwargs):
         if not _IS_REMOTE_CODE:

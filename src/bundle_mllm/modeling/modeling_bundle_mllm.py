@@ -172,6 +172,7 @@ class BundleMLLMModel(BundleMLLMPreTrainedModel):
             )
         self.catalog.replace(features, present, self.fusion.no_features.weight.dtype)
         self.config.num_items = self.catalog.num_items
+        self.config.items_hash = None  # of the former rows
         if fit_statistics:
             self.fusion.fit_statistics(self.catalog.features, self.catalog.present)
 

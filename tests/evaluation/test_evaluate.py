@@ -109,3 +109,22 @@ def test_a_model_that_lacks_an_item_cannot_be_asked(model, tiny_data, ask, tmp_p
     save_questions(tmp_path / "q.jsonl", [replace(question, partial=("new",))])
     with pytest.raises(BundleMLLMError, match=r"1 items of .* not in the catalog .*'new'"):
         evaluate(model, tmp_path, tmp_path / "q.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        (".", "is a folder, so no metrics can be written there: give the name of a file"),
+        ("taken.json", "taken.questions.jsonl is a folder"),
+        ("q.jsonl/metrics.json", "cannot be written"),
+    ],
+)
+def test_a_place_that_cannot_be_written_is_refused_before_scoring(
+    model, tiny_data, ask, tmp_path, monkeypatch, output, message
+):
+    questions = ask(num_candidates=4)
+    (tmp_path / "taken.questions.jsonl").mkdir()
+    monkeypatch.setattr("bundle_mllm.evaluation.evaluate.score_questions", lambda *_, **__: pytest.fail("scored"))
+    with pytest.raises(BundleMLLMError, match=message):
+        evaluate(model, tiny_data, questions, tmp_path / output)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["q.jsonl", "taken.questions.jsonl"]

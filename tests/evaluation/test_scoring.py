@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from bundle_mllm.data import DatasetFolder, Question, sample_training_questions
+from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.evaluation.ranking import rank_candidates
 from bundle_mllm.evaluation.scoring import candidate_orders, score_questions
 from bundle_mllm.training.backbone import build_model
@@ -131,3 +132,23 @@ def test_options_out_of_range_are_refused(parts, option):
     ((name, value),) = option.items()
     with pytest.raises(ValueError, match=f"{name} is {value}"):
         score_questions(model, processor, [Question("q", "b", ids[:2], ids[2:], 4)], **option)
+
+
+def test_scores_that_are_not_finite_are_an_error(parts, monkeypatch):
+    model, processor, questions = parts
+    monkeypatch.setattr(model.lm_head.weight, "data", torch.full_like(model.lm_head.weight, torch.nan))
+    for options in ({}, {"permutations": 2}, {"max_options": 3, "group_size": 3}):
+        with pytest.raises(ValueError, match=rf"question '{questions[0].bundle_id}-\d+' with .* score nan.*diverge"):
+            score_questions(model, processor, questions[:1], **options)
+
+
+def test_a_batch_of_no_prompts_is_an_error(parts):
+    with pytest.raises(BundleMLLMError, match=r"batch_size is 0.*choose 1 or more"):
+        score_questions(*parts, batch_size=0)
+
+
+@pytest.mark.parametrize("top_k", [0, -1])
+def test_keeping_no_candidate_is_an_error(parts, top_k):
+    model, processor, questions = parts
+    with pytest.raises(ValueError, match=f"top_k is {top_k}"):
+        rank_candidates(model, processor, questions[0].partial, questions[0].candidates, top_k=top_k)

@@ -291,7 +291,7 @@ def test_an_adapter_is_merged_with_all_it_holds(tmp_path):
     assert (ours - logits_of(stock, tokenizer, processor.render(QUESTIONS[0]))[: len(ours)]).abs().max() < 1e-5
 
     shutil.rmtree(tmp_path / "base")
-    with pytest.raises(BundleMLLMError, match="no readable Bundle-MLLM model"):
+    with pytest.raises(BundleMLLMError, match="There is no folder"):
         export_stock(tmp_path / "adapter", tmp_path / "other")
     config = tmp_path / "adapter" / "adapter_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"base_model_name_or_path": None}))
@@ -330,6 +330,19 @@ def test_a_model_of_titles_alone_is_exported(tmp_path):
     assert (ours - logits_of(stock, tokenizer, processor.render(QUESTIONS[0]))[: len(ours)]).abs().max() < 1e-5
 
 
+@pytest.mark.parametrize(
+    ("value", "message"), [(float("nan"), r"weights model.fusion.key.weight of .* not finite"), (3e38, "scores of .*")]
+)
+def test_a_model_that_answers_nothing_is_refused(tmp_path, value, message):
+    model, processor = save(tmp_path / "model")
+    weight = model.model.fusion.key.weight if value != value else model.lm_head.weight
+    torch.nn.init.constant_(weight, value)
+    save_model(model, processor, tmp_path / "model")
+    with pytest.raises(BundleMLLMError, match=message):
+        export_stock(tmp_path / "model", tmp_path / "stock")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
 def test_an_output_folder_in_use_is_refused(exported, tmp_path):
     (tmp_path / "mine.txt").write_text("keep me")
     with pytest.raises(BundleMLLMError, match="not empty"):
@@ -338,7 +351,7 @@ def test_an_output_folder_in_use_is_refused(exported, tmp_path):
 
 
 def test_a_missing_model_is_an_error(tmp_path):
-    with pytest.raises(BundleMLLMError, match="no readable Bundle-MLLM model"):
+    with pytest.raises(BundleMLLMError, match="There is no folder"):
         export_stock(tmp_path / "nowhere", tmp_path / "stock")
     assert not list(tmp_path.iterdir())
 

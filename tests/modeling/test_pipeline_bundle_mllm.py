@@ -61,6 +61,10 @@ def test_a_batch_equals_its_single_questions(completer, batch_size):
         close(together, completer(question))
 
 
+def test_no_questions_have_no_answers(completer):
+    assert completer([]) == []
+
+
 def test_a_generator_of_questions_streams_its_answers(completer):
     for together, question in zip(completer(question for question in QUESTIONS), QUESTIONS, strict=True):
         close(together, completer(question))
@@ -82,6 +86,25 @@ def test_without_candidates_the_rest_of_the_catalog_is_ranked(completer):
         options = completer(question)
         assert sorted(option["item_id"] for option in options) == [f"i{n}" for n in range(1, 8)]
         close(options, completer({**question, "candidates": [f"i{n}" for n in range(1, 8)]}))
+
+
+def test_a_dict_item_with_the_id_of_a_catalog_item_is_no_candidate_of_its_bundle(completer):
+    options = completer({"partial": [{**HAT, "item_id": "i3"}]})
+    assert {option["item_id"] for option in options} == {f"i{n}" for n in range(8)} - {"i3"}
+
+
+def test_candidates_may_be_any_collection_of_ids(completer):
+    close(
+        completer({"partial": ("i0", "i1"), "candidates": {"i2": 0, "i3": 0, "i4": 0}.keys()}), completer(QUESTIONS[0])
+    )
+
+
+def test_options_without_finite_scores_are_an_error(completer, monkeypatch):
+    norm = completer.model.model.language_model.norm
+    monkeypatch.setattr(norm.weight, "data", torch.full_like(norm.weight, torch.nan))
+    for question in ({**QUESTIONS[0], "question_id": "q1"}, {"partial": ["i0"], "candidates": MANY}):
+        with pytest.raises(ValueError, match=r"options of the question .*partial \['i0'.* score nan, .*: repair"):
+            completer(question)
 
 
 MANY = [{"title": f"hat {n}", "features": {"visual": [n / 9.0] * 12}, "item_id": f"new-{n}"} for n in range(30)]
@@ -113,15 +136,41 @@ def test_groups_are_no_larger_than_asked_or_than_the_model_knows(completer, monk
     assert max(len(question["candidates"]) for question in asked) == 3
 
 
-def test_an_unknown_item_far_down_a_long_list_is_an_error(completer):
-    with pytest.raises(ValueError, match="'nope' is not among the 8 items"):
-        completer({"partial": ["i0"], "candidates": [*MANY, "nope"]})
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ("nope", "'nope' is not among the 8 items"),
+        ({"title": 3}, "title of item .* is 3"),
+        ("i0", "'i0' is in the partial bundle already"),
+        ({"title": "again", "item_id": "new-0"}, "'new-0' is more than once in candidates"),
+    ],
+)
+def test_a_wrong_item_far_down_a_long_list_is_an_error(completer, entry, message):
+    with pytest.raises(ValueError, match=message):
+        completer({"partial": ["i0"], "candidates": [*MANY, entry]})
+
+
+@pytest.mark.parametrize(
+    ("question", "message"),
+    [
+        ({**QUESTIONS[0], "top_k": 1}, r"keys \['top_k'\], which would be ignored.*are parameters"),
+        ({"partial": 5}, "partial of the question is 5"),
+        ({"partial": [["i0"]]}, r"\['i0'\] is no item"),
+        ({"partial": ["i0"], "candidates": 5}, "candidates of the question is 5"),
+        ("i0", "partial of the question is None"),
+    ],
+)
+def test_what_is_no_question_is_an_error(completer, question, message):
+    with pytest.raises(ValueError, match=message):
+        completer(question)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"top_k": 0}, "top_k is 0"),
+        ({"top_k": -1}, "top_k is -1"),
+        ({"top_k": 1.5}, "top_k is 1.5"),
         ({"topk": 1}, "no parameters \\['topk'\\]"),
         ({"group_size": 2}, "group_size is 2"),
     ],

@@ -220,18 +220,61 @@ HAT = {"title": "hat", "features": {"visual": [0.5] * 12}}
     [
         ({"partial": ["nope"]}, "item 'nope' is not among the 8 items"),
         ({"candidates": ["i2"]}, "has 1 candidates.*2 to 26"),
-        ({"candidates": ["i2"] * 27}, "has 27 candidates.*2 to 26"),
+        ({"candidates": [HAT] * 27}, "has 27 candidates.*2 to 26"),
         ({"candidates": None}, "no candidates, .*: give 2 to 26"),
         ({"partial": []}, r"partial of the question is \[\]"),
         ({"partial": "i0"}, "partial of the question is 'i0'"),
         ({"partial": [{**HAT, "features": {"visual": [1.0] * 3}}]}, r"'visual'.*'hat'.*\[3\], expected \[12\]"),
         ({"partial": [{**HAT, "features": {"visual": [float("nan")] * 12}}]}, "'visual'.*'hat' are not finite"),
+        ({"partial": [{**HAT, "features": {"visual": [3e38] * 12}}]}, "'visual'.*'hat' are too large"),
         ({"partial": [{**HAT, "features": {"acoustic": [1.0]}}]}, "'hat' has features of 'acoustic'"),
+        (
+            {"partial": [{**HAT, "features": {"visual": None}}]},
+            "'visual' features of item 'hat' are None.* vector of 12",
+        ),
+        ({"partial": [{**HAT, "features": {"visual": ["a"] * 12}}]}, r"'visual' .* 'hat' are \['a', .* vector of 12"),
+        ({"partial": [{**HAT, "features": [1.0]}]}, r"features of item 'hat' is \[1.0\].*give it as \{"),
+        ({"partial": [{**HAT, "title": 3}]}, r"title of item \{'title': 3, .* is 3, .*give it as \"linen shirt\""),
+        ({"partial": [{**HAT, "item_id": 3}]}, "item_id of item 'hat' is 3, .*give it as"),
+        (
+            {"partial": [{"title": "hat", "featuers": {}}]},
+            r"'hat' has the keys \['featuers'\].*title, features, item_id",
+        ),
+        ({"partial": [{"item_id": "i5"}]}, r"neither title nor features.*give the plain id 'i5'"),
+        ({"partial": [{"item_id": "new"}]}, r"neither title nor features.*give a title or features"),
+        ({"partial": [{}]}, r"item \{\} has neither title nor features"),
+        ({"partial": [5]}, "5 is no item: give its id as text"),
+        ({"partial": [["i5"]]}, r"\['i5'\] is no item"),
+        ({"partial": ["i5", "i5"]}, "item 'i5' is more than once in partial.*keep one"),
+        ({"candidates": ["i2", "i3", "i2"]}, "item 'i2' is more than once in candidates.*keep one"),
+        ({"candidates": ["i2", {**HAT, "item_id": "i2"}]}, "item 'i2' is more than once in candidates"),
+        ({"candidates": ["i2", "i0"]}, "item 'i0' is in the partial bundle already"),
+        ({"top_k": 3}, r"keys \['top_k'\], which would be ignored.*top_k, group_size and batch_size are parameters"),
     ],
 )
 def test_a_question_that_cannot_be_asked_is_an_error(processor, question, changes, message):
     with pytest.raises(ValueError, match=message):
         processor({**question, **changes})
+
+
+def test_what_question_files_have_beside_a_question_is_no_error(processor, question):
+    beside = {"question_id": "q", "bundle_id": "b", "answer_index": 0, "answer": "i2", "name": "winter"}
+    assert processor(question | beside) == processor(question)
+
+
+def test_a_dict_item_may_have_title_or_features_alone(processor, question):
+    for item in ({"title": "hat", "features": None}, {"title": None, "features": HAT["features"]}):
+        assert processor({**question, "partial": [item]})["extra_items"]["present"].shape == (1, 2)
+
+
+def test_messages_cut_what_is_long(processor, question):
+    for entry in ("x" * 5000, {"title": "y" * 5000, "features": {"visual": [0.5] * 3000}}, {"item_id": "z" * 5000}):
+        with pytest.raises(ValueError, match=r"(xxx|yyy|zzz)\.\.\.") as error:
+            processor({**question, "partial": [entry]})
+        assert len(str(error.value)) < 350
+    with pytest.raises(ValueError, match=r"yyy\.\.\..* has \d+ tokens") as error:
+        make_processor(max_length=100)({**question, "question_id": "q7", "partial": [{"title": "y" * 5000}]})
+    assert len(str(error.value)) < 350 and "the question 'q7' with" in str(error.value)
 
 
 def test_a_prompt_longer_than_the_context_is_an_error(question):

@@ -15,7 +15,7 @@ from bundle_mllm.data.manifest import read_manifest
 from bundle_mllm.data.questions import Question, load_questions
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.evaluation.metrics import ScoredQuestion, compute_metrics
-from bundle_mllm.evaluation.results import save_results
+from bundle_mllm.evaluation.results import check_writable, save_results
 from bundle_mllm.evaluation.scoring import score_questions
 from bundle_mllm.evaluation.slices import compute_slices, position_bias
 from bundle_mllm.folder import fingerprint, load_model
@@ -55,8 +55,12 @@ def evaluate(
         seed), `model` and its `fingerprint`, `data`.
 
     Raises:
-        BundleMLLMError: A path is wrong, a question is malformed, or the model's catalog lacks an item.
+        BundleMLLMError: A path is wrong, `output` cannot be written, an option is out of range, a question is
+            malformed, or the model's catalog lacks an item.
+        ValueError: A prompt is too long, or a score is not finite.
     """
+    if output is not None:
+        check_writable(output)
     manifest = read_manifest(questions_path)
     catalog = ItemCatalog.load(data)
     questions = load_questions(questions_path, catalog)

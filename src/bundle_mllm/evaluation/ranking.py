@@ -39,10 +39,11 @@ def rank_candidates(
         among all candidates, and `letter` is `None` where they did not fit one prompt.
 
     Raises:
-        ValueError: An id is unknown, there are fewer than two candidates, or an option is out of range.
+        ValueError: An id is unknown or there twice, there are fewer than two candidates, an option is out of range, or
+            a score is not finite.
     """
     completer = BundleCompletionPipeline(model=model, tokenizer=processor.tokenizer, processor=processor)
-    options = {} if group_size is None else {"group_size": group_size}
+    given = {"group_size": group_size, "top_k": top_k}
+    options = {name: value for name, value in given.items() if value is not None}
     question = {"partial": list(partial), "candidates": None if candidates is None else list(candidates)}
-    ranked: Any = completer(question, **options)
-    return ranked[:top_k]
+    return completer(question, **options)

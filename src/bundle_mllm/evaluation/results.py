@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,11 +31,34 @@ def save_results(path: str | os.PathLike, metrics: Mapping[str, Any], scored: Se
         scored: What was said to the questions.
     """
     path = Path(path)
-    rows = path.with_name(path.name.removesuffix(".json") + ".questions.jsonl")
+    rows = _rows_path(path)
     write_records(rows, map(_to_record, scored))
     metrics = {**metrics, "results": {"path": rows.name, "sha256": sha256(rows)}}
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(_without_nan(metrics), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def check_writable(path: str | os.PathLike) -> None:
+    """Refuse a place where [`save_results`] could not write, before anything is measured.
+
+    Raises:
+        BundleMLLMError: A folder is in the place of a file, or files cannot be written there.
+    """
+    path = Path(path)
+    for file in (path, _rows_path(path)):
+        if file.is_dir():
+            raise BundleMLLMError(
+                f"{file} is a folder, so no metrics can be written there: give the name of a file that is not taken, "
+                "such as metrics.json."
+            )
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise BundleMLLMError(
+            f"{path} cannot be written ({error}), so the metrics would be lost: give another file."
+        ) from error
 
 
 def load_results(path: str | os.PathLike) -> tuple[dict[str, Any], list[ScoredQuestion]]:
@@ -90,6 +114,10 @@ def compare_metrics(a: str | os.PathLike, b: str | os.PathLike) -> dict[str, Any
     probabilities = all("calibration_error" in metrics for metrics in (metrics_a, metrics_b))
     differences = paired_differences(scored_a, scored_b, probabilities=probabilities)
     return {"a": str(a), "b": str(b), "questions": used[0], **differences}
+
+
+def _rows_path(path: Path) -> Path:
+    return path.with_name(path.name.removesuffix(".json") + ".questions.jsonl")
 
 
 def _to_record(question: ScoredQuestion) -> dict[str, Any]:

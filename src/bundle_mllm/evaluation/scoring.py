@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.evaluation.metrics import ScoredQuestion
+from bundle_mllm.modeling.questions_bundle_mllm import check_scores
 from bundle_mllm.modeling.ranking_bundle_mllm import GROUP_SIZE, MAX_OPTIONS, rank_in_groups
 
 if TYPE_CHECKING:
@@ -64,11 +65,14 @@ def score_questions(
         One `ScoredQuestion` per question.
 
     Raises:
-        BundleMLLMError: `permutations` or `max_options` is out of range.
-        ValueError: The group size is out of range, or a prompt is too long.
+        BundleMLLMError: `permutations`, `batch_size` or `max_options` is out of range.
+        ValueError: The group size is out of range, a prompt is too long, an item is unknown or there twice, or a
+            score is not finite.
     """
     if permutations < 1:
         raise BundleMLLMError(f"permutations is {permutations}, so nothing would be asked: choose 1 or more.")
+    if batch_size < 1:
+        raise BundleMLLMError(f"batch_size is {batch_size}, so no prompt would ever be asked: choose 1 or more.")
     max_options = max_options or processor.max_options
     group_size = group_size or min(GROUP_SIZE, max_options)
     if not 3 <= max_options <= MAX_OPTIONS:
@@ -127,7 +131,7 @@ def _score_short(questions: list[Question], asker: _Asker, permutations: int, se
     answers = iter(
         asker(
             [
-                {"partial": question.partial, "candidates": [question.candidates[i] for i in order]}
+                _asked(question, order)
                 for question, question_orders in zip(questions, orders, strict=True)
                 for order in question_orders
             ]
@@ -151,11 +155,7 @@ def _score_long(
     questions: list[Question], asker: _Asker, permutations: int, group_size: int, seed: int
 ) -> list[ScoredQuestion]:
     def ask(groups: list[tuple[int, list[int]]]) -> list[list[float]]:
-        asked = [
-            {"partial": questions[i].partial, "candidates": [questions[i].candidates[member] for member in members]}
-            for i, members in groups
-        ]
-        return [logits for logits, _ in asker(asked)]
+        return [logits for logits, _ in asker([_asked(questions[i], members) for i, members in groups])]
 
     sizes = [len(question.candidates) for question in questions]
     runs = [rank_in_groups(ask, sizes, group_size=group_size, seed=seed + number) for number in range(permutations)]
@@ -164,6 +164,12 @@ def _score_long(
         means = np.mean(logs, axis=0)
         scored.append(_scored(question, means.tolist(), int(means.argmax()), logs if permutations > 1 else ()))
     return scored
+
+
+def _asked(question: Question, order: Sequence[int]) -> dict[str, Any]:
+    """Return a question with some of its candidates, in another order."""
+    candidates = [question.candidates[i] for i in order]
+    return {"question_id": question.question_id, "partial": question.partial, "candidates": candidates}
 
 
 def _scored(
@@ -216,4 +222,5 @@ class _Asker:
                 letters = self.processor.answer_token_ids(len(asked[i]["candidates"]))
                 valid = letters.index(free[row]) if free[row] in letters else None
                 answers[i] = logits[row, letters].tolist(), valid
+                check_scores(asked[i], answers[i][0])
         return [answers[i] for i in range(len(asked))]

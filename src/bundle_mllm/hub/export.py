@@ -83,6 +83,12 @@ def export_stock(model_dir: str | Path, output_dir: str | Path, *, modalities: C
         questions = _probe_questions(processor)
         prompts = [processor.render(question) for question in questions]
         logits = torch.cat([model.last_logits(**processor(question, return_tensors="pt")) for question in questions])
+        if not logits.isfinite().all():
+            raise BundleMLLMError(
+                f"The scores of {model_dir} overflow {str(model.dtype).removeprefix('torch.')} (some are "
+                f"{float(logits[~logits.isfinite()][0])}), so there is nothing to compare an export with: export a "
+                "model whose answers can be ranked."
+            )
         tokenizer, first_item_id = stock_tokenizer(processor.tokenizer, model.config.num_items)
         to_stock = first_item_id - model.config.item_token_offset
         prompt_ids = [
@@ -169,6 +175,12 @@ def _check(model: BundleMLLMForCausalLM, processor: BundleMLLMProcessor, model_d
             f"The processor of {model_dir} has {processor.num_items} items and the model {config.num_items}, so "
             "tokens would name the wrong rows: export the folder that training wrote."
         )
+    for name, parameter in model.named_parameters():
+        if not parameter.isfinite().all():
+            raise BundleMLLMError(
+                f"The weights {name} of {model_dir} are not finite, so it answers nothing: export a model whose "
+                "training did not diverge."
+            )
     ids = {
         "separator_token_id": processor.separator_token_id,
         "item_token_offset": processor.tokenizer.item_token_offset,
@@ -209,14 +221,13 @@ def _probe_questions(processor: BundleMLLMProcessor) -> list[dict[str, list[str]
     """Draw a few questions over the catalog, always the same ones."""
     rng, problem = random.Random(0), None
     for num_partial, num_candidates in _PROBES:
-        questions = [
-            {"partial": rng.choices(processor.item_ids, k=k), "candidates": rng.choices(processor.item_ids, k=n)}
-            for k, n in [(num_partial, num_candidates)] * _NUM_PROBES
-        ]
+        num_candidates = min(num_candidates, processor.num_items - num_partial)
+        draws = [rng.sample(processor.item_ids, num_partial + num_candidates) for _ in range(_NUM_PROBES)]
+        questions = [{"partial": drawn[:num_partial], "candidates": drawn[num_partial:]} for drawn in draws]
         try:
             processor.answer_token_ids(num_candidates)
             processor(questions)
-        except ValueError as error:  # too long a prompt, or too few letters
+        except ValueError as error:  # too long a prompt, too few letters or too few items
             problem = error
             continue
         return questions

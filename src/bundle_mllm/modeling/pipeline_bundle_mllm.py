@@ -3,13 +3,14 @@
 Knows nothing about prompt wording, token ids or features.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
 from transformers import Pipeline
 
 from .processing_bundle_mllm import BundleMLLMProcessor
+from .questions_bundle_mllm import check_keys, check_scores, field, shorten
 from .ranking_bundle_mllm import GROUP_SIZE, MAX_OPTIONS, num_questions, rank_in_groups
 
 PROMPTS_PER_PASS = 16
@@ -65,8 +66,11 @@ class BundleCompletionPipeline(Pipeline):
             raise ValueError(
                 f"bundle-completion has no parameters {sorted(unknown)}; it has top_k, group_size and batch_size."
             )
-        if top_k is not None and top_k < 1:
-            raise ValueError(f"top_k is {top_k}, so no option would be left: give at least 1, or leave it out.")
+        if top_k is not None and (isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1):
+            raise ValueError(
+                f"top_k is {shorten(top_k)}, which is no number of options to keep: give an integer of at least 1, or "
+                "leave it out."
+            )
         if group_size is not None:
             num_questions(MAX_OPTIONS, group_size)  # refuses a wrong size before anything runs
         return (
@@ -75,13 +79,18 @@ class BundleCompletionPipeline(Pipeline):
             {} if top_k is None else {"top_k": top_k},
         )
 
+    def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """Complete one bundle or a list of them; no questions have no answers."""
+        if isinstance(inputs, (list, tuple)) and not inputs:
+            return []
+        return super().__call__(inputs, *args, **kwargs)
+
     def preprocess(self, question: Any) -> dict[str, Any]:
-        """Check the question by writing it once. It is tokenized with its batch, which numbers dict items."""
-        candidates, limit = self._candidates(question), self.processor.max_options
-        start = candidates[:limit] if isinstance(candidates, list) else candidates
-        self.processor.render({"partial": _field(question, "partial"), "candidates": start})
-        for entry in candidates[limit:]:
-            self._describe(entry)
+        """Check the question, also by writing it once. It is tokenized with its batch, which numbers dict items."""
+        check_keys(question)
+        asked = self._asked(question)
+        self.processor.read_question(asked)
+        self.processor.render({**asked, "candidates": asked["candidates"][: self.processor.max_options]})
         return {"questions": question}
 
     def _forward(self, inputs: dict[str, Any], group_size: int | None = None) -> dict[str, Any]:
@@ -89,7 +98,7 @@ class BundleCompletionPipeline(Pipeline):
         group_size = group_size or min(GROUP_SIZE, limit)
         questions = inputs["questions"]
         questions = questions if isinstance(questions, list) else [questions]
-        asked = [{"partial": _field(q, "partial"), "candidates": self._candidates(q)} for q in questions]
+        asked = [self._asked(question) for question in questions]
         scores: dict[int, list[float]] = {}
         short = [i for i, question in enumerate(asked) if len(question["candidates"]) <= limit]
         if short:
@@ -117,25 +126,34 @@ class BundleCompletionPipeline(Pipeline):
         num_options = [len(question["candidates"]) for question in questions]
         letters = torch.tensor(self.processor.answer_token_ids(max(num_options)))
         logits = self.model.option_logits(**self.ensure_tensor_on_device(**encoded), option_token_ids=letters)
-        return [row[:count].float() for row, count in zip(logits, num_options, strict=True)]
+        answers = [row[:count] for row, count in zip(logits.float().cpu(), num_options, strict=True)]
+        for question, answer in zip(questions, answers, strict=True):
+            check_scores(question, answer.tolist())
+        return answers
 
     def postprocess(self, outputs: dict[str, Any], top_k: int | None = None) -> list[dict[str, Any]]:
         """Return the options of one question, best first."""
         question, scores = outputs["questions"], outputs["scores"]
         if isinstance(question, list):
             question, scores = question[0], scores[0]
-        candidates = self._candidates(question)
+        candidates = self._asked(question)["candidates"]
         long = len(candidates) > self.processor.max_options
         letters = [None] * len(candidates) if long else self.processor.answer_letters(len(candidates))
         best = sorted(range(len(candidates)), key=lambda i: -scores[i])[:top_k]
         return [{**self._describe(candidates[i]), "letter": letters[i], "score": scores[i]} for i in best]
 
-    def _candidates(self, question: Any) -> Any:
-        candidates = _field(question, "candidates")
-        if candidates is not None:  # text or a mapping is no list, and the processor will say so
-            return candidates if isinstance(candidates, (str, Mapping)) else list(candidates)
-        shown = {entry for entry in _field(question, "partial") or () if isinstance(entry, str)}
-        return [item_id for item_id in self.processor.item_ids if item_id not in shown]
+    def _asked(self, question: Any) -> dict[str, Any]:
+        """Return the question with its candidates: without any, they are the catalog except the partial bundle."""
+        asked = {name: field(question, name) for name in ("question_id", "partial", "candidates")}
+        for name, entries in asked.items():  # a set or an array will do; what is no list, the processor will refuse
+            if name != "question_id" and isinstance(entries, Collection) and not isinstance(entries, (str, Mapping)):
+                asked[name] = list(entries)
+        if asked["candidates"] is None:
+            partial = asked["partial"] if isinstance(asked["partial"], list) else ()
+            ids = [entry.get("item_id") if isinstance(entry, Mapping) else entry for entry in partial]
+            shown = {item_id for item_id in ids if isinstance(item_id, str)}
+            asked["candidates"] = [item_id for item_id in self.processor.item_ids if item_id not in shown]
+        return asked
 
     def _describe(self, entry: Any) -> dict[str, str | None]:
         if isinstance(entry, Mapping):
@@ -146,10 +164,6 @@ class BundleCompletionPipeline(Pipeline):
         """Save the model and, unlike the base class, the processor with its items."""
         self.model.save_pretrained(save_directory, **kwargs)
         self.processor.save_pretrained(save_directory, **kwargs)
-
-
-def _field(question: Any, name: str) -> Any:
-    return question.get(name) if isinstance(question, Mapping) else getattr(question, name, None)
 
 
 __all__ = ["BundleCompletionPipeline"]

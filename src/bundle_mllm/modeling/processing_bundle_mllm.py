@@ -15,6 +15,7 @@ from transformers import ProcessorMixin
 from transformers.tokenization_utils_base import BatchEncoding, PreTrainedTokenizerBase
 from transformers.utils import hub
 
+from .questions_bundle_mllm import describe, read_features, read_question, unknown_item
 from .tokenization_bundle_mllm import ITEM_SEPARATOR, BundleMLLMTokenizerFast
 
 ITEMS_FILE = "items.jsonl"
@@ -34,8 +35,9 @@ class BundleMLLMProcessor(ProcessorMixin):
     """Write bundle questions as prompts, over the items of one catalog.
 
     A question is a mapping with `partial` and `candidates`, or an object with these attributes. Their entries are
-    item ids, or, for items that the catalog does not hold, `{"title": str, "features": {modality: vector}}`; an
-    `"item_id"` may be added.
+    item ids, or, for items that the catalog does not hold, `{"title": str, "features": {modality: vector}}`; one of
+    the two may be left out, and an `"item_id"` may be added. No item may be there twice. The other keys of question
+    files are allowed and ignored.
 
     Args:
         tokenizer: A `BundleMLLMTokenizerFast`.
@@ -174,11 +176,16 @@ class BundleMLLMProcessor(ProcessorMixin):
             ValueError: The catalog does not hold it.
         """
         if item_id not in self._rows:
-            raise ValueError(
-                f"item {item_id!r} is not among the {self.num_items} items of this catalog, so nothing is known about "
-                'it: check the id, or give the item itself as {"title": ..., "features": {...}}.'
-            )
+            raise ValueError(unknown_item(item_id, self.num_items))
         return self._rows[item_id]
+
+    def read_question(self, question: Any) -> tuple[Sequence, Sequence]:
+        """Return partial bundle and candidates of a question, of any number, once each entry can be asked about.
+
+        Raises:
+            ValueError: An entry is unknown or malformed, or one is there twice.
+        """
+        return read_question(question, self._rows)
 
     def __call__(
         self,
@@ -204,8 +211,8 @@ class BundleMLLMProcessor(ProcessorMixin):
             dict items are shown (numbered through the batch).
 
         Raises:
-            ValueError: An item is unknown, a feature vector cannot be read, the number of options is not 2 to 26, or
-                the prompt is longer than `max_length`.
+            ValueError: An item is unknown, malformed or there twice, a feature vector cannot be read, the number of
+                options is not 2 to 26, or the prompt is longer than `max_length`.
         """
         if text is not None:
             texts = [text] if isinstance(text, str) else text
@@ -218,11 +225,9 @@ class BundleMLLMProcessor(ProcessorMixin):
         input_ids = self.tokenizer(prompts)["input_ids"]
         for question, ids in zip(batch, input_ids, strict=True):
             if self.max_length is not None and len(ids) > self.max_length:
-                partial, candidates = _entries(question)
                 raise ValueError(
-                    f"the question with partial {_names(partial)} and candidates {_names(candidates)} has {len(ids)} "
-                    f"tokens, the backbone reads {self.max_length}, so a part would be lost: ask with fewer items or "
-                    "shorter titles."
+                    f"{describe(question)} has {len(ids)} tokens, the backbone reads {self.max_length}, so a part "
+                    "would be lost: ask with fewer items or shorter titles."
                 )
         # The backend is never told to pad or truncate: that is state of the tokenizer, which other threads share.
         encoded = BatchEncoding({"input_ids": input_ids, "attention_mask": [[1] * len(ids) for ids in input_ids]})
@@ -244,7 +249,7 @@ class BundleMLLMProcessor(ProcessorMixin):
         return self._render(question, show_items, [])
 
     def _render(self, question: Any, show_items: bool | None, extra: list[Mapping]) -> str:
-        partial, candidates = _entries(question)
+        partial, candidates = self.read_question(question)
         if not 2 <= len(candidates) <= len(LETTERS):
             raise ValueError(
                 f"the question has {len(candidates)} candidates, but options are lettered A to Z: give 2 to 26, or "
@@ -306,24 +311,7 @@ class BundleMLLMProcessor(ProcessorMixin):
         features = {name: torch.zeros(len(extra), width) for name, width in modalities.items()}
         present = torch.zeros(len(extra), len(modalities), dtype=torch.bool)
         for row, entry in enumerate(extra):
-            what = repr(entry.get("item_id") or entry.get("title") or "without id and title")
-            for name, vector in (entry.get("features") or {}).items():
-                if name not in modalities:
-                    raise ValueError(
-                        f"item {what} has features of {name!r}, which this model cannot read: it has "
-                        f"{sorted(modalities)}; drop them."
-                    )
-                vector = torch.as_tensor(vector, dtype=torch.float32)
-                if vector.shape != (modalities[name],):
-                    raise ValueError(
-                        f"the {name!r} features of item {what} have shape {list(vector.shape)}, expected "
-                        f"[{modalities[name]}]: encode the item by the encoder this model was trained with."
-                    )
-                if not vector.isfinite().all():
-                    raise ValueError(
-                        f"the {name!r} features of item {what} are not finite, so every score would be NaN: repair "
-                        "them, or leave the modality out."
-                    )
+            for name, vector in read_features(entry, modalities).items():
                 features[name][row] = vector
                 present[row, list(modalities).index(name)] = True
         return {"features": features, "present": present}
@@ -410,30 +398,6 @@ class BundleMLLMProcessor(ProcessorMixin):
             items = json.loads(f"[{file.read().strip().replace(chr(10), ',')}]")  # in one go: a million lines in 2 s
         fields["item_ids"], fields["titles"] = [i["item_id"] for i in items], [i["title"] for i in items]
         return fields, kwargs
-
-
-def _entries(question: Any) -> tuple[Sequence, Sequence]:
-    """Return partial bundle and candidates of a question."""
-    entries = []
-    for name in ("partial", "candidates"):
-        value = question.get(name) if isinstance(question, Mapping) else getattr(question, name, None)
-        if value is None and name == "candidates":
-            raise ValueError(
-                "the question has no candidates, so there is nothing to choose from: give 2 to 26 of them, for "
-                'example {"partial": ["i1"], "candidates": ["i2", "i3"]}, or ask the pipeline, which ranks a catalog.'
-            )
-        if isinstance(value, (str, Mapping)) or not isinstance(value, Sequence) or not value:
-            raise ValueError(
-                f"{name} of the question is {value!r}, so there is nothing to ask: give a list of at least one item, "
-                'for example {"partial": ["i1"], "candidates": ["i2", "i3"]}.'
-            )
-        entries.append(value)
-    return entries[0], entries[1]
-
-
-def _names(entries: Sequence) -> list:
-    names = [entry.get("item_id") or entry.get("title") if isinstance(entry, Mapping) else entry for entry in entries]
-    return names if len(names) <= 3 else [*names[:3], "..."]
 
 
 __all__ = ["BundleMLLMProcessor"]

@@ -1,0 +1,224 @@
+"""Read what a user asks: refuse questions, items and features that would be misread, and name them in messages.
+
+Knows nothing about prompts, tokens or weights.
+"""
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import torch
+
+QUESTION_KEYS = ("partial", "candidates", "question_id", "bundle_id", "answer_index", "answer", "name")
+"""`partial` and `candidates` are asked; the others are what question files have beside them."""
+_ITEM_FIELDS = (("title", str, '"linen shirt"'), ("features", Mapping, '{"visual": [...]}'), ("item_id", str, '"i1"'))
+_ITEM_KEYS = tuple(key for key, _, _ in _ITEM_FIELDS)
+_LONGEST_NAME = 60
+
+
+def field(question: Any, name: str) -> Any:
+    """Return a field of a question, which is a mapping or an object; `None` if it has none."""
+    return question.get(name) if isinstance(question, Mapping) else getattr(question, name, None)
+
+
+def check_keys(question: Any) -> None:
+    """Refuse a mapping with keys that would be ignored.
+
+    Raises:
+        ValueError: There is one.
+    """
+    if isinstance(question, Mapping) and (unknown := [key for key in question if key not in QUESTION_KEYS]):
+        raise ValueError(
+            f"the question has the keys {shorten(unknown)}, which would be ignored: it consists of partial and "
+            f"candidates (and may have {', '.join(QUESTION_KEYS[2:])}), while top_k, group_size and batch_size are "
+            "parameters, given beside it to the pipeline."
+        )
+
+
+def read_question(question: Any, known: Collection[str]) -> tuple[Sequence, Sequence]:
+    """Return partial bundle and candidates of a question, of any number, once all of their entries can be asked about.
+
+    Args:
+        question: A mapping or an object with `partial` and `candidates`.
+        known: The ids of the catalog.
+
+    Raises:
+        ValueError: An entry is no item, or one is there twice (as far as ids tell).
+    """
+    check_keys(question)
+    partial, candidates = (_entries(question, name) for name in ("partial", "candidates"))
+    shown: set[str] = set()
+    for name, entries in (("partial", partial), ("candidates", candidates)):
+        before, seen = frozenset(shown), shown if name == "partial" else set()
+        for entry in entries:
+            item_id = _check_item(entry, known)
+            if item_id is None:
+                continue
+            if item_id in seen:
+                raise ValueError(
+                    f"item {shorten(item_id)} is more than once in {name} of the question, so it would be counted "
+                    "twice: keep one."
+                )
+            if item_id in before:
+                raise ValueError(
+                    f"item {shorten(item_id)} is in the partial bundle already and among the candidates, too: remove "
+                    "it from one of them."
+                )
+            seen.add(item_id)
+    return partial, candidates
+
+
+def read_features(entry: Mapping, modalities: Mapping[str, int]) -> dict[str, torch.Tensor]:
+    """Return the features of a dict item as vectors [width] (float32).
+
+    Args:
+        entry: The item.
+        modalities: Width of each modality.
+
+    Raises:
+        ValueError: The model has no such modality, or a vector is not of finite numbers or not of its width.
+    """
+    features = {}
+    for name, value in (entry.get("features") or {}).items():
+        if name not in modalities:
+            raise ValueError(
+                f"item {name_of(entry)} has features of {shorten(name)}, which this model cannot read: it has "
+                f"{sorted(modalities)}; drop them."
+            )
+        try:
+            vector = torch.as_tensor(value, dtype=torch.float32)
+        except (TypeError, ValueError, RuntimeError, OverflowError):
+            raise ValueError(
+                f"the {name!r} features of item {name_of(entry)} are {shorten(value)}, which cannot be read: give a "
+                f"vector of {modalities[name]} numbers, or leave the modality out."
+            ) from None
+        if vector.shape != (modalities[name],):
+            raise ValueError(
+                f"the {name!r} features of item {name_of(entry)} have shape {list(vector.shape)}, expected "
+                f"[{modalities[name]}]: encode the item by the encoder this model was trained with."
+            )
+        if not vector.norm().isfinite():
+            problem = "too large" if vector.isfinite().all() else "not finite"
+            raise ValueError(
+                f"the {name!r} features of item {name_of(entry)} are {problem} ({shorten(vector.tolist())}), so "
+                "scores would mean nothing: repair them, or leave the modality out."
+            )
+        features[name] = vector
+    return features
+
+
+def check_scores(question: Any, scores: Sequence[float]) -> None:
+    """Refuse scores that rank nothing.
+
+    Args:
+        question: What was asked.
+        scores: One per candidate.
+
+    Raises:
+        ValueError: One is not finite.
+    """
+    bad = [score for score in scores if not math.isfinite(score)]
+    if bad:
+        raise ValueError(
+            f"{len(bad)} of the {len(scores)} options of {describe(question)} have the score {bad[0]}, so they cannot "
+            "be ranked: the model's weights are not finite, or the features of its items too large: repair "
+            "these features, or take a model whose training did not diverge."
+        )
+
+
+def describe(question: Any) -> str:
+    """Name a question in a message, in one line of moderate length."""
+    partial, candidates = (_names(field(question, name)) for name in ("partial", "candidates"))
+    question_id = field(question, "question_id")
+    which = "the question" if question_id is None else f"the question {shorten(question_id)}"
+    return f"{which} with partial {partial} and candidates {candidates}"
+
+
+def name_of(entry: Any) -> str:
+    """Name an item in a message."""
+    if not isinstance(entry, Mapping):
+        return shorten(entry)
+    names = (entry.get(key) for key in ("item_id", "title"))
+    return shorten(next((name for name in names if isinstance(name, str) and name), dict(entry)))
+
+
+def shorten(value: Any) -> str:
+    """Return the representation of a value, cut to what a line of a message can hold."""
+    if isinstance(value, str):
+        return repr(value if len(value) <= _LONGEST_NAME else value[: _LONGEST_NAME - 3] + "...")
+    text = " ".join(repr(value).split())
+    return text if len(text) <= _LONGEST_NAME else text[: _LONGEST_NAME - 3] + "..."
+
+
+def _names(entries: Sequence) -> str:
+    names = [name_of(entry) for entry in entries[:3]]
+    return f"[{', '.join([*names, '...'] if len(entries) > 3 else names)}]"
+
+
+def _entries(question: Any, name: str) -> Sequence:
+    value = field(question, name)
+    if value is None and name == "candidates":
+        raise ValueError(
+            "the question has no candidates, so there is nothing to choose from: give 2 to 26 of them, for "
+            'example {"partial": ["i1"], "candidates": ["i2", "i3"]}, or ask the pipeline, which ranks a catalog.'
+        )
+    if isinstance(value, (str, Mapping)) or not isinstance(value, Sequence) or not value:
+        raise ValueError(
+            f"{name} of the question is {shorten(value)}, so there is nothing to ask: give a list of at least one "
+            'item, for example {"partial": ["i1"], "candidates": ["i2", "i3"]}.'
+        )
+    return value
+
+
+def _check_item(entry: Any, known: Collection[str]) -> str | None:
+    """Return the id of an item, if it has one, once nothing of the item would be ignored or misread."""
+    if isinstance(entry, str):
+        if entry not in known:
+            raise ValueError(unknown_item(entry, len(known)))
+        return entry
+    if not isinstance(entry, Mapping):
+        raise ValueError(
+            f"{shorten(entry)} is no item: give its id as text, or the item itself as "
+            '{"title": ..., "features": {...}}.'
+        )
+    if unknown := [key for key in entry if key not in _ITEM_KEYS]:
+        raise ValueError(
+            f"item {name_of(entry)} has the keys {shorten(unknown)}, which would be ignored: an item has "
+            f"{', '.join(_ITEM_KEYS)}; rename or drop them."
+        )
+    for key, kind, example in _ITEM_FIELDS:
+        if entry.get(key) is not None and not isinstance(entry[key], kind):
+            raise ValueError(
+                f"{key} of item {name_of(entry)} is {shorten(entry[key])}, which cannot be read: give it as "
+                f"{example}, or leave it out."
+            )
+    item_id = entry.get("item_id")
+    if not entry.get("title") and not entry.get("features"):
+        if item_id in known:
+            fix = f"give the plain id {shorten(item_id)} for the item of the catalog, or add title or features"
+        else:
+            fix = "give a title or features, or the plain id of an item of the catalog"
+        raise ValueError(
+            f"item {shorten(dict(entry))} has neither title nor features, so nothing would be known about it: {fix}."
+        )
+    return item_id
+
+
+def unknown_item(item_id: Any, num_items: int) -> str:
+    """Return the message about an id that no catalog row has."""
+    return (
+        f"item {shorten(item_id)} is not among the {num_items} items of this catalog, so nothing is known about it: "
+        'check the id, or give the item itself as {"title": ..., "features": {...}}.'
+    )
+
+
+__all__ = [
+    "check_keys",
+    "check_scores",
+    "describe",
+    "field",
+    "read_features",
+    "read_question",
+    "shorten",
+    "unknown_item",
+]

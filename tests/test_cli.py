@@ -47,6 +47,11 @@ def test_questions_evaluate_complete(model, tiny_data, tmp_path, capsys):
     assert f"hit_rate@1   {metrics['hit_rate@1']:.4f}" in printed
     assert metrics["num_questions"] == len(file.read_text().splitlines())
     assert len(metrics["questions"]["sha256"]) == 64
+    assert main([*arguments, "--output", str(tmp_path / "often.json"), "--permutations", "2"]) == 0
+    capsys.readouterr()
+    assert main(["compare", "--a", str(tmp_path / "often.json"), "--b", str(metrics_file)]) == 0
+    assert f"- {metrics['hit_rate@1']:.4f} = " in capsys.readouterr().out
+    assert metrics["questions"]["made"]["negatives"] == "hard"
     chosen = "red-bag,blue-hat,green-belt"
     command = ["complete", "--model", str(model), "--bundle", "red-shirt,red-skirt", "--candidates", chosen, "--json"]
     assert main(command) == 0

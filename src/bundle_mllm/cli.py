@@ -54,9 +54,9 @@ def questions(
 
     Args:
         data: Dataset folder.
-        output: File to write (.jsonl, .jsonl.gz, .csv or .parquet).
+        output: File to write (.jsonl, .jsonl.gz, .csv or .parquet); a note beside it says how it was made.
         split: Whose bundles are asked about.
-        num_candidates: Options per question, 2 to 26; one of them is the answer.
+        num_candidates: Options per question; one of them is the answer. More than 26 are ranked in groups.
         negatives: Wrong options: drawn uniformly, or matched to the answer in category and train frequency.
         partial: Show half of the bundle, or all of it but the answer.
         questions_per_bundle: At most this many questions about one bundle.
@@ -78,6 +78,7 @@ def questions(
         save_questions,
         write_records,
     )
+    from bundle_mllm.data.manifest import write_manifest
 
     folder = DatasetFolder.open(data)
     if num_questions is None:
@@ -106,6 +107,9 @@ def questions(
         raise BundleMLLMError(f"{data} has no {split} bundle of two items: there is nothing to ask.")
     if format == "questions":
         save_questions(output, made)
+        settings = {"split": split, "num_candidates": num_candidates, "negatives": negatives, "partial": partial}
+        sampled = {"questions_per_bundle": questions_per_bundle, "num_questions": num_questions, "seed": seed}
+        write_manifest(output, settings | sampled)
     else:
         from bundle_mllm.folder import load_processor
         from bundle_mllm.training.dataset import prompt_completion_dataset
@@ -144,26 +148,48 @@ def run_train(argv: Sequence[str]) -> None:
 
 
 def evaluate(
-    model: Path, data: Path, questions: Path, output: Path = Path("metrics.json"), batch_size: int = 32
+    model: Path,
+    data: Path,
+    questions: Path,
+    output: Path = Path("metrics.json"),
+    batch_size: int = 32,
+    permutations: int = 1,
 ) -> None:
-    """Score a question file and write hit_rate@1, valid_ratio, their counts and standard error.
+    """Score a question file and write hit rates, valid_ratio, ranks, calibration, slices and position bias.
 
     Args:
         model: Model folder (the output of `bundle-mllm train`).
         data: Dataset folder whose items the questions name.
         questions: Question file (see `bundle-mllm questions`).
-        output: Where the metrics are written.
+        output: Where the metrics are written; the scores of every question go beside it.
         batch_size: Questions per forward pass.
+        permutations: Ask each question in this many orders of its candidates and average, against position bias.
     """
     from bundle_mllm.evaluation.evaluate import evaluate as run
 
-    metrics = run(model, data, questions, output, batch_size=batch_size)
+    metrics = run(model, data, questions, output, batch_size=batch_size, permutations=permutations)
+    for name in ("hit_rate@1", "hit_rate@3", "hit_rate@5", "mrr"):
+        print(f"{name:11}  {metrics[name]:.4f} ± {metrics[f'{name}_se']:.4f}")
     print(
-        f"hit_rate@1   {metrics['hit_rate@1']:.4f} ± {metrics['hit_rate@1_se']:.4f}\n"
         f"valid_ratio  {metrics['valid_ratio']:.4f}\n"
         f"questions    {metrics['num_questions']} about {metrics['num_bundles']} bundles\n"
         f"written to   {output}"
     )
+
+
+def compare(a: Path, b: Path) -> None:
+    """Compare two metrics files of one question file: differences with paired standard errors, by bundle.
+
+    Args:
+        a: Metrics file of one run.
+        b: Metrics file of the other.
+    """
+    from bundle_mllm.evaluation.results import compare_metrics
+
+    for name, values in compare_metrics(a, b).items():
+        if isinstance(values, dict) and "difference" in values:
+            change = f"{values['difference']:+.4f} ± {values['se']:.4f}"
+            print(f"{name:20} {values['a']:.4f} - {values['b']:.4f} = {change}")
 
 
 def complete(
@@ -178,8 +204,8 @@ def complete(
     Args:
         model: Model folder or Hub repository.
         bundle: Ids of the items that the bundle has so far, separated by commas (a JSON list for ids with commas).
-        candidates: Ids to choose from, separated by commas; the whole catalog if not given (which costs about one
-            question per 15 items).
+        candidates: Ids to choose from, separated by commas; the whole catalog if not given. More than 26 are ranked
+            in groups, at about 0.15 questions per candidate.
         top_k: How many to print.
         as_json: Print JSON.
     """
@@ -189,7 +215,7 @@ def complete(
 
     loaded, processor = load_model(model)
     partial = _ids(bundle)
-    chosen = _ids(candidates) if candidates is not None else [i for i in processor.item_ids if i not in set(partial)]
+    chosen = None if candidates is None else _ids(candidates)
     ranked = rank_candidates(loaded, processor, partial, chosen, top_k=top_k)
     print(json.dumps(ranked, ensure_ascii=False, indent=2) if as_json else "\n".join(render_ranking(ranked)))
 
@@ -382,6 +408,7 @@ COMMANDS = {
     "questions": questions,
     "train": train,
     "evaluate": evaluate,
+    "compare": compare,
     "complete": complete,
     "import": import_data,
     "publish": publish,

@@ -56,6 +56,8 @@ def test_a_place_on_this_machine_is_found_within_a_text(here, text):
         "../",
         "either ../or",
         "w/o sleeves",
+        "~/ tee",
+        "/Home/Kitchen",
         "50 % off / new",
         "/",
         "//",

@@ -144,7 +144,7 @@ def _exists(text: str) -> bool:
         return False
     path = Path(match[1].rstrip(".,;:)"))
     if path.parts[0] == "~":
-        return len(path.parts) > 1
+        return not text.endswith("~/") and "~/ " not in text
     return len(path.parts) > 2 and path.parts[1] not in _SYSTEM and os.path.exists(path)
 
 

@@ -21,7 +21,8 @@ ANSWERS_WITH = ("*.safetensors", "items.jsonl", "tokenizer.json", "processor_con
 
 
 def save_model(model: BundleMLLMForCausalLM, processor: BundleMLLMProcessor, folder: Path) -> None:
-    """Write a model folder, which the Auto classes and the pipeline load."""
+    """Write a model folder, which the Auto classes and the pipeline load, and let the model remember its items."""
+    model.config.items_hash = processor.items_hash
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
 
@@ -30,14 +31,17 @@ def load_model(folder: str | Path, **kwargs: Any) -> tuple[BundleMLLMForCausalLM
     """Load model and processor from a model folder or Hub repository.
 
     Raises:
-        BundleMLLMError: There is no such folder or repository, or it does not hold a Bundle-MLLM model.
+        BundleMLLMError: There is no such folder or repository, it does not hold a Bundle-MLLM model, or its items are
+            not those the model was saved with.
     """
     _check_exists(folder)
     try:
         model = BundleMLLMForCausalLM.from_pretrained(folder, **kwargs)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise _unreadable(folder, error) from error
-    return model.eval(), load_processor(folder)
+    processor = load_processor(folder)
+    check_same_items(model, processor, folder)
+    return model.eval(), processor
 
 
 def load_processor(folder: str | Path) -> BundleMLLMProcessor:
@@ -47,6 +51,18 @@ def load_processor(folder: str | Path) -> BundleMLLMProcessor:
         return BundleMLLMProcessor.from_pretrained(folder)
     except (OSError, ValueError, KeyError) as error:
         raise _unreadable(folder, error) from error
+
+
+def check_same_items(model: BundleMLLMForCausalLM, processor: BundleMLLMProcessor, folder: str | Path) -> None:
+    """Refuse a processor from `folder` whose items are not those that the model remembers.
+
+    Raises:
+        BundleMLLMError: They are others, or in another order.
+    """
+    try:
+        processor.check_items(model.config.items_hash)
+    except ValueError as error:
+        raise BundleMLLMError(f"{folder}: {error}") from error
 
 
 def fingerprint(folder: str | Path) -> str | None:

@@ -38,6 +38,9 @@ class BundleMLLMConfig(PreTrainedConfig):
             Configuration of the backbone, the base model of any text `AutoModelForCausalLM`.
         num_items (`int`, *optional*, defaults to 0):
             Number of rows of the item catalog. `set_catalog` keeps it up to date.
+        items_hash (`str`, *optional*):
+            `items_hash` of the processor whose items the rows are, so that a permuted or edited list of items is
+            noticed. Saving model and processor together sets it; `set_catalog` removes it. Not checked without.
         modalities (`dict[str, int]`, *optional*, defaults to no modality):
             Width of the item features of each modality. Kept in alphabetical order: that is the order of the
             columns of every presence mask, and JSON does not keep any other.
@@ -81,6 +84,7 @@ class BundleMLLMConfig(PreTrainedConfig):
 
     text_config: dict | PreTrainedConfig | None = None
     num_items: int = 0
+    items_hash: str | None = None
     modalities: dict[str, int] | None = None
     mlp_modalities: list[str] | tuple[str, ...] = ("visual", "acoustic", "textual")
     fusion_hidden_size: int = 64

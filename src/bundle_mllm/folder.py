@@ -11,7 +11,6 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from bundle_mllm.data.catalog import Item, ItemCatalog
 from bundle_mllm.data.files import sha256
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.modeling.modeling_bundle_mllm import BundleMLLMForCausalLM
@@ -22,8 +21,8 @@ ANSWERS_WITH = ("*.safetensors", "items.jsonl", "tokenizer.json", "processor_con
 
 
 def save_model(model: BundleMLLMForCausalLM, processor: BundleMLLMProcessor, folder: Path) -> None:
-    """Write a model folder, which the Auto classes and the pipeline load; it says which items its rows are."""
-    model.config.items_hash = items_hash(processor)
+    """Write a model folder, which the Auto classes and the pipeline load, and let the model remember its items."""
+    model.config.items_hash = processor.items_hash
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
 
@@ -33,7 +32,7 @@ def load_model(folder: str | Path, **kwargs: Any) -> tuple[BundleMLLMForCausalLM
 
     Raises:
         BundleMLLMError: There is no such folder or repository, it does not hold a Bundle-MLLM model, or its items are
-            not those that the rows of the model were written for.
+            not those the model was saved with.
     """
     _check_exists(folder)
     try:
@@ -41,20 +40,8 @@ def load_model(folder: str | Path, **kwargs: Any) -> tuple[BundleMLLMForCausalLM
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise _unreadable(folder, error) from error
     processor = load_processor(folder)
-    if model.config.items_hash not in (None, items_hash(processor)):
-        raise BundleMLLMError(
-            f"The items.jsonl of {folder} holds other items, another order or other titles than the model was saved "
-            "with, so items would get features of others: restore the file; if only titles were corrected, delete "
-            "items_hash in config.json."
-        )
+    check_same_items(model, processor, folder)
     return model.eval(), processor
-
-
-def items_hash(processor: BundleMLLMProcessor) -> str:
-    """Return the SHA-256 over ids and titles of a processor's items in row order, as `ItemCatalog.content_hash`."""
-    return ItemCatalog(
-        Item(item_id, title) for item_id, title in zip(processor.item_ids, processor.titles, strict=True)
-    ).content_hash
 
 
 def load_processor(folder: str | Path) -> BundleMLLMProcessor:
@@ -64,6 +51,18 @@ def load_processor(folder: str | Path) -> BundleMLLMProcessor:
         return BundleMLLMProcessor.from_pretrained(folder)
     except (OSError, ValueError, KeyError) as error:
         raise _unreadable(folder, error) from error
+
+
+def check_same_items(model: BundleMLLMForCausalLM, processor: BundleMLLMProcessor, folder: str | Path) -> None:
+    """Refuse a processor from `folder` whose items are not those that the model remembers.
+
+    Raises:
+        BundleMLLMError: They are others, or in another order.
+    """
+    try:
+        processor.check_items(model.config.items_hash)
+    except ValueError as error:
+        raise BundleMLLMError(f"{folder}: {error}") from error
 
 
 def fingerprint(folder: str | Path) -> str | None:

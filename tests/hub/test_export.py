@@ -34,6 +34,7 @@ from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.folder import load_model, save_model
 from bundle_mllm.hub import export
 from bundle_mllm.hub.export import export_stock
+from bundle_mllm.modeling import BundleMLLMProcessor
 from bundle_mllm.training.config import LoraSettings
 from bundle_mllm.training.trainable import make_trainable
 
@@ -290,6 +291,9 @@ def test_an_adapter_is_merged_with_all_it_holds(tmp_path):
     ours = own_logits(adapted, processor, QUESTIONS[0])
     assert (ours - logits_of(stock, tokenizer, processor.render(QUESTIONS[0]))[: len(ours)]).abs().max() < 1e-5
 
+    BundleMLLMProcessor(processor.tokenizer, ITEM_IDS, ITEM_IDS).save_pretrained(tmp_path / "adapter")
+    with pytest.raises(BundleMLLMError, match="does not hold the items"):
+        export_stock(tmp_path / "adapter", tmp_path / "other")
     shutil.rmtree(tmp_path / "base")
     with pytest.raises(BundleMLLMError, match="There is no folder"):
         export_stock(tmp_path / "adapter", tmp_path / "other")
@@ -360,6 +364,10 @@ def test_parts_of_two_models_are_refused(exported, tmp_path):
     _, processor, source, _ = exported
     shutil.copytree(source, tmp_path / "model")
     processor.__class__(processor.tokenizer, ITEM_IDS[:3], ITEM_IDS[:3]).save_pretrained(tmp_path / "model")
+    with pytest.raises(BundleMLLMError, match="does not hold the items"):
+        export_stock(tmp_path / "model", tmp_path / "stock")
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config | {"items_hash": None}))
     with pytest.raises(BundleMLLMError, match="has 3 items and the model 8"):
         export_stock(tmp_path / "model", tmp_path / "stock")
     make_processor(make_sentencepiece_tokenizer(legacy=True)).save_pretrained(tmp_path / "model")

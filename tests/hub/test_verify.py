@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from bundle_mllm.errors import BundleMLLMError
-from bundle_mllm.folder import items_hash, load_model, save_model
+from bundle_mllm.folder import load_model, save_model
 from bundle_mllm.hub.publish import TAKEN, matches, publish
 from bundle_mllm.hub.verify import check_complete, check_safe, sample_questions, verify_repository
 
@@ -111,7 +111,7 @@ def test_items_in_another_order_or_of_other_titles_are_an_error(folder, change):
     lines = (folder / "items.jsonl").read_text().splitlines()
     assert change(lines) != lines
     (folder / "items.jsonl").write_text("\n".join(change(lines)) + "\n")
-    with pytest.raises(BundleMLLMError, match=r"items\.jsonl of .* restore the file"):
+    with pytest.raises(BundleMLLMError, match=r"items\.jsonl does not hold .* restore the file"):
         verify_repository(folder)
 
 
@@ -123,7 +123,7 @@ def test_a_new_catalog_forgets_the_items_of_the_former_one_until_it_is_saved(fol
     )
     assert model.config.items_hash is None
     save_model(model, processor, tmp_path / "saved")
-    assert load_model(tmp_path / "saved")[0].config.items_hash == items_hash(processor)
+    assert load_model(tmp_path / "saved")[0].config.items_hash == processor.items_hash
 
 
 def test_code_that_needs_more_than_the_repository_is_an_error(folder):

@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoProces
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 import bundle_mllm.modeling
+from bundle_mllm.folder import save_model
 from bundle_mllm.modeling import BundleMLLMForCausalLM, BundleMLLMModel, BundleMLLMProcessor, BundleMLLMTokenizerFast
 
 SOURCES = sorted(Path(bundle_mllm.modeling.__file__).parent.glob("*_bundle_mllm.py"))
@@ -43,8 +44,7 @@ EXPECTED_KEYS = {
 def saved(tmp_path_factory):
     folder, processor = tmp_path_factory.mktemp("saved"), make_processor(item_noun="garment")
     model = make_model(separator_token_id=processor.separator_token_id, standardize_features=False)
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
+    save_model(model, processor, folder)
     with torch.no_grad():
         inputs = processor(QUESTION, return_tensors="pt")
         return folder, inputs, model(**inputs).logits
@@ -103,6 +103,7 @@ def test_the_shipped_code_gives_the_same_answers(saved, tmp_path, monkeypatch):
     model = remote("modeling_bundle_mllm.BundleMLLMForCausalLM").from_pretrained(folder)
     processor = remote("processing_bundle_mllm.BundleMLLMProcessor").from_pretrained(folder)
     assert "custom_pipelines" in model.config.to_dict()
+    assert model.config.items_hash == processor.items_hash
     assert torch.equal(model(**inputs).logits, logits)
     completer = remote("pipeline_bundle_mllm.BundleCompletionPipeline")(model=model, processor=processor, device="cpu")
     assert abs(sum(option["score"] for option in completer(QUESTION)) - 1) < 1e-6

@@ -24,7 +24,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 
 from bundle_mllm.data.files import new_folder
 from bundle_mllm.errors import BundleMLLMError
-from bundle_mllm.folder import load_model, load_processor
+from bundle_mllm.folder import check_same_items, load_model, load_processor
 from bundle_mllm.hub.export_tokenizer import chat_ids, set_chat_template, stock_tokenizer
 from bundle_mllm.modeling.modeling_bundle_mllm import BundleMLLMForCausalLM
 from bundle_mllm.modeling.processing_bundle_mllm import LETTERS, BundleMLLMProcessor
@@ -163,6 +163,7 @@ def _load(model_dir: str | Path) -> tuple[BundleMLLMForCausalLM, BundleMLLMProce
         ) from error
     with suppress(BundleMLLMError):  # an adapter that was saved alone is asked by the model's own processor
         processor = load_processor(model_dir)
+    check_same_items(model, processor, model_dir)
     return merged.eval(), processor
 
 

@@ -38,6 +38,9 @@ class BundleMLLMConfig(PreTrainedConfig):
             Configuration of the backbone, the base model of any text `AutoModelForCausalLM`.
         num_items (`int`, *optional*, defaults to 0):
             Number of rows of the item catalog. `set_catalog` keeps it up to date.
+        items_hash (`str`, *optional*):
+            `items_hash` of the processor whose items the rows are, so that a permuted or edited list of items is
+            noticed. Saving model and processor together sets it; `set_catalog` removes it. Not checked without.
         modalities (`dict[str, int]`, *optional*, defaults to no modality):
             Width of the item features of each modality. Kept in alphabetical order: that is the order of the
             columns of every presence mask, and JSON does not keep any other.
@@ -70,9 +73,6 @@ class BundleMLLMConfig(PreTrainedConfig):
             Whether the head shares the backbone's input embedding. Follows `text_config` unless given.
         freeze_backbone (`bool`, *optional*, defaults to `False`):
             Whether backbone and head are frozen after loading, so that fusion, projector and separator train alone.
-        items_hash (`str`, *optional*):
-            SHA-256 over ids and titles of the items whose features are the rows of the catalog, in their order
-            (`bundle_mllm.folder.save_model` writes it), so that other items, or another order, are noticed.
 
     Raises:
         ValueError: A modality has an unusable name or width, a size is not positive, or the virtual item vocabulary
@@ -84,6 +84,7 @@ class BundleMLLMConfig(PreTrainedConfig):
 
     text_config: dict | PreTrainedConfig | None = None
     num_items: int = 0
+    items_hash: str | None = None
     modalities: dict[str, int] | None = None
     mlp_modalities: list[str] | tuple[str, ...] = ("visual", "acoustic", "textual")
     fusion_hidden_size: int = 64
@@ -98,7 +99,6 @@ class BundleMLLMConfig(PreTrainedConfig):
     head_bias: bool = False
     tie_word_embeddings: bool | None = None
     freeze_backbone: bool = False
-    items_hash: str | None = None
 
     def __post_init__(self, **kwargs):
         if not _IS_REMOTE_CODE:

@@ -171,8 +171,7 @@ class BundleMLLMModel(BundleMLLMPreTrainedModel):
                 "not be used: set standardize_features=True when the model is created, or drop fit_statistics."
             )
         self.catalog.replace(features, present, self.fusion.no_features.weight.dtype)
-        self.config.num_items = self.catalog.num_items
-        self.config.items_hash = None  # of the former rows
+        self.config.num_items, self.config.items_hash = self.catalog.num_items, None
         if fit_statistics:
             self.fusion.fit_statistics(self.catalog.features, self.catalog.present)
 

@@ -55,6 +55,7 @@ class BundleCompletionPipeline(Pipeline):
                 f"the processor has {self.processor.num_items} items and the model {config.num_items}, so ids would "
                 "name the wrong rows: load both from one folder, or call set_catalog with the processor's items."
             )
+        self.processor.check_items(config.items_hash)
         if self.processor.modalities is None:
             self.processor.modalities = dict(config.modalities)
 
@@ -162,6 +163,7 @@ class BundleCompletionPipeline(Pipeline):
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
         """Save the model and, unlike the base class, the processor with its items."""
+        self.model.config.items_hash = self.processor.items_hash
         self.model.save_pretrained(save_directory, **kwargs)
         self.processor.save_pretrained(save_directory, **kwargs)
 

@@ -3,10 +3,11 @@
 Knows nothing about weights, devices, training or where features come from.
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from json.encoder import encode_basestring
+from json.encoder import encode_basestring, encode_basestring_ascii
 from string import Formatter
 from typing import Any
 
@@ -106,6 +107,7 @@ class BundleMLLMProcessor(ProcessorMixin):
         self.untitled_text = untitled_text
         self.answer_cue = answer_cue
         self._check()
+        self._items_hash: tuple[tuple, tuple, str] | None = None
         self._escaped: dict[int, str] = {}
         self._letters: dict[tuple, tuple[str, list[int]]] = {}
 
@@ -158,6 +160,35 @@ class BundleMLLMProcessor(ProcessorMixin):
     def num_items(self) -> int:
         """Number of items of the catalog."""
         return len(self.item_ids)
+
+    @property
+    def items_hash(self) -> str:
+        """SHA-256 over ids and titles in row order: what the model's configuration remembers of its catalog."""
+        hashed = self._items_hash
+        if hashed is None or hashed[0] is not self.item_ids or hashed[1] is not self.titles:
+            digest = hashlib.sha256()
+            for item_id, title in zip(self.item_ids, self.titles, strict=True):
+                pair = f"[{encode_basestring_ascii(item_id)}, {encode_basestring_ascii(title)}]\n"
+                digest.update(pair.encode())
+            hashed = self._items_hash = self.item_ids, self.titles, digest.hexdigest()
+        return hashed[2]
+
+    def check_items(self, items_hash: str | None) -> None:
+        """Refuse a model whose rows are other items than those of this processor.
+
+        Args:
+            items_hash: Of the model's configuration; `None` if it does not remember its items.
+
+        Raises:
+            ValueError: It is the hash of other ids, titles or another order.
+        """
+        if items_hash is not None and items_hash != self.items_hash:
+            raise ValueError(
+                f"{ITEMS_FILE} does not hold the items the model was saved with (SHA-256 {self.items_hash[:8]}..., "
+                f"not {items_hash[:8]}...), so ids would name the wrong rows: restore the file; or, if only "
+                "titles or ids were edited and the rows are the same, load model and processor each by "
+                "from_pretrained and save both by bundle_mllm.save_model."
+            )
 
     @property
     def separator_token_id(self) -> int:

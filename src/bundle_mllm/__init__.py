@@ -9,7 +9,11 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from . import modeling as _modeling
+from .torchvision_check import check_torchvision as _check_torchvision
+
+_check_torchvision()  # before transformers meets it
+
+from . import modeling as _modeling  # noqa: E402
 
 _LAZY = {
     "BundleCompletionPipeline": "modeling",

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -28,11 +28,15 @@ class Interactions:
         user_ids: The user of each pair.
         rows: The catalog row of each pair's item, `[num_pairs]` (int64).
         num_unknown: How many records were dropped because the catalog lacks their item.
+        first_unknown: The items of the first few of these, each once.
     """
 
     user_ids: tuple[str, ...]
     rows: np.ndarray
     num_unknown: int = 0
+    first_unknown: tuple[str, ...] = ()
+
+    NUM_FIRST: ClassVar[int] = 3
 
     @classmethod
     def from_records(
@@ -50,19 +54,22 @@ class Interactions:
             BundleMLLMError: If a field is missing or empty.
         """
         pairs: dict[tuple[str, int], None] = {}
-        num_unknown = 0
+        num_unknown, first_unknown = 0, []
         row_of = {item_id: row for row, item_id in enumerate(catalog.item_ids)}
         for number, record in enumerate(records, start=1):
             where = f"{source} row {number}"
             require_fields(record, ("user_id", "item_id"), where)
             user_id = to_id(record["user_id"], where)
-            row = row_of.get(to_id(record["item_id"], where))
+            item_id = to_id(record["item_id"], where)
+            row = row_of.get(item_id)
             if row is None:
                 num_unknown += 1
+                if len(first_unknown) < cls.NUM_FIRST and item_id not in first_unknown:
+                    first_unknown.append(item_id)
             else:
                 pairs[user_id, row] = None
         rows = np.fromiter((row for _, row in pairs), dtype=np.int64, count=len(pairs))
-        return cls(tuple(user_id for user_id, _ in pairs), rows, num_unknown)
+        return cls(tuple(user_id for user_id, _ in pairs), rows, num_unknown, tuple(first_unknown))
 
     @classmethod
     def load(cls, path_or_folder: str | os.PathLike, catalog: ItemCatalog) -> Interactions:

@@ -9,9 +9,9 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .torchvision_check import check_torchvision as _check_torchvision
+from .companions import check_companions as _check_companions
 
-_check_torchvision()  # before transformers meets it
+_check_companions()  # before transformers meets them
 
 from . import modeling as _modeling  # noqa: E402
 

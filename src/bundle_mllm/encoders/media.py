@@ -193,10 +193,9 @@ def read_sound(path: Path, *, rate: int, seconds: float, max_windows: int = 1) -
         raise UnreadableFileError("not a sound that soundfile reads") from error
     if not all(np.isfinite(window).all() for window in raw):
         raise UnreadableFileError("samples of NaN or infinity")
-    windows = tuple(_resample(window, source_rate, rate) for window in raw)
-    if max(np.abs(window - window.mean()).max() for window in windows) < SILENCE:
+    if max(np.abs(window - window.mean()).max() for window in raw) < SILENCE:
         raise UnreadableFileError("silent")
-    return Sound(windows, note)
+    return Sound(tuple(_resample(window, source_rate, rate) for window in raw), note)
 
 
 def _read_windows(file: SoundFile, length: int, max_windows: int) -> list[np.ndarray]:

@@ -334,11 +334,14 @@ def read_batches(
     if workers is None:
         many = sum(len(rows) for rows in batches) > FEW_ITEMS
         workers = min(MAX_WORKERS, _num_processors()) if many else 0
+    workers = min(workers, len(batches))
     loader = DataLoader(
         Readings(encoder.reader, root, sources),
         batch_sampler=batches,  # pyright: ignore[reportArgumentType]  # any iterable of lists of rows
         collate_fn=collate,
-        num_workers=min(workers, len(batches)),
+        num_workers=workers,
+        # Forked workers start at once and end when this process is killed; those of a fork server would stay.
+        multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
         pin_memory=encoder.device.type == "cuda",
         generator=torch.Generator(),  # so that none is drawn from the caller's
     )

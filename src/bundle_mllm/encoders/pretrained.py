@@ -115,7 +115,8 @@ def load_tower(
         load: A class's `from_pretrained`.
         source: Name or folder.
         what: What error messages call it.
-        may_lack: Beginnings of the names of weights that are not used.
+        may_lack: Beginnings of the names of weights that are not used; they become zero, so that the model is the
+            same each time.
         **options: Passed on.
 
     Raises:
@@ -123,7 +124,10 @@ def load_tower(
     """
     with loading(what):
         model, info = load(source, dtype=torch.float32, output_loading_info=True, **options)
-    missing = sorted(name for name in info["missing_keys"] if not name.startswith(may_lack or ("\0",)))
+    unused = {name for name in info["missing_keys"] if name.startswith(may_lack)}
+    for name in unused:
+        model.get_parameter(name).data.zero_()
+    missing = sorted(set(info["missing_keys"]) - unused)
     if missing:
         raise BundleMLLMError(
             f"{what} lacks {len(missing)} weights that its configuration asks for ({', '.join(missing[:3])}, …), "

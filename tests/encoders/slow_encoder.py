@@ -36,7 +36,9 @@ class SlowEncoder(BatchEncoder):
 
 
 if __name__ == "__main__":
-    summaries = encode_folder(sys.argv[1], visual=SlowEncoder(float(sys.argv[2])), workers=int(sys.argv[3]))
+    summaries = encode_folder(
+        sys.argv[1], visual=SlowEncoder(float(sys.argv[2])), workers=int(sys.argv[3]), device="cpu"
+    )
     sys.stdout.write(
         f"{os.environ.get('RANK', '0')} { {name: str(summary) for name, summary in summaries.items()} }\n"
     )

@@ -153,17 +153,10 @@ def script(folder, *, pause=0.0, workers=0):
 
 def test_accelerate_launch_shares_the_work_with_no_change(copies):
     whole, again = copies
-    launch = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--cpu",
-        "--num_processes",
-        "2",
-        "--main_process_port",
-    ]
+    options = {"num_processes": 2, "num_machines": 1, "main_process_port": 0, "mixed_precision": "no"}
+    options = [f"--{name}={value}" for name, value in {**options, "dynamo_backend": "no"}.items()]
     run = subprocess.run(
-        [*launch, "0", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", *script(again)],
+        [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", *options, *script(again)],
         capture_output=True,
         text=True,
         timeout=240,

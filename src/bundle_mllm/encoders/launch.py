@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from accelerate import PartialState
 
 T = TypeVar("T")
+_SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+"""Where launchers tell how many processes there are."""
 _PATIENCE = timedelta(days=2)
 """How long a process waits for the others: shares differ in length, and a wait that ends early ends the run."""
 
@@ -46,11 +48,19 @@ class Launch:
         Args:
             device: Where to compute; the GPU that `accelerate launch` gives to this process, unless told otherwise.
         """
-        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        launched = max(int(os.environ.get(name, "1")) for name in _SIZES)
+        if launched == 1:
             return cls(choose_device(device))
         from accelerate import PartialState
 
-        state = PartialState(cpu=device is not None and torch.device(device).type == "cpu", timeout=_PATIENCE)
+        # Without a GPU, accelerate would let each process believe that it is alone unless it is told `cpu`.
+        on_cpu = not torch.accelerator.is_available() or (device is not None and torch.device(device).type == "cpu")
+        state = PartialState(cpu=on_cpu, timeout=_PATIENCE)
+        if state.num_processes != launched:
+            raise BundleMLLMError(
+                f"{launched} processes were launched but accelerate sees {state.num_processes}, so each would do all "
+                "the work: launch as many as there are GPUs, or all on the CPU (device cpu)."
+            )
         chosen = state.device if device is None else choose_device(device)
         return cls(chosen, state.process_index, state.num_processes, state)
 

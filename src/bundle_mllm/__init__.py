@@ -9,7 +9,11 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from . import modeling as _modeling
+from .companions import check_companions as _check_companions
+
+_check_companions()  # before transformers meets them
+
+from . import modeling as _modeling  # noqa: E402
 
 _LAZY = {
     "BundleCompletionPipeline": "modeling",

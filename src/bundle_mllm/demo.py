@@ -61,7 +61,7 @@ def run_demo(output_dir: Path, *, domain: Literal["fashion", "playlist"] = "fash
     start = time.monotonic()
     data = output_dir / "data"
     make_studio(data, domain, seed=seed)
-    for summary in encode_folder(data):
+    for summary in encode_folder(data).values():
         logger.info(str(summary))
     folder = DatasetFolder.open(data)
     questions = make_questions(

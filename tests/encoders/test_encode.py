@@ -1,6 +1,7 @@
 """Encoding a folder writes what the folder offers, row by row, and reports what it left out."""
 
 import hashlib
+import json
 import os
 
 import numpy as np
@@ -9,7 +10,7 @@ import soundfile
 import torch
 from PIL import Image
 
-from bundle_mllm.data import DatasetFolder, write_records
+from bundle_mllm.data import DatasetFolder, write_modality, write_records
 from bundle_mllm.encoders import Encoded, ImageDescriptor, UserItemSVD, encode_folder
 from bundle_mllm.errors import BundleMLLMError
 
@@ -49,8 +50,8 @@ def test_what_the_folder_offers_is_written_in_item_order_and_read_back(folder):
 def test_sounds_are_encoded_where_items_name_them(folder):
     soundfile.write(folder / "a.wav", np.random.default_rng(0).normal(0, 0.1, 16_000), 16_000)
     write_records(folder / "items.jsonl", [{"item_id": "0", "audio": "a.wav"}, {"item_id": "1"}])
-    summary = encode_folder(folder, modalities=["acoustic"])["acoustic"]
-    assert (summary.dim, summary.num_present, summary.problems) == (128, 1, ())
+    summary = encode_folder(folder, acoustic="descriptor")["acoustic"]
+    assert (summary.dim, summary.num_present, summary.reports) == (128, 1, ())
 
 
 def test_encoding_twice_gives_the_same_bytes(folder):
@@ -70,34 +71,30 @@ def test_bad_files_are_masked_and_reported_and_shift_no_row(folder, tmp_path):
     (folder / "images" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnonsense")
     os.symlink(tmp_path / "outside.png", folder / "images" / "link.png")
     reasons = {
-        "images/gone.png": "no such file",
-        "images": "no such file",
-        "images/empty.png": "the file is empty",
-        "images/broken.png": "picture",
-        "../outside.png": "the path leaves the dataset folder",
-        str(tmp_path / "outside.png"): "the path leaves the dataset folder",
-        "images/link.png": "the path leaves the dataset folder",
-        "a" * 5000: "not a path that can be followed",
-        "images/\0.png": "not a path that can be followed",
+        "the path leaves the dataset folder": ["../outside.png", str(tmp_path / "outside.png"), "images/link.png"],
+        "no such file": ["images/gone.png", "images"],
+        "not a path that can be followed": ["a" * 5000, "images/\0.png"],
+        "a damaged picture": ["images/broken.png"],
+        "the file is empty": ["images/empty.png"],
     }
-    write_items(folder, ["images/red.png", *reasons, None, "images/blue.png"])
-    summary = encode_folder(folder, modalities=["visual"])["visual"]
+    bad = [path for paths in reasons.values() for path in paths]
+    write_items(folder, ["images/red.png", *bad, None, "images/blue.png"])
+    summary = encode_folder(folder, visual="descriptor")["visual"]
     features, present = DatasetFolder.open(folder).features(["visual"]).load()
-    last = len(reasons) + 2
+    last = len(bad) + 2
     assert present["visual"].nonzero().ravel().tolist() == [0, last]
     blue = ImageDescriptor().describe(folder / "images" / "blue.png")
     np.testing.assert_array_equal(features["visual"][last].numpy(), blue)
     assert torch.count_nonzero(features["visual"][1:last]) == 0
     # The item without a picture is absent, and that is no problem.
-    assert [problem.path for problem in summary.problems] == list(reasons)
-    assert [problem.item_id for problem in summary.problems] == [str(row) for row in range(1, len(reasons) + 1)]
-    for problem in summary.problems:
-        assert reasons[problem.path] in problem.reason
+    assert {report.reason: list(report.first) for report in summary.reports} == reasons
+    assert [report.count for report in summary.reports] == [3, 2, 2, 1, 1]
+    assert not any(report.used for report in summary.reports)
 
 
 def test_the_summary_reads_as_a_count_with_reasons_and_first_paths(folder):
     write_items(folder, ["images/red.png", *(f"gone{number}.png" for number in range(5))])
-    text = str(encode_folder(folder, modalities=["visual"])["visual"])
+    text = str(encode_folder(folder, visual="descriptor")["visual"])
     assert text.splitlines() == [
         "visual: 1 of 6 items, 256 wide (image-descriptor-1)",
         "  5 left out, no such file: gone0.png, gone1.png, gone2.png, …",
@@ -106,30 +103,46 @@ def test_the_summary_reads_as_a_count_with_reasons_and_first_paths(folder):
 
 def test_bundle_membership_is_encoded_only_when_it_is_named(folder):
     assert "bundle_item" not in encode_folder(folder)
-    assert encode_folder(folder, modalities=["bundle_item"])["bundle_item"].num_present == 2
+    summaries = encode_folder(folder, relational="bundle_item:svd, user_item:svd")
+    assert {name: summary.num_present for name, summary in summaries.items()} == {"bundle_item": 2, "user_item": 2}
 
 
-def test_an_encoder_of_ones_own_takes_the_place_of_the_standard_one_or_joins_it(folder):
+def test_an_encoder_of_ones_own_is_given_in_place_of_a_name_and_may_make_a_new_modality(folder):
     class Letters:
         name, modality, dim = "letters-1", "letters", 2
 
         def encode(self, folder, progress=None):
             return Encoded(np.ones((len(folder.catalog), 2), np.float32), np.ones(len(folder.catalog), bool))
 
-    summaries = encode_folder(folder, encoders={"user_item": UserItemSVD(dim=8), "letters": Letters()})
+    summaries = encode_folder(folder, visual="descriptor", relational=[UserItemSVD(dim=8), Letters()])
     assert {name: summary.dim for name, summary in summaries.items()} == {"visual": 256, "user_item": 8, "letters": 2}
     assert DatasetFolder.open(folder).features().modalities == {"letters": 2, "user_item": 8, "visual": 256}
 
 
 def test_progress_counts_the_items_of_each_modality(folder):
+    write_items(folder, [f"images/{color}.png" for color in COLORS] + [None])
     calls = []
-    encode_folder(folder, progress=lambda *call: calls.append(call))
-    assert calls == [*(("visual", done, 4) for done in range(1, 5)), ("user_item", 4, 4)]
+    encode_folder(folder, batch_size=3, progress=lambda *call: calls.append(call))
+    assert calls == [("visual", 4, 5), ("visual", 5, 5), ("user_item", 5, 5)]
 
 
-def test_an_unknown_modality_is_named_with_the_known_ones_and_nothing_is_written(folder):
-    with pytest.raises(BundleMLLMError, match=r"'smell'.*visual, acoustic, user_item, bundle_item"):
-        encode_folder(folder, modalities=["visual", "smell"])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"relational": "smell:svd"}, r"No encoder makes the modality 'smell': choose from visual, acoustic, textual"),
+        ({"visual": "clip"}, "no visual encoder 'clip': choose from descriptor, open_clip:MODEL, transformers:MODEL"),
+        ({"acoustic": "clap"}, "acoustic encoder 'clap' needs a model: write clap:MODEL, such as clap:laion/"),
+        ({"textual": "tfidf:big"}, "textual encoder 'tfidf' takes no model, but got 'big': write tfidf"),
+        ({"relational": "user_item:svd,user_item:svd"}, "Two encoders make the modality 'user_item'"),
+        ({"batch_size": 0}, "batch_size is 0: give at least 1"),
+        ({"workers": -1}, "workers is -1: give at least 0"),
+        ({"engine": "spark"}, "no engine 'spark': choose local or ray"),
+        ({"device": "warp"}, "There is no device 'warp'"),
+    ],
+)
+def test_a_wrong_argument_is_named_with_the_right_ones_and_nothing_is_written(folder, arguments, message):
+    with pytest.raises(BundleMLLMError, match=message):
+        encode_folder(folder, **{"visual": "descriptor", **arguments})
     assert not (folder / "features").exists()
 
 
@@ -138,3 +151,107 @@ def test_a_folder_that_offers_nothing_says_what_to_add(folder):
     write_items(folder, [None, None])
     with pytest.raises(BundleMLLMError, match="offers nothing to encode"):
         encode_folder(folder)
+
+
+def test_strict_refuses_to_write_what_would_be_reported_and_keeps_what_is_done(folder):
+    write_items(folder, ["images/red.png", "gone.png"])
+    with pytest.raises(BundleMLLMError, match=r"visual: 1 left out, no such file: gone\.png\. `strict` allows none"):
+        encode_folder(folder, visual="descriptor", strict=True)
+    assert not (folder / "features" / "visual.safetensors").exists()
+    encode_folder(folder, visual="descriptor")
+    with pytest.raises(BundleMLLMError, match="1 left out, no such file"):
+        encode_folder(folder, visual="descriptor", strict=True)  # though the features are there
+    Image.new("RGB", (20, 20), "black").save(folder / "gone.png")
+    assert encode_folder(folder, visual="descriptor", strict=True)["visual"].num_present == 2
+
+
+def test_a_user_log_with_unknown_items_is_reported_and_strict_refuses_it(folder):
+    write_records(
+        folder / "interactions.csv", [{"user_id": "u", "item_id": item} for item in ("0", "x", "y", "x", "z", "w")]
+    )
+    (report,) = encode_folder(folder, relational="user_item:svd")["user_item"].reports
+    assert str(report) == "5 left out, records of the user log whose item the catalog lacks: x, y, z, …"
+    with pytest.raises(BundleMLLMError, match="5 left out, records of the user log"):
+        encode_folder(folder, relational="user_item:svd", strict=True)
+
+
+def test_what_is_up_to_date_is_left_alone_until_a_file_the_items_or_the_encoder_change(folder, monkeypatch):
+    write_items(folder, [f"images/{color}.png" for color in COLORS] + ["gone.png"])
+
+    def encode(**arguments):
+        before = (folder / "features" / "visual.safetensors").stat().st_mtime_ns
+        summary = encode_folder(folder, **{"visual": "descriptor", **arguments})["visual"]
+        assert summary.up_to_date == ((folder / "features" / "visual.safetensors").stat().st_mtime_ns == before)
+        return summary
+
+    first = encode_folder(folder, visual="descriptor")["visual"]
+    again = encode()
+    assert again.up_to_date
+    assert str(again).splitlines()[0].endswith("(image-descriptor-1), up to date")
+    assert (again.reports, again.num_present) == (first.reports, first.num_present)
+    picture = folder / "images" / "red.png"
+    stat = picture.stat()
+    Image.new("RGB", (20, 20), "pink").save(picture)
+    os.utime(picture, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert not encode().up_to_date  # a replaced picture, whatever its time stamp
+    assert encode().up_to_date
+    os.utime(picture)
+    assert encode().up_to_date  # the same picture, copied
+    Image.new("RGB", (20, 20), "gray").save(folder / "gone.png")
+    assert encode().num_present == 5
+    write_items(folder, [None] + [f"images/{color}.png" for color in COLORS])
+    assert not encode().up_to_date  # the same pictures, of other items
+    monkeypatch.setattr(ImageDescriptor, "name", "image-descriptor-2")
+    assert not encode().up_to_date
+    with open(folder / "features" / "visual.safetensors", "ab") as stream:
+        stream.write(b"damage")
+    assert not encode().up_to_date
+    monkeypatch.undo()
+
+
+def test_features_of_items_that_have_changed_are_refused_with_the_fix(folder):
+    encode_folder(folder, visual="descriptor")
+    write_records(folder / "items.jsonl", [{"item_id": str(row), "title": "new"} for row in range(4)])
+    with pytest.raises(BundleMLLMError, match=r"encode 'visual' again \(bundle-mllm encode\)"):
+        DatasetFolder.open(folder).features()
+
+
+def test_features_under_another_name_stop_the_run_before_it_starts(folder):
+    write_modality(folder / "features", "visual_clip", np.ones((4, 2), np.float32), None, {})
+    with pytest.raises(BundleMLLMError, match=r"visual_clip\.safetensors already holds modality 'visual'"):
+        encode_folder(folder, visual="descriptor", progress=lambda *_: pytest.fail("it started"))
+
+
+def test_the_manifest_records_encoder_counts_and_hashes(folder):
+    write_items(folder, ["images/red.png", "gone.png"])
+    encode_folder(folder, visual="descriptor")
+    entry = json.loads((folder / "features" / "manifest.json").read_text())["visual"]
+    assert (entry["num_items"], entry["num_present"]) == (2, 1)
+    provenance = entry["provenance"]
+    assert provenance["encoder"] == "image-descriptor-1"
+    assert provenance["reports"] == [{"reason": "no such file", "used": False, "count": 1, "first": ["gone.png"]}]
+    assert len(provenance["sources_sha256"]) == 64
+
+
+def test_worker_processes_and_batches_change_no_byte_of_the_descriptors(folder):
+    made = {}
+    for arguments in ({"workers": 0}, {"workers": 2, "batch_size": 1}):
+        encode_folder(folder, visual="descriptor", **arguments)
+        made[str(arguments)] = (folder / "features" / "visual.safetensors").read_bytes()
+        (folder / "features" / "visual.safetensors").unlink()
+    assert len(set(made.values())) == 1
+    assert not (folder / "features" / ".partial").exists()
+
+
+def test_an_error_nobody_foresaw_in_one_file_does_not_stop_the_others(folder, monkeypatch):
+    read = ImageDescriptor.read
+
+    def fail_on_red(self, path):
+        if path.name == "red.png":
+            raise ZeroDivisionError
+        return read(self, path)
+
+    monkeypatch.setattr(ImageDescriptor, "read", fail_on_red)
+    summary = encode_folder(folder, visual="descriptor")["visual"]
+    assert summary.num_present == 3
+    assert str(summary.reports[0]) == "1 left out, cannot be read (ZeroDivisionError): images/red.png"

@@ -71,7 +71,7 @@ class FeatureStore:
                     f"{folder} has no features of modality {modality!r}: it has {', '.join(files)}; "
                     "encode the missing one or leave it out."
                 )
-        manifest = _read_manifest(folder)
+        manifest = read_manifest(folder)
         features, present = {}, {}
         for modality in files if modalities is None else modalities:
             path = files[modality]
@@ -80,8 +80,8 @@ class FeatureStore:
             if items_hash is not None and written_for is not None and written_for != items_hash:
                 raise BundleMLLMError(
                     f"{path} was written for other items (hash {written_for[:12]}…, the catalog now has "
-                    f"{items_hash[:12]}…), so its rows may belong to other items: encode {modality!r} again, or "
-                    "restore the items file."
+                    f"{items_hash[:12]}…), so its rows may belong to other items: encode {modality!r} again "
+                    "(bundle-mllm encode), or restore the items file."
                 )
             features[modality], present[modality] = _map_file(path, num_items)
         return cls(num_items, features, present)
@@ -159,8 +159,7 @@ def write_modality(
         BundleMLLMError: If shapes, dtypes or values do not fit, or another file of the same modality is in the way.
     """
     folder = Path(folder)
-    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
-        raise BundleMLLMError(f"{name!r} cannot name features: use lower-case letters, digits and underscores.")
+    path = features_path(folder, name)
     features = torch.as_tensor(features).detach().cpu()
     present = torch.ones(len(features), dtype=torch.bool) if present is None else torch.as_tensor(present).cpu()
     _check_shapes(f"{name!r}", features, present)
@@ -170,13 +169,7 @@ def write_modality(
     features[~present] = 0.0
     _check_finite(name, features, slice(None))
 
-    modality, path = _modality_of(name), folder / f"{name}.safetensors"
-    other = _find_files(folder).get(modality, path) if folder.is_dir() else path
-    if other != path:
-        raise BundleMLLMError(
-            f"{other} already holds modality {modality!r}, so {path.name} would be a second one: delete or rename it."
-        )
-    manifest = _read_manifest(folder)
+    manifest = read_manifest(folder)
     entry = {
         "file": path.name,
         "dim": features.shape[1],
@@ -194,7 +187,29 @@ def write_modality(
         entry["sha256"] = sha256(temporary)
     with atomic_path(folder / MANIFEST) as temporary:
         temporary.write_text(
-            json.dumps({**manifest, modality: entry}, indent=2, sort_keys=True) + "\n", encoding="utf-8"
+            json.dumps({**manifest, _modality_of(name): entry}, indent=2, sort_keys=True) + "\n", encoding="utf-8"
+        )
+    return path
+
+
+def features_path(folder: str | os.PathLike, name: str) -> Path:
+    """Return where the features of a name belong.
+
+    Args:
+        folder: The `features` folder of a data set; it need not exist.
+        name: Stem of the file; see [`write_modality`].
+
+    Raises:
+        BundleMLLMError: If the name is malformed, or another file of the same modality is in the way.
+    """
+    folder = Path(folder)
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+        raise BundleMLLMError(f"{name!r} cannot name features: use lower-case letters, digits and underscores.")
+    modality, path = _modality_of(name), folder / f"{name}.safetensors"
+    other = _find_files(folder).get(modality, path) if folder.is_dir() else path
+    if other != path:
+        raise BundleMLLMError(
+            f"{other} already holds modality {modality!r}, so {path.name} would be a second one: delete or rename it."
         )
     return path
 
@@ -273,7 +288,12 @@ def _check_finite(modality: str, values: torch.Tensor, index: torch.Tensor | sli
         )
 
 
-def _read_manifest(folder: Path) -> dict[str, Any]:
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Return the entry of each modality in the manifest of a features folder; nothing if there is none.
+
+    Raises:
+        BundleMLLMError: If the manifest is malformed.
+    """
     path = folder / MANIFEST
     if not path.is_file():
         return {}

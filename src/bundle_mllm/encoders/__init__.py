@@ -3,19 +3,29 @@
 It must not know questions, the language model, or any edge outside the training split.
 """
 
-from .base import Encoded, ItemEncoder, Problem
+from .base import Encoded, ItemEncoder, Problem, Report
+from .batches import BatchEncoder, Reading
 from .descriptors import ImageDescriptor, SoundDescriptor
 from .encode import ModalitySummary, encode_folder
+from .media import UnreadableFileError
 from .relational import BundleItemSVD, UserItemSVD
+from .specs import ENCODERS
+from .textual import TfidfEncoder
 
 __all__ = [
+    "BatchEncoder",
     "BundleItemSVD",
+    "ENCODERS",
     "Encoded",
     "ImageDescriptor",
     "ItemEncoder",
     "ModalitySummary",
     "Problem",
+    "Reading",
+    "Report",
     "SoundDescriptor",
+    "TfidfEncoder",
+    "UnreadableFileError",
     "UserItemSVD",
     "encode_folder",
 ]

@@ -1,13 +1,12 @@
-"""What every encoder of items looks like, and the loop over files that the file encoders share.
+"""What every encoder of items looks like, and what it says about the items it could not encode.
 
 It must not know any particular encoder, nor where features are stored.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -18,23 +17,21 @@ Progress = Callable[[int, int], None]
 """Called with (items done, items in all)."""
 
 
-class UnreadableFileError(Exception):
-    """A file that cannot be described; the message is the reason in a few words, the same for like cases."""
-
-
 @dataclass(frozen=True)
 class Problem:
-    """One item that got no features although it names a source for them.
+    """One item whose source could not be used, or was used with a change that its owner may want to know.
 
     Attributes:
         item_id: The item.
         path: The file as the items table names it.
-        reason: Why it was left out, in words shared by all like cases.
+        reason: What is wrong with it, in words shared by all like cases.
+        used: Whether the item has features nevertheless (the first frame of an animation, say).
     """
 
     item_id: str
     path: str
     reason: str
+    used: bool = False
 
 
 @dataclass(frozen=True)
@@ -44,7 +41,7 @@ class Encoded:
     Attributes:
         features: `[num_items, dim]` float32; zero where absent.
         present: `[num_items]` bool.
-        problems: The items whose file could not be used. An item that names no file is absent without being a problem.
+        problems: What was met on the way. An item that names no file is absent without being a problem.
     """
 
     features: np.ndarray
@@ -56,7 +53,8 @@ class ItemEncoder(Protocol):
     """One modality in, one vector per item out.
 
     Attributes:
-        name: Name and version of the method; goes into the manifest.
+        name: Name, version and settings of the method; goes into the manifest. Features count as up to date as long
+            as it and the tables of the folder stay the same.
         modality: The modality it makes: `"visual"`, `"acoustic"`, `"user_item"`, `"bundle_item"`, …
         dim: Length of a vector.
     """
@@ -75,53 +73,35 @@ class ItemEncoder(Protocol):
         ...
 
 
-def encode_files(
-    folder: DatasetFolder,
-    paths: Sequence[str | None],
-    describe: Callable[[Path], np.ndarray],
-    dim: int,
-    progress: Progress | None = None,
-) -> Encoded:
-    """Describe one file per item; a file that cannot be used makes its own item absent and nothing else.
+@dataclass(frozen=True)
+class Report:
+    """All like problems of one modality.
 
-    Args:
-        folder: The dataset folder that the paths are relative to.
-        paths: One per item, `None` where the item has no such file.
-        describe: Turns a file into `[dim]` finite numbers, or raises `UnreadableFileError`.
-        dim: Length of a vector.
-        progress: Called after each item.
-
-    Returns:
-        Features, presence mask and the problems met.
+    Attributes:
+        reason: What is wrong.
+        used: Whether these items have features nevertheless.
+        count: How many there are.
+        first: The first few paths.
     """
-    root = folder.path.resolve()
-    features = np.zeros((len(paths), dim), dtype=np.float32)  # [num_items, dim]
-    present = np.zeros(len(paths), dtype=bool)  # [num_items]
-    problems = []
-    for row, path in enumerate(paths):
-        if path is not None:
-            try:
-                vector = np.asarray(describe(_inside(root, path)), dtype=np.float32)
-                if not np.isfinite(vector).all():
-                    raise UnreadableFileError("described by NaN or infinity")
-                features[row], present[row] = vector, True
-            except UnreadableFileError as error:
-                problems.append(Problem(folder.catalog.item_ids[row], path, str(error)))
-        if progress is not None:
-            progress(row + 1, len(paths))
-    return Encoded(features, present, tuple(problems))
+
+    reason: str
+    used: bool
+    count: int
+    first: tuple[str, ...]
+
+    NUM_FIRST = 3
+
+    def __str__(self) -> str:
+        more = ", …" if self.count > len(self.first) else ""
+        return f"{self.count} {'used' if self.used else 'left out'}, {self.reason}: {', '.join(self.first)}{more}"
 
 
-def _inside(root: Path, path: str) -> Path:
-    """Return the file that `path` names, if it exists and lies inside `root`, links followed."""
-    try:
-        file = (root / path).resolve()
-        if not file.is_relative_to(root):
-            raise UnreadableFileError("the path leaves the dataset folder")
-        if not file.is_file():
-            raise UnreadableFileError("no such file")
-        if file.stat().st_size == 0:
-            raise UnreadableFileError("the file is empty")
-    except (OSError, ValueError, RuntimeError) as error:  # A name too long, a NUL in it, a loop of links.
-        raise UnreadableFileError("not a path that can be followed") from error
-    return file
+def to_reports(problems: Iterable[Problem]) -> tuple[Report, ...]:
+    """Gather like problems, those that leave items out first, and the most frequent first."""
+    groups: dict[tuple[bool, str], list[str]] = {}
+    for problem in problems:
+        groups.setdefault((problem.used, problem.reason), []).append(problem.path)
+    ordered = sorted(groups.items(), key=lambda group: (group[0][0], -len(group[1]), group[0][1]))
+    return tuple(
+        Report(reason, used, len(paths), tuple(paths[: Report.NUM_FIRST])) for (used, reason), paths in ordered
+    )

@@ -8,18 +8,18 @@ shirt. On real pictures and sounds a pretrained encoder is better; these cost no
 
 from __future__ import annotations
 
-import struct
-import zlib
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+import torch
+from PIL import Image
 
-from ..data.folder import DatasetFolder
-from .base import Encoded, Progress, UnreadableFileError, encode_files
+from .batches import BatchEncoder, Reading
+from .media import read_picture, read_sound
 
 PICTURE_SIZE = 64
-MAX_PIXELS = 64_000_000
 SAMPLE_RATE = 16_000
 MAX_SECONDS = 30
 _FRAME, _HOP = 512, 256
@@ -27,7 +27,41 @@ _NUM_MELS, _NUM_TEMPI = 32, 24
 _RGB_TO_XYZ = np.array([[0.4125, 0.3576, 0.1804], [0.2127, 0.7152, 0.0722], [0.0193, 0.1192, 0.9503]])
 
 
-class ImageDescriptor:
+class Descriptor(BatchEncoder):
+    """A batch encoder whose reader does all the work; it does not need a device."""
+
+    def __init__(self):
+        self.provenance = {}
+
+    @property
+    def reader(self) -> Callable[[Path], Reading]:
+        """What describes a file."""
+        return self.read
+
+    def embed(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Return what the reader made."""
+        return inputs["vector"]
+
+    def describe(self, path: Path) -> np.ndarray:
+        """Describe one file.
+
+        Args:
+            path: A picture that Pillow reads, or a sound that soundfile reads.
+
+        Returns:
+            `[dim]` float32.
+
+        Raises:
+            UnreadableFileError: If the file cannot be used; see `media`.
+        """
+        return self.read(path).inputs["vector"][0].numpy()
+
+    def read(self, path: Path) -> Reading:
+        """Describe one file and say what its owner may want to know of it."""
+        raise NotImplementedError
+
+
+class ImageDescriptor(Descriptor):
     """Describe a picture by color, layout, edges and texture in 256 numbers.
 
     The picture is laid on white, resized to 64 x 64 pixels and described by
@@ -47,24 +81,13 @@ class ImageDescriptor:
     name = "image-descriptor-1"
     modality = "visual"
     dim = 256
+    field = "image"
 
-    def encode(self, folder: DatasetFolder, progress: Progress | None = None) -> Encoded:
-        """Describe the picture of each item."""
-        return encode_files(folder, [item.image for item in folder.catalog], self.describe, self.dim, progress)
-
-    def describe(self, path: Path) -> np.ndarray:
-        """Describe one picture file.
-
-        Args:
-            path: A file that Pillow reads; of an animation, the first frame counts.
-
-        Returns:
-            `[256]` float32.
-
-        Raises:
-            UnreadableFileError: If it is no picture, damaged, or larger than 64 million pixels.
-        """
-        lab = _rgb_to_lab(_read_picture(path))
+    def read(self, path: Path) -> Reading:
+        """Describe one picture; of an animation, the first frame counts."""
+        image, note = read_picture(path, draft=2 * PICTURE_SIZE)
+        small = image.resize((PICTURE_SIZE, PICTURE_SIZE), Image.Resampling.BILINEAR)
+        lab = _rgb_to_lab(np.asarray(small, dtype=np.float64) / 255)
         lightness, a, b = lab[..., 0] / 100, lab[..., 1], lab[..., 2]
         chroma = np.hypot(a, b)
         hue = np.arctan2(b, a) / (2 * np.pi) % 1
@@ -79,10 +102,10 @@ class ImageDescriptor:
             _spectrum_rings(lightness),
             *(_binary_patterns(lightness, distance) for distance in (1, 2)),
         )
-        return np.concatenate(groups).astype(np.float32)  # [256]
+        return _reading(groups, note)  # [256]
 
 
-class SoundDescriptor:
+class SoundDescriptor(Descriptor):
     """Describe a sound by timbre, its change and its beat in 128 numbers.
 
     The channels are averaged, the first 30 s resampled to 16 kHz and described by a 32-band mel spectrum in decibels
@@ -101,24 +124,12 @@ class SoundDescriptor:
     name = "sound-descriptor-1"
     modality = "acoustic"
     dim = 128
+    field = "audio"
 
-    def encode(self, folder: DatasetFolder, progress: Progress | None = None) -> Encoded:
-        """Describe the sound of each item."""
-        return encode_files(folder, [item.audio for item in folder.catalog], self.describe, self.dim, progress)
-
-    def describe(self, path: Path) -> np.ndarray:
-        """Describe one sound file.
-
-        Args:
-            path: A file that soundfile reads (wav, flac, ogg, mp3), of any rate and number of channels.
-
-        Returns:
-            `[128]` float32.
-
-        Raises:
-            UnreadableFileError: If it is no sound, shorter than 0.1 s, silent, or of an absurd sample rate.
-        """
-        signal = _read_sound(path)
+    def read(self, path: Path) -> Reading:
+        """Describe one sound."""
+        sound = read_sound(path, rate=SAMPLE_RATE, seconds=MAX_SECONDS)
+        signal = np.pad(sound.windows[0], (0, max(0, _FRAME + _HOP - len(sound.windows[0]))))
         frames = np.lib.stride_tricks.sliding_window_view(signal, _FRAME)[::_HOP]  # [frames, 512]
         power = np.abs(np.fft.rfft(frames * np.hanning(_FRAME))) ** 2  # [frames, 257]
         mel = power @ _mel_filters()  # [frames, 32]
@@ -140,31 +151,11 @@ class SoundDescriptor:
             tracks.mean(axis=1),
             tracks.std(axis=1),
         )
-        return np.concatenate(groups).astype(np.float32)  # [128]
+        return _reading(groups, sound.note)  # [128]
 
 
-def _read_picture(path: Path) -> np.ndarray:
-    """Return the picture as [64, 64, 3] numbers in 0..1."""
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise UnreadableFileError(f"more than {MAX_PIXELS // 1_000_000} million pixels")
-            image.draft("RGB", (2 * PICTURE_SIZE, 2 * PICTURE_SIZE))  # JPEG: decode at a fraction of the size.
-            if image.mode in ("I", "F") or image.mode.startswith("I;16"):  # More than 8 bits: keep the high ones.
-                values = np.asarray(image, dtype=np.float64)
-                image = Image.fromarray(np.clip(values / 257, 0, 255).astype(np.uint8))
-            image = image.convert("RGBA").resize((PICTURE_SIZE, PICTURE_SIZE), Image.Resampling.BILINEAR)
-            pixels = np.asarray(image, dtype=np.float64) / 255
-    except Image.DecompressionBombError as error:
-        raise UnreadableFileError(f"more than {MAX_PIXELS // 1_000_000} million pixels") from error
-    except Image.UnidentifiedImageError as error:
-        raise UnreadableFileError("not a picture") from error
-    except (OSError, ValueError, SyntaxError, EOFError, IndexError, struct.error, zlib.error) as error:
-        raise UnreadableFileError("a damaged picture") from error
-    alpha = pixels[..., 3:]
-    return pixels[..., :3] * alpha + (1 - alpha)
+def _reading(groups: Sequence[np.ndarray], note: str | None) -> Reading:
+    return Reading({"vector": torch.from_numpy(np.concatenate(groups).astype(np.float32)[None])}, note)
 
 
 def _rgb_to_lab(rgb: np.ndarray) -> np.ndarray:
@@ -241,32 +232,6 @@ def _binary_patterns(lightness: np.ndarray, distance: int) -> np.ndarray:
     lighter = np.stack([np.roll(lightness, shift, axis=(0, 1)) > lightness + 0.01 for shift in shifts], axis=-1)
     pattern = (lighter @ np.array([1, 2, 4, 8]))[inner, inner].ravel()
     return np.sqrt(np.bincount(pattern, minlength=16) / pattern.size)
-
-
-def _read_sound(path: Path) -> np.ndarray:
-    """Return the sound as mono [samples] at 16 kHz."""
-    import soundfile
-    from scipy.signal import resample_poly
-
-    try:
-        with soundfile.SoundFile(path) as file:
-            rate = file.samplerate
-            if not 1_000 <= rate <= 768_000:
-                raise UnreadableFileError("a sample rate outside 1 to 768 kHz")
-            samples = file.read(MAX_SECONDS * rate, dtype="float64", always_2d=True)  # [samples, channels]
-    except (soundfile.LibsndfileError, OSError, ValueError, RuntimeError) as error:
-        raise UnreadableFileError("not a sound that soundfile reads") from error
-    if len(samples) < rate / 10:
-        raise UnreadableFileError("shorter than 0.1 seconds")
-    signal = samples.mean(axis=1)
-    if not np.isfinite(signal).all():
-        raise UnreadableFileError("samples of NaN or infinity")
-    if rate != SAMPLE_RATE:
-        divisor = np.gcd(rate, SAMPLE_RATE)
-        signal = resample_poly(signal, SAMPLE_RATE // divisor, rate // divisor)
-    if np.abs(signal - signal.mean()).max() < 1e-4:
-        raise UnreadableFileError("silent")
-    return np.pad(signal, (0, max(0, _FRAME + _HOP - len(signal))))
 
 
 @lru_cache(maxsize=1)

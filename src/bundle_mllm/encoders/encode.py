@@ -5,24 +5,31 @@ It must not know how an encoder works, nor what questions will be asked.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
 
-from ..data.features import write_modality
+import numpy as np
+import torch
+
+from ..data.features import MANIFEST, features_path, read_manifest, write_modality
+from ..data.files import sha256
 from ..data.folder import DatasetFolder
+from ..data.tables import find_table
 from ..errors import BundleMLLMError
-from .base import ItemEncoder, Problem
-from .descriptors import ImageDescriptor, SoundDescriptor
-from .relational import BundleItemSVD, UserItemSVD
+from .base import Encoded, ItemEncoder, Report, to_reports
+from .batches import BatchEncoder, Rows, embed_batch, item_sources, read_batches, source_root
+from .launch import Launch
+from .shards import Shards, digests
+from .specs import make_encoder
 
-NO_DOWNLOAD_ENCODERS: Mapping[str, Callable[[], ItemEncoder]] = {
-    "visual": ImageDescriptor,
-    "acoustic": SoundDescriptor,
-    "user_item": UserItemSVD,
-    "bundle_item": BundleItemSVD,
-}
+PARTIAL = ".partial"
+_FORMAT = 1  # of what is kept in PARTIAL
 
 
 @dataclass(frozen=True)
@@ -35,7 +42,8 @@ class ModalitySummary:
         dim: Length of a vector.
         num_items: Number of items of the catalog.
         num_present: Number of items that have features.
-        problems: The items whose file could not be used; an item that names no file is absent, but no problem.
+        reports: What could not be used, or only with a change; an item that names no source is absent, but not here.
+        up_to_date: Whether the features were there already, made of the same sources.
     """
 
     modality: str
@@ -43,91 +51,340 @@ class ModalitySummary:
     dim: int
     num_items: int
     num_present: int
-    problems: tuple[Problem, ...]
+    reports: tuple[Report, ...]
+    up_to_date: bool = False
 
     def __str__(self) -> str:
         text = f"{self.modality}: {self.num_present} of {self.num_items} items, {self.dim} wide ({self.encoder})"
-        for reason, number in Counter(problem.reason for problem in self.problems).most_common():
-            paths = [problem.path for problem in self.problems if problem.reason == reason]
-            text += f"\n  {number} left out, {reason}: {', '.join(paths[:3])}{', …' if number > 3 else ''}"
-        return text
+        return "\n  ".join([text + ", up to date" * self.up_to_date, *map(str, self.reports)])
 
 
 def encode_folder(
     folder: DatasetFolder | str | os.PathLike,
     *,
-    modalities: Sequence[str] | None = None,
-    encoders: Mapping[str, ItemEncoder] | None = None,
+    visual: str | ItemEncoder | None = None,
+    acoustic: str | ItemEncoder | None = None,
+    textual: str | ItemEncoder | None = None,
+    relational: str | ItemEncoder | Sequence[str | ItemEncoder] = (),
+    strict: bool = False,
+    engine: Literal["local", "ray"] = "local",
+    device: str | torch.device | None = None,
+    batch_size: int | None = None,
+    workers: int | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> dict[str, ModalitySummary]:
-    """Write `features/<modality>.safetensors` for each modality, with encoders that need no download.
+    """Write `features/<modality>.safetensors` for each modality that is asked for.
 
-    A file that cannot be read makes its item absent in that modality and is reported; it stops nothing.
+    A file that cannot be read makes its item absent in that modality and is reported; it stops nothing. A run that was
+    killed continues when it is started again with the same arguments, and ends with the bytes of one that was left
+    alone. Features that were made by the same encoder of the same items and files are left as they are; to tell, the
+    files are read, but not decoded. Under `accelerate launch` the processes share the work, and must share the
+    folder.
 
     Args:
         folder: A dataset folder.
-        modalities: Any of `"visual"`, `"acoustic"`, `"user_item"`, `"bundle_item"`. `None` takes what the folder
-            offers: pictures, sounds, the user log. `"bundle_item"` is made only when it is named, since it knows the
-            bundles that training questions are asked about.
-        encoders: Encoders to use in place of the standard ones, by modality.
-        progress: Called with (modality, items done, items in all).
+        visual: `"descriptor"`, `"open_clip:NAME/TAG"`, `"open_clip:hf-hub:ORG/NAME"`, `"open_clip:local-dir:PATH"`,
+            `"transformers:NAME_OR_FOLDER"`, or an encoder.
+        acoustic: `"descriptor"`, `"clap:NAME_OR_FOLDER"`, `"laion:PATH.pt"`, or an encoder.
+        textual: `"tfidf"`, `"transformers:NAME_OR_FOLDER"`, or an encoder.
+        relational: Any of `"user_item:svd"`, `"bundle_item:svd"`, …; several in a sequence or separated by commas; or
+            encoders of any modality. `"bundle_item"` knows the bundles that training questions are asked about.
+            If none of the four is given, the folder's pictures and sounds are described by `"descriptor"` and its user
+            log by `"user_item:svd"`, none of which needs a download.
+        strict: Refuse to write features of a modality if anything about it would be reported.
+        engine: `"ray"` runs on Ray Data: on the cluster that RAY_ADDRESS names, or on this machine.
+        device: Where models run; the GPU if there is one, unless told otherwise.
+        batch_size: Items embedded at once; the encoder's own choice unless told otherwise.
+        workers: Processes that read files; see `read_batches`. Ray decides by itself.
+        progress: Called with (modality, items done, items in all), by the main process for its own share.
 
     Returns:
-        One summary per modality, in the order in which they were made.
+        One summary per modality, in the order in which they were made; under `accelerate launch`, nothing in processes
+        other than the main one.
 
     Raises:
-        BundleMLLMError: If there is no encoder for a modality, or nothing to encode.
+        BundleMLLMError: If there is no such encoder, a model cannot be loaded, there is nothing to encode, or `strict`
+            refuses.
     """
     if not isinstance(folder, DatasetFolder):
         folder = DatasetFolder.open(folder)
-    encoders = encoders or {}
-    if modalities is None:
-        modalities = [*dict.fromkeys([*_offered(folder), *encoders])]
-    known = [*dict.fromkeys([*NO_DOWNLOAD_ENCODERS, *encoders])]
-    for modality in modalities:
-        if modality not in known:
-            raise BundleMLLMError(
-                f"No encoder makes the modality {modality!r}, so it cannot be encoded: choose from {', '.join(known)}."
-            )
-    if not modalities:
+    for name, value, least in (("batch_size", batch_size, 1), ("workers", workers, 0)):
+        if value is not None and value < least:
+            raise BundleMLLMError(f"{name} is {value}: give at least {least}, or leave it out.")
+    if engine not in ("local", "ray"):
+        raise BundleMLLMError(f"There is no engine {engine!r}: choose local or ray.")
+    chosen = _chosen(folder, visual, acoustic, textual, relational)
+    launch = Launch.join(device)
+    if engine == "ray" and launch.num_processes > 1:
+        raise BundleMLLMError('engine="ray" and `accelerate launch` both spread the work: use one of them.')
+    run = _Run(folder, launch, strict, engine, batch_size, workers, progress)
+    # All models are loaded before the first item is encoded: a wrong name shows at once, not after hours.
+    makers = [_maker(modality, spec) for modality, spec in chosen]
+    encoders = [make(launch.device) for make in makers]
+    names = [encoder.modality for encoder in encoders]
+    for name in names:
+        if names.count(name) > 1:
+            raise BundleMLLMError(f"Two encoders make the modality {name!r}, which has one file: name one of them.")
+        features_path(folder.path / "features", name)
+    summaries = [run.encode(encoder, make) for encoder, make in zip(encoders, makers, strict=True)]
+    return dict(zip(names, summaries, strict=True)) if launch.is_main else {}
+
+
+def _chosen(
+    folder: DatasetFolder,
+    visual: str | ItemEncoder | None,
+    acoustic: str | ItemEncoder | None,
+    textual: str | ItemEncoder | None,
+    relational: str | ItemEncoder | Sequence[str | ItemEncoder],
+) -> list[tuple[str, str | ItemEncoder]]:
+    """Return (modality, spec or encoder) for what is asked for, or for what the folder offers."""
+    named = {"visual": visual, "acoustic": acoustic, "textual": textual}
+    chosen = [(modality, spec) for modality, spec in named.items() if spec is not None]
+    if isinstance(relational, str):
+        relational = [part.strip() for part in relational.split(",") if part.strip()]
+    elif not isinstance(relational, Sequence):
+        relational = [relational]
+    for spec in relational:
+        if isinstance(spec, str):
+            modality, _, method = spec.partition(":")
+            chosen.append((modality, method))
+        else:
+            chosen.append((spec.modality, spec))
+    if chosen:
+        return chosen
+    if any(item.image for item in folder.catalog):
+        chosen.append(("visual", "descriptor"))
+    if any(item.audio for item in folder.catalog):
+        chosen.append(("acoustic", "descriptor"))
+    if folder.interactions is not None:
+        chosen.append(("user_item", "svd"))
+    if not chosen:
         raise BundleMLLMError(
             f"{folder.path} offers nothing to encode: its items name neither `image` nor `audio` and it has no "
-            "interactions table; add one of them."
+            "interactions table; add one of them, or ask for textual features."
         )
-    summaries = {}
-    for modality in modalities:
-        encoder = encoders[modality] if modality in encoders else NO_DOWNLOAD_ENCODERS[modality]()
-        report = None if progress is None else _named(progress, modality)
-        encoded = encoder.encode(folder, report)
-        provenance = {"encoder": encoder.name, "num_problems": len(encoded.problems)}
+    return chosen
+
+
+def _maker(modality: str, spec: str | ItemEncoder) -> Callable[[torch.device], Any]:
+    if isinstance(spec, str):
+        return partial(make_encoder, modality, spec)
+    return lambda device: spec
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What all modalities of one call share."""
+
+    folder: DatasetFolder
+    launch: Launch
+    strict: bool
+    engine: str
+    batch_size: int | None
+    workers: int | None
+    progress: Callable[[str, int, int], None] | None
+
+    @property
+    def _features(self) -> Path:
+        return self.folder.path / "features"
+
+    def encode(self, encoder: ItemEncoder, make: Callable[[torch.device], Any]) -> ModalitySummary:
+        if isinstance(encoder, BatchEncoder):
+            return self._encode_batches(encoder, make)
+        return self.launch.from_main(lambda: self._encode_whole(encoder))
+
+    def _encode_whole(self, encoder: ItemEncoder) -> ModalitySummary:
+        """Run an encoder that looks at all items together."""
+        identity = {"encoder": encoder.name, "dim": encoder.dim, "sources_sha256": _tables_sha256(self.folder)}
+        if done := self._up_to_date(encoder, identity):
+            return done
+        report = None if self.progress is None else partial(self.progress, encoder.modality)
+        encoded = encoder.encode(self.folder, report)
+        log_reports = _log_reports(self.folder) if encoder.modality == "user_item" else ()
+        return self._write(encoder, encoded, identity, log_reports)
+
+    def _encode_batches(self, encoder: BatchEncoder, make: Callable[[torch.device], Any]) -> ModalitySummary:
+        """Encode what is not done yet, each process its share, and put all shards together."""
+        folder, launch = self.folder, self.launch
+        sources = item_sources(encoder.field, folder)
+        root = source_root(encoder, folder)
+        batch_size = self.batch_size or encoder.batch_size
+        identity = {"encoder": encoder.name, "dim": encoder.dim, **encoder.provenance}
+        catalog = {"device": encoder.device.type, "items_hash": folder.catalog.content_hash, "format": _FORMAT}
+        shards = Shards(self._features / PARTIAL, encoder.modality, identity | catalog, sources, batch_size)
+
+        def sources_sha256() -> str:
+            return _sources_sha256(shards.rows, digests(root, (sources[row] or "" for row in shards.rows)))
+
+        def plan() -> tuple[ModalitySummary | None, list[int]]:
+            done = self._up_to_date(encoder, identity, sources_sha256)
+            if done:
+                shards.delete()
+            return done, [] if done else shards.pending(root)
+
+        done, pending = launch.from_main(plan)
+        if done:
+            return done
+        mine = pending[launch.process_index :: launch.num_processes]
+        left = sum(len(shards.shard_rows(shard)) for shard in mine)
+        others = sum(len(shards.shard_rows(shard)) for shard in pending) - left
+        advance = _Counter(self.progress, encoder.modality, total=len(sources) - others, left=left)
+        if self.engine == "ray":
+            from .ray_engine import encode_on_ray
+
+            parts = encode_on_ray(make, encoder, root, sources, shards, mine, batch_size, advance)
+        else:
+            parts = _encode_here(encoder, root, sources, shards, mine, batch_size, self.workers, advance)
+        for shard, rows in parts:
+            shards.save(shard, rows)
+        launch.wait()
+        return launch.from_main(lambda: self._gather(encoder, identity, sources, shards))
+
+    def _gather(
+        self, encoder: BatchEncoder, identity: dict[str, Any], sources: Sequence[str | None], shards: Shards
+    ) -> ModalitySummary:
+        parts = [shards.load(shard) for shard in range(len(shards))]
+        if lost := [shard for shard, part in enumerate(parts) if part is None]:
+            raise BundleMLLMError(
+                f"{len(lost)} of {len(parts)} parts of {encoder.modality!r} are not in {shards.folder}: all processes "
+                "must see the dataset folder on one file system, and only one encoding of it may run; start again."
+            )
+        num_items = len(self.folder.catalog)
+        features = np.zeros((num_items, encoder.dim), dtype=np.float32)  # [num_items, dim]
+        present = np.zeros(num_items, dtype=bool)  # [num_items]
+        problems, found = [], []
+        for shard, part in enumerate(parts):
+            assert part is not None
+            rows = shards.shard_rows(shard)
+            features[rows], present[rows] = part.features.numpy(), part.present.numpy()
+            problems += part.problems(rows, self.folder, sources)
+            found.append(part.digests.numpy().tobytes())
+        identity = identity | {"sources_sha256": _sources_sha256(shards.rows, b"".join(found))}
+        summary = self._write(encoder, Encoded(features, present, tuple(problems)), identity)
+        shards.delete()
+        return summary
+
+    def _up_to_date(
+        self, encoder: ItemEncoder, identity: dict[str, Any], sources: Callable[[], str] | None = None
+    ) -> ModalitySummary | None:
+        """Return the summary of the features that are there, if they are what would be made again."""
+        entry = read_manifest(self._features).get(encoder.modality, {})
+        provenance = entry.get("provenance", {})
+        volatile = encoder.volatile if isinstance(encoder, BatchEncoder) else ()
+        path = features_path(self._features, encoder.modality)
+        if (
+            any(provenance.get(key) != value for key, value in _as_json(identity).items() if key not in volatile)
+            or entry.get("items_hash") != self.folder.catalog.content_hash
+            or entry.get("file") != path.name
+            or not path.is_file()
+            or entry.get("sha256") != sha256(path)
+            or (sources is not None and provenance.get("sources_sha256") != sources())
+        ):
+            return None
+        reports = tuple(Report(**{**report, "first": tuple(report["first"])}) for report in provenance["reports"])
+        self._refuse(encoder.modality, reports)
+        return ModalitySummary(
+            encoder.modality,
+            encoder.name,
+            entry["dim"],
+            entry["num_items"],
+            entry["num_present"],
+            reports,
+            up_to_date=True,
+        )
+
+    def _write(
+        self,
+        encoder: ItemEncoder,
+        encoded: Encoded,
+        identity: dict[str, Any],
+        more_reports: tuple[Report, ...] = (),
+    ) -> ModalitySummary:
+        reports = (*to_reports(encoded.problems), *more_reports)
+        self._refuse(encoder.modality, reports)
+        for name in (f"{encoder.modality}.safetensors", MANIFEST):
+            for leftover in self._features.glob(f".{name}.*.tmp"):
+                leftover.unlink(missing_ok=True)  # of a run that was killed while it wrote
         write_modality(
-            folder.path / "features",
-            modality,
+            self._features,
+            encoder.modality,
             encoded.features,
             encoded.present,
-            provenance,
-            items_hash=folder.catalog.content_hash,
+            {**identity, "reports": [asdict(report) for report in reports]},
+            items_hash=self.folder.catalog.content_hash,
         )
-        summaries[modality] = ModalitySummary(
-            modality=modality,
-            encoder=encoder.name,
-            dim=encoder.dim,
-            num_items=len(folder.catalog),
-            num_present=int(encoded.present.sum()),
-            problems=encoded.problems,
+        return ModalitySummary(
+            encoder.modality,
+            encoder.name,
+            encoder.dim,
+            len(self.folder.catalog),
+            int(encoded.present.sum()),
+            reports,
         )
-    return summaries
+
+    def _refuse(self, modality: str, reports: tuple[Report, ...]) -> None:
+        if self.strict and reports:
+            raise BundleMLLMError(
+                f"{modality}: {'; '.join(map(str, reports))}. `strict` allows none of that, so no features were "
+                "written: mend or remove these, or encode without `strict`."
+            )
 
 
-def _offered(folder: DatasetFolder) -> list[str]:
-    """Return the modalities that the folder itself can give."""
-    offers = {
-        "visual": any(item.image for item in folder.catalog),
-        "acoustic": any(item.audio for item in folder.catalog),
-        "user_item": folder.interactions is not None,
-    }
-    return [modality for modality, offered in offers.items() if offered]
+class _Counter:
+    """Tells how many items are done."""
+
+    def __init__(self, progress: Callable[[str, int, int], None] | None, modality: str, total: int, left: int):
+        self._progress, self._modality, self._total, self._done = progress, modality, total, total - left
+
+    def __call__(self, number: int) -> None:
+        self._done += number
+        if self._progress is not None:
+            self._progress(self._modality, self._done, self._total)
 
 
-def _named(progress: Callable[[str, int, int], None], modality: str) -> Callable[[int, int], None]:
-    return lambda done, total: progress(modality, done, total)
+def _encode_here(
+    encoder: BatchEncoder,
+    root: Path | None,
+    sources: Sequence[str | None],
+    shards: Shards,
+    pending: Sequence[int],
+    batch_size: int,
+    workers: int | None,
+    advance: Callable[[int], None],
+) -> Iterator[tuple[int, Rows]]:
+    """Encode shards in this process, one after another; worker processes read ahead across their borders."""
+    batches = [(shard, rows) for shard in pending for rows in shards.batches(shard)]
+    parts: list[Rows] = []
+    read = read_batches(encoder, root, sources, [rows for _, rows in batches], workers)
+    for (shard, rows), batch in zip(batches, read, strict=True):
+        parts.append(embed_batch(encoder, batch, batch_size))
+        advance(len(rows))
+        if len(parts) == len(shards.batches(shard)):
+            yield shard, Rows.join([part.to_host() for part in parts])
+            parts = []
+
+
+def _sources_sha256(rows: Sequence[int], found: bytes) -> str:
+    """Return SHA-256 over which items have a source and the digests of these."""
+    return hashlib.sha256(np.asarray(rows, dtype="<i8").tobytes() + found).hexdigest()
+
+
+def _tables_sha256(folder: DatasetFolder) -> str:
+    """Return SHA-256 over all tables of a folder: what an encoder may see that looks at all items together."""
+    digest = hashlib.sha256()
+    for stem in ("items", "bundles", "interactions"):
+        path = find_table(folder.path, stem)
+        digest.update(f"{stem} {sha256(path) if path else None}\n".encode())
+    return digest.hexdigest()
+
+
+def _log_reports(folder: DatasetFolder) -> tuple[Report, ...]:
+    log = folder.interactions
+    if log is None or not log.num_unknown:
+        return ()
+    reason = "records of the user log whose item the catalog lacks"
+    return (Report(reason, False, log.num_unknown, log.first_unknown),)
+
+
+def _as_json(values: dict[str, Any]) -> dict[str, Any]:
+    return json.loads(json.dumps(values))

@@ -95,7 +95,24 @@ def item_svd(groups: np.ndarray, items: np.ndarray, num_items: int, dim: int) ->
     edges.data[:] = 1.0  # csr_array adds repeated pairs up; here they count once.
     by_group, by_item = (sparse.diags_array(_inverse_root(edges.sum(axis=axis))) for axis in (1, 0))
     matrix = sparse.csr_array(by_group @ edges @ by_item)
-    smaller = min(num_groups, num_items)
+    values, vectors = truncated_svd(matrix, dim)
+    features[:, : len(values)] = np.sqrt(num_items) * (vectors * values[:, None]).T
+    return features
+
+
+def truncated_svd(matrix: sparse.csr_array, dim: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the largest singular values and their right vectors; the same matrix gives the same bytes.
+
+    In each vector, the entry of largest size is positive.
+
+    Args:
+        matrix: `[rows, columns]`.
+        dim: How many at most; values that are zero are left out.
+
+    Returns:
+        Values `[kept]`, falling, and vectors `[kept, columns]`.
+    """
+    smaller = min(matrix.shape)
     kept = min(dim, smaller)
     if smaller <= 2 * dim + 1:  # svds finds a small part of all vectors; here numpy is as fast.
         _, values, vectors = np.linalg.svd(matrix.toarray(), full_matrices=False)
@@ -104,11 +121,11 @@ def item_svd(groups: np.ndarray, items: np.ndarray, num_items: int, dim: int) ->
         _, values, vectors = svds(matrix, k=kept, v0=start, solver="arpack")
     vectors = np.asarray(vectors)
     order = np.argsort(-values, kind="stable")[:kept]
-    values, vectors = values[order], vectors[order]  # [kept], [kept, num_items]
+    values, vectors = values[order], vectors[order]  # [kept], [kept, columns]
     kept = int((values > 1e-9).sum())
-    vectors = vectors * np.sign(vectors[np.arange(len(vectors)), np.abs(vectors).argmax(axis=1)])[:, None]
-    features[:, :kept] = np.sqrt(num_items) * (vectors[:kept] * values[:kept, None]).T
-    return features
+    values, vectors = values[:kept], vectors[:kept]
+    signs = np.sign(vectors[np.arange(kept), np.abs(vectors).argmax(axis=1)])
+    return values, vectors * signs[:, None]
 
 
 def _inverse_root(degrees: np.ndarray) -> np.ndarray:

@@ -1,0 +1,239 @@
+"""Read pictures and sounds of any kind into plain pixels and samples, or say in a few words why that cannot be done.
+
+It must not know items, encoders or where the files come from.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+import zlib
+from dataclasses import dataclass
+from functools import lru_cache
+from math import ceil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from soundfile import SoundFile
+
+MAX_PIXELS = 64_000_000
+MAX_ASPECT = 100
+MIN_SECONDS = 0.1
+SILENCE = 1e-4
+_UNKNOWN_FORMAT = 1  # libsndfile's error code
+_FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TGA", "TIFF", "WEBP")
+_UPRIGHT = {  # EXIF orientation to what turns the picture upright
+    2: "FLIP_LEFT_RIGHT",
+    3: "ROTATE_180",
+    4: "FLIP_TOP_BOTTOM",
+    5: "TRANSPOSE",
+    6: "ROTATE_270",
+    7: "TRANSVERSE",
+    8: "ROTATE_90",
+}
+_DAMAGE = (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, struct.error, zlib.error)
+_SUFFIXES = {  # libsndfile's name of a format to the suffixes under which it is expected
+    "WAV": (".wav", ".wave"),
+    "WAVEX": (".wav", ".wave"),
+    "RF64": (".wav", ".rf64"),
+    "W64": (".w64", ".wav"),
+    "AIFF": (".aif", ".aiff", ".aifc"),
+    "FLAC": (".flac",),
+    "MP3": (".mp3",),
+    "OGG": (".ogg", ".oga", ".opus"),
+}
+
+
+class UnreadableFileError(Exception):
+    """A file that cannot be described; the message is the reason in a few words, the same for like cases."""
+
+
+@dataclass(frozen=True)
+class Sound:
+    """Parts of a sound.
+
+    Attributes:
+        windows: Mono signals at the rate asked for, `[samples]` (float64) each.
+        note: What was done with the file that its owner may want to know, or `None`.
+    """
+
+    windows: tuple[np.ndarray, ...]
+    note: str | None = None
+
+
+def read_picture(path: Path, *, draft: int | None = None) -> tuple[Image.Image, str | None]:
+    """Read a picture as RGB: first frame, upright as its EXIF says, laid on white where it is transparent.
+
+    Args:
+        path: A file in a format of pixels that Pillow reads.
+        draft: A JPEG may be decoded at a fraction of its size, as long as both sides keep this many pixels.
+
+    Returns:
+        The picture, and what its owner may want to know of it (several frames, CMYK, more than 8 bits), or `None`.
+
+    Raises:
+        UnreadableFileError: If it is no picture, damaged, of more than 64 million pixels or of an absurd shape.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(path, formats=_formats()) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise UnreadableFileError(f"more than {MAX_PIXELS // 1_000_000} million pixels")
+            if max(image.size) > MAX_ASPECT * min(image.size):
+                raise UnreadableFileError(f"more than {MAX_ASPECT} times as long as wide")
+            note = _picture_note(image)
+            if draft is not None:
+                image.draft("RGB", (draft, draft))
+            image.load()
+            turn = _turn(image)  # after loading: for some formats it loads, and would hide that this fails
+            rgb = _to_rgb(image)
+    except Image.DecompressionBombError as error:
+        raise UnreadableFileError(f"more than {MAX_PIXELS // 1_000_000} million pixels") from error
+    except Image.UnidentifiedImageError as error:
+        raise UnreadableFileError("not a picture") from error
+    except _DAMAGE as error:
+        raise UnreadableFileError("a damaged picture") from error
+    return (rgb if turn is None else rgb.transpose(turn)), note
+
+
+@lru_cache(maxsize=1)
+def _formats() -> tuple[str, ...]:
+    """Return the formats to try: those of pixels; EPS, for one, would run a program."""
+    from PIL import Image
+
+    Image.init()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
+
+
+def _picture_note(image: Image.Image) -> str | None:
+    notes = []
+    if _is_animated(image):
+        notes.append("several frames, the first taken")
+    if image.mode == "CMYK":
+        notes.append("CMYK, converted to RGB")
+    if _is_deep(image):
+        notes.append("more than 8 bits per channel, reduced to 8")
+    return "; ".join(notes) or None
+
+
+def _is_animated(image: Image.Image) -> bool:
+    try:
+        return getattr(image, "is_animated", False)  # some formats look for a second frame now
+    except _DAMAGE:  # which may be damaged when the first is not
+        return True
+
+
+def _is_deep(image: Image.Image) -> bool:
+    """Tell whether a channel has more than 8 bits; Pillow cuts RGB down itself, which only its raw mode tells."""
+    return image.mode in ("I", "F") or image.mode.startswith("I;16") or ";16" in repr(image.tile)
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    from PIL import Image
+
+    try:
+        name = _UPRIGHT.get(image.getexif().get(0x0112, 1))
+    except _DAMAGE:  # Broken EXIF spoils no pixel.
+        return None
+    return None if name is None else Image.Transpose[name]
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    from PIL import Image
+
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        values = np.nan_to_num(np.asarray(image, dtype=np.float64))
+        top = values.max(initial=0)
+        scale = 1 / 257 if image.mode != "F" or top > 255 else 255 if top <= 1 else 1
+        image = Image.fromarray(np.clip(values * scale, 0, 255).astype(np.uint8))
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        layer = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
+    return image.convert("RGB")
+
+
+def read_sound(path: Path, *, rate: int, seconds: float, max_windows: int = 1) -> Sound:
+    """Read a sound as mono windows that cover it evenly, resampled.
+
+    A sound of up to one window is one shorter window. A longer one is cut into as many full windows as it takes to
+    cover it, the first at its start and the last at its end; beyond `max_windows`, that many are spread evenly. Memory
+    follows the windows, not the file. Channels are averaged. Ours.
+
+    Args:
+        path: A file that soundfile reads (wav, flac, ogg, mp3, aiff, …), of any rate and number of channels.
+        rate: Samples per second of the windows.
+        seconds: Length of a window.
+        max_windows: At most this many; with 1, only the start of the sound is read.
+
+    Raises:
+        UnreadableFileError: If it is no sound, truncated, shorter than 0.1 s, silent, or of an absurd sample rate.
+    """
+    import soundfile
+
+    try:
+        with soundfile.SoundFile(path) as file:
+            if not 1_000 <= file.samplerate <= 768_000:
+                raise UnreadableFileError("a sample rate outside 1 to 768 kHz")
+            if _claims_more(file.extra_info):
+                raise UnreadableFileError("truncated: its header names more samples than it holds")
+            if file.frames < MIN_SECONDS * file.samplerate:
+                raise UnreadableFileError(f"shorter than {MIN_SECONDS} seconds")
+            note = _sound_note(file, path.suffix.lower())
+            raw = _read_windows(file, int(seconds * file.samplerate), max_windows)
+            source_rate = file.samplerate
+    except soundfile.LibsndfileError as error:
+        reason = "not a sound that soundfile reads" if error.code == _UNKNOWN_FORMAT else "a damaged sound"
+        raise UnreadableFileError(reason) from error
+    except (OSError, ValueError, RuntimeError, TypeError) as error:
+        raise UnreadableFileError("not a sound that soundfile reads") from error
+    if not all(np.isfinite(window).all() for window in raw):
+        raise UnreadableFileError("samples of NaN or infinity")
+    if max(np.abs(window - window.mean()).max() for window in raw) < SILENCE:
+        raise UnreadableFileError("silent")
+    return Sound(tuple(_resample(window, source_rate, rate) for window in raw), note)
+
+
+def _read_windows(file: SoundFile, length: int, max_windows: int) -> list[np.ndarray]:
+    count = min(max_windows, ceil(file.frames / length))
+    starts = np.linspace(0, max(0, file.frames - length), count).round().astype(int) if count > 1 else [0]
+    windows = []
+    for start in starts:
+        if start != file.tell():
+            file.seek(int(start))
+        samples = file.read(length, dtype="float64", always_2d=True)  # [samples, channels]
+        if len(samples) < min(length, file.frames):
+            raise UnreadableFileError("truncated: its header names more samples than it holds")
+        windows.append(samples.mean(axis=1))
+    return windows
+
+
+def _claims_more(log: str) -> bool:
+    """Tell from libsndfile's log whether a header claims bytes that are not there.
+
+    Writers into a pipe cannot know the length and write the largest number: that is no truncation.
+    """
+    claims = re.findall(r":\s*(\d+) \(should be (\d+)\)", log)
+    return any(int(claimed) - int(found) > 64 and int(claimed) < 0x7FFF0000 for claimed, found in claims)
+
+
+def _sound_note(file: SoundFile, suffix: str) -> str | None:
+    notes = []
+    if suffix not in _SUFFIXES.get(file.format, (suffix,)):
+        notes.append(f"{file.format} under the name of another format")
+    if file.channels > 2:
+        notes.append("more than 2 channels, averaged")
+    return "; ".join(notes) or None
+
+
+def _resample(signal: np.ndarray, source_rate: int, rate: int) -> np.ndarray:
+    from scipy.signal import resample_poly
+
+    if source_rate == rate:
+        return signal
+    divisor = np.gcd(source_rate, rate)
+    return resample_poly(signal, rate // divisor, source_rate // divisor)

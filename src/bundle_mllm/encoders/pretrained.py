@@ -1,0 +1,156 @@
+"""What encoders with pretrained weights share: loading with one clear line on failure, and telling which weights.
+
+It must not know any particular model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import BundleMLLMError
+from .batches import BatchEncoder
+
+
+def choose_device(device: str | torch.device | None) -> torch.device:
+    """Return the device that is asked for, or the GPU if there is one.
+
+    Raises:
+        BundleMLLMError: If there is no such device.
+    """
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(device)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        line = str(error).splitlines()[0]
+        raise BundleMLLMError(f"There is no device {str(device)!r} ({line}): take cpu, or cuda.") from error
+    return device
+
+
+class PretrainedEncoder(BatchEncoder):
+    """A batch encoder around a torch module, in bfloat16 on a GPU that computes in it and in float32 elsewhere."""
+
+    def __init__(self, model: nn.Module, device: torch.device):
+        self.model = model.eval().requires_grad_(False).to(device)
+        self.device = device
+        self._half = device.type == "cuda" and torch.cuda.is_bf16_supported()
+
+    def embed(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Return the vectors [n, dim] of length 1."""
+        with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=self._half):
+            vectors = self.forward(inputs)
+        return nn.functional.normalize(vectors.float(), dim=-1)
+
+    def pool(self, windows: torch.Tensor) -> torch.Tensor:
+        """Return the mean direction of several windows, of length 1."""
+        return nn.functional.normalize(windows.mean(dim=0), dim=0)
+
+    def forward(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Run the model: inputs `[n, …]`, outputs `[n, dim]`, of any length."""
+        raise NotImplementedError
+
+    def describe_model(self, source: str, preprocessing: Mapping[str, Any], library: str) -> None:
+        """Set `provenance`.
+
+        Args:
+            source: Name on the Hub, or folder or file.
+            preprocessing: What is done to a source before the model sees it.
+            library: The package whose version matters most.
+        """
+        self.provenance = {
+            "revision": hub_commit(source),
+            "weights_sha256": weights_sha256(self.model),
+            "preprocessing": dict(preprocessing),
+            "precision": "bfloat16" if self._half else "float32",
+            "versions": {name: version(name) for name in ("torch", library)},
+        }
+
+
+def source_name(source: str) -> str:
+    """Return what the manifest calls a model: its name, or the last part of its path (the rest is the user's own)."""
+    return Path(source).resolve().name if Path(source).exists() else source
+
+
+@contextmanager
+def loading(what: str) -> Iterator[None]:
+    """Turn whatever a library raises while it loads a model into one line.
+
+    Raises:
+        BundleMLLMError: If anything is raised within.
+    """
+    from transformers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # it lists the weights of towers that are not wanted
+    try:
+        yield
+    except BundleMLLMError:
+        raise
+    except Exception as error:  # libraries and networks fail in any way
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        told = lines[0].rstrip(".:")[:300] if lines else type(error).__name__
+        raise BundleMLLMError(
+            f"{what} cannot be loaded ({told}): check its name, or the network (HF_HUB_OFFLINE=1 allows only what is "
+            "in the cache), or give a folder that holds the model."
+        ) from error
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def load_tower(
+    load: Callable[..., Any], source: str, *, what: str, may_lack: tuple[str, ...] = (), **options: Any
+) -> nn.Module:
+    """Load a transformers model in float32, and refuse one of which a weight would be random.
+
+    Args:
+        load: A class's `from_pretrained`.
+        source: Name or folder.
+        what: What error messages call it.
+        may_lack: Beginnings of the names of weights that are not used; they become zero, so that the model is the
+            same each time.
+        **options: Passed on.
+
+    Raises:
+        BundleMLLMError: If the model cannot be loaded, or its checkpoint lacks a weight.
+    """
+    with loading(what):
+        model, info = load(source, dtype=torch.float32, output_loading_info=True, **options)
+    unused = {name for name in info["missing_keys"] if name.startswith(may_lack)}
+    for name in unused:
+        model.get_parameter(name).data.zero_()
+    missing = sorted(set(info["missing_keys"]) - unused)
+    if missing:
+        raise BundleMLLMError(
+            f"{what} lacks {len(missing)} weights that its configuration asks for ({', '.join(missing[:3])}, …), "
+            "which would be random: download it again, or take another checkpoint."
+        )
+    return model
+
+
+def hub_commit(source: str) -> str | None:
+    """Return the commit of a model in the Hub's cache that its name stands for at present, if that is known."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+    from huggingface_hub.file_download import repo_folder_name
+
+    if Path(source).exists():
+        return None
+    reference = Path(HF_HUB_CACHE) / repo_folder_name(repo_id=source, repo_type="model") / "refs" / "main"
+    return reference.read_text(encoding="utf-8").strip() if reference.is_file() else None
+
+
+def weights_sha256(model: nn.Module) -> str:
+    """Return SHA-256 over names, shapes and bytes of all weights: the same model gives the same digest anywhere."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(f"{name} {list(value.shape)} {value.dtype}\n".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

@@ -1,0 +1,163 @@
+"""Embed items by their texts (title, category, description): a sentence encoder, or TF-IDF with nothing to download.
+
+It must not know pictures, sounds, bundles or users.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import sparse
+
+from ..data.folder import DatasetFolder
+from ..errors import BundleMLLMError
+from .base import Encoded, Progress
+from .batches import Reading, item_text
+from .pretrained import PretrainedEncoder, load_tower, loading, source_name
+from .relational import truncated_svd
+
+MAX_TOKENS = 512
+_EAST_ASIAN = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
+_WORD = re.compile(rf"[{_EAST_ASIAN}]|[^\W_{_EAST_ASIAN}]+")
+
+
+class TfidfEncoder:
+    """Describe each item by the words of its text: TF-IDF, reduced by truncated SVD.
+
+    Words are runs of letters and digits, lower case; in Chinese, Japanese and Korean text, single characters. A text's
+    weights are (1 + log count) · (log((1 + N) / (1 + df)) + 1), scaled to length 1 (the smoothed form of scikit-learn
+    with sublinear counts); its vector is its row of U S. Only words of two items or more count.
+
+    Args:
+        dim: Length of a vector; columns beyond the rank are zero.
+    """
+
+    modality = "textual"
+
+    def __init__(self, dim: int = 128):
+        self.dim = dim
+        self.name = "tfidf-1" if dim == 128 else f"tfidf-1 ({dim} wide)"
+
+    def encode(self, folder: DatasetFolder, progress: Progress | None = None) -> Encoded:
+        """Describe the texts of a folder; an item without a word that counts is absent."""
+        counts = [Counter(words(item_text(item) or "")) for item in folder.catalog]
+        matrix = tfidf(counts)
+        features = np.zeros((len(counts), self.dim), dtype=np.float32)  # [num_items, dim]
+        if matrix.nnz:
+            values, vectors = truncated_svd(matrix, self.dim)  # [kept], [kept, num_words]
+            features[:, : len(values)] = matrix @ vectors.T
+        if progress is not None:
+            progress(len(counts), len(counts))
+        return Encoded(features, np.diff(matrix.indptr) > 0)
+
+
+def words(text: str) -> list[str]:
+    """Split a text into the words that TF-IDF counts."""
+    return _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
+
+
+def tfidf(counts: list[Counter[str]]) -> sparse.csr_array:
+    """Weigh the words of texts.
+
+    Args:
+        counts: How often each word occurs, for each text.
+
+    Returns:
+        `[num_texts, num_words]`, rows of length 1 (or 0); columns are the words of two texts or more, sorted.
+    """
+    frequency = Counter(word for count in counts for word in count)
+    vocabulary = {word: column for column, word in enumerate(sorted(w for w, n in frequency.items() if n > 1))}
+    rows, columns, weights = [], [], []
+    for row, count in enumerate(counts):
+        for word, number in count.items():
+            if word in vocabulary:
+                rows.append(row)
+                columns.append(vocabulary[word])
+                idf = np.log((1 + len(counts)) / (1 + frequency[word])) + 1
+                weights.append((1 + np.log(number)) * idf)
+    matrix = sparse.csr_array((weights, (rows, columns)), shape=(len(counts), max(1, len(vocabulary))))
+    lengths = np.sqrt(np.asarray(matrix.multiply(matrix).sum(axis=1)))
+    return sparse.csr_array(sparse.diags_array(1 / np.where(lengths > 0, lengths, 1)) @ matrix)
+
+
+class SentenceReader:
+    """Cut a text into tokens, padded to one length."""
+
+    def __init__(self, tokenizer: Any, max_length: int):
+        self._tokenizer, self._max_length = tokenizer, max_length
+
+    def __call__(self, text: str) -> Reading:
+        tokens = self._tokenizer(
+            text, padding="max_length", truncation=True, max_length=self._max_length, return_tensors="pt"
+        )
+        return Reading({name: tokens[name] for name in ("input_ids", "attention_mask")})
+
+
+class SentenceEncoder(PretrainedEncoder):
+    """Embed texts with an encoder of transformers: the mean of the last hidden states over the text's tokens.
+
+    That is how most models of sentence-transformers are trained (Reimers and Gurevych, 2019); one that was trained to
+    use its first or last token gives less good vectors here. Texts are cut at the model's length, at most 512 tokens.
+
+    Args:
+        model: Name on the Hub, or folder.
+        device: Where the model runs.
+
+    Raises:
+        BundleMLLMError: If the model cannot be loaded, generates text, or its tokenizer is empty.
+    """
+
+    modality = "textual"
+    field = "text"
+
+    def __init__(self, model: str, device: torch.device):
+        from transformers import AutoConfig, AutoModel, AutoTokenizer
+
+        what = f"The textual encoder 'transformers:{model}'"
+        with loading(what):
+            config = AutoConfig.from_pretrained(model)
+            if config.is_encoder_decoder:
+                raise BundleMLLMError(f"{what} is an encoder with a decoder: give a model that is an encoder alone.")
+            tokenizer = AutoTokenizer.from_pretrained(model)
+        tower = load_tower(AutoModel.from_pretrained, model, what=what, may_lack=("pooler.",))
+        num_embeddings = tower.get_input_embeddings().num_embeddings  # pyright: ignore[reportCallIssue]
+        if len(tokenizer) < num_embeddings // 2:
+            raise BundleMLLMError(
+                f"{what} has a tokenizer of {len(tokenizer)} tokens for {num_embeddings} embeddings, so every text "
+                "would look the same: its files are incomplete; download them again (not with HF_HUB_OFFLINE=1), or "
+                "give a folder that holds tokenizer.json."
+            )
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        super().__init__(tower, device)
+        self.dim = config.hidden_size
+        longest = min(MAX_TOKENS, tokenizer.model_max_length, _max_positions(config))
+        self._reader = SentenceReader(tokenizer, longest)
+        self.name = f"transformers:{source_name(model)}"
+        policy = {"text": "title. category. description", "max_tokens": longest, "pooling": "mean"}
+        self.describe_model(model, policy, "transformers")
+
+    @property
+    def reader(self) -> SentenceReader:
+        """What cuts a text into tokens."""
+        return self._reader
+
+    def forward(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Return the mean of the hidden states of each text [n, dim]."""
+        mask = inputs["attention_mask"]  # [n, longest]
+        used = mask.any(dim=0)
+        ids, mask = inputs["input_ids"][:, used], mask[:, used]
+        states = self.model(input_ids=ids, attention_mask=mask).last_hidden_state  # [n, length, dim]
+        return (states * mask[..., None]).sum(dim=1) / mask.sum(dim=1, keepdim=True)
+
+
+def _max_positions(config: Any) -> int:
+    """Return how many tokens fit; RoBERTa numbers positions from behind its padding token."""
+    positions = getattr(config, "max_position_embeddings", None) or MAX_TOKENS
+    return positions - 2 if config.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet") else positions

@@ -1,0 +1,181 @@
+"""Embed pictures with the image tower of a pretrained model, through open_clip or transformers.
+
+It must not know titles, categories or anything about an item but its picture.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import BundleMLLMError
+from .batches import Reading
+from .media import read_picture
+from .pretrained import PretrainedEncoder, load_tower, loading, source_name
+
+PICTURE_POLICY = "first frame, upright by EXIF, transparency on white"
+
+
+class OpenClipReader:
+    """Read a picture and do to it what open_clip does for evaluation."""
+
+    def __init__(self, transform: Callable[[Any], torch.Tensor]):
+        self._transform = transform
+
+    def __call__(self, path: Path) -> Reading:
+        image, note = read_picture(path)
+        return Reading({"image": self._transform(image)[None]}, note)
+
+
+class OpenClipEncoder(PretrainedEncoder):
+    """Embed pictures with any model of open_clip; vectors of length 1.
+
+    Args:
+        model: `NAME/TAG` with a model name and a pretrained tag (or a path to a checkpoint) of open_clip,
+            `hf-hub:ORG/NAME` or `local-dir:PATH`.
+        device: Where the model runs.
+
+    Raises:
+        BundleMLLMError: If open_clip is not installed, there is no such model, or its weights cannot be had.
+    """
+
+    modality = "visual"
+    field = "image"
+
+    def __init__(self, model: str, device: torch.device):
+        what = f"The visual encoder 'open_clip:{model}'"
+        open_clip = _import_open_clip(what)
+        schema, _, path = model.partition(":")
+        if path and schema in ("hf-hub", "local-dir"):
+            name, tag, source, quick_gelu = model, None, path, False
+        else:
+            name, _, tag = model.partition("/")
+            if name not in open_clip.list_models():
+                raise BundleMLLMError(
+                    f"{what} names no model of open_clip: give NAME/TAG such as ViT-B-32/laion2b_s34b_b79k "
+                    "(open_clip.list_pretrained() has them all), hf-hub:ORG/NAME or local-dir:PATH."
+                )
+            known = open_clip.get_pretrained_cfg(name, tag) if tag else {}
+            if not known and not Path(tag).is_file():
+                tags = open_clip.list_pretrained_tags_by_model(name)
+                raise BundleMLLMError(
+                    f"{what} names no pretrained weights, and random ones would be useless: choose from "
+                    f"{', '.join(f'{name}/{one}' for one in tags) or 'the files you have'}."
+                )
+            source = known.get("hf_hub", "").rpartition("/")[0] or tag
+            quick_gelu = known.get("quick_gelu", False)
+        with loading(what), warnings.catch_warnings():
+            warnings.filterwarnings("error", message="QuickGELU mismatch")  # its features would be wrong, not absent
+            clip, transform = open_clip.create_model_from_pretrained(
+                name, pretrained=tag, device="cpu", force_quick_gelu=quick_gelu
+            )
+        super().__init__(clip, device)
+        self._reader = OpenClipReader(transform)
+        size = clip.visual.preprocess_cfg["size"]
+        height, width = (size, size) if isinstance(size, int) else size
+        self.dim = self.embed({"image": torch.zeros(1, 3, height, width, device=device)}).shape[1]
+        named = f"{schema}:{source_name(source)}" if tag is None else f"{name}/{source_name(tag)}"
+        self.name = f"open_clip:{named}"
+        self.describe_model(source, {"pictures": PICTURE_POLICY, **clip.visual.preprocess_cfg}, "open_clip_torch")
+
+    @property
+    def reader(self) -> OpenClipReader:
+        """What reads a picture."""
+        return self._reader
+
+    def forward(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Return the image embeddings [n, dim]."""
+        return self.model.encode_image(inputs["image"])  # pyright: ignore[reportCallIssue]
+
+
+def _import_open_clip(what: str) -> Any:
+    try:
+        import open_clip
+    except ImportError as error:
+        raise BundleMLLMError(f'{what} needs open_clip: pip install "bundle-mllm[encoders]".') from error
+    return open_clip
+
+
+class TransformersReader:
+    """Read a picture and do to it what its image processor does."""
+
+    def __init__(self, processor: Any):
+        self._processor = processor
+
+    def __call__(self, path: Path) -> Reading:
+        image, note = read_picture(path)
+        inputs = self._processor(images=image, return_tensors="pt", input_data_format="channels_last")
+        return Reading(dict(inputs), note)
+
+
+class VisionTowerEncoder(PretrainedEncoder):
+    """Embed pictures with the image tower of CLIP, SigLIP, SigLIP 2, BLIP-2 or DINOv2; vectors of length 1.
+
+    The vector is what the model itself takes for the picture as a whole: the projection into the space of texts
+    (CLIP), the attention pool (SigLIP), or the first token after the last layer norm (BLIP-2's vision transformer,
+    DINOv2).
+
+    Args:
+        model: Name on the Hub, or folder.
+        device: Where the model runs.
+
+    Raises:
+        BundleMLLMError: If the model cannot be loaded or is of another kind.
+    """
+
+    modality = "visual"
+    field = "image"
+
+    def __init__(self, model: str, device: torch.device):
+        from transformers import AutoConfig, AutoImageProcessor
+
+        what = f"The visual encoder 'transformers:{model}'"
+        with loading(what):
+            config = AutoConfig.from_pretrained(model)
+        if config.model_type not in _TOWERS:
+            raise BundleMLLMError(
+                f"{what} is of type {config.model_type!r}, of which no image tower is known here: take one of type "
+                f"{', '.join(_TOWERS)}."
+            )
+        class_name, self._output, options = _TOWERS[config.model_type]
+        tower_config = config
+        if "vision_config" in config.sub_configs:
+            tower_config = config.vision_config
+            if config.model_type == "clip":
+                tower_config.projection_dim = config.projection_dim
+        import transformers
+
+        tower = load_tower(
+            getattr(transformers, class_name).from_pretrained, model, what=what, config=tower_config, **options
+        )
+        with loading(what):
+            processor = AutoImageProcessor.from_pretrained(model, backend="pil")
+        super().__init__(tower, device)
+        self.dim = tower_config.projection_dim if self._output == "image_embeds" else tower_config.hidden_size
+        self._reader = TransformersReader(processor)
+        self.name = f"transformers:{source_name(model)}"
+        self.describe_model(model, {"pictures": PICTURE_POLICY, **processor.to_dict()}, "transformers")
+
+    @property
+    def reader(self) -> TransformersReader:
+        """What reads a picture."""
+        return self._reader
+
+    def forward(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Return the image embeddings [n, dim]."""
+        return self.model(**inputs)[self._output]
+
+
+_TOWERS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "clip": ("CLIPVisionModelWithProjection", "image_embeds", {}),
+    "siglip": ("SiglipVisionModel", "pooler_output", {}),
+    "siglip2": ("Siglip2VisionModel", "pooler_output", {}),
+    "blip-2": ("Blip2VisionModel", "pooler_output", {"key_mapping": {r"^vision_model\.": ""}}),
+    "dinov2": ("Dinov2Model", "pooler_output", {}),
+    "dinov2_with_registers": ("Dinov2WithRegistersModel", "pooler_output", {}),
+}
+"""Type of the configuration to class, output and loading options."""

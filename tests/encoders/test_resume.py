@@ -1,0 +1,196 @@
+"""An encoding that is killed, or shared among processes or machines, ends with the bytes of one that is left alone."""
+
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from slow_encoder import SlowEncoder
+
+from bundle_mllm.data import write_records
+from bundle_mllm.encoders import encode_folder
+from bundle_mllm.encoders.shards import SHARD_BATCHES
+
+SHARD = SHARD_BATCHES * SlowEncoder.batch_size
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """60 pictures, of which some are missing or broken and some items have none: 5 shards."""
+    folder = tmp_path_factory.mktemp("pictures")
+    rng = random.Random(0)
+    records = []
+    for row in range(65):
+        Image.new("RGB", (8, 8), tuple(rng.randrange(256) for _ in range(3))).save(folder / f"{row}.png")
+        records.append({"item_id": str(row), "image": None if row % 13 == 5 else f"{row}.png"})
+    (folder / "7.png").unlink()
+    (folder / "30.png").write_bytes(b"broken")
+    write_records(folder / "items.jsonl", records)
+    write_records(folder / "bundles.jsonl", [{"bundle_id": "b", "items": ["0", "1"], "split": "train"}])
+    return folder
+
+
+@pytest.fixture
+def copies(pictures, tmp_path):
+    """The folder encoded in one go, and a fresh copy of it."""
+    for name in ("whole", "again"):
+        shutil.copytree(pictures, tmp_path / name)
+    encode_folder(tmp_path / "whole", visual=SlowEncoder())
+    return tmp_path / "whole", tmp_path / "again"
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    features = folder / "features"
+    return {str(path.relative_to(features)): path.read_bytes() for path in features.rglob("*") if path.is_file()}
+
+
+def shards(folder: Path) -> list[Path]:
+    return sorted((folder / "features" / ".partial").glob("visual-*/[0-9]*.safetensors"))
+
+
+def _encode_alone(folder, pause, workers):
+    encode_folder(folder, visual=SlowEncoder(pause), workers=workers)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_run_killed_at_any_moment_ends_with_the_same_bytes(copies, workers):
+    """SIGKILL it each time it has finished another shard, a random moment later; then let it end."""
+    whole, again = copies
+    delay = random.Random(workers)
+    context = multiprocessing.get_context("forkserver")  # imports once, and forks before any thread is there
+    context.set_forkserver_preload(["bundle_mllm.encoders.encode"])
+    kills = 0
+    for wanted in (1, 2, 4):
+        child = context.Process(target=_encode_alone, args=(again, 0.05, workers))
+        child.start()
+        deadline = time.monotonic() + 120
+        while len(shards(again)) < wanted and child.is_alive():
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+        time.sleep(delay.uniform(0, 0.1))
+        child.kill()
+        child.join()
+        kills += child.exitcode == -signal.SIGKILL
+        assert shards(again)
+        assert not (again / "features" / "visual.safetensors").exists()
+    assert kills == 3
+    child = context.Process(target=_encode_alone, args=(again, 0.0, workers))
+    child.start()
+    child.join(60)
+    assert child.exitcode == 0
+    assert files(again) == files(whole)
+    assert set(files(again)) == {"visual.safetensors", "manifest.json"}
+
+
+class KilledError(Exception):
+    pass
+
+
+def interrupt(folder, batches, encoder=None):
+    """Stop after some batches, as a kill between two of them would."""
+    seen = []
+
+    def count(*call):
+        seen.append(call)
+        if len(seen) == batches:
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        encode_folder(folder, visual=encoder or SlowEncoder(), progress=count)
+
+
+def test_what_is_done_is_not_done_again_unless_its_files_have_changed(copies):
+    whole, again = copies
+    interrupt(again, batches=3 * SHARD_BATCHES)  # two shards are saved, the third is not
+    assert len(shards(again)) == 2
+    calls = []
+    shutil.copy(again / "1.png", again / "0.png")  # in the first shard
+    shutil.copy(whole / "1.png", whole / "0.png")
+    encode_folder(again, visual=SlowEncoder(), progress=lambda *call: calls.append(call))
+    encode_folder(whole, visual=SlowEncoder())
+    assert calls[0] == ("visual", SHARD + 5 + 3, 65)  # the second shard, and 5 items without a picture
+    assert calls[-1] == ("visual", 65, 65)
+    assert files(again) == files(whole)
+
+
+def test_a_damaged_part_is_done_again(copies):
+    whole, again = copies
+    interrupt(again, batches=3 * SHARD_BATCHES)
+    shards(again)[0].write_bytes(b"half of it")
+    encode_folder(again, visual=SlowEncoder())
+    assert files(again) == files(whole)
+
+
+def test_parts_of_another_encoder_or_batch_size_are_not_mixed_in(copies):
+    whole, again = copies
+    other = SlowEncoder()
+    other.name = "slow-2"
+    interrupt(again, batches=3 * SHARD_BATCHES, encoder=other)
+    encode_folder(again, visual=SlowEncoder())
+    assert files(again) == files(whole)
+
+
+def test_what_a_killed_writer_left_is_swept_up(copies):
+    whole, again = copies
+    (again / "features").mkdir()
+    for name in (".visual.safetensors.1.tmp", ".manifest.json.1.tmp"):
+        (again / "features" / name).write_bytes(b"half")
+    encode_folder(again, visual=SlowEncoder())
+    assert files(again) == files(whole)
+
+
+def script(folder, *, pause=0.0, workers=0):
+    return [str(Path(__file__).with_name("slow_encoder.py")), str(folder), str(pause), str(workers)]
+
+
+def test_accelerate_launch_shares_the_work_with_no_change(copies):
+    whole, again = copies
+    options = {"num_processes": 2, "num_machines": 1, "main_process_port": 0, "mixed_precision": "no"}
+    options = [f"--{name}={value}" for name, value in {**options, "dynamo_backend": "no"}.items()]
+    run = subprocess.run(
+        [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", *options, *script(again)],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert run.returncode == 0, run.stderr
+    assert files(again) == files(whole)
+    told = sorted(line for line in run.stdout.splitlines() if line[:2] in ("0 ", "1 "))
+    assert told[0].startswith("0 {'visual': 'visual: 58 of 65 items, 6 wide (slow-1)")
+    assert told[1] == "1 {}"  # the other process did a share and has nothing to tell
+
+
+@pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed")
+def test_ray_shares_the_work_with_no_change(copies):
+    import ray
+
+    whole, again = copies
+    here = str(Path(__file__).parent)
+    ray.init(
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        runtime_env={"env_vars": {"PYTHONPATH": here + os.pathsep + os.environ.get("PYTHONPATH", "")}},
+    )
+    try:
+        interrupt(again, batches=3 * SHARD_BATCHES)  # what was begun here may be finished there
+        summary = encode_folder(again, visual=SlowEncoder(), engine="ray")["visual"]
+    finally:
+        ray.shutdown()
+    assert summary.num_present == 58
+    assert files(again) == files(whole)
+
+
+@pytest.mark.skipif(find_spec("ray") is not None, reason="ray is installed")
+def test_without_ray_the_extra_to_install_is_named(copies):
+    with pytest.raises(Exception, match=r'needs Ray: pip install "bundle-mllm\[ray\]"'):
+        encode_folder(copies[1], visual=SlowEncoder(), engine="ray")

@@ -1,0 +1,118 @@
+"""Texts: TF-IDF is scikit-learn's, the sentence encoder is its model's mean over tokens."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from sklearn.feature_extraction.text import TfidfVectorizer
+from tiny_encoders import TEXT, seeded
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from bundle_mllm.data import DatasetFolder, write_records
+from bundle_mllm.encoders import encode_folder
+from bundle_mllm.encoders.textual import tfidf, words
+from bundle_mllm.errors import BundleMLLMError
+
+TITLES = ["Red shirt", "red  SHOE!", "green shoe, green", "a_shirt of Red", "", "green 2020 shirt", "2020 bag bag red"]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    path = tmp_path / "data"
+    path.mkdir()
+    records = [{"item_id": str(row), "title": title} for row, title in enumerate(TITLES)]
+    records[1]["description"] = "worn with a red shirt"
+    write_records(path / "items.jsonl", records)
+    write_records(path / "bundles.jsonl", [{"bundle_id": "b", "items": ["0", "1"], "split": "train"}])
+    return path
+
+
+def stored(folder):
+    features, present = DatasetFolder.open(folder).features(["textual"]).load()
+    return features["textual"], present["textual"]
+
+
+def test_weights_are_those_of_scikit_learn():
+    vectorizer = TfidfVectorizer(sublinear_tf=True, min_df=2, tokenizer=words, lowercase=False, token_pattern=None)
+    expected = vectorizer.fit_transform(TITLES).toarray()
+    ours = tfidf([Counter(words(title)) for title in TITLES]).toarray()
+    np.testing.assert_allclose(ours, expected, atol=1e-12)
+
+
+def test_words_are_cut_alike_whatever_the_script():
+    assert words("Crème_brûlée №5, ＡＢＣ") == ["crème", "brûlée", "no5", "abc"]
+    assert words("红色shirt ドレス") == ["红", "色", "shirt", "ド", "レ", "ス"]
+
+
+def test_likeness_of_texts_is_kept_and_texts_without_words_are_absent(folder):
+    summary = encode_folder(folder, textual="tfidf")["textual"]
+    assert (summary.num_present, summary.dim, summary.reports) == (6, 128, ())
+    features, present = stored(folder)
+    assert present.tolist() == [True, True, True, True, False, True, True]
+    texts = ["", *TITLES[1:]]
+    texts[0], texts[1] = TITLES[0], TITLES[1] + ". worn with a red shirt"
+    expected = tfidf([Counter(words(text)) for text in texts]).toarray()
+    np.testing.assert_allclose(features @ features.T, expected @ expected.T, atol=1e-6)
+
+
+@pytest.fixture
+def sentence_model(tmp_path):
+    vocabulary = {
+        word: number for number, word in enumerate(["<pad>", "<unk>", "</s>", *"abcdefghijklmnopqrstuvwxyz"])
+    }
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>", eos_token="</s>", model_max_length=20
+    )
+    folder = tmp_path / "model"
+    fast.save_pretrained(folder)
+    config = transformers.BertConfig(**{**TEXT, "vocab_size": 32})
+    seeded(lambda: transformers.BertModel(config, add_pooling_layer=False)).save_pretrained(folder)
+    return folder
+
+
+def test_a_sentence_is_the_mean_of_its_tokens_whatever_stands_beside_it(folder, sentence_model):
+    summary = encode_folder(folder, textual=f"transformers:{sentence_model}", batch_size=4)["textual"]
+    assert (summary.encoder, summary.num_present, summary.dim) == ("transformers:model", 6, 32)
+    features, present = stored(folder)
+    assert present.tolist() == [True, True, True, True, False, True, True]
+    model = transformers.BertModel.from_pretrained(sentence_model).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(sentence_model)
+    for row, title in enumerate(TITLES):
+        if title:
+            text = title + (". worn with a red shirt" if row == 1 else "")
+            inputs = tokenizer(text, truncation=True, max_length=20, return_tensors="pt")
+            with torch.inference_mode():
+                states = model(input_ids=inputs["input_ids"]).last_hidden_state
+            expected = torch.nn.functional.normalize(states[0].mean(dim=0), dim=0)
+            torch.testing.assert_close(features[row], expected, rtol=0, atol=2e-6)
+
+
+def test_an_empty_tokenizer_is_refused(folder, sentence_model):
+    (sentence_model / "tokenizer.json").unlink()
+    empty = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel({"<unk>": 0}, unk_token="<unk>")), unk_token="<unk>"
+    )
+    empty.save_pretrained(sentence_model)
+    with pytest.raises(BundleMLLMError, match=r"tokenizer of 1 tokens for 32 embeddings, so every text would look"):
+        encode_folder(folder, textual=f"transformers:{sentence_model}")
+
+
+def test_a_model_with_a_decoder_is_refused(folder, tmp_path):
+    transformers.T5Config().save_pretrained(tmp_path / "t5")
+    with pytest.raises(BundleMLLMError, match="is an encoder with a decoder: give a model that is an encoder alone"):
+        encode_folder(folder, textual=f"transformers:{tmp_path / 't5'}")
+
+
+def test_a_changed_description_is_noticed(folder, sentence_model):
+    specs = ("tfidf", f"transformers:{sentence_model}")
+    for spec in specs:
+        encode_folder(folder, textual=spec)
+        assert encode_folder(folder, textual=spec)["textual"].up_to_date
+        records = [{"item_id": str(row), "title": t, "description": spec} for row, t in enumerate(TITLES)]
+        write_records(folder / "items.jsonl", records)
+        assert not encode_folder(folder, textual=spec)["textual"].up_to_date

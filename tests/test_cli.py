@@ -1,6 +1,7 @@
 """The command line: what it prints, what it writes, and one clear line for each mistake."""
 
 import json
+import shutil
 
 import pytest
 
@@ -130,6 +131,18 @@ def test_import_reads_tables_with_other_names_and_says_what_it_met(tmp_path, cap
     assert "delimiter to ';'" in capsys.readouterr().err
     assert main([*command, "--columns", "sku"]) == 2
     assert "NAME=VALUE" in capsys.readouterr().err
+
+
+def test_encode_writes_features_and_says_what_it_left_out(tiny_data, tmp_path, capsys):
+    shutil.copytree(tiny_data, tmp_path / "data")
+    command = ["encode", "--data", str(tmp_path / "data")]
+    assert main(command) == 2
+    assert "nothing to encode" in capsys.readouterr().err
+    assert main([*command, "--textual", "tfidf"]) == 0
+    assert "textual: 32 of 32 items" in capsys.readouterr().out
+    assert (tmp_path / "data" / "features" / "textual.safetensors").exists()
+    assert main([*command, "--visual", "nose"]) == 2
+    assert "descriptor" in capsys.readouterr().err
 
 
 def test_convert_names_what_a_checkpoint_lacks(tmp_path, capsys):

@@ -220,6 +220,56 @@ def complete(
     print(json.dumps(ranked, ensure_ascii=False, indent=2) if as_json else "\n".join(render_ranking(ranked)))
 
 
+def encode(
+    data: Path,
+    visual: str | None = None,
+    acoustic: str | None = None,
+    textual: str | None = None,
+    relational: str | None = None,
+    strict: bool = False,
+    engine: Literal["local", "ray"] = "local",
+    device: str | None = None,
+    batch_size: int | None = None,
+    workers: int | None = None,
+) -> None:
+    """Turn pictures, sounds, texts and the user log of a dataset folder into item features, one file per modality.
+
+    Without any choice: descriptors of pictures and sounds, and a truncated SVD of the user log; they need no download.
+    A run that was killed continues when the same command is given again. `accelerate launch` shares the work among
+    processes.
+
+    Args:
+        data: Dataset folder; its features/ is written.
+        visual: descriptor, open_clip:NAME/TAG, open_clip:hf-hub:ORG/NAME, open_clip:local-dir:PATH, or
+            transformers:NAME (CLIP, SigLIP 2, BLIP-2, DINOv2; a Hub name or a folder).
+        acoustic: descriptor, clap:NAME (a Hub name or a folder), or laion:PATH.pt (a checkpoint of LAION).
+        textual: tfidf, or transformers:NAME (a sentence encoder; a Hub name or a folder).
+        relational: user_item:svd, bundle_item:svd, or both, separated by a comma. The latter knows the bundles that
+            training questions are asked about, so a model may trust it too much.
+        strict: Stop at anything that would be left out, such as a file that cannot be read.
+        engine: local, or ray (Ray Data: the cluster of RAY_ADDRESS, or this machine).
+        device: Where models run; the GPU if there is one.
+        batch_size: Items embedded at once.
+        workers: Processes that read files.
+    """
+    from bundle_mllm.encoders.encode import encode_folder
+
+    summaries = encode_folder(
+        data,
+        visual=visual,
+        acoustic=acoustic,
+        textual=textual,
+        relational=relational or (),
+        strict=strict,
+        engine=engine,
+        device=device,
+        batch_size=batch_size,
+        workers=workers,
+    )
+    for summary in summaries.values():
+        print(summary)
+
+
 def publish(
     model: Path,
     repo: str,
@@ -411,6 +461,7 @@ COMMANDS = {
     "compare": compare,
     "complete": complete,
     "import": import_data,
+    "encode": encode,
     "publish": publish,
     "publish-dataset": publish_dataset,
     "convert": convert,

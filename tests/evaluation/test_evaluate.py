@@ -49,7 +49,7 @@ def test_a_metrics_file_names_its_questions_and_all_that_was_measured(model, tin
     assert metrics["fingerprint"] == fingerprint(model)
     assert metrics["asked"] == {"permutations": 1, "max_options": 26, "group_size": 10, "seed": 0}
     assert metrics["slices"].keys() == {"answer", "partial_length", "num_candidates", "position"}
-    assert set(metrics["position"]) == {"share_of_answers", "share_right", "share_distance"}
+    assert set(metrics["position"]) == {"accuracy_by_letter", "share_of_answers", "share_right", "share_distance"}
     written, scored = load_results(tmp_path / "metrics.json")
     assert written["hit_rate@1"] == metrics["hit_rate@1"] == sum(q.hit for q in scored) / len(scored)
     assert json.dumps(written["slices"]).count("NaN") == 0

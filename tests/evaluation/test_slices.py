@@ -46,6 +46,7 @@ def test_numbers_of_candidates_are_in_order_and_long_lists_have_no_letter():
 def test_a_model_that_always_says_the_first_letter_is_biased():
     asked = [question(number, answer=number % 4) for number in range(8)]
     bias = position_bias(as_scored(asked, [[1, 0, 0, 0]] * 8))
+    assert bias["accuracy_by_letter"] == {"A": 1, "B": 0, "C": 0, "D": 0}
     assert bias["share_of_answers"] == {"A": 1, "B": 0, "C": 0, "D": 0}
     assert bias["share_right"] == dict.fromkeys("ABCD", 0.25)
     assert bias["share_distance"] == 0.75
@@ -56,12 +57,14 @@ def test_a_model_that_always_says_the_first_letter_is_biased():
 
 def test_the_change_under_other_orders_compares_them_with_the_questions_own():
     log = math.log
-    orders = ((log(0.7), log(0.3)), (log(0.7), log(0.3)), (log(0.2), log(0.8)))
+    orders = ((log(0.6), log(0.4)), (log(0.6), log(0.4)), (log(0.1), log(0.9)))
     mean = tuple(sum(column) / 3 for column in zip(*orders, strict=True))
     bias = position_bias([ScoredQuestion("q", "b", 0, mean, 0, orders)])
     assert bias["probability_change"] == pytest.approx((0 + 0.5) / 2)
     assert bias["answer_change"] == 0.5
     assert bias["hit_rate@1_own_order"] == 1
+    assert bias["accuracy_by_letter"] == {"A": 1}  # in the own order; the mean is wrong
+    assert mean[1] > mean[0]
 
 
 def test_lists_too_long_for_letters_have_no_position_bias():

@@ -53,10 +53,11 @@ def compute_slices(
 def position_bias(scored: Sequence[ScoredQuestion]) -> dict[str, Any]:
     """Measure how much the place of a candidate in its list matters, where only the candidate should.
 
-    The accuracy by letter is the slice `position`. Questions of more than 26 candidates, which have no letters, are
-    left out.
+    It is measured on what was said to each question in its own order; averaging over orders hides it, as it should.
+    Questions of more than 26 candidates, which have no letters, are left out.
 
     Returns:
+        - `accuracy_by_letter`: by letter, the share of hits among the questions whose answer stands there;
         - `share_of_answers`: by letter, how often the model's best option stands there;
         - `share_right`: by letter, how often the right option does;
         - `share_distance`: half the sum of their absolute differences (total variation): 0 without bias, 1 at most;
@@ -72,14 +73,17 @@ def position_bias(scored: Sequence[ScoredQuestion]) -> dict[str, Any]:
     lettered = [question for question in scored if len(question.option_logits) <= len(string.ascii_uppercase)]
     if not lettered:
         return {}
-    said = Counter(int(np.argmax(question.option_logits)) for question in map(_own_order, lettered))
-    right = Counter(question.answer_index for question in lettered)
+    own = [_own_order(question) for question in lettered]
+    said = Counter(int(np.argmax(question.option_logits)) for question in own)
+    right = Counter(question.answer_index for question in own)
+    hits = Counter(question.answer_index for question in own if question.hit)
+    accuracy = {string.ascii_uppercase[i]: hits[i] / right[i] for i in sorted(right)}
     shares = {
         name: {string.ascii_uppercase[i]: counts[i] / len(lettered) for i in range(max(said | right) + 1)}
         for name, counts in (("share_of_answers", said), ("share_right", right))
     }
     distance = sum(abs(said[i] - right[i]) for i in said | right) / (2 * len(lettered))
-    return {**shares, "share_distance": distance, **_changes(lettered)}
+    return {"accuracy_by_letter": accuracy, **shares, "share_distance": distance, **_changes(lettered)}
 
 
 def _changes(scored: Sequence[ScoredQuestion]) -> dict[str, float]:

@@ -154,6 +154,8 @@ def evaluate(
     output: Path = Path("metrics.json"),
     batch_size: int = 32,
     permutations: int = 1,
+    max_options: int | None = None,
+    group_size: int | None = None,
 ) -> None:
     """Score a question file and write hit rates, valid_ratio, ranks, calibration, slices and position bias.
 
@@ -164,10 +166,22 @@ def evaluate(
         output: Where the metrics are written; the scores of every question go beside it.
         batch_size: Questions per forward pass.
         permutations: Ask each question in this many orders of its candidates and average, against position bias.
+        max_options: Longest list asked in one prompt, up to 26; what the model was trained on if not given. Longer
+            ones are ranked in groups.
+        group_size: Most candidates of a group.
     """
     from bundle_mllm.evaluation.evaluate import evaluate as run
 
-    metrics = run(model, data, questions, output, batch_size=batch_size, permutations=permutations)
+    metrics = run(
+        model,
+        data,
+        questions,
+        output,
+        batch_size=batch_size,
+        permutations=permutations,
+        max_options=max_options,
+        group_size=group_size,
+    )
     for name in ("hit_rate@1", "hit_rate@3", "hit_rate@5", "mrr"):
         print(f"{name:11}  {metrics[name]:.4f} ± {metrics[f'{name}_se']:.4f}")
     print(

@@ -53,7 +53,9 @@ def test_the_folder_is_self_contained_and_says_how_it_was_made(finished, tiny_da
         assert {"step", "validation_hit_rate@1", "validation_num_questions"} <= set(record[stage][0])
     assert not list(finished.glob("**/checkpoint-*"))
     assert AutoModelForCausalLM.from_pretrained(finished).config.num_items == 32
-    assert AutoProcessor.from_pretrained(finished).item_ids[0] == "red-shirt"
+    processor = AutoProcessor.from_pretrained(finished)
+    assert processor.item_ids[0] == "red-shirt"
+    assert processor.max_options == 5  # the longest list it was trained on; longer ones are ranked in groups
 
 
 def test_each_stage_moves_what_it_trains_and_nothing_else(tiny_data, tmp_path):

@@ -30,8 +30,9 @@ class BundleCompletionPipeline(Pipeline):
     hold is given as `{"title": ..., "features": {modality: vector}}`. `top_k` keeps the best options only.
 
     A list of more candidates than the processor's `max_options` (up to 26) is ranked by questions of `group_size` (10)
-    of them, see `rank_in_groups`, which says what that costs; the `letter` is then `None`, and the scores are
-    probabilities among all candidates. Without candidates, the whole catalog except the partial bundle is ranked.
+    of them, see `rank_in_groups`, which says what that costs; the scores are then probabilities among all candidates,
+    and past 26 of them the `letter`, which says the place in the list, is `None`. Without candidates, the whole
+    catalog except the partial bundle is ranked.
     """
 
     _load_processor = True
@@ -138,7 +139,7 @@ class BundleCompletionPipeline(Pipeline):
         if isinstance(question, list):
             question, scores = question[0], scores[0]
         candidates = self._asked(question)["candidates"]
-        long = len(candidates) > self.processor.max_options
+        long = len(candidates) > MAX_OPTIONS
         letters = [None] * len(candidates) if long else self.processor.answer_letters(len(candidates))
         best = sorted(range(len(candidates)), key=lambda i: -scores[i])[:top_k]
         return [{**self._describe(candidates[i]), "letter": letters[i], "score": scores[i]} for i in best]

@@ -21,7 +21,7 @@ from transformers.utils import logging
 
 from bundle_mllm.data.files import atomic_path, new_folder
 from bundle_mllm.data.folder import DatasetFolder
-from bundle_mllm.data.questions import Question, make_questions, sample_training_questions
+from bundle_mllm.data.questions import MAX_OPTIONS, Question, make_questions, sample_training_questions
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.folder import load_model, save_model
 from bundle_mllm.training.backbone import build_model
@@ -82,6 +82,7 @@ def _run_stages(config: RunConfig, data: DatasetFolder, record: dict[str, Any]) 
         if not (folder / "model").exists():
             if previous is None:
                 model, processor = build_model(config, data)
+                processor.max_options = _longest_list(config)
             else:
                 model, processor = load_model(previous)
             seed = config.seed + number
@@ -131,6 +132,12 @@ def _training_questions(config: RunConfig, stage: StageConfig, data: DatasetFold
         max_partial=config.max_partial,
         seed=seed,
     )
+
+
+def _longest_list(config: RunConfig) -> int:
+    """Return the most options that the model has seen: what is asked in one prompt; longer lists go in groups."""
+    seen = [stage.num_candidates[1] for stage in (config.stage_one, config.stage_two) if stage.max_steps]
+    return max(3, *seen) if seen else MAX_OPTIONS
 
 
 def _validation_questions(config: RunConfig, data: DatasetFolder) -> list[Question]:

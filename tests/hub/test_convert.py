@@ -181,7 +181,7 @@ BAD = {
     },
     "half of the fusion": (truncate("checkpoint/fusion.bin"), "fusion.bin is no file of tensors, or damaged"),
     "half of the adapter": (truncate("checkpoint/adapter_model.bin"), "adapter_model.bin is no file of tensors, or"),
-    "half of the base": (truncate("base/model.safetensors"), "There is no folder .*base with a base model"),
+    "half of the base": (truncate("base/model.safetensors"), "base model .* cannot be loaded"),
     "a base with a hole": (base_without_a_weight, "lacks 1 weights .*up_proj"),
     "an object": (
         lambda folder: torch.save({"weight": torch.nn.Linear(2, 2)}, folder / "checkpoint" / "prompt_token.bin"),

@@ -93,6 +93,6 @@ def _check_exists(folder: str | Path) -> None:
 
 def _unreadable(folder: str | Path, error: Exception) -> BundleMLLMError:
     return BundleMLLMError(
-        f"{folder} is no readable Bundle-MLLM model: {str(error).rstrip('.')}. Give the output folder of `bundle-mllm train`, or the "
-        "name of a Hub repository."
+        f"{folder} is no readable Bundle-MLLM model: {str(error).rstrip('.')}. Give the output folder of "
+        "`bundle-mllm train`, or the name of a Hub repository."
     )

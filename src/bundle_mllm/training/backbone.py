@@ -98,8 +98,8 @@ def load_backbone(name: str, dtype: str = "auto") -> tuple[PreTrainedModel, PreT
         loaded: Any = AutoModelForCausalLM.from_pretrained(name, output_loading_info=True, **options)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise BundleMLLMError(
-            f"The base model {name!r} cannot be loaded: {str(error).rstrip('.')}. Check the name, the network and access rights, give a "
-            f'local folder, or use "{SCRATCH}".'
+            f"The base model {name!r} cannot be loaded: {str(error).rstrip('.')}. Check the name, the network and "
+            f'access rights, give a local folder, or use "{SCRATCH}".'
         ) from error
     backbone, info = loaded
     if missing := sorted(info["missing_keys"]):

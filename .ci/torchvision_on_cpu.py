@@ -37,13 +37,13 @@ def _declare(folders):
 
     import torch
 
-    compiled = [str(path) for folder in folders or () for path in sorted(Path(folder).glob("_C*.so"))]
-    try:
-        for path in compiled:
-            torch.ops.load_library(path)
-        return  # a torchvision that fits
-    except OSError:
-        pass
+    for folder in folders or ():
+        for path in Path(folder).glob("_C*.so"):
+            try:
+                torch.ops.load_library(str(path))
+                return  # a torchvision that fits
+            except OSError:
+                pass
     library = torch.library.Library("torchvision", "DEF")
     library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")

@@ -214,6 +214,19 @@ def test_features_of_items_that_have_changed_are_refused_with_the_fix(folder):
     write_records(folder / "items.jsonl", [{"item_id": str(row), "title": "new"} for row in range(4)])
     with pytest.raises(BundleMLLMError, match=r"encode 'visual' again \(bundle-mllm encode\)"):
         DatasetFolder.open(folder).features()
+    encode_folder(folder, visual="descriptor")
+    assert not DatasetFolder.open(folder).features().load()[1]["visual"].any()  # the new items have no pictures
+
+
+def test_new_titles_make_pictures_stale_until_encode_has_seen_that_they_are_the_same(folder):
+    encode_folder(folder, visual="descriptor")
+    images = [f"images/{color}.png" for color in COLORS]
+    records = [{"item_id": str(row), "title": "new", "image": image} for row, image in enumerate(images)]
+    write_records(folder / "items.jsonl", records)
+    with pytest.raises(BundleMLLMError, match="was written for other items"):
+        DatasetFolder.open(folder).features()
+    assert encode_folder(folder, visual="descriptor")["visual"].up_to_date
+    assert DatasetFolder.open(folder).features().load()[1]["visual"].all()
 
 
 def test_features_under_another_name_stop_the_run_before_it_starts(folder):

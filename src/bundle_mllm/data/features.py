@@ -185,11 +185,26 @@ def write_modality(
         save_file({"features": features, "present": present.to(torch.uint8)}, temporary)
         temporary.chmod(mode)  # save_file leaves a file that only its owner can read
         entry["sha256"] = sha256(temporary)
-    with atomic_path(folder / MANIFEST) as temporary:
-        temporary.write_text(
-            json.dumps({**manifest, _modality_of(name): entry}, indent=2, sort_keys=True) + "\n", encoding="utf-8"
-        )
+    _write_manifest(folder, {**manifest, _modality_of(name): entry})
     return path
+
+
+def renew_items_hash(folder: str | os.PathLike, modality: str, items_hash: str) -> None:
+    """Enter in `manifest.json` that the features of a modality belong to the items as they are now.
+
+    Args:
+        folder: The `features` folder of a data set.
+        modality: A modality of its manifest, whose rows are known to be right.
+        items_hash: `catalog.content_hash`.
+    """
+    folder = Path(folder)
+    manifest = read_manifest(folder)
+    _write_manifest(folder, {**manifest, modality: {**manifest[modality], "items_hash": items_hash}})
+
+
+def _write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
+    with atomic_path(folder / MANIFEST) as temporary:
+        temporary.write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def features_path(folder: str | os.PathLike, name: str) -> Path:

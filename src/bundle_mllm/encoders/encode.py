@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from ..data.features import MANIFEST, features_path, read_manifest, write_modality
+from ..data.features import MANIFEST, features_path, read_manifest, renew_items_hash, write_modality
 from ..data.files import sha256
 from ..data.folder import DatasetFolder
 from ..data.tables import find_table
@@ -210,8 +210,8 @@ class _Run:
         root = source_root(encoder, folder)
         batch_size = self.batch_size or encoder.batch_size
         identity = {"encoder": encoder.name, "dim": encoder.dim, **encoder.provenance}
-        catalog = {"device": encoder.device.type, "items_hash": folder.catalog.content_hash, "format": _FORMAT}
-        shards = Shards(self._features / PARTIAL, encoder.modality, identity | catalog, sources, batch_size)
+        settings = {"device": encoder.device.type, "format": _FORMAT}
+        shards = Shards(self._features / PARTIAL, encoder.modality, identity | settings, sources, batch_size)
 
         def sources_sha256() -> str:
             return _sources_sha256(shards.rows, digests(root, (sources[row] or "" for row in shards.rows)))
@@ -267,14 +267,17 @@ class _Run:
     def _up_to_date(
         self, encoder: ItemEncoder, identity: dict[str, Any], sources: Callable[[], str] | None = None
     ) -> ModalitySummary | None:
-        """Return the summary of the features that are there, if they are what would be made again."""
+        """Return the summary of the features that are there, if they are what would be made again.
+
+        Rows are made of their item's source alone where there is one, so that new ids or titles change nothing there.
+        """
         entry = read_manifest(self._features).get(encoder.modality, {})
         provenance = entry.get("provenance", {})
         volatile = encoder.volatile if isinstance(encoder, BatchEncoder) else ()
         path = features_path(self._features, encoder.modality)
         if (
             any(provenance.get(key) != value for key, value in _as_json(identity).items() if key not in volatile)
-            or entry.get("items_hash") != self.folder.catalog.content_hash
+            or entry.get("num_items") != len(self.folder.catalog)
             or entry.get("file") != path.name
             or not path.is_file()
             or entry.get("sha256") != sha256(path)
@@ -283,6 +286,8 @@ class _Run:
             return None
         reports = tuple(Report(**{**report, "first": tuple(report["first"])}) for report in provenance["reports"])
         self._refuse(encoder.modality, reports)
+        if entry.get("items_hash") != self.folder.catalog.content_hash:
+            renew_items_hash(self._features, encoder.modality, self.folder.catalog.content_hash)
         return ModalitySummary(
             encoder.modality,
             encoder.name,

@@ -16,7 +16,7 @@ import torch
 from ..errors import BundleMLLMError
 
 if TYPE_CHECKING:
-    from transformers import ClapFeatureExtractor, ClapModel
+    from transformers import ClapConfig, ClapFeatureExtractor, ClapModel
 
 _RENAMED = (
     (r"^logit_scale_(a|t)$", r"logit_scale_\1"),
@@ -78,7 +78,7 @@ def import_checkpoint(path: str) -> tuple[ClapModel, ClapFeatureExtractor]:
                 "RoBERTa as laion-clap writes it; take one of those, or a ClapModel folder (clap:PATH)."
             )
     model.load_state_dict({**state, **renamed})
-    return model.eval(), _extractor(source, config.audio_config.enable_fusion, path)
+    return model.eval(), _extractor(source, _is_fused(renamed), path)
 
 
 def _read(path: str) -> dict[str, torch.Tensor]:
@@ -94,7 +94,7 @@ def _read(path: str) -> dict[str, torch.Tensor]:
     except Exception as error:  # a damaged pickle can fail in any way
         raise BundleMLLMError(
             f"{path} cannot be read as tensors alone ({type(error).__name__}), so it is damaged or would run code: "
-            "download it again."
+            "download it again, or, if you trust it, save what it holds under `state_dict` anew with torch.save."
         ) from error
     found = found.get("state_dict", found) if isinstance(found, dict) else found
     if not isinstance(found, dict) or not all(isinstance(value, torch.Tensor) for value in found.values()):
@@ -126,7 +126,7 @@ def _matches(name: str, patterns: tuple[str, ...]) -> bool:
     return any(re.search(pattern, name) for pattern in patterns)
 
 
-def _config(weights: dict[str, torch.Tensor], path: str):
+def _config(weights: dict[str, torch.Tensor], path: str) -> ClapConfig:
     """Tell the sizes of both towers from the shapes of their weights."""
     from transformers import ClapAudioConfig, ClapConfig, ClapTextConfig
 
@@ -142,7 +142,7 @@ def _config(weights: dict[str, torch.Tensor], path: str):
         hidden = weights[f"{audio}.norm.weight"].shape[0]
         mlp = weights[f"{audio}.layers.0.blocks.0.intermediate.dense.weight"].shape[0]
         joint = weights["audio_projection.linear2.weight"].shape[0]
-        fused = f"{audio}.patch_embed.mel_conv2d.weight" in weights
+        fused = _is_fused(weights)
         words, text_width = weights[f"{text}.embeddings.word_embeddings.weight"].shape
         audio_config = ClapAudioConfig(
             window_size=window,
@@ -174,6 +174,10 @@ def _config(weights: dict[str, torch.Tensor], path: str):
             "one of those, or a ClapModel folder (clap:PATH)."
         ) from error
     return ClapConfig(audio_config=audio_config.to_dict(), text_config=text_config.to_dict(), projection_dim=joint)
+
+
+def _is_fused(weights: dict[str, torch.Tensor]) -> bool:
+    return "audio_model.audio_encoder.patch_embed.mel_conv2d.weight" in weights
 
 
 def _count(weights: dict[str, torch.Tensor], pattern: str) -> int:

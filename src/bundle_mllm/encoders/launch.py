@@ -61,8 +61,7 @@ class Launch:
                 f"{launched} processes were launched but accelerate sees {state.num_processes}, so each would do all "
                 "the work: launch as many as there are GPUs, or all on the CPU (device cpu)."
             )
-        chosen = state.device if device is None else choose_device(device)
-        return cls(chosen, state.process_index, state.num_processes, state)
+        return cls(choose_device(device or state.device), state.process_index, state.num_processes, state)
 
     @property
     def is_main(self) -> bool:

@@ -18,6 +18,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     from PIL import Image
+    from PIL.ImageFile import ImageFile
     from soundfile import SoundFile
 
 MAX_PIXELS = 64_000_000
@@ -110,7 +111,7 @@ def _formats() -> tuple[str, ...]:
     return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
-def _picture_note(image: Image.Image) -> str | None:
+def _picture_note(image: ImageFile) -> str | None:
     notes = []
     if _is_animated(image):
         notes.append("several frames, the first taken")
@@ -128,7 +129,7 @@ def _is_animated(image: Image.Image) -> bool:
         return True
 
 
-def _is_deep(image: Image.Image) -> bool:
+def _is_deep(image: ImageFile) -> bool:
     """Tell whether a channel has more than 8 bits; Pillow cuts RGB down itself, which only its raw mode tells."""
     return image.mode in ("I", "F") or image.mode.startswith("I;16") or ";16" in repr(image.tile)
 

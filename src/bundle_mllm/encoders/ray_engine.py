@@ -107,8 +107,8 @@ def encode_on_ray(
 
 def _import_ray() -> Any:
     try:
-        import ray
-        import ray.data
+        import ray  # pyright: ignore[reportMissingImports]
+        import ray.data  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise BundleMLLMError('engine="ray" needs Ray: pip install "bundle-mllm[ray]".') from error
     return ray

@@ -112,7 +112,7 @@ def truncated_svd(matrix: sparse.csr_array, dim: int) -> tuple[np.ndarray, np.nd
     Returns:
         Values `[kept]`, falling, and vectors `[kept, columns]`.
     """
-    smaller = min(matrix.shape)
+    smaller = min(matrix.shape)  # pyright: ignore[reportArgumentType]  # two dimensions
     kept = min(dim, smaller)
     if smaller <= 2 * dim + 1:  # svds finds a small part of all vectors; here numpy is as fast.
         _, values, vectors = np.linalg.svd(matrix.toarray(), full_matrices=False)

@@ -5,6 +5,7 @@ It must not know titles, categories or anything about an item but its picture.
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -94,7 +95,7 @@ class OpenClipEncoder(PretrainedEncoder):
 
 def _import_open_clip(what: str) -> Any:
     try:
-        import open_clip
+        import open_clip  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise BundleMLLMError(f'{what} needs open_clip: pip install "bundle-mllm[encoders]".') from error
     return open_clip
@@ -158,7 +159,9 @@ class VisionTowerEncoder(PretrainedEncoder):
         self.dim = tower_config.projection_dim if self._output == "image_embeds" else tower_config.hidden_size
         self._reader = TransformersReader(processor)
         self.name = f"transformers:{source_name(model)}"
-        self.describe_model(model, {"pictures": PICTURE_POLICY, **processor.to_dict()}, "transformers")
+        self.describe_model(
+            model, {"pictures": PICTURE_POLICY, **json.loads(processor.to_json_string())}, "transformers"
+        )
 
     @property
     def reader(self) -> TransformersReader:

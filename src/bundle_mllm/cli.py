@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -81,20 +81,14 @@ def questions(
     from bundle_mllm.data.manifest import write_manifest
 
     folder = DatasetFolder.open(data)
+    made_by: dict[str, Any] = {"num_candidates": num_candidates, "negatives": negatives, "seed": seed}
     if num_questions is None:
-        made = make_questions(
-            folder.bundles[split],
-            folder.catalog,
-            folder.bundles,
-            num_candidates=num_candidates,
-            negatives=negatives,
-            partial=partial,
-            questions_per_bundle=questions_per_bundle,
-            seed=seed,
-        )
+        made_by |= {"partial": partial, "questions_per_bundle": questions_per_bundle}
+        made = make_questions(folder.bundles[split], folder.catalog, folder.bundles, **made_by)
     elif split != "train":
         raise BundleMLLMError(f"--num-questions samples training questions, not of {split}: add --split train.")
     else:
+        made_by |= {"num_questions": num_questions}
         made = sample_training_questions(
             folder.bundles.train,
             folder.catalog,
@@ -107,9 +101,7 @@ def questions(
         raise BundleMLLMError(f"{data} has no {split} bundle of two items: there is nothing to ask.")
     if format == "questions":
         save_questions(output, made)
-        settings = {"split": split, "num_candidates": num_candidates, "negatives": negatives, "partial": partial}
-        sampled = {"questions_per_bundle": questions_per_bundle, "num_questions": num_questions, "seed": seed}
-        write_manifest(output, settings | sampled)
+        write_manifest(output, {"split": split, **made_by})
     else:
         from bundle_mllm.folder import load_processor
         from bundle_mllm.training.dataset import prompt_completion_dataset

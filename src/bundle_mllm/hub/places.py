@@ -5,7 +5,6 @@ Knows nothing about models, data sets or the Hub.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import tempfile
@@ -13,8 +12,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
+
 from bundle_mllm.data.tables import SUFFIXES, iter_records
 from bundle_mllm.errors import BundleMLLMError
+from bundle_mllm.hub.repository import parse_json
 
 _PATH_FIELDS = {"data", "output_dir", "path", "model"}
 _NAME_FIELDS = {"name_or_path", "_name_or_path", "base_model_name_or_path"}
@@ -106,23 +108,16 @@ def _texts_of(path: Path) -> Iterator[tuple[str, str, str]]:
             for field, text in _strings(record):
                 yield f", row {number}{named}, column {field!r},", field, text
     elif path.suffix == ".json":
-        for field, text in _strings(_read(path)):
+        for field, text in _strings(parse_json(path)):
             yield f", field {field!r},", field, text
     elif path.suffix == ".safetensors":
-        with open(path, "rb") as file:
-            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        for field, text in _strings(header.get("__metadata__") or {}):
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+        for field, text in _strings(metadata):
             yield f", metadata {field!r} (save the file again without),", field, text
     elif path.suffix in _TEXTS:
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
             yield f", line {number},", "", line
-
-
-def _read(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise BundleMLLMError(f"{path} is not JSON ({error}): write or copy it again.") from error
 
 
 def _strings(value: Any, field: str = "") -> Iterator[tuple[str, str]]:

@@ -111,18 +111,27 @@ def write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
+def parse_json(path: Path) -> Any:
+    """Read a JSON file.
 
     Raises:
-        BundleMLLMError: The file is missing or holds something else.
+        BundleMLLMError: The file is missing or damaged.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise BundleMLLMError(f"{path} cannot be read ({error.strerror}): check the path.") from error
     except ValueError as error:
         raise BundleMLLMError(f"{path} is not JSON ({error}): write or copy it again.") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        BundleMLLMError: The file is missing, damaged or holds something else.
+    """
+    value = parse_json(path)
     if not isinstance(value, dict):
         raise BundleMLLMError(f"{path} holds a {type(value).__name__} where an object was expected: check the path.")
     return value

@@ -93,14 +93,12 @@ class BundleCompletionPipeline(Pipeline):
         asked = self._asked(question)
         self.processor.read_question(asked)
         self.processor.render({**asked, "candidates": asked["candidates"][: self.processor.max_options]})
-        return {"questions": question}
+        return {"questions": asked}
 
     def _forward(self, inputs: dict[str, Any], group_size: int | None = None) -> dict[str, Any]:
         limit = self.processor.max_options
         group_size = group_size or min(GROUP_SIZE, limit)
-        questions = inputs["questions"]
-        questions = questions if isinstance(questions, list) else [questions]
-        asked = [self._asked(question) for question in questions]
+        asked = inputs["questions"] if isinstance(inputs["questions"], list) else [inputs["questions"]]
         scores: dict[int, list[float]] = {}
         short = [i for i, question in enumerate(asked) if len(question["candidates"]) <= limit]
         if short:
@@ -120,7 +118,7 @@ class BundleCompletionPipeline(Pipeline):
         ranked = rank_in_groups(ask, [len(asked[i]["candidates"]) for i in long], group_size=group_size)
         for i, log_probabilities in zip(long, ranked, strict=True):
             scores[i] = torch.tensor(log_probabilities).exp().tolist()
-        return {"scores": [scores[i] for i in range(len(asked))], "questions": questions}
+        return {"scores": [scores[i] for i in range(len(asked))], "questions": asked}
 
     def _option_logits(self, questions: list[dict]) -> list[torch.Tensor]:
         """Return the logits [K] of each of a few questions of up to 26 candidates."""
@@ -138,7 +136,7 @@ class BundleCompletionPipeline(Pipeline):
         question, scores = outputs["questions"], outputs["scores"]
         if isinstance(question, list):
             question, scores = question[0], scores[0]
-        candidates = self._asked(question)["candidates"]
+        candidates = question["candidates"]
         long = len(candidates) > MAX_OPTIONS
         letters = [None] * len(candidates) if long else self.processor.answer_letters(len(candidates))
         best = sorted(range(len(candidates)), key=lambda i: -scores[i])[:top_k]

@@ -54,6 +54,17 @@ def test_sounds_are_encoded_where_items_name_them(folder):
     assert (summary.dim, summary.num_present, summary.reports) == (128, 1, ())
 
 
+def test_a_changed_bundle_is_noticed_where_each_split_has_its_table(folder):
+    def encode(items):
+        write_records(folder / "bundles" / "train.jsonl", [{"bundle_id": "b", "items": items, "split": "train"}])
+        return encode_folder(folder, relational="bundle_item:svd")["bundle_item"]
+
+    (folder / "bundles.jsonl").unlink()
+    assert encode(["0", "1"]).num_present == 2
+    assert encode(["0", "1"]).up_to_date
+    assert encode(["0", "1", "2"]).num_present == 3
+
+
 def test_encoding_twice_gives_the_same_bytes(folder):
     def digests():
         return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in (folder / "features").iterdir()}

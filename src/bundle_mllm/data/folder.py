@@ -79,10 +79,12 @@ class DatasetFolder:
             return None
         return FeatureStore.open(folder, len(self.catalog), modalities, items_hash=self.catalog.content_hash)
 
+    def tables(self) -> list[Path]:
+        """Return the files of items and bundles; the bundles may be one table per split."""
+        items = find_table(self.path, "items")
+        return [*([] if items is None else [items]), *(path for path, _ in find_bundles(self.path))]
+
     def input_hashes(self) -> dict[str, str]:
         """Return the SHA-256 of each file a training run reads: items, bundles, feature matrices."""
-        items = find_table(self.path, "items")
-        tables = [] if items is None else [items]
-        tables += [path for path, _ in find_bundles(self.path)]
         features = sorted((self.path / "features").glob("[!.]*.safetensors"))
-        return {path.relative_to(self.path).as_posix(): sha256(path) for path in (*tables, *features)}
+        return {path.relative_to(self.path).as_posix(): sha256(path) for path in (*self.tables(), *features)}

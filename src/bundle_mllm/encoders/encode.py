@@ -376,10 +376,9 @@ def _sources_sha256(rows: Sequence[int], found: bytes) -> str:
 
 def _tables_sha256(folder: DatasetFolder) -> str:
     """Return SHA-256 over all tables of a folder: what an encoder may see that looks at all items together."""
-    digest = hashlib.sha256()
-    for stem in ("items", "bundles", "interactions"):
-        path = find_table(folder.path, stem)
-        digest.update(f"{stem} {sha256(path) if path else None}\n".encode())
+    digest, log = hashlib.sha256(), find_table(folder.path, "interactions")
+    for path in (*folder.tables(), *([] if log is None else [log])):
+        digest.update(f"{path.relative_to(folder.path).as_posix()} {sha256(path)}\n".encode())
     return digest.hexdigest()
 
 

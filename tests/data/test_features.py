@@ -141,7 +141,7 @@ def test_two_files_of_one_modality_are_refused(tmp_path):
         ({"features": FEATURES.flatten()}, r"shape \[12\]: they need two"),
         ({"features": torch.tensor(1.0)}, r"shape \[\]: they need two"),
         ({"features": torch.ones(4, 0)}, r"shape \[4, 0\]: they need two"),
-        ({"features": torch.ones(4, 2, dtype=torch.int64)}, "are torch.int64: convert them to float16 or float32"),
+        ({"features": torch.ones(4, 2, dtype=torch.int64)}, "are I64: convert them to float16 or float32"),
         ({"features": FEATURES, "present": torch.ones(3, dtype=torch.uint8)}, r"shape \[3\] for 4 rows"),
         ({"features": FEATURES, "present": torch.full((4,), 255, dtype=torch.uint8)}, "other values than 0 and 1"),
     ],

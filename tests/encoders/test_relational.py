@@ -84,7 +84,7 @@ def test_items_that_no_user_meets_are_absent(tmp_path):
 def test_no_training_bundle_makes_every_item_absent(tmp_path):
     encoded = BundleItemSVD(dim=4).encode(folder_of(tmp_path, [bundle("a", ["0", "1"], "test")]))
     assert not encoded.present.any()
-    assert encoded.features.shape == (6, 4)
+    assert encoded.features.shape == (6, 5)
 
 
 def test_a_folder_without_a_user_log_says_what_to_add(tmp_path):

@@ -131,7 +131,7 @@ def test_where_bundles_are_pure_noise_only_features_that_know_them_answer():
     assert cross_fitted < 0.15  # chance is .1, its standard error .015
 
 
-@pytest.mark.parametrize("encoder", [BundleItemSVD(8, num_folds=3), BundleItemLightGCN(LightGCN(8, steps=3), 3)])
+@pytest.mark.parametrize("encoder", [BundleItemSVD(9, num_folds=3), BundleItemLightGCN(LightGCN(8, steps=3), 3)])
 def test_encoders_make_versions_that_are_saved_and_loaded(tmp_path, encoder):
     folder = folder_of(tmp_path, random_bundles())
     encoded = write(folder, encoder)
@@ -149,6 +149,7 @@ def test_encoders_make_versions_that_are_saved_and_loaded(tmp_path, encoder):
         == assign_folds({b.bundle_id: b.items for b in folder.bundles.train}, 3, seed=0)
     )
     assert folder.features().modalities == {"bundle_item": 9}  # the versions are no modality
+    assert "features/cross_fitted/bundle_item.safetensors" in folder.input_hashes()
 
 
 def test_making_versions_twice_gives_the_same_bytes(tmp_path):
@@ -160,7 +161,7 @@ def test_making_versions_twice_gives_the_same_bytes(tmp_path):
 
 def test_popularity_and_presence_of_a_version_are_counted_without_its_fold(tmp_path):
     bundles = [[0, 1], [0, 2], [0, 3], [4, 5]]
-    folder, encoder = folder_of(tmp_path, bundles), BundleItemSVD(2, num_folds=4)
+    folder, encoder = folder_of(tmp_path, bundles), BundleItemSVD(3, num_folds=4)
     encoded = write(folder, encoder)
     versions = encoder.cross_fit(folder, encoded.features)
     fold = versions.fold_of_bundle["b3"]
@@ -203,3 +204,10 @@ def test_versions_of_other_bundles_are_refused(tmp_path):
 def test_a_handful_of_bundles_has_no_versions(tmp_path):
     folder, encoder = folder_of(tmp_path, [[0, 1], [1, 2]]), BundleItemSVD(2, num_folds=3)
     assert encoder.cross_fit(folder, encoder.encode(folder).features) is None
+
+
+def test_bundles_that_are_all_near_duplicates_leave_nothing_to_fit(tmp_path):
+    folder, encoder = folder_of(tmp_path, [[0, 1, 2]] * 4), BundleItemSVD(3, num_folds=2)
+    versions = encoder.cross_fit(folder, encoder.encode(folder).features)
+    assert versions.num_folds == 1
+    assert not versions.present.any()

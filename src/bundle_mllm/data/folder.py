@@ -80,7 +80,8 @@ class DatasetFolder:
         return FeatureStore.open(folder, len(self.catalog), modalities, items_hash=self.catalog.content_hash)
 
     def input_hashes(self) -> dict[str, str]:
-        """Return the SHA-256 of each file a training run reads: items, bundles, feature matrices."""
+        """Return the SHA-256 of each file a training run reads: items, bundles, features, cross-fitted versions."""
         tables = [path for stem in ("items", "bundles") if (path := find_table(self.path, stem)) is not None]
-        features = sorted((self.path / "features").glob("[!.]*.safetensors"))
+        folders = (self.path / "features", self.path / "features" / "cross_fitted")
+        features = [path for folder in folders for path in sorted(folder.glob("[!.]*.safetensors"))]
         return {path.relative_to(self.path).as_posix(): sha256(path) for path in (*tables, *features)}

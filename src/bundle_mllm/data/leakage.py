@@ -327,12 +327,16 @@ def _matrix(log: Interactions, num_items: int) -> sparse.csc_array:
 
 
 def _shared_users_scorer(users: sparse.csc_array) -> Scorer:
-    """Score a candidate by the users it shares with the partial bundle, over the root of its users."""
+    """Score a candidate by its users: each counts with its items in the partial bundle, squared.
+
+    Users of many items and candidates of many users count less, by the root of these numbers.
+    """
+    activity = np.sqrt(np.maximum(users.sum(axis=1), 1))
     degree = np.sqrt(np.maximum(np.diff(users.indptr), 1))
 
     def score(partial: list[int], candidates: list[int]) -> np.ndarray:
-        overlap = np.asarray(users[:, partial].sum(axis=1)).ravel()  # [num_users]
-        return (users[:, candidates].T @ overlap) / degree[candidates]
+        overlap = users[:, partial].sum(axis=1)  # [num_users]
+        return (users[:, candidates].T @ (overlap**2 / activity)) / degree[candidates]
 
     return score
 

@@ -96,6 +96,7 @@ def cross_fit(
 
 def edges(groups: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """Return the group and the item of each edge, given the items of each group: `[num_edges]` twice."""
-    numbers = np.repeat(np.arange(len(groups)), [len(rows) for rows in groups])
+    sizes = np.fromiter(map(len, groups), dtype=np.int64, count=len(groups))
+    numbers = np.repeat(np.arange(len(groups)), sizes)
     items = np.concatenate([np.empty(0, dtype=np.int64), *groups]).astype(np.int64)
     return numbers, items

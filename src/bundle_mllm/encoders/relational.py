@@ -54,7 +54,11 @@ class TruncatedSVD:
         dim: Length of a vector; columns beyond the rank of the graph are zero.
     """
 
-    dim: int = 64
+    dim: int = 63  # one less than the vectors that are stored: beside it stands the popularity
+
+    def __post_init__(self) -> None:
+        if self.dim < 1:
+            raise BundleMLLMError(f"A truncated SVD of {self.dim} columns says nothing: choose 1 or more.")
 
     @property
     def name(self) -> str:
@@ -67,7 +71,7 @@ class TruncatedSVD:
         """Factor a graph."""
         features = item_svd(groups, items, num_items, self.dim)
         if progress is not None:
-            progress(1, 1)
+            progress(num_items, num_items)
         return features
 
 
@@ -94,7 +98,7 @@ class UserItemEncoder:
                 'add interactions.csv (user_id, item_id), or leave "user_item" out.'
             )
         num_items = len(folder.catalog)
-        factors = self.method.fit(log.user_index, log.rows, num_items, progress)
+        factors = self.method.fit(log.user_index, log.rows, num_items, _in_items(progress, num_items))
         return _with_popularity(factors, np.bincount(log.rows, minlength=num_items))
 
 
@@ -121,7 +125,7 @@ class BundleItemEncoder:
     def encode(self, folder: DatasetFolder, progress: Progress | None = None) -> Encoded:
         """Encode the training bundles of a folder."""
         rows, num_items = _rows_of_bundles(folder), len(folder.catalog)
-        factors = self.method.fit(*edges(rows), num_items, progress)
+        factors = self.method.fit(*edges(rows), num_items, _in_items(progress, num_items))
         return _with_popularity(factors, _counts(rows, num_items))
 
     def cross_fit(
@@ -158,10 +162,10 @@ class BundleItemEncoder:
 
 
 class UserItemSVD(UserItemEncoder):
-    """[`UserItemEncoder`] by truncated SVD."""
+    """[`UserItemEncoder`] by truncated SVD; its vectors are `dim` long, the popularity included."""
 
     def __init__(self, dim: int = 64):
-        super().__init__(TruncatedSVD(dim))
+        super().__init__(TruncatedSVD(dim - 1))
 
 
 class UserItemLightGCN(UserItemEncoder):
@@ -172,10 +176,10 @@ class UserItemLightGCN(UserItemEncoder):
 
 
 class BundleItemSVD(BundleItemEncoder):
-    """[`BundleItemEncoder`] by truncated SVD."""
+    """[`BundleItemEncoder`] by truncated SVD; its vectors are `dim` long, the popularity included."""
 
     def __init__(self, dim: int = 64, num_folds: int = NUM_FOLDS):
-        super().__init__(TruncatedSVD(dim), num_folds)
+        super().__init__(TruncatedSVD(dim - 1), num_folds)
 
 
 class BundleItemLightGCN(BundleItemEncoder):
@@ -187,6 +191,11 @@ class BundleItemLightGCN(BundleItemEncoder):
 
 def _rows_of_bundles(folder: DatasetFolder) -> list[np.ndarray]:
     return [np.array(folder.catalog.rows(bundle.items)) for bundle in folder.bundles.train]
+
+
+def _in_items(progress: Progress | None, num_items: int) -> Progress | None:
+    """Report steps of a method as items, which is what users of an encoder expect."""
+    return None if progress is None else lambda done, total: progress(num_items * done // total, num_items)
 
 
 def _counts(groups: Sequence[np.ndarray], num_items: int) -> np.ndarray:
@@ -203,11 +212,12 @@ def _with_popularity(factors: np.ndarray, counts: np.ndarray) -> Encoded:
 
 
 def item_svd(groups: np.ndarray, items: np.ndarray, num_items: int, dim: int) -> np.ndarray:
-    """Factor the symmetrically normalized incidence matrix of groups (users or bundles) and items.
+    """Factor the normalized incidence matrix of groups (users or bundles) and items.
 
-    With edges R, the matrix is D_g^(-1/2) R D_i^(-1/2) = U S V'; an item's vector is its row of sqrt(num_items) V S,
-    so that a column's root mean square is its singular value (at most 1). Signs are fixed: in each column, the entry
-    of largest size is positive. Ours; the normalization is that of LightGCN (He et al., 2020).
+    With edges R, the matrix is D_g^(-1/2) R D_i^(-1/4) = U S V'; an item's vector is its row of sqrt(num_items) V S,
+    over the largest singular value. The power of the items' degrees is ours: with -1/2, as in LightGCN, the first
+    columns are small groups that share no item with others, and on real bundles more questions stay unanswered.
+    Signs are fixed: in each column, the entry of largest size is positive.
 
     Args:
         groups: `[num_edges]` number of the user or bundle, from 0.
@@ -224,10 +234,10 @@ def item_svd(groups: np.ndarray, items: np.ndarray, num_items: int, dim: int) ->
     num_groups = int(groups.max()) + 1
     edges = sparse.csr_array((np.ones(groups.size), (groups, items)), shape=(num_groups, num_items))
     edges.data[:] = 1.0  # csr_array adds repeated pairs up; here they count once.
-    by_group, by_item = (sparse.diags_array(_inverse_root(edges.sum(axis=axis))) for axis in (1, 0))
-    matrix = sparse.csr_array(by_group @ edges @ by_item)
-    values, vectors = truncated_svd(matrix, dim)
-    features[:, : len(values)] = np.sqrt(num_items) * (vectors * values[:, None]).T
+    of_group, of_item = (np.maximum(edges.sum(axis=axis), 1) for axis in (1, 0))
+    by_group, by_item = sparse.diags_array(of_group**-0.5), sparse.diags_array(of_item**-0.25)
+    values, vectors = truncated_svd(sparse.csr_array(by_group @ edges @ by_item), dim)
+    features[:, : len(values)] = np.sqrt(num_items) * (vectors * (values / values[0])[:, None]).T
     return features
 
 
@@ -257,7 +267,3 @@ def truncated_svd(matrix: sparse.csr_array, dim: int) -> tuple[np.ndarray, np.nd
     values, vectors = values[:kept], vectors[:kept]
     signs = np.sign(vectors[np.arange(kept), np.abs(vectors).argmax(axis=1)])
     return values, vectors * signs[:, None]
-
-
-def _inverse_root(degrees: np.ndarray) -> np.ndarray:
-    return np.where(degrees > 0, 1 / np.sqrt(np.maximum(degrees, 1)), 0.0)

@@ -71,9 +71,18 @@ def test_the_report_shows_each_number_and_says_what_to_do(report):
     text = str(report)
     assert text.count("<- large gap") == 2
     assert "bundle_item (cross-fitted)" in text
-    assert "warning: bundle_item alone answers" in text
-    assert len(report.warnings) == 1
+    assert report.warnings == ()  # training questions are asked with the versions
     assert report.interactions is None
+
+
+def test_features_with_a_gap_and_without_versions_are_warned_of(tmp_path):
+    folder = folder_of(tmp_path)
+    encoded = BundleItemSVD(32).encode(folder)
+    write(folder, "bundle_item", encoded.features, encoded.present)
+    (warning,) = measure_leakage(folder).warnings
+    assert warning.startswith("bundle_item alone answers")
+    assert "train on cross-fitted versions" in warning
+    assert f"warning: {warning}" in str(measure_leakage(folder))
 
 
 def test_the_seed_asks_the_same_questions(tmp_path):

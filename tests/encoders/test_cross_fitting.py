@@ -169,8 +169,8 @@ def test_popularity_and_presence_of_a_version_are_counted_without_its_fold(tmp_p
     assert versions.present[fold, :6].tolist() == [True, True, True, True, False, False]
     assert (versions.features[fold, 4:] == 0).all()
     mean = 6 / NUM_ITEMS
-    assert versions.features[fold, 0, -1].item() == pytest.approx(np.log1p(3 / mean), rel=1e-3)
-    assert encoded.features[0, -1] == pytest.approx(np.log1p(3 / (8 / NUM_ITEMS)), rel=1e-5)
+    assert versions.features[fold, 0, -1].item() == pytest.approx(np.log1p(3 / mean) / 4, rel=1e-3)
+    assert encoded.features[0, -1] == pytest.approx(np.log1p(3 / (8 / NUM_ITEMS)) / 4, rel=1e-5)
 
 
 def test_the_bundles_of_a_version_are_all_but_its_fold(tmp_path):

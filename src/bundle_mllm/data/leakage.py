@@ -143,8 +143,10 @@ class LeakageReport:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What should be mended or known, one sentence each."""
-        found = []
+        found, names = [], {evidence.name for evidence in self.evidence}
         for name in dict.fromkeys(e.name for e in self.evidence if e.is_large):
+            if _cross_fitted(name) in names:
+                continue  # training questions are asked with the versions
             worst = max((e for e in self.evidence if e.name == name), key=lambda e: e.gap)
             found.append(
                 f"{name} alone answers {worst.train.value:.0%} of training but {worst.validation.value:.0%} of "
@@ -207,9 +209,7 @@ def measure_leakage(
         if (versions := CrossFitted.load(folder, modality)) is not None:
             for negatives in _NEGATIVES:
                 train = _cross_fitted_accuracy(folder, versions, negatives, num_questions, seed)
-                evidence.append(
-                    Evidence(f"{modality} (cross-fitted)", negatives, train, answered["validation", negatives])
-                )
+                evidence.append(Evidence(_cross_fitted(modality), negatives, train, answered["validation", negatives]))
     log = folder.interactions
     if log is None or not len(log):
         return LeakageReport(tuple(evidence), None)
@@ -250,6 +250,10 @@ def check_interactions(
             "allow_leakage=True (--allow-leakage) to use it nevertheless."
         )
     return encoded
+
+
+def _cross_fitted(modality: str) -> str:
+    return f"{modality} (cross-fitted)"
 
 
 def _questions(folder: DatasetFolder, split: str, negatives: Negatives, number: int, seed: int) -> list[Question]:

@@ -40,8 +40,8 @@ class LightGCN:
     num_layers: int = 3
     steps: int = 200
     batch_size: int = 65_536
-    learning_rate: float = 0.01
-    weight_decay: float = 1e-2
+    learning_rate: float = 0.03
+    weight_decay: float = 1e-3
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -135,7 +135,7 @@ def normalized_adjacency(groups: np.ndarray, items: np.ndarray, num_groups: int,
     edges.data[:] = 1.0
     of_group, of_item = (np.maximum(edges.sum(axis=axis), 1) ** -0.5 for axis in (1, 0))
     edges = sparse.csr_array(sparse.diags_array(of_group) @ edges @ sparse.diags_array(of_item))
-    both = sparse.block_array([[None, edges], [edges.T, None]], format="csr", dtype=np.float32)
+    both = sparse.csr_array(sparse.block_array([[None, edges], [edges.T, None]]), dtype=np.float32)
     both.sort_indices()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")

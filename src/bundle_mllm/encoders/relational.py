@@ -203,8 +203,12 @@ def _counts(groups: Sequence[np.ndarray], num_items: int) -> np.ndarray:
 
 
 def _with_popularity(factors: np.ndarray, counts: np.ndarray) -> Encoded:
-    """Append log(1 + count / mean count), which no rotation may mix with the factors."""
-    popularity = np.log1p(counts / max(counts.mean(), 1e-9))
+    """Append the popularity as a column of its own, which no rotation mixes with the factors.
+
+    It is a quarter of log(1 + count / mean count): small enough to leave cosines what they were, and there for
+    whoever gives it a weight. It needs no statistics that a version fitted without a fold would have to share.
+    """
+    popularity = np.log1p(counts / max(counts.mean(), 1e-9)) / 4
     features = np.concatenate([factors, popularity[:, None].astype(factors.dtype)], axis=1)
     present = counts > 0
     features[~present] = 0.0

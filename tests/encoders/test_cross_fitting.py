@@ -211,3 +211,9 @@ def test_bundles_that_are_all_near_duplicates_leave_nothing_to_fit(tmp_path):
     versions = encoder.cross_fit(folder, encoder.encode(folder).features)
     assert versions.num_folds == 1
     assert not versions.present.any()
+
+
+def test_versions_of_features_that_were_never_written_are_refused(tmp_path):
+    folder, encoder = folder_of(tmp_path, random_bundles()), BundleItemSVD(8, num_folds=3)
+    with pytest.raises(BundleMLLMError, match="write the features first"):
+        encoder.cross_fit(folder, encoder.encode(folder).features).save(folder)

@@ -88,8 +88,16 @@ class CrossFitted:
 
         Returns:
             The path of the file written, `features/cross_fitted/<modality>.safetensors`.
+
+        Raises:
+            BundleMLLMError: If the folder's manifest has no features of this modality.
         """
         features_folder = folder.path / "features"
+        if not _identity(features_folder, self.modality):
+            raise BundleMLLMError(
+                f"{features_folder} has no {self.modality!r} features in its manifest, so versions would belong "
+                "to nothing: write the features first (write_modality)."
+            )
         path = _path(features_folder, self.modality)
         tensors = {
             "features": self.features.contiguous(),
@@ -115,9 +123,10 @@ def is_current(features_folder: str | os.PathLike, modality: str) -> bool:
         return False
     try:
         with safe_open(path, framework="pt") as file:
-            return (file.metadata() or {}).get("of") == _identity(Path(features_folder), modality)
+            made_for = (file.metadata() or {}).get("of")
     except SafetensorError as error:
         raise BundleMLLMError(f"{path} is not a safetensors file that can be read ({error}): delete it.") from error
+    return bool(made_for) and made_for == _identity(Path(features_folder), modality)
 
 
 def _identity(features_folder: Path, modality: str) -> str:

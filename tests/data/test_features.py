@@ -1,6 +1,9 @@
 import hashlib
 import json
 import math
+import os
+import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -82,6 +85,46 @@ def test_nan_elsewhere_does_not_disturb_the_rows_read(tmp_path):
             read()
 
 
+def test_gathering_again_and_again_leaves_the_file_out_of_memory(tmp_path):
+    """A memory map would have all of the file resident after a few hundred random rows."""
+    num_items, width = 40_000, 512
+    write_modality(tmp_path, "visual", torch.ones(num_items, width, dtype=torch.float16), None, {})
+    store = FeatureStore.open(tmp_path, num_items)
+    rows = torch.randint(num_items, (400, 13), generator=torch.Generator().manual_seed(0))
+    store.gather(rows[0])
+    before = resident_bytes()
+    for some in rows:
+        store.gather(some)
+    assert resident_bytes() - before < num_items * width * 2 / 10
+
+
+def resident_bytes():
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmRSS"))
+    return int(line.split()[1]) * 1024
+
+
+def test_rows_in_runs_and_alone_are_put_where_they_were_asked_for(tmp_path):
+    values = torch.arange(60, dtype=torch.bfloat16).reshape(20, 3)
+    write_modality(tmp_path, "visual", values, None, {})
+    rows = [4, 5, 6, 2, 2, 3, 19, 0, 1, 0]
+    gathered = FeatureStore.open(tmp_path, 20).gather(rows)[0]["visual"]
+    assert gathered.tolist() == values[rows].float().tolist()
+
+
+def test_a_file_cut_while_it_is_open_is_refused(tmp_path):
+    path = write_modality(tmp_path, "visual", FEATURES, PRESENT, {})
+    store = FeatureStore.open(tmp_path, 4)
+    os.truncate(path, path.stat().st_size - 8)
+    with pytest.raises(BundleMLLMError, match=r"visual\.safetensors ends before its last row"):
+        store.load()
+
+
+def test_a_store_travels_to_another_process(tmp_path):
+    write_modality(tmp_path, "visual", FEATURES, PRESENT, {})
+    store = FeatureStore.open(tmp_path, 4)
+    assert pickle.loads(pickle.dumps(store)).gather([3])[0]["visual"].tolist() == FEATURES[[3]].tolist()
+
+
 def test_opening_reads_no_features(tmp_path, monkeypatch):
     write_modality(tmp_path, "visual", FEATURES, PRESENT, {})
     monkeypatch.setattr("bundle_mllm.data.features._check_finite", lambda *_: pytest.fail("features were read"))
@@ -141,7 +184,7 @@ def test_two_files_of_one_modality_are_refused(tmp_path):
         ({"features": FEATURES.flatten()}, r"shape \[12\]: they need two"),
         ({"features": torch.tensor(1.0)}, r"shape \[\]: they need two"),
         ({"features": torch.ones(4, 0)}, r"shape \[4, 0\]: they need two"),
-        ({"features": torch.ones(4, 2, dtype=torch.int64)}, "are torch.int64: convert them to float16 or float32"),
+        ({"features": torch.ones(4, 2, dtype=torch.int64)}, "are I64: convert them to float16 or float32"),
         ({"features": FEATURES, "present": torch.ones(3, dtype=torch.uint8)}, r"shape \[3\] for 4 rows"),
         ({"features": FEATURES, "present": torch.full((4,), 255, dtype=torch.uint8)}, "other values than 0 and 1"),
     ],

@@ -215,6 +215,21 @@ def test_sampling_options_out_of_range_are_refused(catalog, splits, options, mes
         sample_training_questions(splits.train, catalog, **{**SAMPLING, **options})
 
 
+def test_with_folds_hard_negatives_are_matched_on_frequencies_outside_the_fold():
+    """Each bundle's items are in no other bundle: outside of its fold they are as rare as items that no bundle has."""
+    catalog = ItemCatalog.from_records({"item_id": n} for n in range(300))
+    bundles = tuple(Bundle(f"b{n}", tuple(str(4 * n + k) for k in range(4)), "train") for n in range(50))
+    options = {"num_questions": 300, "num_candidates": (10, 10), "hard_fraction": 1.0, "seed": 0}
+
+    def share_in_no_bundle(**folds):
+        questions = sample_training_questions(bundles, catalog, **options, **folds)
+        wrong = [int(item) for q in questions for item in q.candidates if item != q.answer]
+        return sum(item >= 200 for item in wrong) / len(wrong)
+
+    assert share_in_no_bundle() < 0.15
+    assert share_in_no_bundle(fold_of_bundle={f"b{n}": n % 2 for n in range(50)}) > 0.35
+
+
 def test_sampling_without_a_bundle_to_ask_about_is_refused(catalog):
     with pytest.raises(BundleMLLMError, match="None of the 1 training bundles has two items"):
         sample_training_questions([Bundle("b", ("i1",), "train")], catalog, **SAMPLING)

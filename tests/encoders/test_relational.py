@@ -5,7 +5,8 @@ import pytest
 
 from bundle_mllm.data import DatasetFolder, write_records
 from bundle_mllm.encoders import BundleItemSVD, UserItemSVD
-from bundle_mllm.encoders.relational import item_svd
+from bundle_mllm.encoders.lightgcn import LightGCN
+from bundle_mllm.encoders.relational import BundleItemLightGCN, UserItemLightGCN, item_svd
 from bundle_mllm.errors import BundleMLLMError
 
 
@@ -32,10 +33,10 @@ def test_products_of_vectors_equal_those_of_a_dense_factorization(num_groups, nu
     dense = np.zeros((num_groups, num_items))
     dense[groups, items] = 1
     degree_of_group, degree_of_item = dense.sum(axis=1, keepdims=True), dense.sum(axis=0, keepdims=True)
-    dense = dense / np.sqrt(np.maximum(degree_of_group, 1)) / np.sqrt(np.maximum(degree_of_item, 1))
+    dense = dense / np.maximum(degree_of_group, 1) ** 0.5 / np.maximum(degree_of_item, 1) ** 0.25
     _, values, vectors = np.linalg.svd(dense)
     kept = min(dim, num_groups, num_items)
-    expected = num_items * (vectors[:kept].T * values[:kept] ** 2) @ vectors[:kept]
+    expected = num_items * (vectors[:kept].T * (values[:kept] / values[0]) ** 2) @ vectors[:kept]
     features = item_svd(groups, items, num_items, dim)
     assert features.dtype == np.float32
     assert features.shape == (num_items, dim)
@@ -44,9 +45,10 @@ def test_products_of_vectors_equal_those_of_a_dense_factorization(num_groups, nu
 
 
 def test_two_groups_that_share_no_item_are_told_apart_by_hand():
-    # Users 0, 1 meet items 0, 1; user 2 meets item 2. Singular values 1, 1, 0: items 0 and 1 point the same way.
+    # Users 0, 1 meet items 0, 1: entries 2^(-3/4), singular value 2^(1/4), and both items point the same way. User 2
+    # meets item 2: singular value 1, or 2^(-1/4) of the largest, so the squared length of its vector is 3 / 2^(1/2).
     features = item_svd(np.array([0, 0, 1, 1, 2]), np.array([0, 1, 0, 1, 2]), 3, 3)
-    np.testing.assert_allclose(features @ features.T, [[1.5, 1.5, 0], [1.5, 1.5, 0], [0, 0, 3]], atol=1e-5)
+    np.testing.assert_allclose(features @ features.T, [[1.5, 1.5, 0], [1.5, 1.5, 0], [0, 0, 3 / 2**0.5]], atol=1e-5)
 
 
 def test_repeated_pairs_count_once_and_the_order_of_edges_does_not_count():
@@ -90,3 +92,32 @@ def test_no_training_bundle_makes_every_item_absent(tmp_path):
 def test_a_folder_without_a_user_log_says_what_to_add(tmp_path):
     with pytest.raises(BundleMLLMError, match=r"add interactions\.csv"):
         UserItemSVD().encode(folder_of(tmp_path, [bundle("a", ["0", "1"])]))
+
+
+def test_the_last_column_tells_how_many_bundles_an_item_is_in(tmp_path):
+    encoded = BundleItemSVD(dim=3).encode(folder_of(tmp_path, [bundle("a", ["0", "1"]), bundle("b", ["1", "2"])]))
+    mean = 4 / 6
+    np.testing.assert_allclose(encoded.features[:3, -1], np.log1p(np.array([1, 2, 1]) / mean) / 4, rtol=1e-6)
+
+
+def test_lightgcn_encodes_users_and_bundles(tmp_path):
+    log = [{"user_id": f"u{user}", "item_id": str(item)} for user in range(4) for item in range(user + 1)]
+    folder = folder_of(tmp_path, [bundle("a", ["0", "1"])], log)
+    method = LightGCN(dim=5, steps=2)
+    for encoder, num_present in ((UserItemLightGCN(method), 4), (BundleItemLightGCN(method), 2)):
+        seen = []
+        encoded = encoder.encode(folder, lambda *call, seen=seen: seen.append(call))
+        assert encoded.features.shape == (6, encoder.dim) == (6, 6)
+        assert encoded.present.sum() == num_present
+        assert seen == [(3, 6), (6, 6)]
+
+
+def test_settings_are_part_of_an_encoders_name():
+    names = [UserItemSVD().name, UserItemSVD(8).name, UserItemLightGCN().name, UserItemLightGCN(LightGCN(seed=1)).name]
+    names += [BundleItemSVD().name, BundleItemSVD(num_folds=3).name]
+    assert len(set(names)) == len(names)
+
+
+def test_a_width_that_leaves_no_column_to_the_factors_is_refused():
+    with pytest.raises(BundleMLLMError, match="0 columns"):
+        BundleItemSVD(dim=1)

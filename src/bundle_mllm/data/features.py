@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,16 +23,91 @@ from .files import atomic_path, sha256
 
 KNOWN_MODALITIES = ("acoustic", "bundle_item", "textual", "user_item", "visual")
 MANIFEST = "manifest.json"
-_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+FEATURES, PRESENT = "features", "present"
+_DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
+
+
+class FeatureMatrix:
+    """A matrix in a safetensors file whose rows are read from the file when they are asked for.
+
+    The rows are read and not mapped: the kernel maps up to two megabytes around a row that is touched, so that a
+    hundred random questions made a map of 2 GB resident as a whole.
+
+    Args:
+        path: The file.
+        name: The tensor in it, of two dimensions.
+    """
+
+    def __init__(self, path: Path, name: str):
+        self.path = path
+        with safe_open(path, framework="pt") as file:  # checks the header
+            view = file.get_slice(name)
+            self.shape = tuple(view.get_shape())
+        self._file = open(path, "rb", buffering=0)  # noqa: SIM115 - closed with the store
+        length = int.from_bytes(self._file.read(8), "little")
+        entry = json.loads(self._file.read(length))[name]
+        if entry["dtype"] not in _DTYPES:
+            raise BundleMLLMError(f"The {name} of {path} are {entry['dtype']}: convert them to float16 or float32.")
+        self.dtype = _DTYPES[entry["dtype"]]
+        self._start = 8 + length + entry["data_offsets"][0]
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def read(self, runs: Sequence[tuple[int, int]]) -> torch.Tensor:
+        """Read runs of rows as one new tensor `[n, width]` of the file's dtype.
+
+        Args:
+            runs: First row and number of rows of each run, all below `len(self)`.
+
+        Raises:
+            BundleMLLMError: If the file has been cut since it was opened.
+        """
+        width, total = self.shape[1], sum(number for _, number in runs)
+        if not total:
+            return torch.empty(0, width, dtype=self.dtype)
+        size = width * self.dtype.itemsize
+        buffer = np.empty(total * size, dtype=np.uint8)
+        target, place, start = memoryview(buffer), 0, self._start
+        for first, number in runs:
+            end = place + number * size
+            self._fill(target[place:end], start + first * size)
+            place = end
+        return torch.from_numpy(buffer).view(self.dtype).view(total, width)
+
+    def _fill(self, target: memoryview, offset: int) -> None:
+        while (left := len(target)) > 0:
+            if sys.platform == "win32":
+                self._file.seek(offset)
+                number = self._file.readinto(target)
+            else:
+                number = os.preadv(self._file.fileno(), [target], offset)  # safe in threads and forked processes
+            if number == left:
+                return
+            if not number:
+                raise BundleMLLMError(f"{self.path} ends before its last row: encode this modality again.")
+            target, offset = target[number:], offset + number
+
+    def __reduce__(self) -> tuple[type, tuple[Path, str]]:
+        return type(self), (self.path, FEATURES)
+
+
+def _runs(rows: np.ndarray) -> list[tuple[int, int]]:
+    """Return the first row and the length of each run of consecutive rows."""
+    if not len(rows):
+        return []
+    starts = np.flatnonzero(np.diff(rows, prepend=rows[0] - 2) != 1)
+    lengths = np.diff(starts, append=len(rows))
+    return list(zip(rows[starts].tolist(), lengths.tolist(), strict=True))
 
 
 class FeatureStore:
-    """Memory-mapped features of all items, one matrix per modality; a row is read when it is asked for.
+    """Features of all items on disk, one matrix per modality; a row is read when it is asked for.
 
     Open one with [`~FeatureStore.open`].
     """
 
-    def __init__(self, num_items: int, features: Mapping[str, torch.Tensor], present: Mapping[str, torch.Tensor]):
+    def __init__(self, num_items: int, features: Mapping[str, FeatureMatrix], present: Mapping[str, torch.Tensor]):
         self.num_items = num_items
         self._features = dict(sorted(features.items()))
         self._present = dict(sorted(present.items()))
@@ -45,7 +121,7 @@ class FeatureStore:
         *,
         items_hash: str | None = None,
     ) -> FeatureStore:
-        """Map the files of a folder; this reads their headers and presence masks, not the features.
+        """Open the files of a folder; this reads their headers and presence masks, not the features.
 
         Args:
             folder: A folder of `*.safetensors` files, each with `features` `[num_items, dim]` (floating point) and,
@@ -83,7 +159,7 @@ class FeatureStore:
                     f"{items_hash[:12]}…), so its rows may belong to other items: encode {modality!r} again "
                     "(bundle-mllm encode), or restore the items file."
                 )
-            features[modality], present[modality] = _map_file(path, num_items)
+            features[modality], present[modality] = _open_file(path, num_items)
         return cls(num_items, features, present)
 
     @property
@@ -115,16 +191,18 @@ class FeatureStore:
 
     def load(self) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
         """Read the features of all items; returns and errors are those of [`~FeatureStore.gather`]."""
-        return self._read(slice(None))
+        return self._read(torch.arange(self.num_items))
 
-    def _read(self, index: torch.Tensor | slice) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    def _read(self, index: torch.Tensor) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        runs = _runs(index.numpy())
         features, present = {}, {}
-        for modality in self._features:
-            present[modality] = self._present[modality][index].clone()  # [n]
-            values = self._features[modality][index].to(torch.float32, copy=True)  # [n, dim]
-            values[~present[modality]] = 0.0
+        for modality, matrix in self._features.items():
+            mask = self._present[modality][index]  # [n]
+            values = matrix.read(runs).to(torch.float32)  # [n, dim]
+            if not mask.all():
+                values[~mask] = 0.0
             _check_finite(modality, values, index)
-            features[modality] = values
+            features[modality], present[modality] = values, mask
         return features, present
 
     def __repr__(self) -> str:
@@ -167,7 +245,7 @@ def write_modality(
     dtype = torch.float32 if features.dtype == torch.float64 else features.dtype
     features = features.to(dtype, copy=True).contiguous()  # [num_items, dim]
     features[~present] = 0.0
-    _check_finite(name, features, slice(None))
+    _check_finite(name, features, torch.arange(len(features)))
 
     manifest = read_manifest(folder)
     entry = {
@@ -182,7 +260,7 @@ def write_modality(
     with atomic_path(path) as temporary:
         temporary.touch()
         mode = temporary.stat().st_mode
-        save_file({"features": features, "present": present.to(torch.uint8)}, temporary)
+        save_file({FEATURES: features, PRESENT: present.to(torch.uint8)}, temporary)
         temporary.chmod(mode)  # save_file leaves a file that only its owner can read
         entry["sha256"] = sha256(temporary)
     _write_manifest(folder, {**manifest, _modality_of(name): entry})
@@ -251,22 +329,23 @@ def _find_files(folder: Path) -> dict[str, Path]:
     return files
 
 
-def _map_file(path: Path, num_items: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _open_file(path: Path, num_items: int) -> tuple[FeatureMatrix, torch.Tensor]:
     """Return features `[num_items, dim]`, still on disk, and the presence mask `[num_items]` (bool)."""
     try:
         with safe_open(path, framework="pt") as file:
             found = sorted(file.keys())
-            tensors = {name: file.get_tensor(name) for name in found if name in ("features", "present")}
+            present = file.get_tensor(PRESENT) if PRESENT in found else None
+        if FEATURES not in found:
+            raise BundleMLLMError(
+                f"{path} has no tensor `features` (it has {', '.join(found)}): rename the matrix to `features`."
+            )
+        features = FeatureMatrix(path, FEATURES)
     except SafetensorError as error:
         raise BundleMLLMError(
             f"{path} is not a safetensors file that can be read ({error}): write it again."
         ) from error
-    if "features" not in tensors:
-        raise BundleMLLMError(
-            f"{path} has no tensor `features` (it has {', '.join(found)}): rename the matrix to `features`."
-        )
-    features = tensors["features"]
-    present = tensors.get("present", torch.ones(len(features) if features.ndim else 0, dtype=torch.uint8))
+    if present is None:
+        present = torch.ones(features.shape[:1], dtype=torch.uint8)
     _check_shapes(str(path), features, present)
     if len(features) != num_items:
         raise BundleMLLMError(
@@ -276,14 +355,14 @@ def _map_file(path: Path, num_items: int) -> tuple[torch.Tensor, torch.Tensor]:
     return features, present.bool()
 
 
-def _check_shapes(what: str, features: torch.Tensor, present: torch.Tensor) -> None:
-    if features.ndim != 2 or 0 in features.shape:
+def _check_shapes(what: str, features: torch.Tensor | FeatureMatrix, present: torch.Tensor) -> None:
+    if len(features.shape) != 2 or 0 in features.shape:
         raise BundleMLLMError(
             f"The features of {what} have the shape {list(features.shape)}: they need two, [num_items, dim]."
         )
-    if features.dtype not in _DTYPES:
+    if features.dtype not in _DTYPES.values():
         raise BundleMLLMError(f"The features of {what} are {features.dtype}: convert them to float16 or float32.")
-    if present.shape != features.shape[:1]:
+    if tuple(present.shape) != tuple(features.shape[:1]):
         raise BundleMLLMError(
             f"The presence mask of {what} has the shape {list(present.shape)} for {len(features)} rows: "
             f"it needs [{len(features)}], one 0 or 1 per item."
@@ -292,10 +371,10 @@ def _check_shapes(what: str, features: torch.Tensor, present: torch.Tensor) -> N
         raise BundleMLLMError(f"The presence mask of {what} holds other values than 0 and 1: 1 means present.")
 
 
-def _check_finite(modality: str, values: torch.Tensor, index: torch.Tensor | slice) -> None:
+def _check_finite(modality: str, values: torch.Tensor, index: torch.Tensor) -> None:
     bad = ~values.isfinite().all(dim=1)  # [n]
     if bad.any():
-        rows = bad.nonzero()[:, 0] if isinstance(index, slice) else index[bad]
+        rows = index[bad]
         named = ", ".join(map(str, rows[:3].tolist())) + (", …" if len(rows) > 3 else "")
         raise BundleMLLMError(
             f"Modality {modality!r} holds NaN or infinity in {len(rows)} present row(s) ({named}), which would spoil "

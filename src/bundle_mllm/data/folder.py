@@ -85,6 +85,7 @@ class DatasetFolder:
         return [*([] if items is None else [items]), *(path for path, _ in find_bundles(self.path))]
 
     def input_hashes(self) -> dict[str, str]:
-        """Return the SHA-256 of each file a training run reads: items, bundles, feature matrices."""
-        features = sorted((self.path / "features").glob("[!.]*.safetensors"))
+        """Return the SHA-256 of each file a training run reads: items, bundles, features, cross-fitted versions."""
+        folders = (self.path / "features", self.path / "features" / "cross_fitted")
+        features = [path for folder in folders for path in sorted(folder.glob("[!.]*.safetensors"))]
         return {path.relative_to(self.path).as_posix(): sha256(path) for path in (*self.tables(), *features)}

@@ -126,6 +126,7 @@ def sample_training_questions(
     num_candidates: tuple[int, int],
     hard_fraction: float,
     max_partial: int = 10,
+    fold_of_bundle: Mapping[str, int] | None = None,
     seed: int,
 ) -> list[Question]:
     """Sample questions to train on: again and again over all bundles, each time in another order.
@@ -141,6 +142,10 @@ def sample_training_questions(
         hard_fraction: The probability that the negatives of a question are hard rather than uniform, 0 to 1; see
             [`make_questions`].
         max_partial: At most this many items are shown.
+        fold_of_bundle: The folds of cross-fitted features (`CrossFitted.fold_of_bundle`): hard negatives of a question
+            are then matched on the frequencies outside its bundle's fold, as the features it is asked with were
+            fitted outside of it, and as a held-out bundle is in no training bundle. Matched on all training bundles,
+            the answer's features would tell it: they alone have lost the bundle that is asked about.
         seed: The same seed gives the same questions.
 
     Returns:
@@ -164,14 +169,21 @@ def sample_training_questions(
         raise BundleMLLMError(f"hard_fraction is {hard_fraction}, not a probability: choose 0 to 1.")
     _check_at_least_one("num_questions", num_questions)
     _check_at_least_one("max_partial", max_partial)
-    sampler = NegativeSampler(catalog, bundles, seed)
+    if fold_of_bundle is None:
+        fold_of_bundle = dict.fromkeys((bundle.bundle_id for bundle in bundles), -1)
+        samplers = {-1: NegativeSampler(catalog, bundles, seed)}
+    else:
+        samplers = {
+            fold: NegativeSampler(catalog, (b for b in bundles if fold_of_bundle[b.bundle_id] != fold), seed)
+            for fold in set(fold_of_bundle.values())
+        }
     askable = [bundle for bundle in bundles if len(bundle.items) >= 2]
     if not askable:
         raise BundleMLLMError(
             f"None of the {len(bundles)} training bundles has two items, so there is nothing to ask: add bundles."
         )
     for bundle in askable:
-        sampler.check(bundle, greatest)
+        samplers[fold_of_bundle[bundle.bundle_id]].check(bundle, greatest)
     rows_of = [catalog.rows(bundle.items) for bundle in askable]
     members_of = [frozenset(rows) for rows in rows_of]
 
@@ -187,6 +199,7 @@ def sample_training_questions(
             shown = rng.randint(1, min(len(rows) - 1, max_partial))
             *shown_rows, answer = rng.sample(rows, shown + 1)
             num_wrong = rng.randint(least, greatest) - 1
+            sampler = samplers[fold_of_bundle[askable[index].bundle_id]]
             wrong = sampler.draw(answer, members_of[index], num_wrong, rng.random() < hard_fraction, rng)
             questions.append(_build(askable[index], number, catalog, shown_rows, answer, wrong, rng))
     raise AssertionError("count() does not end")

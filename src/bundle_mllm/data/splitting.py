@@ -82,6 +82,25 @@ def split_bundles(
     return {bundle_id: split_of[position] for position, bundle_id in enumerate(ids)}
 
 
+def near_duplicate_groups(
+    bundles: Mapping[str, Collection[str]], *, min_jaccard: float = NEAR_DUPLICATE
+) -> list[list[str]]:
+    """Group bundles that are near-duplicates, directly or through a chain of others.
+
+    Args:
+        bundles: The items of each bundle, by bundle id.
+        min_jaccard: The similarity from which bundles are near-duplicates, in (0, 1].
+
+    Returns:
+        The ids of each group; most groups are one bundle.
+    """
+    groups: dict[int, list[str]] = {}
+    labels = _near_duplicate_groups(_Sets.build(bundles), min_jaccard).tolist()
+    for bundle_id, label in zip(bundles, labels, strict=True):
+        groups.setdefault(label, []).append(bundle_id)
+    return list(groups.values())
+
+
 def held_out_near_duplicates(
     bundles: Mapping[str, Collection[str]], split_of: Mapping[str, str], min_jaccard: float = NEAR_DUPLICATE
 ) -> list[str]:

@@ -1,0 +1,153 @@
+"""The guard tells what knows answers, and refuses a user log that was given them."""
+
+import numpy as np
+import pytest
+
+from bundle_mllm.data import DatasetFolder, write_modality, write_records
+from bundle_mllm.data.leakage import check_interactions, measure_leakage
+from bundle_mllm.encoders.relational import BundleItemSVD
+from bundle_mllm.errors import BundleMLLMError
+
+NUM_ITEMS, NUM_TRAIN, NUM_HELD_OUT = 200, 260, 60
+
+
+def bundles(seed=0):
+    """Bundles without any rule."""
+    rng = np.random.default_rng(seed)
+    return [rng.choice(NUM_ITEMS, size=5, replace=False).tolist() for _ in range(NUM_TRAIN + NUM_HELD_OUT)]
+
+
+def folder_of(path, log=None):
+    write_records(path / "items.jsonl", [{"item_id": str(row)} for row in range(NUM_ITEMS)])
+    records = [
+        {"bundle_id": f"b{i}", "items": list(map(str, rows)), "split": "train" if i < NUM_TRAIN else "validation"}
+        for i, rows in enumerate(bundles())
+    ]
+    write_records(path / "bundles.jsonl", records)
+    if log is not None:
+        pairs = [{"user_id": f"u{user}", "item_id": str(row)} for user, rows in enumerate(log) for row in rows]
+        write_records(path / "interactions.csv", pairs)
+    return DatasetFolder.open(path)
+
+
+def write(folder, modality, features, present=None):
+    hash_of_items = folder.catalog.content_hash
+    write_modality(folder.path / "features", modality, features, present, {}, items_hash=hash_of_items)
+
+
+def users(number, size, seed=1):
+    rng = np.random.default_rng(seed)
+    return [rng.choice(NUM_ITEMS, size=size, replace=False).tolist() for _ in range(number)]
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    """Noise as pictures; bundle features in sample, and their cross-fitted versions."""
+    folder = folder_of(tmp_path_factory.mktemp("leakage"))
+    write(folder, "visual", np.random.default_rng(0).standard_normal((NUM_ITEMS, 8)))
+    encoder = BundleItemSVD(32, num_folds=5)
+    encoded = encoder.encode(folder)
+    write(folder, "bundle_item", encoded.features, encoded.present)
+    encoder.cross_fit(folder, encoded.features).save(folder)
+    return measure_leakage(folder)
+
+
+def test_features_that_know_the_training_bundles_show_a_large_gap_and_others_none(report):
+    large = {(evidence.name, evidence.negatives) for evidence in report.evidence if evidence.is_large}
+    assert large == {("bundle_item", "uniform"), ("bundle_item", "hard")}
+    assert [evidence.name for evidence in report.evidence] == [
+        name for name in ("bundle_item", "bundle_item (cross-fitted)", "visual") for _ in range(2)
+    ]
+
+
+def test_cross_fitted_versions_answer_training_questions_as_held_out_ones_are(report):
+    for evidence in report.evidence:
+        if evidence.name == "bundle_item (cross-fitted)":
+            assert abs(evidence.gap) < 3 * evidence.gap_se
+            assert evidence.train.num_questions == NUM_TRAIN
+
+
+def test_the_report_shows_each_number_and_says_what_to_do(report):
+    text = str(report)
+    assert text.count("<- large gap") == 2
+    assert "bundle_item (cross-fitted)" in text
+    assert report.warnings == ()  # training questions are asked with the versions
+    assert report.interactions is None
+
+
+def test_features_with_a_gap_and_without_versions_are_warned_of(tmp_path):
+    folder = folder_of(tmp_path)
+    encoded = BundleItemSVD(32).encode(folder)
+    write(folder, "bundle_item", encoded.features, encoded.present)
+    (warning,) = measure_leakage(folder).warnings
+    assert warning.startswith("bundle_item alone answers")
+    assert "train on cross-fitted versions" in warning
+    assert f"warning: {warning}" in str(measure_leakage(folder))
+
+
+def test_the_seed_asks_the_same_questions(tmp_path):
+    folder = folder_of(tmp_path)
+    write(folder, "visual", np.random.default_rng(0).standard_normal((NUM_ITEMS, 8)))
+    first = measure_leakage(folder, num_questions=40)
+    assert str(measure_leakage(folder, num_questions=40)) == str(first)
+    assert str(measure_leakage(folder, num_questions=40, seed=1)) != str(first)
+    assert first.evidence[0].train.num_questions == 40
+
+
+def test_ties_count_their_share(tmp_path):
+    folder = folder_of(tmp_path)
+    write(folder, "visual", np.ones((NUM_ITEMS, 2)))
+    for evidence in measure_leakage(folder).evidence:
+        assert evidence.train.value == pytest.approx(0.1)
+        assert evidence.train.se == pytest.approx(0)
+
+
+def test_a_log_of_bundle_membership_is_refused_unless_it_is_allowed(tmp_path):
+    folder = folder_of(tmp_path, log=bundles())
+    with pytest.raises(BundleMLLMError, match=r"encode held-out bundles.* 100\.0% of 60 .*allow_leakage=True"):
+        check_interactions(folder)
+    encoded = check_interactions(folder, allow_leakage=True)
+    assert encoded.is_refused
+    assert (encoded.share, encoded.num_bundles) == (1.0, NUM_HELD_OUT)
+    assert encoded.by_chance < 0.05
+    assert encoded.answered.value > 0.9
+
+
+def test_users_that_are_several_bundles_and_more_are_refused(tmp_path):
+    rows, rng = bundles(), np.random.default_rng(0)
+    order = rng.permutation(len(rows)).reshape(-1, 4)
+    log = [sorted({item for index in four for item in rows[index]} | set(range(5))) for four in order.tolist()]
+    with pytest.raises(BundleMLLMError, match="encode held-out bundles"):
+        check_interactions(folder_of(tmp_path, log))
+
+
+def test_a_log_that_has_nothing_to_do_with_bundles_passes_and_large_users_are_chance(tmp_path):
+    encoded = check_interactions(folder_of(tmp_path, users(300, 10)))
+    assert encoded.share == 0
+    (tmp_path / "large").mkdir()
+    large = check_interactions(folder_of(tmp_path / "large", users(50, 150)))
+    assert large.share > 0.5
+    assert large.beyond_chance < 0.2
+    assert not large.is_refused
+
+
+def test_training_bundles_in_the_log_are_no_held_out_ones(tmp_path):
+    folder = folder_of(tmp_path, log=bundles()[:NUM_TRAIN])
+    assert not check_interactions(folder).is_refused
+    large = [evidence.name for evidence in measure_leakage(folder).evidence if evidence.is_large]
+    assert set(large) == {"shared users"}
+
+
+def test_a_log_that_knows_a_part_of_the_held_out_bundles_is_reported(tmp_path):
+    report = measure_leakage(folder_of(tmp_path, log=users(300, 8) + bundles()[-NUM_HELD_OUT // 5 :]))
+    assert report.interactions.share == pytest.approx(0.2)
+    assert not report.interactions.is_refused
+    assert "The user log knows held-out bundles: some user has (nearly) all items of 20.0%" in str(report)
+
+
+def test_without_a_log_there_is_nothing_to_check(tmp_path):
+    folder = folder_of(tmp_path)
+    assert check_interactions(folder) is None
+    report = measure_leakage(folder)
+    assert report.evidence == ()
+    assert report.warnings == ()

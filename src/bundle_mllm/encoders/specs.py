@@ -46,8 +46,14 @@ ENCODERS: Mapping[str, Mapping[str, Entry]] = {
         "tfidf": Entry("textual", "TfidfEncoder"),
         "transformers": Entry("textual", "SentenceEncoder", "sentence-transformers/all-MiniLM-L6-v2"),
     },
-    "user_item": {"svd": Entry("relational", "UserItemSVD")},
-    "bundle_item": {"svd": Entry("relational", "BundleItemSVD")},
+    "user_item": {
+        "svd": Entry("relational", "UserItemSVD"),
+        "lightgcn": Entry("relational", "UserItemLightGCN"),
+    },
+    "bundle_item": {
+        "svd": Entry("relational", "BundleItemSVD"),
+        "lightgcn": Entry("relational", "BundleItemLightGCN"),
+    },
 }
 """Every encoder by modality and name."""
 

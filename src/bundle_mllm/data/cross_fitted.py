@@ -116,17 +116,23 @@ class CrossFitted:
         return [bundle for bundle in bundles if self.fold_of_bundle.get(bundle.bundle_id) != fold]
 
 
-def is_current(features_folder: str | os.PathLike, modality: str) -> bool:
-    """Tell whether a modality has cross-fitted versions that belong to its present features."""
+def num_folds(features_folder: str | os.PathLike, modality: str) -> int:
+    """Return how many cross-fitted versions belong to the present features of a modality; 0 if there are none."""
     path = _path(Path(features_folder), modality)
     if not path.is_file():
-        return False
+        return 0
     try:
         with safe_open(path, framework="pt") as file:
             made_for = (file.metadata() or {}).get("of")
+            number = file.get_slice("features").get_shape()[0]
     except SafetensorError as error:
         raise BundleMLLMError(f"{path} is not a safetensors file that can be read ({error}): delete it.") from error
-    return bool(made_for) and made_for == _identity(Path(features_folder), modality)
+    return number if made_for and made_for == _identity(Path(features_folder), modality) else 0
+
+
+def is_current(features_folder: str | os.PathLike, modality: str) -> bool:
+    """Tell whether a modality has cross-fitted versions that belong to its present features."""
+    return num_folds(features_folder, modality) > 0
 
 
 def _identity(features_folder: Path, modality: str) -> str:

@@ -5,6 +5,7 @@ It must not know what the job does.
 
 from __future__ import annotations
 
+import shutil
 import sys
 from types import TracebackType
 from typing import Self
@@ -38,13 +39,15 @@ class ProgressBars:
         if part != self._part or self._bar is None:
             self.close()
             self._part = part
+            size = shutil.get_terminal_size()  # 80 x 24 where the terminal says 0 x 0, on which tqdm draws nothing
             self._bar = tqdm(
                 desc=part,
                 initial=done if done < total else 0,
                 total=total,
                 unit="",
                 mininterval=0.1 if sys.stderr.isatty() else LOG_INTERVAL,
-                dynamic_ncols=True,
+                ncols=size.columns,
+                nrows=size.lines,
             )
         self._bar.update(done - self._bar.n)
 

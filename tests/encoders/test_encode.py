@@ -149,6 +149,8 @@ def test_progress_counts_the_items_of_each_modality(folder):
         ({"visual": "clip"}, "no visual encoder 'clip': choose from descriptor, open_clip:MODEL, transformers:MODEL"),
         ({"acoustic": "clap"}, "acoustic encoder 'clap' needs a model: write clap:MODEL, such as clap:laion/"),
         ({"textual": "tfidf:big"}, "textual encoder 'tfidf' takes no model, but got 'big': write tfidf"),
+        ({"relational": "user_item"}, r"No encoder is named for user_item: write one after a colon \(svd, lightgcn\)"),
+        ({"relational": "bundle_item:foo"}, "no bundle_item encoder 'foo': choose from svd, lightgcn"),
         ({"relational": "user_item:svd,user_item:svd"}, "Two encoders make the modality 'user_item'"),
         ({"batch_size": 0}, "batch_size is 0: give at least 1"),
         ({"workers": -1}, "workers is -1: give at least 0"),
@@ -160,6 +162,16 @@ def test_a_wrong_argument_is_named_with_the_right_ones_and_nothing_is_written(fo
     with pytest.raises(BundleMLLMError, match=message):
         encode_folder(folder, **{"visual": "descriptor", **arguments})
     assert not (folder / "features").exists()
+
+
+def test_a_modality_that_no_item_has_is_written_and_said_to_be_empty(folder):
+    assert str(encode_folder(folder, acoustic="descriptor")["acoustic"]).endswith("which says nothing about any item")
+
+
+def test_features_cannot_be_a_file(folder):
+    (folder / "features").write_text("oops")
+    with pytest.raises(BundleMLLMError, match="features is not a folder"):
+        encode_folder(folder, textual="tfidf")
 
 
 def test_a_folder_that_offers_nothing_says_what_to_add(folder):

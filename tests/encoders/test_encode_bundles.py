@@ -67,9 +67,14 @@ def test_what_is_up_to_date_is_left_alone_and_lost_versions_are_made_again(folde
         patched.setattr(BundleItemEncoder, "cross_fit", kill)
         again = encode(folder)
     assert again.up_to_date and again.num_folds == 4
-    path.unlink()
     with monkeypatch.context() as patched:
         patched.setattr(BundleItemEncoder, "encode", kill)  # the features are as they were
+        path.unlink()
+        encode(folder)
+        assert files(folder) == first
+        path.write_bytes(path.read_bytes()[:100])
+        with pytest.raises(BundleMLLMError, match="is damaged"):
+            versions(folder)
         encode(folder)
     assert files(folder) == first
 

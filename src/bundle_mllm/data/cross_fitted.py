@@ -69,7 +69,9 @@ class CrossFitted:
             return None
         again = f"so they would tell training questions other things than the features tell: encode {modality!r} again"
         if not is_current(folder.path / "features", modality):
-            raise BundleMLLMError(f"{path} belongs to other features than the {modality!r} of the folder, {again}.")
+            raise BundleMLLMError(
+                f"{path} belongs to other features than the {modality!r} of the folder, or is damaged, {again}."
+            )
         with safe_open(path, framework="pt") as file:
             fold_of_bundle = json.loads(bytes(file.get_tensor("folds").numpy()))
             features, present = file.get_tensor("features"), file.get_tensor("present").bool()
@@ -125,8 +127,8 @@ def num_folds(features_folder: str | os.PathLike, modality: str) -> int:
         with safe_open(path, framework="pt") as file:
             made_for = (file.metadata() or {}).get("of")
             number = file.get_slice("features").get_shape()[0]
-    except SafetensorError as error:
-        raise BundleMLLMError(f"{path} is not a safetensors file that can be read ({error}): delete it.") from error
+    except SafetensorError:  # damaged: made again, like those of other features
+        return 0
     return number if made_for and made_for == _identity(Path(features_folder), modality) else 0
 
 

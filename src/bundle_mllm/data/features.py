@@ -403,8 +403,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise BundleMLLMError(f"{path} is not JSON ({error}): delete it, or encode the features again.") from error
-    if not isinstance(manifest, dict) or not all(isinstance(entry, dict) for entry in manifest.values()):
-        raise BundleMLLMError(f"{path} does not map modalities to objects: delete it, or encode the features again.")
+    if not isinstance(manifest, dict) or not all(
+        isinstance(entry, dict) and isinstance(entry.get("provenance", {}), dict) for entry in manifest.values()
+    ):
+        raise BundleMLLMError(
+            f"{path} does not map modalities to objects as it should: delete it, or encode the features again."
+        )
     return manifest
 
 

@@ -68,7 +68,9 @@ class ModalitySummary:
         if self.kept is not None:
             return f"{self.modality}: kept {self.kept}, made otherwise (name an encoder to make others)"
         text = f"{self.modality}: {self.num_present} of {self.num_items} items, {self.dim} wide ({self.encoder})"
-        if self.num_folds is not None:
+        if not self.num_present:
+            text += ", which says nothing about any item"
+        elif self.num_folds is not None:
             text += f", cross-fitted in {self.num_folds} folds" if self.num_folds else ", too few bundles to cross-fit"
         return "\n  ".join([text + ", up to date" * self.up_to_date, *map(str, self.reports)])
 
@@ -147,6 +149,8 @@ def encode_folder(
 
     def check() -> list[str | None]:
         """Look at the folder before anything is written to it; return the files to keep."""
+        if features.exists() and not features.is_dir():
+            raise BundleMLLMError(f"{features} is not a folder, so no features can be written there: move it away.")
         kept: list[str | None] = []
         for encoder in encoders:
             file = None if is_asked else kept_file(features, encoder.modality, encoder.name)

@@ -77,8 +77,10 @@ def make_encoder(modality: str, spec: str, device: torch.device) -> ItemEncoder:
         )
     entry = ENCODERS[modality].get(name)
     if entry is None:
-        known = (f"{key}:MODEL" if value.example else key for key, value in ENCODERS[modality].items())
-        raise BundleMLLMError(f"There is no {modality} encoder {spec!r}: choose from {', '.join(known)}.")
+        known = ", ".join(f"{key}:MODEL" if value.example else key for key, value in ENCODERS[modality].items())
+        if not spec:
+            raise BundleMLLMError(f"No encoder is named for {modality}: write one after a colon ({known}).")
+        raise BundleMLLMError(f"There is no {modality} encoder {spec!r}: choose from {known}.")
     if entry.example and not model:
         raise BundleMLLMError(
             f"The {modality} encoder {name!r} needs a model: write {name}:MODEL, such as {name}:{entry.example}."

@@ -244,7 +244,8 @@ def encode(
     Without any choice: all that the folder has something of, by descriptors (pictures and sounds), tfidf, and
     relational encoders, none of which needs a download; features that are there and were made otherwise are kept. A
     run that was killed continues when the same command is given again. `accelerate launch -m bundle_mllm.cli encode`
-    shares the work among processes.
+    shares the work among processes. open_clip needs bundle-mllm[encoders], ray needs bundle-mllm[ray]; the table of
+    encoders, their widths and the licenses of their weights is in docs/encoders.md.
 
     Args:
         data: Dataset folder; its features/ is written.

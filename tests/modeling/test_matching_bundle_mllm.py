@@ -143,6 +143,13 @@ def test_other_features_change_the_answer_and_titles_alone_are_not_matched(pair)
     assert torch.equal(model(**titles).logits, without(model, lambda: model(**titles).logits))
 
 
+def test_two_prompts_in_one_row_are_refused(pair):
+    model, processor = pair
+    both = torch.tensor([[*processor(QUESTIONS[0])["input_ids"][0], *processor(QUESTIONS[1])["input_ids"][0]]])
+    with pytest.raises(ValueError, match="packing=False"):
+        model(both)
+
+
 def test_the_backbone_reads_both_separators_alike(pair):
     model, processor = pair
     ids = processor(QUESTIONS[0], return_tensors="pt")["input_ids"]

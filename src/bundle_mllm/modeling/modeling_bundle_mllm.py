@@ -252,7 +252,13 @@ class BundleMLLMModel(BundleMLLMPreTrainedModel):
         if not is_asked.any():
             return hidden
         is_option, is_item = is_option & is_asked[:, None], is_item & is_asked[:, None]
-        question_of_shown, shown_position = (is_item & ~after_option_separator).nonzero(as_tuple=True)
+        is_shown = is_item & ~after_option_separator
+        if (is_shown & (is_option.cumsum(dim=1) > 0)).any():
+            raise ValueError(
+                "a row holds another prompt behind its options, so the matching would mix the two: give one prompt "
+                "per row (packing=False)."
+            )
+        question_of_shown, shown_position = is_shown.nonzero(as_tuple=True)
         question, position = is_option.nonzero(as_tuple=True)
         ids = torch.cat([input_ids[question_of_shown, shown_position], input_ids[question, position]])
         rows, index = torch.unique(ids - self.config.item_token_offset, return_inverse=True)

@@ -265,6 +265,7 @@ class BundleMLLMModel(BundleMLLMPreTrainedModel):
         shown, options = index.split([len(shown_position), len(position)])
         scores = self.match(rows, shown, options, question_of_shown, question, extra_items=extra_items)
         letter = is_option.cumsum(dim=1)[question, position] - 1  # of the option in its question
+        scores = scores + is_option.sum(dim=1).to(scores)[question].log()  # over 1 / K: nothing known, nothing said
         added = scores.unsqueeze(-1) * self.matching.letters.float()[letter]  # [num_options, width]
         places = question.to(hidden.device), end[question].to(hidden.device)
         return hidden.index_put(places, added.to(hidden), accumulate=True)

@@ -233,16 +233,19 @@ def encode(
     textual: str | None = None,
     relational: str | None = None,
     strict: bool = False,
+    allow_leakage: bool = False,
     engine: Literal["local", "ray"] = "local",
     device: str | None = None,
     batch_size: int | None = None,
     workers: int | None = None,
 ) -> None:
-    """Turn pictures, sounds, texts and the user log of a dataset folder into item features, one file per modality.
+    """Turn pictures, sounds, texts, user log and bundles of a dataset folder into item features, a file per modality.
 
-    Without any choice: descriptors of pictures and sounds, and a truncated SVD of the user log; they need no download.
-    A run that was killed continues when the same command is given again. `accelerate launch` shares the work among
-    processes.
+    Without any choice: all that the folder has something of, by descriptors (pictures and sounds), tfidf, and
+    relational encoders, none of which needs a download; features that are there and were made otherwise are kept. A
+    run that was killed continues when the same command is given again. `accelerate launch -m bundle_mllm.cli encode`
+    shares the work among processes. open_clip needs bundle-mllm[encoders], ray needs bundle-mllm[ray]; the table of
+    encoders, their widths and the licenses of their weights is in docs/encoders.md.
 
     Args:
         data: Dataset folder; its features/ is written.
@@ -250,30 +253,52 @@ def encode(
             transformers:NAME (CLIP, SigLIP 2, BLIP-2, DINOv2; a Hub name or a folder).
         acoustic: descriptor, clap:NAME (a Hub name or a folder), or laion:PATH.pt (a checkpoint of LAION).
         textual: tfidf, or transformers:NAME (a sentence encoder; a Hub name or a folder).
-        relational: user_item:svd, bundle_item:svd, or both, separated by a comma. The latter knows the bundles that
-            training questions are asked about, so a model may trust it too much.
+        relational: user_item:lightgcn or user_item:svd (from the interactions), bundle_item:lightgcn or
+            bundle_item:svd (from the training bundles, cross-fitted), or one of each, separated by a comma.
         strict: Stop at anything that would be left out, such as a file that cannot be read.
+        allow_leakage: Encode user_item even if the interactions encode held-out bundles.
         engine: local, or ray (Ray Data: the cluster of RAY_ADDRESS, or this machine).
         device: Where models run; the GPU if there is one.
         batch_size: Items embedded at once.
         workers: Processes that read files.
     """
     from bundle_mllm.encoders.encode import encode_folder
+    from bundle_mllm.progress import ProgressBars
 
-    summaries = encode_folder(
-        data,
-        visual=visual,
-        acoustic=acoustic,
-        textual=textual,
-        relational=relational or (),
-        strict=strict,
-        engine=engine,
-        device=device,
-        batch_size=batch_size,
-        workers=workers,
-    )
+    with ProgressBars() as bars:
+        summaries = encode_folder(
+            data,
+            visual=visual,
+            acoustic=acoustic,
+            textual=textual,
+            relational=relational or (),
+            strict=strict,
+            allow_leakage=allow_leakage,
+            engine=engine,
+            device=device,
+            batch_size=batch_size,
+            workers=workers,
+            progress=bars.show,
+        )
     for summary in summaries.values():
         print(summary)
+
+
+def check(data: Path, num_questions: int = 1_000, seed: int = 0) -> None:
+    """Show how well features and interactions alone answer training and validation questions.
+
+    Features that answer training questions better than validation questions know the training bundles, and a model
+    learns to trust them too much; interactions that answer nearly everything were made of the bundles.
+
+    Args:
+        data: Dataset folder.
+        num_questions: At most this many questions of each kind.
+        seed: The same seed asks the same questions.
+    """
+    from bundle_mllm.data import DatasetFolder
+    from bundle_mllm.data.leakage import measure_leakage
+
+    print(measure_leakage(DatasetFolder.open(data), num_questions=num_questions, seed=seed))
 
 
 def publish(
@@ -470,6 +495,7 @@ COMMANDS = {
     "complete": complete,
     "import": import_data,
     "encode": encode,
+    "check": check,
     "publish": publish,
     "publish-dataset": publish_dataset,
     "convert": convert,

@@ -153,8 +153,8 @@ def _paths(output: Path | None, names: Sequence[str]) -> dict[str, Path]:
     if len(by_path) < len(paths):
         one, other = next((by_path[path], name) for name, path in paths.items() if by_path[path] != name)
         raise BundleMLLMError(
-            f"The baselines {one!r} and {other!r} would write the same file {paths[other]}: measure them one after the "
-            "other, with another --output."
+            f"The baselines {one!r} and {other!r} would write the same file {paths[other]}: measure them one after "
+            "the other, with another --output."
         )
     for path in by_path:
         check_writable(path)

@@ -108,20 +108,43 @@ def askable_rows(folder: DatasetFolder, bundles: Sequence[Bundle]) -> dict[str, 
     return rows
 
 
+def hold_out(bundles: dict[str, list[int]], seed: int) -> tuple[list[list[int]], list[list[int]]]:
+    """Set a tenth of the bundles aside, near-duplicates together; none where there are too few.
+
+    Args:
+        bundles: The rows of each bundle's items, by bundle id.
+        seed: Chooses them.
+
+    Returns:
+        The rows of those that are left to train on, and of those that decide when to stop.
+    """
+    if len(bundles) < 2 * HELD_OUT_FOLDS:
+        return list(bundles.values()), []
+    folds = assign_folds(bundles, HELD_OUT_FOLDS, seed=seed)
+    held_out = HELD_OUT_FOLDS - 1  # not 0, which has the largest group of near-duplicates
+    training = [rows for bundle_id, rows in bundles.items() if folds[bundle_id] != held_out]
+    return training, [rows for bundle_id, rows in bundles.items() if folds[bundle_id] == held_out]
+
+
 def train_network(
-    network: nn.Module, bundles: dict[str, list[int]], num_items: int, schedule: Schedule, seed: int
+    network: nn.Module,
+    training: Sequence[list[int]],
+    held_out: Sequence[list[int]],
+    num_items: int,
+    schedule: Schedule,
+    seed: int,
 ) -> None:
     """Train a network in place and leave it in evaluation mode.
 
     Args:
         network: A [`PartialBundleNetwork`].
-        bundles: The rows of each training bundle's items, two or more, by bundle id.
+        training: The rows of each bundle's items, two or more.
+        held_out: Those of the bundles that decide when to stop; without any, all passes are made.
         num_items: Length of the catalog.
         schedule: How to train.
         seed: The same seed gives the same weights. Random numbers of other users of torch are left alone.
     """
     rng = np.random.default_rng(seed)
-    held_out, training = _hold_out(bundles, seed)
     check = [_make_batch(part, num_items, schedule, rng) for part in _cut(held_out, 256)]
     best, best_state, waited = np.inf, None, 0
     optimizer = torch.optim.AdamW(
@@ -158,16 +181,6 @@ def score_by_network(network: nn.Module, asked: Asked) -> np.ndarray:
         logits = network.logits(pad(part.partials), torch.from_numpy(columns))
         scores.append(logits.double().numpy()[part.question, place])
     return np.concatenate(scores)
-
-
-def _hold_out(bundles: dict[str, list[int]], seed: int) -> tuple[list[list[int]], list[list[int]]]:
-    """Return held-out and remaining bundles; all remain where there are too few."""
-    if len(bundles) < 2 * HELD_OUT_FOLDS:
-        return [], list(bundles.values())
-    folds = assign_folds(bundles, HELD_OUT_FOLDS, seed=seed)
-    smallest = min(range(1, HELD_OUT_FOLDS), key=list(folds.values()).count)  # fold 0 has the largest group
-    held_out = [rows for bundle_id, rows in bundles.items() if folds[bundle_id] == smallest]
-    return held_out, [rows for bundle_id, rows in bundles.items() if folds[bundle_id] != smallest]
 
 
 def _cut(entries: Sequence, size: int) -> Iterator[Sequence]:

@@ -15,7 +15,7 @@ from torch.nn import functional as F  # noqa: N812
 from ..data.bundles import Bundle
 from ..data.folder import DatasetFolder
 from .base import Asked
-from .learning import ABSENT, PartialBundles, Schedule, askable_rows, score_by_network, train_network
+from .learning import ABSENT, PartialBundles, Schedule, askable_rows, hold_out, score_by_network, train_network
 
 BETA = 0.2
 """Weight of the KL divergence after annealing (the paper's, §2.2.2)."""
@@ -25,8 +25,8 @@ class MultiVAE:
     """Score candidates by the logits that a variational autoencoder gives them from the items shown.
 
     Encoder and decoder have one hidden layer of tanh, the likelihood is multinomial (eq. 2), and the weight of the KL
-    divergence rises to 0.2, as in the paper. Ours: the input is a random part of a bundle, as in a question, instead of
-    its dropout; widths for thousands of bundles instead of 100,000 users; the softmax is sampled (`learning`). The
+    divergence rises to 0.2, as in the paper. Ours: the input is a random part of a bundle, as in a question, instead
+    of its dropout; widths for thousands of bundles instead of 100,000 users; the softmax is sampled (`learning`). The
     code of a question is the mean of its posterior. An item in no training bundle has no place in the network: it
     scores below all others of its question.
 
@@ -42,22 +42,26 @@ class MultiVAE:
 
     def fit(self, folder: DatasetFolder, bundles: Sequence[Bundle]) -> None:
         """Train the network."""
-        rows = askable_rows(folder, bundles)
-        known = np.unique(np.concatenate(list(rows.values())))
+        training, held_out = hold_out(askable_rows(folder, bundles), self.seed)
+        known = np.unique(np.concatenate(training))
         self._number = np.full(len(folder.catalog), ABSENT)  # of each item among the known ones
         self._number[known] = np.arange(len(known))
-        numbered = {bundle_id: self._number[items].tolist() for bundle_id, items in rows.items()}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             self._network = _Network(len(known))
-        train_network(self._network, numbered, len(known), self.schedule, self.seed)
+        training = [self._number[rows].tolist() for rows in training]
+        known_rows = (self._number[rows] for rows in held_out)
+        held_out = [rows.tolist() for kept in known_rows if len(rows := kept[kept != ABSENT]) > 1]
+        train_network(self._network, training, held_out, len(known), self.schedule, self.seed)
 
     def score(self, asked: Asked) -> np.ndarray:
         """Encode what is shown and decode the candidates."""
-        partials = [[n for n in self._number[partial].tolist() if n != ABSENT] or [ABSENT] for partial in asked.partials]
+        numbers = (self._number[partial].tolist() for partial in asked.partials)
+        partials = [[number for number in entry if number != ABSENT] or [ABSENT] for entry in numbers]
         number = self._number[asked.candidate]
         known = number != ABSENT
-        inner = Asked(partials, asked.split(np.maximum(number, 0)), len(self._number))  # pyright: ignore[reportArgumentType]
+        candidates = [entry.tolist() for entry in asked.split(np.maximum(number, 0))]
+        inner = Asked(partials, candidates, len(self._number))
         scores = score_by_network(self._network, inner)
         least = np.full(len(asked), np.inf)
         np.minimum.at(least, asked.question[known], scores[known])

@@ -17,10 +17,12 @@ from ..data.folder import DatasetFolder
 from ..encoders.relational import item_svd
 from ..encoders.textual import TfidfEncoder
 from .base import Asked
-from .learning import ABSENT, PartialBundles, Schedule, askable_rows, score_by_network, train_network
+from .learning import ABSENT, PartialBundles, Schedule, askable_rows, hold_out, score_by_network, train_network
 
 FITTED_TO_BUNDLES = "bundle_item"
 """The modality that knows the bundles a network would be trained on; item embeddings stand for it."""
+MIN_BUNDLES = 2
+"""Items of fewer bundles have no embedding: it would know nothing but the bundle that is asked about."""
 TEMPERATURE = 0.2
 CONTRASTED_ITEMS = 256
 
@@ -34,9 +36,10 @@ class SetTransformer:
     two contrastive losses (InfoNCE) between views with other modalities and items dropped.
 
     Ours: a random part of the bundle is shown and the rest predicted, as questions ask; features stay apart instead of
-    being added; an absent modality is masked, and so is the embedding of an item in no training bundle; user feedback
-    is a truncated SVD of the log; the softmax is sampled (`learning`). Texts are the folder's `textual` features and,
-    where there are none, TF-IDF.
+    being added; an absent modality is masked, and only items of two training bundles or more have an embedding; user
+    feedback is a truncated SVD of the log; the softmax is sampled (`learning`); and the network starts as the mean
+    similarity of features, from which few bundles lead further than from noise. Texts are the folder's `textual`
+    features and, where there are none, TF-IDF.
 
     Args:
         seed: The same seed gives the same scores.
@@ -50,12 +53,12 @@ class SetTransformer:
 
     def fit(self, folder: DatasetFolder, bundles: Sequence[Bundle]) -> None:
         """Train the network."""
-        rows = askable_rows(folder, bundles)
-        trained = np.unique(np.concatenate(list(rows.values())))
+        training, held_out = hold_out(askable_rows(folder, bundles), self.seed)
+        trained = np.flatnonzero(np.bincount(np.concatenate(training)) >= MIN_BUNDLES)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             self._network = _Network(_item_features(folder), trained, len(folder.catalog))
-        train_network(self._network, rows, len(folder.catalog), self.schedule, self.seed)
+        train_network(self._network, training, held_out, len(folder.catalog), self.schedule, self.seed)
 
     def score(self, asked: Asked) -> np.ndarray:
         """Encode what is shown, and compare."""
@@ -93,10 +96,14 @@ class _ItemEncoder(nn.Module):
 
     def __init__(self, widths: Sequence[int], num_trained: int, dim: int):
         super().__init__()
-        self.project = nn.ModuleList(
-            nn.Sequential(nn.Linear(width, 2 * dim), nn.ReLU(), nn.Linear(2 * dim, dim)) for width in widths
+        self.project = nn.ModuleList(nn.Linear(width, dim, bias=False) for width in widths)
+        self.bend = nn.ModuleList(
+            nn.Sequential(nn.Linear(width, dim), nn.ReLU(), nn.Linear(dim, dim)) for width in widths
         )
-        self.embedding = nn.Embedding(num_trained, dim)
+        for project, bend in zip(self.project, self.bend, strict=True):
+            nn.init.orthogonal_(project.weight)
+            nn.init.zeros_(bend[-1].weight)
+        self.embedding = nn.Embedding(max(1, num_trained), dim)
         nn.init.normal_(self.embedding.weight, std=dim**-0.5)
         self.query, self.key = nn.Linear(dim, dim, bias=False), nn.Linear(dim, dim, bias=False)
         self.scale = nn.Parameter(torch.ones(len(widths) + 1))
@@ -112,7 +119,8 @@ class _ItemEncoder(nn.Module):
         Returns:
             `[n, dim]`; zero for an item of which nothing counts.
         """
-        vectors = [project(values) for project, values in zip(self.project, inputs, strict=True)]
+        each = zip(self.project, self.bend, inputs, strict=True)
+        vectors = [project(values) + bend(values) for project, bend, values in each]
         tokens = torch.stack([*vectors, self.embedding(trained)], dim=1)  # [n, m, dim]
         tokens = F.normalize(tokens, dim=2) * self.scale[:, None] * mask[..., None]
         attention = self.query(tokens) @ self.key(tokens).transpose(1, 2) * tokens.shape[2] ** -0.5  # [n, m, m]
@@ -137,8 +145,12 @@ class _Network(nn.Module):
         widths = [values.shape[1] for values in self.features]
         self.shown_encoder = _ItemEncoder(widths, len(trained), dim)
         self.candidate_encoder = _ItemEncoder(widths, len(trained), dim)
+        self.candidate_encoder.load_state_dict(self.shown_encoder.state_dict())  # at first, like items match
         self.mix = nn.TransformerEncoderLayer(dim, 4, 2 * dim, dropout=0.1, batch_first=True, norm_first=True)
-        self.out = nn.Linear(dim, dim)
+        for last in (self.mix.self_attn.out_proj, self.mix.linear2):
+            nn.init.zeros_(last.weight)
+        self.out = nn.Linear(dim, dim, bias=False)
+        nn.init.eye_(self.out.weight)
         self.view = nn.Linear(dim, dim)
         self.temperature = nn.Parameter(torch.tensor(2.0))
         self.drop_modality = 0.3
@@ -172,7 +184,7 @@ class _Network(nn.Module):
         there[:, 0] |= ~there.any(dim=1)  # a set of nothing is one empty item
         items = self._items(self.shown_encoder, shown.clamp(min=0).flatten()).unflatten(0, shown.shape)
         items = items * (shown != ABSENT).unsqueeze(-1)
-        mixed = self.mix(items * 8, src_key_padding_mask=~there) * there.unsqueeze(-1)
+        mixed = self.mix(items, src_key_padding_mask=~there) * there.unsqueeze(-1)
         return self.out(mixed.sum(dim=1) / there.sum(dim=1, keepdim=True))
 
     def _compare(self, bundles: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:

@@ -112,8 +112,9 @@ def _simple_ones(folder: DatasetFolder, seed: int) -> dict[str, Callable[[], Bas
     """Return makers of what the boosted ranker sees."""
     names = [name for name, entry in BASELINES.items() if entry.simple]
     store = folder.features()
+    known = store.modalities if store else {}
     # `bundle_item` features know the bundles that training questions are asked about.
-    names += [f"{SIMILARITY}:{modality}" for modality in (store.modalities if store else {}) if modality != "bundle_item"]
+    names += [f"{SIMILARITY}:{modality}" for modality in known if modality != "bundle_item"]
     return {name: partial(make_baseline, name, folder, seed) for name in names}
 
 

@@ -24,6 +24,7 @@ from .base import Asked, Baseline, UnavailableError
 
 NUM_FOLDS = 5
 NUM_QUESTIONS = 8_000
+QUESTIONS_PER_BUNDLE = 10
 NUM_CANDIDATES = 10
 
 
@@ -36,7 +37,7 @@ class BoostedRanker:
     Args:
         simple: Makes the simple baselines, by name; those that the folder cannot serve are left out.
         seed: The same seed gives the same scores.
-        num_questions: Training questions, half of them with hard negatives.
+        num_questions: Most training questions, half of them with hard negatives; at most ten about each bundle.
     """
 
     reads_bundles = True
@@ -60,7 +61,7 @@ class BoostedRanker:
         questions = sample_training_questions(
             bundles,
             folder.catalog,
-            num_questions=self.num_questions,
+            num_questions=min(self.num_questions, QUESTIONS_PER_BUNDLE * len(bundles)),
             num_candidates=(min(NUM_CANDIDATES, room),) * 2,
             hard_fraction=0.5,
             fold_of_bundle=folds,
@@ -128,9 +129,13 @@ def _standard(asked: Asked, scores: np.ndarray) -> np.ndarray:
 
 def _share_beaten(asked: Asked, scores: np.ndarray) -> np.ndarray:
     """Return the share of the question's other candidates that score lower, those that are equal counting half."""
-    shares = []
-    for row in asked.split(scores):
-        ordered = np.sort(row)
-        lower, upper = np.searchsorted(ordered, row, "left"), np.searchsorted(ordered, row, "right")
-        shares.append((lower + upper - 1) / 2 / max(1, len(row) - 1))
-    return np.concatenate(shares)
+    order = np.lexsort((scores, asked.question))  # question by question, as they come, the lowest first
+    ordered, question = scores[order], asked.question[order]
+    new = np.flatnonzero((np.diff(ordered, prepend=np.nan) != 0) | (np.diff(question, prepend=-1) != 0))
+    ends = np.append(new[1:], len(order))
+    middle = np.repeat((new + ends - 1) / 2, ends - new)  # mean place of those that are equal
+    number = np.bincount(asked.question)
+    starts = np.cumsum(number) - number
+    shares = np.empty(len(order))
+    shares[order] = (middle - starts[question]) / np.maximum(1, number - 1)[question]
+    return shares

@@ -148,14 +148,13 @@ def _score(name: str, folder: DatasetFolder, questions: Sequence[Question], seed
 def _paths(output: Path | None, names: Sequence[str]) -> dict[str, Path]:
     if output is None:
         return {}
-    paths = {name: baseline_path(output, name) for name in names}
-    by_path = {path: name for name, path in paths.items()}
-    if len(by_path) < len(paths):
-        one, other = next((by_path[path], name) for name, path in paths.items() if by_path[path] != name)
-        raise BundleMLLMError(
-            f"The baselines {one!r} and {other!r} would write the same file {paths[other]}: measure them one after "
-            "the other, with another --output."
-        )
-    for path in by_path:
+    name_of: dict[Path, str] = {}
+    for name in names:
+        path = baseline_path(output, name)
+        if (other := name_of.setdefault(path, name)) != name:
+            raise BundleMLLMError(
+                f"The baselines {other!r} and {name!r} would write the same file {path}: measure them one after the "
+                "other, with another --output."
+            )
         check_writable(path)
-    return paths
+    return {name: path for path, name in name_of.items()}

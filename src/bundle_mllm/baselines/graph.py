@@ -23,12 +23,13 @@ class BundleLightGCN:
 
     Args:
         seed: The same seed gives the same embeddings.
+        steps: Optimizer steps.
     """
 
     reads_bundles = True
 
-    def __init__(self, seed: int = 0):
-        self.method = LightGCN(seed=seed)
+    def __init__(self, seed: int = 0, steps: int = LightGCN.steps):
+        self.method = LightGCN(seed=seed, steps=steps)
 
     def fit(self, folder: DatasetFolder, bundles: Sequence[Bundle]) -> None:
         """Train the embeddings of items."""

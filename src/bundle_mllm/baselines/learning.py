@@ -204,7 +204,7 @@ def _make_batch(
         others = np.setdiff1d(np.arange(num_items), own)
     columns = np.concatenate([own, others])
     weights = np.zeros(len(columns), dtype=np.float32)
-    weights[len(own) :] = np.log(left / max(1, len(others)))
+    weights[len(own) :] = np.log(max(1, left) / max(1, len(others)))
     members, rest = np.zeros((2, len(bundles), len(columns)), dtype=np.float32)
     for place, (visible, asked) in enumerate(zip(shown, hidden, strict=True)):
         members[place, np.searchsorted(own, [*visible, *asked])] = 1

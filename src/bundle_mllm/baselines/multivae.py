@@ -38,7 +38,7 @@ class MultiVAE:
 
     def __init__(self, seed: int = 0):
         self.seed = seed
-        self.schedule = Schedule()
+        self.schedule = Schedule(patience=6)
 
     def fit(self, folder: DatasetFolder, bundles: Sequence[Bundle]) -> None:
         """Train the network."""

@@ -19,6 +19,8 @@ ALL = "all"
 LLM = "llm"
 SIMILARITY = "similarity"
 RANKER = "boosted_ranker"
+STEPS_IN_RANKER = 50
+"""Steps of LightGCN where the ranker fits it anew for each fold; it loses little by them."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,11 @@ def _simple_ones(folder: DatasetFolder, seed: int) -> dict[str, Callable[[], Bas
     known = store.modalities if store else {}
     # `bundle_item` features know the bundles that training questions are asked about.
     names += [f"{SIMILARITY}:{modality}" for modality in known if modality != "bundle_item"]
-    return {name: partial(make_baseline, name, folder, seed) for name in names}
+    makers: dict[str, Callable[[], Baseline]] = {name: partial(make_baseline, name, folder, seed) for name in names}
+    for name in ("lightgcn", "lightgcn_users"):  # fitted once per fold
+        entry = BASELINES[name]
+        makers[name] = partial(_find(entry.module, entry.maker), seed=seed, steps=STEPS_IN_RANKER)
+    return makers
 
 
 def _find(module: str, maker: str) -> Callable[..., Baseline]:

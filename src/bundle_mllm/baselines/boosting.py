@@ -49,24 +49,29 @@ class BoostedRanker:
 
     def fit(self, folder: DatasetFolder, bundles: Sequence[Bundle]) -> None:
         """Fit the simple baselines without each fold, then the trees, then the simple baselines to all bundles."""
-        self._simple = self._fit_simple(folder, bundles, self._make)
-        bundles = [bundle for bundle in bundles if len(bundle.items) > 1]
-        if len(bundles) < 2 * NUM_FOLDS:
+        num_askable = sum(len(bundle.items) > 1 for bundle in bundles)
+        if num_askable < 2 * NUM_FOLDS:
             raise UnavailableError(
-                f"{folder.path} has {len(bundles)} training bundles of two items or more, too few to cut into "
+                f"{folder.path} has {num_askable} training bundles of two items or more, too few to cut into "
                 f"{NUM_FOLDS} folds: add bundles, or leave it out."
             )
-        folds = assign_folds({bundle.bundle_id: bundle.items for bundle in bundles}, NUM_FOLDS, seed=self.seed)
         room = len(folder.catalog) - max(len(bundle.items) for bundle in bundles) + 1
+        if room < 2:
+            raise UnavailableError(
+                f"{folder.path} has a training bundle of all items, which leaves no wrong option: add items, or leave "
+                "it out."
+            )
+        folds = assign_folds({bundle.bundle_id: bundle.items for bundle in bundles}, NUM_FOLDS, seed=self.seed)
         questions = sample_training_questions(
             bundles,
             folder.catalog,
-            num_questions=min(self.num_questions, QUESTIONS_PER_BUNDLE * len(bundles)),
+            num_questions=min(self.num_questions, QUESTIONS_PER_BUNDLE * num_askable),
             num_candidates=(min(NUM_CANDIDATES, room),) * 2,
             hard_fraction=0.5,
             fold_of_bundle=folds,
             seed=self.seed,
         )
+        self._simple = self._fit_simple(folder, bundles, self._make)
         inputs, labels = [], []
         refitted = [name for name, baseline in self._simple.items() if baseline.reads_bundles]
         for fold in sorted(set(folds.values())):

@@ -21,7 +21,6 @@ from ..evaluation.evaluate import describe
 from ..evaluation.metrics import ScoredQuestion, as_scored
 from ..evaluation.results import check_writable, save_results
 from .base import Asked, UnavailableError
-from .language_model import score_by_language_model
 from .specs import LLM, expand, make_baseline
 
 
@@ -102,6 +101,8 @@ def evaluate_baselines(
         is_llm = name.startswith(f"{LLM}:")
         try:
             if is_llm:
+                from .language_model import score_by_language_model
+
                 model = name.partition(":")[2]
                 scored = score_by_language_model(
                     model, folder.catalog, questions, batch_size=batch_size, progress=True, **asked

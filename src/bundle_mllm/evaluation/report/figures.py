@@ -32,7 +32,7 @@ STYLE = {
     "figure.constrained_layout.use": True,
 }
 WIDTH, DPI = 8.0, 150
-HIT_RATE = "hit_rate@1"
+HIT_RATE, EXPECTED = "hit_rate@1", "hit_rate@1_expected"
 
 
 def check_drawable() -> None:
@@ -67,7 +67,8 @@ def draw(section: str, rows: Sequence[Row], chances: Mapping[str, float], path: 
 
 
 def _bars(rows: Sequence[Row], chances: Mapping[str, float]) -> Figure:
-    """Draw one bar per variant and question set."""
+    """Draw one bar per variant and question set; with ties broken at random where the rows say that, too."""
+    name = EXPECTED if all(EXPECTED in row for row in rows) else HIT_RATE
     variants, groups = _values(rows, "variant"), _values(rows, "questions")
     figure, ax = _figure(height=0.9 + len(variants) * (0.16 + 0.2 * len(groups)))
     height = 0.8 / len(groups)
@@ -77,18 +78,18 @@ def _bars(rows: Sequence[Row], chances: Mapping[str, float]) -> Figure:
             if (row := found.get((variant, group))) is None:
                 continue
             y = place - 0.4 + height * (number + 0.5)
-            error = row.get(f"{HIT_RATE}_se") or 0.0
+            error = row.get(f"{name}_se") or 0.0
             label = group if place == 0 else None
-            ax.barh(y, row[HIT_RATE], height * 0.9, color=COLORS[number % len(COLORS)], label=label)
+            ax.barh(y, row[name], height * 0.9, color=COLORS[number % len(COLORS)], label=label)
             if error:
-                ax.errorbar(row[HIT_RATE], y, xerr=error, color="#333333", elinewidth=1, capsize=2)
-            ax.text(row[HIT_RATE] + error + 0.008, y, _number(row[HIT_RATE]), va="center", fontsize=8)
+                ax.errorbar(row[name], y, xerr=error, color="#333333", elinewidth=1, capsize=2)
+            ax.text(row[name] + error + 0.008, y, _number(row[name]), va="center", fontsize=8)
     for chance in sorted({round(chances[group], 6) for group in groups}):
         ax.axvline(chance, color=GRAY, linestyle=":", linewidth=1)
     ax.set_yticks(range(len(variants)), variants)
     ax.set_ylim(len(variants) - 0.45, -0.55)
-    ax.set_xlim(0, min(1.1, 1.15 * max(row[HIT_RATE] + (row.get(f"{HIT_RATE}_se") or 0) for row in rows) + 0.05))
-    ax.set_xlabel("hit_rate@1, ± standard error (dotted: guessing)")
+    ax.set_xlim(0, min(1.1, 1.15 * max(row[name] + (row.get(f"{name}_se") or 0) for row in rows) + 0.05))
+    ax.set_xlabel(f"{name}, ± standard error (dotted: guessing)")
     ax.grid(False, axis="y")
     if len(groups) > 1:
         figure.legend(loc="outside upper right", ncols=len(groups))

@@ -16,6 +16,7 @@ from bundle_mllm.evaluation.slices import compute_slices, position_bias
 
 Row = dict[str, Any]
 RANDOM = "random"
+TIES_BROKEN = "hit_rate@1_expected"
 SHOWN = ("hit_rate@1", "hit_rate@1_se", "mrr", "mrr_se", "valid_ratio", "num_questions", "num_bundles")
 """The metrics of a row."""
 
@@ -123,24 +124,27 @@ def baselines(sets: Sequence[QuestionSet], full: Measured, others: Sequence[Base
 
     Returns:
         For each question set the model and one row per method, with its difference to the model, paired by question.
+        Both are of `hit_rate@1_expected`, which breaks ties at random: simple methods give many equal scores.
     """
     rows: list[Row] = []
     for asked in sets:
         whole = full[asked.name]
         these = [other for other in others if other.sha256 == asked.sha256]
         if these:
-            rows.append({"questions": asked.name, "variant": "this model", **_metrics(whole)})
+            rows.append({"questions": asked.name, "variant": "this model", **_metrics(whole, of=TIES_BROKEN)})
         for other in these:
             row = {"questions": asked.name, "variant": other.name}
-            rows.append(row | _metrics(other.scored, whole))
+            rows.append(row | _metrics(other.scored, whole, of=TIES_BROKEN))
     return rows
 
 
-def _metrics(scored: Sequence[ScoredQuestion], against: Sequence[ScoredQuestion] | None = None) -> Row:
-    """Return the metrics of a row and, where there is something to compare with, the paired difference to that."""
+def _metrics(
+    scored: Sequence[ScoredQuestion], against: Sequence[ScoredQuestion] | None = None, of: str = "hit_rate@1"
+) -> Row:
+    """Return the metrics of a row and, where there is something to compare with, the paired difference of one."""
     metrics = compute_metrics(scored, probabilities=False)
-    row = {name: metrics[name] for name in SHOWN}
+    row = {name: metrics[name] for name in dict.fromkeys((of, f"{of}_se", *SHOWN))}
     if against is not None:
-        paired = paired_differences(scored, against, probabilities=False)["hit_rate@1"]
+        paired = paired_differences(scored, against, probabilities=False)[of]
         row |= {"difference": paired["difference"], "difference_se": paired["se"], "z": paired["z"]}
     return row

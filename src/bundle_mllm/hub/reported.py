@@ -19,7 +19,7 @@ from bundle_mllm.hub.repository import place, read_json, write_json
 FOLDER = "report"
 """Where the report lies in a model folder, and in its repository."""
 FILES = (f"{FOLDER}/{REPORT}", f"{FOLDER}/report.html", f"{FOLDER}/figures/*.png")
-ON_CARD = ("by_stage", "baselines", "by_length", "ablation", "backbones")
+ON_CARD = ("by_stage", "baselines", "ceiling", "by_length", "ablation", "backbones")
 """The sections that the card shows; the page has all."""
 
 

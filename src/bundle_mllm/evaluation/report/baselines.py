@@ -1,4 +1,4 @@
-"""Metrics files of other methods, to stand beside the model's own in a report.
+"""Metrics files of other methods, and of the best possible one, to stand beside the model's own in a report.
 
 Knows nothing about how these methods work: it reads what was said to each question.
 """
@@ -23,11 +23,13 @@ class Baseline:
         name: What it is called.
         sha256: Of its question file.
         scored: What it said.
+        ceiling: The hit rate at 1 that is expected of the best possible answers, if the file is about these.
     """
 
     name: str
     sha256: str
     scored: list[ScoredQuestion]
+    ceiling: float | None
 
 
 def load_baselines(paths: Sequence[Path], sets: Sequence[QuestionSet]) -> list[Baseline]:
@@ -61,5 +63,6 @@ def load_baselines(paths: Sequence[Path], sets: Sequence[QuestionSet]) -> list[B
             )
         if {q.question_id for q in scored} != {q.question_id for q in asked[sha256].questions}:
             raise BundleMLLMError(f"{path} has scores of other questions than it names: evaluate again.")
-        found[name, sha256] = Baseline(name, sha256, scored)
+        ceiling = metrics["ceiling"]["expected"] if "ceiling" in metrics else None
+        found[name, sha256] = Baseline(name, sha256, scored, ceiling)
     return list(found.values())

@@ -83,6 +83,8 @@ def _bars(rows: Sequence[Row], chances: Mapping[str, float]) -> Figure:
             ax.barh(y, row[name], height * 0.9, color=COLORS[number % len(COLORS)], label=label)
             if error:
                 ax.errorbar(row[name], y, xerr=error, color="#333333", elinewidth=1, capsize=2)
+            if "expected" in row:
+                ax.vlines(row["expected"], y - height / 2, y + height / 2, color="#1d2733", linewidth=2)
             ax.text(row[name] + error + 0.008, y, _number(row[name]), va="center", fontsize=8)
     for chance in sorted({round(chances[group], 6) for group in groups}):
         ax.axvline(chance, color=GRAY, linestyle=":", linewidth=1)
@@ -119,7 +121,9 @@ def _by_length(rows: Sequence[Row], chances: Mapping[str, float]) -> Figure:
     cost.set_yscale("log")
     cost.set_title("prompts per question", fontsize=9)
     cost.yaxis.set_major_formatter("{x:g}")
-    shown = [size for number, size in enumerate(sizes) if number == 0 or size / sizes[number - 1] > 1.4]
+    shown: list[int] = []
+    for size in sizes:
+        shown += [size] if not shown or size >= 1.9 * shown[-1] else []  # closer ones would overlap
     for ax in axes[0]:
         ax.set_xscale("log")
         ax.set_xticks(shown, [f"{size:,}" for size in shown], fontsize=8)
@@ -192,7 +196,13 @@ def _position(rows: Sequence[Row], chances: Mapping[str, float]) -> Figure:
             heights = [row[name] for row in these]
             ax.bar(places, heights, 0.36, color=(GRAY, COLORS[0])[number], label=label)
         found = [(place, row["accuracy"]) for place, row in enumerate(these) if row["accuracy"] is not None]
-        ax.plot(*zip(*found, strict=True), "o", color=COLORS[5], markersize=4, label="hit_rate@1 where it is right")
+        ax.plot(
+            *zip(*found, strict=True),
+            "o",
+            color=COLORS[5],
+            markersize=4,
+            label="hit_rate@1 where the answer stands there",
+        )
         ax.set_xticks(range(len(these)), [row["letter"] for row in these])
         ax.set_title(group, fontsize=9)
         ax.set_xlabel("letter")
@@ -228,6 +238,7 @@ def _backbones(rows: Sequence[Row], chances: Mapping[str, float]) -> Figure:
 FIGURES: dict[str, Callable[[Sequence[Row], Mapping[str, float]], Figure]] = {
     "by_stage": _bars,
     "baselines": _bars,
+    "ceiling": _bars,
     "by_length": _by_length,
     "ablation": _bars,
     "cold_start": _cold_start,

@@ -79,6 +79,19 @@ SECTIONS: dict[str, SectionText] = {
         "methods give many equal scores. Differences are paired by question; below zero is worse than this model.",
         (QUESTIONS, Column("method", "variant"), EXPECTED, MRR, *_difference("this model"), COUNT),
     ),
+    "ceiling": SectionText(
+        "Beside the best possible answers",
+        "These data were invented, so it is known how good the best possible answers are on average (marked in the "
+        "figure): of one who knows how bundles were drawn and reads what an item is like without error.",
+        (
+            QUESTIONS,
+            Column("variant", "variant"),
+            HIT_RATE,
+            Column("best possible", "expected", None, 3),
+            Column("share of it", "share", "share_se", 3),
+            COUNT,
+        ),
+    ),
     "by_length": SectionText(
         "By number of candidates",
         "One prompt shows up to 26 lettered candidates; groups of few candidates, in rounds, rank lists of any "

@@ -129,12 +129,32 @@ def baselines(sets: Sequence[QuestionSet], full: Measured, others: Sequence[Base
     rows: list[Row] = []
     for asked in sets:
         whole = full[asked.name]
-        these = [other for other in others if other.sha256 == asked.sha256]
+        these = [other for other in others if other.sha256 == asked.sha256 and other.ceiling is None]
         if these:
             rows.append({"questions": asked.name, "variant": "this model", **_metrics(whole, of=TIES_BROKEN)})
         for other in these:
             row = {"questions": asked.name, "variant": other.name}
             rows.append(row | _metrics(other.scored, whole, of=TIES_BROKEN))
+    return rows
+
+
+def ceiling(sets: Sequence[QuestionSet], stages: Mapping[str, Measured], others: Sequence[Baseline]) -> list[Row]:
+    """Compare each stage with the best possible answers, where a metrics file says how good these are.
+
+    Returns:
+        For each such question set and each stage one row with `expected`, the hit rate at 1 of the best possible
+        answers, and `share`, what the stage reaches of it.
+    """
+    best = {other.sha256: other.ceiling for other in others if other.ceiling is not None}
+    rows: list[Row] = []
+    for asked in sets:
+        for variant, measured in stages.items():
+            if (expected := best.get(asked.sha256)) is not None:
+                row = {"questions": asked.name, "variant": variant, **_metrics(measured[asked.name])}
+                share = {
+                    name: row[f"hit_rate@1{end}"] / expected for name, end in (("share", ""), ("share_se", "_se"))
+                }
+                rows.append(row | {"expected": expected, **share})
     return rows
 
 

@@ -266,9 +266,9 @@ def test_other_weights_are_measured_again(model, tiny_data, tmp_path, monkeypatc
 def test_several_models_and_other_methods_stand_beside_each_other(made, model, asked, tiny_data, tmp_path):
     questions = made[1] / "questions" / "validation_hard.jsonl"
     method = as_scored(asked["validation_hard"], [[1.0, 1.0, 0.0, 0.0] for _ in asked["validation_hard"]])
-    told = {"questions": {"path": "q", "sha256": sha256(questions)}, "method": "popularity"}
+    told = {"questions": {"path": "q", "sha256": sha256(questions)}, "baseline": "llm:/models/popularity"}
     save_results(tmp_path / "popularity.json", compute_metrics(method, probabilities=False) | told, method)
-    ceiling = {**told, "method": "best", "ceiling": {"expected": 0.8}}
+    ceiling = {**told, "baseline": "best", "ceiling": {"expected": 0.8}}
     save_results(tmp_path / "ceiling.json", ceiling, method)
     data = DatasetFolder.open(tiny_data)
     smaller = default_run("scratch", data=tiny_data, output_dir=tmp_path)
@@ -290,7 +290,7 @@ def test_several_models_and_other_methods_stand_beside_each_other(made, model, a
     check(second, other, whole)
     assert first["parameters"] == second["parameters"] == result["models"][1]["parameters"]
     ours, theirs = rows_of((result,), "baselines")
-    assert (ours["variant"], theirs["variant"]) == ("this model", "popularity")
+    assert (ours["variant"], theirs["variant"]) == ("this model", "llm:popularity")
     paired = paired_differences(method, whole, probabilities=False)["hit_rate@1_expected"]
     assert theirs["hit_rate@1_expected"] == paired["a"] and theirs["difference"] == paired["difference"]
     assert ours["hit_rate@1_expected"] == paired["b"]

@@ -5,9 +5,10 @@ Knows nothing about how these methods work: it reads what was said to each quest
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.evaluation.metrics import ScoredQuestion
@@ -40,7 +41,7 @@ def load_baselines(paths: Sequence[Path], sets: Sequence[QuestionSet]) -> list[B
         sets: The question sets of the report.
 
     Returns:
-        One entry for each file, called by its `method` or, without that, by the name of its model.
+        One entry for each file, called by its `baseline` or, without that, by the name of its model.
 
     Raises:
         BundleMLLMError: A file is missing or malformed, is of other questions, or two are of the same method.
@@ -56,7 +57,7 @@ def load_baselines(paths: Sequence[Path], sets: Sequence[QuestionSet]) -> list[B
                 f"({', '.join(f'{one.name}: {one.sha256[:12]}…' for one in sets)}), so it would not compare: give "
                 "these by --questions, or evaluate again on those of the report."
             )
-        name = str(metrics.get("method") or Path(str(metrics.get("model") or path.stem)).name)
+        name = _name(metrics, path)
         if (name, sha256) in found:
             raise BundleMLLMError(
                 f"{path} is a second metrics file of {name!r} on the questions {asked[sha256].name!r}: give one."
@@ -66,3 +67,11 @@ def load_baselines(paths: Sequence[Path], sets: Sequence[QuestionSet]) -> list[B
         ceiling = metrics["ceiling"]["expected"] if "ceiling" in metrics else None
         found[name, sha256] = Baseline(name, sha256, scored, ceiling)
     return list(found.values())
+
+
+def _name(metrics: Mapping[str, Any], path: Path) -> str:
+    """Return what a method is called, without the path of a model on this machine."""
+    if "baseline" not in metrics:
+        return Path(str(metrics.get("model") or path.stem)).name
+    kind, colon, which = str(metrics["baseline"]).partition(":")
+    return kind + colon + Path(which).name

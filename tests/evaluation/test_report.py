@@ -17,8 +17,9 @@ from bundle_mllm.evaluation.ablation import only, shuffle_features
 from bundle_mllm.evaluation.by_length import accuracy_by_num_candidates
 from bundle_mllm.evaluation.evaluate import evaluate
 from bundle_mllm.evaluation.metrics import as_scored, compute_metrics, paired_differences
-from bundle_mllm.evaluation.report import measure, report
+from bundle_mllm.evaluation.report import measure, report, sections
 from bundle_mllm.evaluation.report.figures import FIGURES
+from bundle_mllm.evaluation.report.questions import QuestionSet
 from bundle_mllm.evaluation.results import compare_metrics, save_results
 from bundle_mllm.evaluation.scoring import score_questions
 from bundle_mllm.evaluation.slices import compute_slices, position_bias
@@ -140,6 +141,13 @@ def test_slices_letters_lengths_and_history_are_those_of_the_evaluation(made, mo
     assert losses == [
         (stage, step, loss) for stage in ("stage one", "stage two") for step, loss in ((5, 1.5), (10, 1.25))
     ]
+
+
+def test_without_training_bundles_no_answer_is_called_cold(asked):
+    questions = asked["validation_hard"]
+    said = {"validation_hard": as_scored(questions, [[1.0, 0.0, 0.0, 0.0] for _ in questions])}
+    sets = [QuestionSet("validation_hard", {"sha256": ""}, questions)]
+    assert {row["slice"] for row in sections.cold_start(sets, {"stage two": said}, None)} == {"partial_length"}
 
 
 def test_the_json_says_what_was_asked_of_what_and_names_no_folder(made, model, tiny_data):
@@ -319,6 +327,7 @@ def test_the_command_prints_the_stages_and_where_the_page_is(made, model, tiny_d
         ({"data": "nowhere"}, "nowhere does not exist"),
         ({"max_questions": 0}, "max_questions is 0"),
         ({"num_candidates": 40}, "39 wrong options"),
+        ({"sizes": [5, 1]}, "1 candidates leave nothing to choose"),
         ({"questions": ["q.jsonl", "again/q.jsonl"]}, "called 'q'"),
         ({"questions": ["q.jsonl", "same.jsonl"]}, "holds the same questions"),
         ({"questions": ["q.jsonl"], "metrics": ["m.json"]}, "would not compare: give these by --questions"),

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from bundle_mllm.data.files import sha256
 from bundle_mllm.data.folder import DatasetFolder
+from bundle_mllm.data.questions import MIN_CANDIDATES
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.evaluation.by_length import SIZES
 from bundle_mllm.evaluation.report import sections
@@ -82,12 +83,16 @@ def report(
     for name, value in (("max_questions", max_questions), ("length_questions", length_questions)):
         if value < 1:
             raise BundleMLLMError(f"{name} is {value}, so nothing would be asked: choose 1 or more.")
+    if too_short := [size for size in sizes if size < MIN_CANDIDATES]:
+        raise BundleMLLMError(
+            f"{too_short[0]} candidates leave nothing to choose: give sizes of {MIN_CANDIDATES} or more."
+        )
     if not models:
         raise BundleMLLMError("There is no model to report on: give one or more model folders.")
     folder = DatasetFolder.open(data)
     target = models[0] / "report" if output_dir is None else output_dir
     key = {"bundle_mllm": version("bundle-mllm"), "tables": {path.name: sha256(path) for path in folder.tables()}}
-    train_items = frozenset(item_id for bundle in folder.bundles.train for item_id in bundle.items)
+    train_items = frozenset(item_id for bundle in folder.bundles.train for item_id in bundle.items) or None
     settings = Settings(target, folder, train_items, key, batch_size, seed, progress)
     measured = [MeasuredModel(path, name, settings) for path, name in zip(models, _names(models), strict=True)]
     _check_target(target)

@@ -57,7 +57,7 @@ class Settings:
     Attributes:
         output_dir: The report's folder.
         folder: The data set.
-        train_items: The items of all training bundles.
+        train_items: The items of all training bundles; `None` if there are none.
         key: What a step depends on besides its model and questions: versions and the data's tables.
         batch_size: Prompts per forward pass.
         seed: Of shuffling and groups.
@@ -66,7 +66,7 @@ class Settings:
 
     output_dir: Path
     folder: DatasetFolder
-    train_items: frozenset[str]
+    train_items: frozenset[str] | None
     key: Mapping[str, Any]
     batch_size: int
     seed: int

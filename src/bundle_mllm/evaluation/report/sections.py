@@ -70,11 +70,14 @@ def training(history: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Row]:
     ]
 
 
-def cold_start(sets: Sequence[QuestionSet], stages: Mapping[str, Measured], train_items: frozenset[str]) -> list[Row]:
+def cold_start(
+    sets: Sequence[QuestionSet], stages: Mapping[str, Measured], train_items: frozenset[str] | None
+) -> list[Row]:
     """Compare questions whose answer is in some training bundle with those whose answer is in none; and by length.
 
     Returns:
-        For each question set and stage one row per value of the slices `answer` (warm, cold) and `partial_length`.
+        For each question set and stage one row per value of the slices `answer` (warm, cold; not without training
+        bundles) and `partial_length`.
     """
     rows: list[Row] = []
     for asked in sets:
@@ -83,7 +86,7 @@ def cold_start(sets: Sequence[QuestionSet], stages: Mapping[str, Measured], trai
             rows += [
                 {"questions": asked.name, "variant": variant, "slice": name, "value": value, **metrics}
                 for name in ("answer", "partial_length")
-                for value, metrics in slices[name].items()
+                for value, metrics in slices.get(name, {}).items()
             ]
     return rows
 

@@ -38,6 +38,7 @@ _LAZY = {
     "compute_metrics": "evaluation.metrics",
     "evaluate": "evaluation.evaluate",
     "rank_candidates": "evaluation.ranking",
+    "report": "evaluation.report",
     "score_questions": "evaluation.scoring",
     "convert_checkpoint": "hub.convert",
     "publish_dataset": "hub.dataset",
@@ -84,6 +85,7 @@ if TYPE_CHECKING:
     from .evaluation.evaluate import evaluate
     from .evaluation.metrics import as_scored, compute_metrics
     from .evaluation.ranking import rank_candidates
+    from .evaluation.report import report
     from .evaluation.results import compare_metrics
     from .evaluation.scoring import score_questions
     from .folder import load_model, save_model

@@ -219,6 +219,65 @@ def compare(a: Path, b: Path) -> None:
             print(f"{name:20} {values['a']:.4f} - {values['b']:.4f} = {change}")
 
 
+def report(
+    model: tuple[Path, ...],
+    data: Path,
+    output_dir: Path | None = None,
+    questions: tuple[Path, ...] = (),
+    metrics: tuple[Path, ...] = (),
+    split: Literal["train", "validation", "test"] = "validation",
+    max_questions: int = 400,
+    num_candidates: int = 10,
+    sizes: tuple[int, ...] | None = None,
+    length_questions: int = 150,
+    batch_size: int = 32,
+    seed: int = 42,
+) -> None:
+    """Draw the paper's figures on your data: stages, number of candidates, training, cold start, ablation, size.
+
+    Writes report.html (one page that needs nothing else), figures/*.png and report.json (every number). A report that
+    was killed continues when the same command is given again. With the defaults and the scratch backbone it takes
+    about ten minutes on one core; the number of questions decides.
+
+    Args:
+        model: Model folders. Everything is measured of the first; several are compared by their size.
+        data: Dataset folder.
+        output_dir: Folder of the report; by default report/ in the first model folder, where `publish` finds it.
+        questions: Question files, each asked whole; by default a uniform and a hard one are made from the split.
+        metrics: Metrics files of other methods on the same question files, to be shown beside the model.
+        split: Whose bundles are asked about, where questions are made.
+        max_questions: Questions in each file that is made.
+        num_candidates: Options of a question in these files.
+        sizes: Numbers of candidates of the figure by number of candidates; by default 2 5 10 15 20 26 50 100 1000.
+        length_questions: Questions for each of these numbers; fewer where they would cost more than 4,000 prompts.
+        batch_size: Prompts per forward pass.
+        seed: Seed of questions, shuffling and groups.
+    """
+    from bundle_mllm.evaluation.by_length import SIZES
+    from bundle_mllm.evaluation.report import report as run
+
+    target = model[0] / "report" if output_dir is None else output_dir
+    result = run(
+        model,
+        data,
+        target,
+        questions=questions,
+        metrics=metrics,
+        split=split,
+        max_questions=max_questions,
+        num_candidates=num_candidates,
+        sizes=SIZES if sizes is None else sizes,
+        length_questions=length_questions,
+        batch_size=batch_size,
+        seed=seed,
+        progress=True,
+    )
+    for row in result["sections"]["by_stage"]["rows"]:
+        error = f" ± {row['hit_rate@1_se']:.3f}" if row.get("hit_rate@1_se") is not None else ""
+        print(f"{row['questions']:24}  {row['variant']:28}  {row['hit_rate@1']:.3f}{error}")
+    print(f"measured in {result['seconds']['total']:.0f} s; the page: {target / 'report.html'}")
+
+
 def complete(
     model: str,
     bundle: str,
@@ -513,6 +572,7 @@ COMMANDS = {
     "train": train,
     "evaluate": evaluate,
     "compare": compare,
+    "report": report,
     "complete": complete,
     "import": import_data,
     "encode": encode,

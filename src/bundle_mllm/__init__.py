@@ -31,12 +31,14 @@ _LAZY = {
     "make_questions": "data",
     "sample_training_questions": "data",
     "save_questions": "data",
+    "evaluate_baselines": "baselines",
     "encode_folder": "encoders.encode",
     "as_scored": "evaluation.metrics",
     "compare_metrics": "evaluation.results",
     "compute_metrics": "evaluation.metrics",
     "evaluate": "evaluation.evaluate",
     "rank_candidates": "evaluation.ranking",
+    "report": "evaluation.report",
     "score_questions": "evaluation.scoring",
     "convert_checkpoint": "hub.convert",
     "publish_dataset": "hub.dataset",
@@ -67,6 +69,7 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:
+    from .baselines import evaluate_baselines
     from .data import (
         BundleSplits,
         DatasetFolder,
@@ -82,6 +85,7 @@ if TYPE_CHECKING:
     from .evaluation.evaluate import evaluate
     from .evaluation.metrics import as_scored, compute_metrics
     from .evaluation.ranking import rank_candidates
+    from .evaluation.report import report
     from .evaluation.results import compare_metrics
     from .evaluation.scoring import score_questions
     from .folder import load_model, save_model

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -140,47 +140,68 @@ def run_train(argv: Sequence[str]) -> None:
 
 
 def evaluate(
-    model: Path,
     data: Path,
     questions: Path,
+    model: Path | None = None,
+    baselines: tuple[str, ...] = (),
     output: Path = Path("metrics.json"),
     batch_size: int = 32,
     permutations: int = 1,
     max_options: int | None = None,
     group_size: int | None = None,
+    seed: int = 0,
 ) -> None:
     """Score a question file and write hit rates, valid_ratio, ranks, calibration, slices and position bias.
 
     Args:
-        model: Model folder (the output of `bundle-mllm train`).
         data: Dataset folder whose items the questions name.
         questions: Question file (see `bundle-mllm questions`).
-        output: Where the metrics are written; the scores of every question go beside it.
+        model: Model folder (the output of `bundle-mllm train`).
+        baselines: Methods to measure beside the model or without one, fitted to the training bundles: all, or some of
+            random, popularity, co_occurrence, item_knn, item_knn_users, tfidf, category_pmi, similarity:MODALITY,
+            lightgcn, lightgcn_users, multivae, set_transformer, boosted_ranker; and llm:NAME_OR_FOLDER, a language
+            model that is told titles, zero-shot.
+        output: Where the metrics of the model are written, the scores of every question beside it; those of a
+            baseline go to metrics.popularity.json, and so on.
         batch_size: Questions per forward pass.
         permutations: Ask each question in this many orders of its candidates and average, against position bias.
         max_options: Longest list asked in one prompt, up to 26; what the model was trained on if not given. Longer
             ones are ranked in groups.
         group_size: Most candidates of a group.
+        seed: Of candidate orders, groups and baselines.
     """
     from bundle_mllm.evaluation.evaluate import evaluate as run
 
-    metrics = run(
-        model,
-        data,
-        questions,
-        output,
-        batch_size=batch_size,
-        permutations=permutations,
-        max_options=max_options,
-        group_size=group_size,
-    )
-    for name in ("hit_rate@1", "hit_rate@3", "hit_rate@5", "mrr"):
-        print(f"{name:11}  {metrics[name]:.4f} ± {metrics[f'{name}_se']:.4f}")
-    print(
-        f"valid_ratio  {metrics['valid_ratio']:.4f}\n"
-        f"questions    {metrics['num_questions']} about {metrics['num_bundles']} bundles\n"
-        f"written to   {output}"
-    )
+    if model is None and not baselines:
+        raise BundleMLLMError("There is nothing to evaluate: give --model OUT, --baselines all, or both.")
+    options: dict[str, Any] = {
+        "batch_size": batch_size,
+        "permutations": permutations,
+        "max_options": max_options,
+        "group_size": group_size,
+        "seed": seed,
+    }
+    rows: dict[str, tuple[dict[str, Any], float | None]] = {}
+    if model is not None:
+        metrics = run(model, data, questions, output, **options)
+        for name in ("hit_rate@1", "hit_rate@3", "hit_rate@5", "mrr"):
+            print(f"{name:11}  {metrics[name]:.4f} ± {metrics[f'{name}_se']:.4f}")
+        print(
+            f"valid_ratio  {metrics['valid_ratio']:.4f}\n"
+            f"questions    {metrics['num_questions']} about {metrics['num_bundles']} bundles\n"
+            f"written to   {output}"
+        )
+        rows["model"] = metrics, None
+    if baselines:
+        from bundle_mllm.baselines import BaselineResult, evaluate_baselines
+
+        def report(result: BaselineResult) -> None:
+            print(f"{result.name}: {result.skipped or f'{result.seconds:.1f} s, {result.path}'}", file=sys.stderr)
+
+        for result in evaluate_baselines(data, questions, baselines, output, report=report, **options):
+            if result.metrics is not None:
+                rows[result.name] = result.metrics, result.seconds
+        _print_comparison(rows)
 
 
 def compare(a: Path, b: Path) -> None:
@@ -196,6 +217,65 @@ def compare(a: Path, b: Path) -> None:
         if isinstance(values, dict) and "difference" in values:
             change = f"{values['difference']:+.4f} ± {values['se']:.4f}"
             print(f"{name:20} {values['a']:.4f} - {values['b']:.4f} = {change}")
+
+
+def report(
+    model: tuple[Path, ...],
+    data: Path,
+    output_dir: Path | None = None,
+    questions: tuple[Path, ...] = (),
+    metrics: tuple[Path, ...] = (),
+    split: Literal["train", "validation", "test"] = "validation",
+    max_questions: int = 400,
+    num_candidates: int = 10,
+    sizes: tuple[int, ...] | None = None,
+    length_questions: int = 150,
+    batch_size: int = 32,
+    seed: int = 42,
+) -> None:
+    """Draw the paper's figures on your data: stages, number of candidates, training, cold start, ablation, size.
+
+    Writes report.html (one page that needs nothing else), figures/*.png and report.json (every number). A report that
+    was killed continues when the same command is given again. With the defaults and the scratch backbone it takes
+    about ten minutes on one core; the number of questions decides.
+
+    Args:
+        model: Model folders. Everything is measured of the first; several are compared by their size.
+        data: Dataset folder.
+        output_dir: Folder of the report; by default report/ in the first model folder, where `publish` finds it.
+        questions: Question files, each asked whole; by default a uniform and a hard one are made from the split.
+        metrics: Metrics files of other methods on the same question files, to be shown beside the model.
+        split: Whose bundles are asked about, where questions are made.
+        max_questions: Questions in each file that is made.
+        num_candidates: Options of a question in these files.
+        sizes: Numbers of candidates of the figure by number of candidates; by default 2 5 10 15 20 26 50 100 1000.
+        length_questions: Questions for each of these numbers; fewer where they would cost more than 4,000 prompts.
+        batch_size: Prompts per forward pass.
+        seed: Seed of questions, shuffling and groups.
+    """
+    from bundle_mllm.evaluation.by_length import SIZES
+    from bundle_mllm.evaluation.report import report as run
+
+    target = model[0] / "report" if output_dir is None else output_dir
+    result = run(
+        model,
+        data,
+        target,
+        questions=questions,
+        metrics=metrics,
+        split=split,
+        max_questions=max_questions,
+        num_candidates=num_candidates,
+        sizes=SIZES if sizes is None else sizes,
+        length_questions=length_questions,
+        batch_size=batch_size,
+        seed=seed,
+        progress=True,
+    )
+    for row in result["sections"]["by_stage"]["rows"]:
+        error = f" ± {row['hit_rate@1_se']:.3f}" if row.get("hit_rate@1_se") is not None else ""
+        print(f"{row['questions']:24}  {row['variant']:28}  {row['hit_rate@1']:.3f}{error}")
+    print(f"measured in {result['seconds']['total']:.0f} s; the page: {target / 'report.html'}")
 
 
 def complete(
@@ -492,6 +572,7 @@ COMMANDS = {
     "train": train,
     "evaluate": evaluate,
     "compare": compare,
+    "report": report,
     "complete": complete,
     "import": import_data,
     "encode": encode,
@@ -540,6 +621,20 @@ def _print_report(report: PublishReport) -> None:
             f"{report.verification.largest_difference:.1e}"
         )
     print(f"published: {report.commit_url}" if report.commit_url else f"dry run: {report.repo_id} was not touched")
+
+
+def _print_comparison(rows: Mapping[str, tuple[Mapping[str, Any], float | None]]) -> None:
+    """Print the metrics and the seconds of several methods, the best first."""
+    if not rows:
+        return
+    width = max(map(len, rows))
+    print(f"\n{'':{width}}  hit_rate@1       ties at random   seconds")
+    for name, (metrics, seconds) in sorted(rows.items(), key=lambda row: -row[1][0]["hit_rate@1_expected"]):
+        hits = "  ".join(f"{metrics[key]:.4f} ± {metrics[f'{key}_se']:.4f}" for key in _HITS)
+        print(f"{name:{width}}  {hits}  {'' if seconds is None else format(seconds, '7.1f')}".rstrip())
+
+
+_HITS = ("hit_rate@1", "hit_rate@1_expected")
 
 
 def _ids(text: str) -> list[str]:

@@ -6,13 +6,11 @@ Knows nothing that a user could not do with the same functions.
 from __future__ import annotations
 
 import json
-import random
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from transformers import pipeline
 from transformers.utils import logging
 
@@ -21,10 +19,10 @@ from bundle_mllm.data.folder import DatasetFolder
 from bundle_mllm.data.questions import Question, make_questions, save_questions
 from bundle_mllm.data.studio import make_studio
 from bundle_mllm.encoders.encode import encode_folder
+from bundle_mllm.evaluation.ablation import shuffle_features
 from bundle_mllm.evaluation.metrics import compute_metrics
 from bundle_mllm.evaluation.scoring import score_questions
 from bundle_mllm.folder import load_model
-from bundle_mllm.modeling.modeling_bundle_mllm import BundleMLLMForCausalLM
 from bundle_mllm.training.config import SCRATCH, RunConfig, default_run
 from bundle_mllm.training.run import train
 
@@ -94,18 +92,6 @@ def _compare(model_dir: Path, questions: list[Question], seed: int) -> dict[str,
         "valid_ratio": stage_two["valid_ratio"],
         "num_questions": stage_two["num_questions"],
     }
-
-
-def shuffle_features(model: BundleMLLMForCausalLM, seed: int) -> None:
-    """Give every item the features of another, drawn at random: what the model loses, it had from them."""
-    catalog = model.model.catalog
-    order = list(range(catalog.num_items))
-    random.Random(seed).shuffle(order)
-    rows = torch.tensor(order)
-    model.set_catalog(
-        {name: catalog.features[name][rows] for name in catalog.modalities},
-        {name: catalog.present[rows, column] for column, name in enumerate(catalog.modalities)},
-    )
 
 
 def _complete(model_dir: Path, folder: DatasetFolder, question: Question) -> dict[str, Any]:

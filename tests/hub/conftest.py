@@ -9,6 +9,7 @@ from tiny_models import ITEM_IDS, TITLES, make_model, make_processor
 
 from bundle_mllm.data import DatasetFolder, make_questions, save_questions, write_records
 from bundle_mllm.evaluation.evaluate import evaluate
+from bundle_mllm.evaluation.report import report
 from bundle_mllm.folder import save_model
 from bundle_mllm.training.config import as_dict, default_run
 
@@ -21,7 +22,7 @@ QUESTIONS = [
 
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory) -> Path:
-    """A model folder, its weights in several files, as a run on local folders would have written it."""
+    """A model folder with metrics and a report, its weights in several files, as a run on local folders leaves it."""
     folder = tmp_path_factory.mktemp("trained") / "model"
     data = tmp_path_factory.mktemp("shop")
     processor = make_processor(max_length=512)
@@ -32,6 +33,7 @@ def model_folder(tmp_path_factory) -> Path:
     assert len(list(folder.glob("*.safetensors"))) > 1
     write_records(data / "items.jsonl", [{"item_id": i, "title": t} for i, t in zip(ITEM_IDS, TITLES, strict=True)])
     write_records(data / "test_hard.jsonl", QUESTIONS)
+    write_records(data / "bundles.jsonl", [{"bundle_id": "b9", "items": ["i2", "i3", "i6"], "split": "train"}])
     settings = as_dict(replace(default_run("meta-llama/Llama-2-7b-hf", data=data, output_dir=folder), seed=7))
     validated = {"step": 5, "validation_hit_rate@1": 0.5, "validation_num_questions": 8}
     worse = {**validated, "step": 9, "validation_hit_rate@1": 0.25, "validation_log_likelihood": -2.0}
@@ -46,6 +48,7 @@ def model_folder(tmp_path_factory) -> Path:
     (folder / "training").mkdir()
     (folder / "training" / "optimizer.pt").write_bytes(b"\x80\x02not for others")
     evaluate(folder, data, data / "test_hard.jsonl", folder / "metrics.json")
+    report([folder], data, questions=[data / "test_hard.jsonl"], split="train", sizes=(2,))
     return folder
 
 

@@ -77,6 +77,7 @@ def test_a_folder_that_has_the_name_of_a_hub_model_is_not_taken_for_it(folder):
 
 def test_a_card_without_metrics_is_an_error_unless_it_is_meant(folder):
     (folder / "metrics.json").unlink()
+    shutil.rmtree(folder / "report")
     with pytest.raises(BundleMLLMError, match=r"no metrics of .*bundle-mllm evaluate.*--allow-no-metrics"):
         render(folder)
     card = render(folder, allow_no_metrics=True)

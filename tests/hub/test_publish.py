@@ -107,6 +107,8 @@ def test_a_dry_run_needs_no_token_and_says_what_would_be_published(published, mo
     shards = {path.name: path.stat().st_size for path in model_folder.glob("*.safetensors")}
     assert shards.items() <= report["files"].items()
     assert {"README.md", "training_record.json", "metrics.json", "items.jsonl", "config.json"} <= set(report["files"])
+    assert {"report/report.html", "report/report.json", "report/figures/by_stage.png"} <= set(report["files"])
+    assert not [name for name in report["files"] if "measured" in name or "questions" in name]
     assert report["left_out"] == ["metrics.questions.jsonl", "training"]
 
 

@@ -21,6 +21,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.folder import fingerprint
+from bundle_mllm.hub.reported import card_sections, metrics_files, read_report
 from bundle_mllm.hub.repository import read_json
 from bundle_mllm.training.config import SCRATCH
 from bundle_mllm.training.run import RECORD
@@ -59,16 +60,19 @@ class Measurement:
 
 
 def read_measurements(model_dir: Path, paths: Sequence[Path] = ()) -> list[Measurement]:
-    """Read metrics files: those given and, where none is, the `metrics*.json` of a model folder.
+    """Read metrics files: those given; where none is, those of a model folder but of baselines; else its report's.
 
     Raises:
         BundleMLLMError: A file is no metrics file, speaks of another model, or two speak of the same questions.
     """
     measurements: dict[str, Measurement] = {}
     files = [Path(path) for path in paths or sorted(model_dir.glob("metrics*.json"))]
+    files = files or metrics_files(model_dir, read_report(model_dir))
     expected = fingerprint(model_dir) if files else None
     for path in files:
         values = read_json(path)
+        if not paths and "baseline" in values:
+            continue
         _check_metrics(path, values, model_dir, expected)
         questions = values.get("questions") or {}
         split = split_name(re.split(r"[/\\]", questions.get("path") or path.name)[-1])
@@ -98,6 +102,7 @@ def render_model_card(
     datasets: Sequence[str] = (),
     license: str = LICENSE_UNKNOWN,
     allow_no_metrics: bool = False,
+    report: Mapping[str, Any] | None = None,
 ) -> ModelCard:
     """Render the card of a model folder.
 
@@ -109,6 +114,7 @@ def render_model_card(
         datasets: Hub names of the data sets it was trained on.
         license: The Hub's identifier of the license.
         allow_no_metrics: Whether a card without metrics is meant.
+        report: The folder's report (see `read_report`), whose main figures the card shows.
 
     Returns:
         The card; its metadata have been read back once.
@@ -119,8 +125,8 @@ def render_model_card(
     if not measurements and not allow_no_metrics:
         raise BundleMLLMError(
             f"There are no metrics of {model_dir}, so its card would not say how good it is: run `bundle-mllm "
-            f"evaluate --model {model_dir} … --output {model_dir / 'metrics.json'}`, give --metrics FILE, or say "
-            "--allow-no-metrics."
+            f"evaluate --model {model_dir} … --output {model_dir / 'metrics.json'}` or `bundle-mllm report --model "
+            f"{model_dir}`, give --metrics FILE, or say --allow-no-metrics."
         )
     check_license(license)
     for what, names in (("base model", [base_model] if base_model else []), ("data set", datasets)):
@@ -164,6 +170,7 @@ def render_model_card(
         license_text="not stated; those of base model and data apply" if license == LICENSE_UNKNOWN else license,
         example=_example(model_dir),
         measurements=[_row(m) for m in measurements],
+        report_sections=card_sections(report),
         stages=stages,
         stage_rows=_stage_rows(stages),
         seed=(record.get("settings") or {}).get("seed", "unknown"),

@@ -14,6 +14,9 @@ from pathlib import Path
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.hub.card import LICENSE_UNKNOWN, Measurement, find_record, read_measurements, render_model_card
 from bundle_mllm.hub.places import Places
+from bundle_mllm.hub.reported import FILES as REPORT_FILES
+from bundle_mllm.hub.reported import FOLDER as REPORT_FOLDER
+from bundle_mllm.hub.reported import read_report, write_report
 from bundle_mllm.hub.repository import (
     place,
     read_json,
@@ -46,7 +49,7 @@ TAKEN = (
     "vocab.txt",
 )
 """The files of a model folder that belong in its repository; all others stay here."""
-WRITTEN = (CARD, PUBLISHED_RECORD, "metrics*.json")
+WRITTEN = (CARD, PUBLISHED_RECORD, "metrics*.json", *REPORT_FILES)
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,8 @@ def publish(
         repo_id: The repository, `owner/name`.
         private: Whether only its owner may see it.
         dry_run: Stop before uploading; needs no token and no network.
-        metrics: Files of `bundle-mllm evaluate`; by default the `metrics*.json` in the model folder.
+        metrics: Files of `bundle-mllm evaluate`; by default the `metrics*.json` in the model folder, or those of
+            the report in it.
         allow_no_metrics: Publish a card without metrics.
         base_model: Hub name of the base model, where the run record names a local folder.
         datasets: Hub names of the data sets it was trained on.
@@ -122,6 +126,7 @@ def publish(
         raise BundleMLLMError(f"{source} is no folder: give the output folder of `bundle-mllm train`.")
     check_complete(source)
     measurements = read_measurements(source, [Path(path) for path in metrics])
+    report = read_report(source)
     card = render_model_card(
         source,
         repo_id,
@@ -130,6 +135,7 @@ def publish(
         datasets=datasets,
         license=license,
         allow_no_metrics=allow_no_metrics,
+        report=report,
     )
     if not dry_run:
         check_login()  # before the minutes that verifying a large model takes
@@ -142,6 +148,7 @@ def publish(
             place(path, target / path.relative_to(source))
         for name, measurement in _metrics_names(measurements).items():
             write_json(target / name, places.reduce(dict(measurement.values)))
+        write_report(report, source, target, places)
         if record is not None:
             values = read_json(record)
             local = ["base_model"] if values.get("base_model_is_folder") else []
@@ -165,6 +172,7 @@ def publish(
             belongs=lambda name: matches(name, (*TAKEN, *WRITTEN)),
         )
     used = {*taken, *(path.parent for path in taken), record, *(m.path for m in measurements)}
+    used |= {source / REPORT_FOLDER} if report is not None else set()
     left_out = tuple(sorted(path.name for path in source.iterdir() if path not in used and path.name[0] != "."))
     return PublishReport(repo_id, folder, files, left_out, verified[0], commit_url)
 

@@ -1,0 +1,119 @@
+"""Take from a loaded model what it knows of its items, in part or for good: what it loses then, it had from there.
+
+Knows nothing about questions, metrics or how the model was trained; nothing is trained again.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+
+from bundle_mllm.errors import BundleMLLMError
+from bundle_mllm.modeling.processing_bundle_mllm import BundleMLLMProcessor
+
+if TYPE_CHECKING:
+    from bundle_mllm.modeling.modeling_bundle_mllm import BundleMLLMForCausalLM
+
+TITLES = "titles"
+"""What titles are called among the modalities."""
+
+
+def ablations(sources: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Return what is kept when each source of knowledge is dropped, and when each is alone.
+
+    Args:
+        sources: All of them, such as `("titles", "visual", "user_item")`.
+
+    Returns:
+        By label, such as `without visual` or `visual alone`, the sources that are kept. With two sources dropping one
+        leaves the other alone, which is there once. Empty for a single source: nothing can be taken from it.
+    """
+    if len(sources) < 2:
+        return {}
+    dropped = {name: tuple(other for other in sources if other != name) for name in sources}
+    kept = [*dropped.values(), *((name,) for name in sources)]
+    missing = {kept: name for name, kept in dropped.items()}
+    return {f"{k[0]} alone" if len(k) == 1 else f"without {missing[k]}": k for k in dict.fromkeys(kept)}
+
+
+@contextmanager
+def only(
+    model: BundleMLLMForCausalLM, processor: BundleMLLMProcessor, kept: Sequence[str]
+) -> Iterator[tuple[BundleMLLMForCausalLM, BundleMLLMProcessor]]:
+    """Hide all but some sources of knowledge for a while.
+
+    A modality that is hidden is absent for every item, as for an item that never had it; a hidden title is empty. The
+    model was not trained without them, so this measures what this model relies on, not what another could reach.
+
+    Args:
+        model: The model; as it was after the block.
+        processor: Its processor, which stays as it is.
+        kept: Modalities of the model and, to keep titles, "titles".
+
+    Yields:
+        The model, and the processor to ask with.
+
+    Raises:
+        BundleMLLMError: One of `kept` is unknown.
+    """
+    catalog = model.model.catalog
+    if unknown := sorted(set(kept) - {TITLES, *catalog.modalities}):
+        raise BundleMLLMError(
+            f"{unknown} cannot be kept, since this model knows {[TITLES, *catalog.modalities]}: choose among these."
+        )
+    with restored(model):
+        features, present = _rows(model)
+        model.set_catalog(features, {name: mask & (name in kept) for name, mask in present.items()})
+        yield model, processor if TITLES in kept else without_titles(processor)
+
+
+@contextmanager
+def shuffled(
+    model: BundleMLLMForCausalLM, processor: BundleMLLMProcessor, seed: int
+) -> Iterator[tuple[BundleMLLMForCausalLM, BundleMLLMProcessor]]:
+    """Give every item the features of another for a while; see [`shuffle_features`]."""
+    with restored(model):
+        shuffle_features(model, seed)
+        yield model, processor
+
+
+def shuffle_features(model: BundleMLLMForCausalLM, seed: int) -> None:
+    """Give every item the features of another, drawn at random: what the model loses, it had from them."""
+    order = list(range(model.model.catalog.num_items))
+    random.Random(seed).shuffle(order)
+    rows = torch.tensor(order)
+    features, present = _rows(model)
+    model.set_catalog(
+        {name: matrix[rows] for name, matrix in features.items()}, {name: mask[rows] for name, mask in present.items()}
+    )
+
+
+@contextmanager
+def restored(model: BundleMLLMForCausalLM) -> Iterator[None]:
+    """Put the catalog back as it was when the block ends, whatever was done to it."""
+    (features, present), items_hash = _rows(model), model.config.items_hash
+    try:
+        yield
+    finally:
+        if features:
+            model.set_catalog(features, present)
+        model.config.items_hash = items_hash
+
+
+def without_titles(processor: BundleMLLMProcessor) -> BundleMLLMProcessor:
+    """Return a processor with the same wording over the same items, none of which has a title."""
+    apart = ("auto_map", "processor_class")
+    fields = {name: value for name, value in processor.to_dict().items() if name not in apart}
+    fields |= {"item_ids": processor.item_ids, "titles": [""] * processor.num_items}
+    return BundleMLLMProcessor(processor.tokenizer, chat_template=processor.chat_template, **fields)
+
+
+def _rows(model: BundleMLLMForCausalLM) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Return features and presence mask of each modality."""
+    catalog = model.model.catalog
+    features = {name: catalog.features[name] for name in catalog.modalities}
+    return features, {name: catalog.present[:, column] for column, name in enumerate(catalog.modalities)}

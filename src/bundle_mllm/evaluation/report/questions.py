@@ -1,0 +1,120 @@
+"""The question files of a report: those that were given, or a uniform and a hard one made from a split.
+
+Knows nothing about models or metrics.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bundle_mllm.data.bundles import Bundle
+from bundle_mllm.data.folder import DatasetFolder
+from bundle_mllm.data.manifest import read_manifest, write_manifest
+from bundle_mllm.data.questions import Question, load_questions, make_questions, save_questions
+from bundle_mllm.errors import BundleMLLMError
+
+KINDS = ("uniform", "hard")
+"""The kinds of wrong options that are asked about where no question file is given."""
+
+
+@dataclass(frozen=True)
+class QuestionSet:
+    """A question file.
+
+    Attributes:
+        name: What tables and figures call it: the file's name without its endings.
+        manifest: Its path, SHA-256 and, where that is known, how it was made; see `read_manifest`.
+        questions: What it asks.
+    """
+
+    name: str
+    manifest: dict[str, Any]
+    questions: list[Question]
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of the file."""
+        return self.manifest["sha256"]
+
+    @property
+    def chance(self) -> float:
+        """The share of hits of guessing."""
+        return sum(1 / len(question.candidates) for question in self.questions) / len(self.questions)
+
+    def describe(self) -> dict[str, Any]:
+        """Return what a reader needs to know of it; no path of this machine."""
+        sizes = [len(question.candidates) for question in self.questions]
+        return {
+            "name": self.name,
+            "sha256": self.sha256,
+            "made": self.manifest.get("made"),
+            "num_questions": len(self.questions),
+            "num_bundles": len({question.bundle_id for question in self.questions}),
+            "num_candidates": [min(sizes), max(sizes)],
+        }
+
+
+def open_question_sets(paths: Sequence[Path], folder: DatasetFolder) -> list[QuestionSet]:
+    """Read question files.
+
+    Raises:
+        BundleMLLMError: A file is missing or malformed, or two are the same or have the same name.
+    """
+    sets: dict[str, QuestionSet] = {}
+    for path in paths:
+        manifest = read_manifest(path)
+        name = re.sub(r"[^\w.-]+", "_", path.name.split(".")[0]) or "questions"
+        if name in sets:
+            raise BundleMLLMError(
+                f"Two question files are called {name!r}, so a figure could not tell them apart: rename one."
+            )
+        if manifest["sha256"] in {other.sha256 for other in sets.values()}:
+            raise BundleMLLMError(f"{path} holds the same questions as another of the files: give each once.")
+        sets[name] = QuestionSet(name, manifest, load_questions(path, folder.catalog))
+    return list(sets.values())
+
+
+def make_question_sets(
+    target: Path, folder: DatasetFolder, split: str, *, max_questions: int, num_candidates: int, seed: int
+) -> list[Path]:
+    """Write a question file of each kind, one question for each of the bundles that [`spread`] chooses.
+
+    Args:
+        target: The folder that receives them; what is there already is written again, to the same bytes.
+        folder: The data set.
+        split: Whose bundles are asked about.
+        max_questions: At most this many questions in each file.
+        num_candidates: Candidates of a question.
+        seed: The same seed makes the same files.
+
+    Returns:
+        The files; a note beside each says how it was made.
+
+    Raises:
+        BundleMLLMError: There is no bundle to ask about, or the catalog is too small.
+    """
+    bundles = spread(folder, split, max_questions)
+    if not bundles:
+        raise BundleMLLMError(
+            f"{folder.path} has no {split} bundle of two items, so there is nothing to ask: give --questions FILE, or "
+            "another --split."
+        )
+    paths = []
+    for kind in KINDS:
+        made: dict[str, Any] = {"num_candidates": num_candidates, "negatives": kind, "seed": seed}
+        made |= {"partial": "half", "questions_per_bundle": 1}
+        path = target / f"{split}_{kind}.jsonl"
+        save_questions(path, make_questions(bundles, folder.catalog, folder.bundles, **made))
+        write_manifest(path, {"split": split, **made, "max_questions": max_questions})
+        paths.append(path)
+    return paths
+
+
+def spread(folder: DatasetFolder, split: str, number: int) -> list[Bundle]:
+    """Return at most `number` bundles of two items or more of a split, at equal distances, as `by_length` does."""
+    bundles = [bundle for bundle in folder.bundles[split] if len(bundle.items) >= 2]
+    return bundles[:: max(1, -(-len(bundles) // number))]

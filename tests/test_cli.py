@@ -1,11 +1,14 @@
 """The command line: what it prints, what it writes, and one clear line for each mistake."""
 
 import json
+import re
 import shutil
 
 import pytest
 
 from bundle_mllm.cli import main
+from bundle_mllm.data import DatasetFolder, write_records
+from bundle_mllm.data.bundles import SPLITS
 
 TINY = [
     "--validation-questions", "8", "--validation-candidates", "4",
@@ -138,13 +141,35 @@ def test_import_reads_tables_with_other_names_and_says_what_it_met(tmp_path, cap
 def test_encode_writes_features_and_says_what_it_left_out(tiny_data, tmp_path, capsys):
     shutil.copytree(tiny_data, tmp_path / "data")
     command = ["encode", "--data", str(tmp_path / "data")]
-    assert main(command) == 2
-    assert "nothing to encode" in capsys.readouterr().err
-    assert main([*command, "--textual", "tfidf"]) == 0
-    assert "textual: 32 of 32 items" in capsys.readouterr().out
+    assert main(command) == 0
+    shown = capsys.readouterr()
+    assert "textual: 32 of 32 items" in shown.out
+    assert re.search(r"bundle_item: 32 of 32 items, 64 wide .* cross-fitted in \d+ folds", shown.out)
+    assert "bundle_item, cross-fitting: 100%" in shown.err
     assert (tmp_path / "data" / "features" / "textual.safetensors").exists()
     assert main([*command, "--visual", "nose"]) == 2
     assert "descriptor" in capsys.readouterr().err
+    assert main([*command, "--visual", "descriptor"]) == 2
+    assert "was not made by `encode`" in capsys.readouterr().err
+    assert main(["check", "--data", str(tmp_path / "data")]) == 0
+    table = capsys.readouterr().out.splitlines()
+    assert table[0].split() == ["alone", "wrong", "training", "validation", "gap"]
+    assert {line.split("  ")[0] for line in table[1:]} >= {"bundle_item", "bundle_item (cross-fitted)", "visual"}
+
+
+def test_a_user_log_made_of_the_bundles_is_refused_unless_it_is_allowed(tiny_data, tmp_path, capsys):
+    shutil.copytree(tiny_data, tmp_path / "data")
+    bundles = DatasetFolder.open(tiny_data).bundles
+    log = [{"user_id": b.bundle_id, "item_id": i} for split in SPLITS for b in bundles[split] for i in b.items]
+    write_records(tmp_path / "data" / "interactions.csv", log)
+    command = ["encode", "--data", str(tmp_path / "data"), "--relational", "user_item:svd"]
+    assert main(command) == 2
+    error = capsys.readouterr().err
+    assert "encode held-out bundles" in error and "--allow-leakage" in error
+    assert not (tmp_path / "data" / "features" / "user_item.safetensors").exists()
+    assert main([*command, "--allow-leakage"]) == 0
+    assert main(["check", "--data", str(tmp_path / "data")]) == 0
+    assert "warning: The user log knows held-out bundles" in capsys.readouterr().out
 
 
 def test_convert_names_what_a_checkpoint_lacks(tmp_path, capsys):

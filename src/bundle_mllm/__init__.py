@@ -31,6 +31,7 @@ _LAZY = {
     "make_questions": "data",
     "sample_training_questions": "data",
     "save_questions": "data",
+    "evaluate_baselines": "baselines",
     "encode_folder": "encoders.encode",
     "as_scored": "evaluation.metrics",
     "compare_metrics": "evaluation.results",
@@ -68,6 +69,7 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:
+    from .baselines import evaluate_baselines
     from .data import (
         BundleSplits,
         DatasetFolder,

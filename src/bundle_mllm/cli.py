@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -140,47 +140,68 @@ def run_train(argv: Sequence[str]) -> None:
 
 
 def evaluate(
-    model: Path,
     data: Path,
     questions: Path,
+    model: Path | None = None,
+    baselines: tuple[str, ...] = (),
     output: Path = Path("metrics.json"),
     batch_size: int = 32,
     permutations: int = 1,
     max_options: int | None = None,
     group_size: int | None = None,
+    seed: int = 0,
 ) -> None:
     """Score a question file and write hit rates, valid_ratio, ranks, calibration, slices and position bias.
 
     Args:
-        model: Model folder (the output of `bundle-mllm train`).
         data: Dataset folder whose items the questions name.
         questions: Question file (see `bundle-mllm questions`).
-        output: Where the metrics are written; the scores of every question go beside it.
+        model: Model folder (the output of `bundle-mllm train`).
+        baselines: Methods to measure beside the model or without one, fitted to the training bundles: all, or some of
+            random, popularity, co_occurrence, item_knn, item_knn_users, tfidf, category_pmi, similarity:MODALITY,
+            lightgcn, lightgcn_users, multivae, set_transformer, boosted_ranker; and llm:NAME_OR_FOLDER, a language
+            model that is told titles, zero-shot.
+        output: Where the metrics of the model are written, the scores of every question beside it; those of a
+            baseline go to metrics.popularity.json, and so on.
         batch_size: Questions per forward pass.
         permutations: Ask each question in this many orders of its candidates and average, against position bias.
         max_options: Longest list asked in one prompt, up to 26; what the model was trained on if not given. Longer
             ones are ranked in groups.
         group_size: Most candidates of a group.
+        seed: Of candidate orders, groups and baselines.
     """
     from bundle_mllm.evaluation.evaluate import evaluate as run
 
-    metrics = run(
-        model,
-        data,
-        questions,
-        output,
-        batch_size=batch_size,
-        permutations=permutations,
-        max_options=max_options,
-        group_size=group_size,
-    )
-    for name in ("hit_rate@1", "hit_rate@3", "hit_rate@5", "mrr"):
-        print(f"{name:11}  {metrics[name]:.4f} ± {metrics[f'{name}_se']:.4f}")
-    print(
-        f"valid_ratio  {metrics['valid_ratio']:.4f}\n"
-        f"questions    {metrics['num_questions']} about {metrics['num_bundles']} bundles\n"
-        f"written to   {output}"
-    )
+    if model is None and not baselines:
+        raise BundleMLLMError("There is nothing to evaluate: give --model OUT, --baselines all, or both.")
+    options: dict[str, Any] = {
+        "batch_size": batch_size,
+        "permutations": permutations,
+        "max_options": max_options,
+        "group_size": group_size,
+        "seed": seed,
+    }
+    rows: dict[str, tuple[dict[str, Any], float | None]] = {}
+    if model is not None:
+        metrics = run(model, data, questions, output, **options)
+        for name in ("hit_rate@1", "hit_rate@3", "hit_rate@5", "mrr"):
+            print(f"{name:11}  {metrics[name]:.4f} ± {metrics[f'{name}_se']:.4f}")
+        print(
+            f"valid_ratio  {metrics['valid_ratio']:.4f}\n"
+            f"questions    {metrics['num_questions']} about {metrics['num_bundles']} bundles\n"
+            f"written to   {output}"
+        )
+        rows["model"] = metrics, None
+    if baselines:
+        from bundle_mllm.baselines import BaselineResult, evaluate_baselines
+
+        def report(result: BaselineResult) -> None:
+            print(f"{result.name}: {result.skipped or f'{result.seconds:.1f} s, {result.path}'}", file=sys.stderr)
+
+        for result in evaluate_baselines(data, questions, baselines, output, report=report, **options):
+            if result.metrics is not None:
+                rows[result.name] = result.metrics, result.seconds
+        _print_comparison(rows)
 
 
 def compare(a: Path, b: Path) -> None:
@@ -292,16 +313,19 @@ def encode(
     textual: str | None = None,
     relational: str | None = None,
     strict: bool = False,
+    allow_leakage: bool = False,
     engine: Literal["local", "ray"] = "local",
     device: str | None = None,
     batch_size: int | None = None,
     workers: int | None = None,
 ) -> None:
-    """Turn pictures, sounds, texts and the user log of a dataset folder into item features, one file per modality.
+    """Turn pictures, sounds, texts, user log and bundles of a dataset folder into item features, a file per modality.
 
-    Without any choice: descriptors of pictures and sounds, and a truncated SVD of the user log; they need no download.
-    A run that was killed continues when the same command is given again. `accelerate launch` shares the work among
-    processes.
+    Without any choice: all that the folder has something of, by descriptors (pictures and sounds), tfidf, and
+    relational encoders, none of which needs a download; features that are there and were made otherwise are kept. A
+    run that was killed continues when the same command is given again. `accelerate launch -m bundle_mllm.cli encode`
+    shares the work among processes. open_clip needs bundle-mllm[encoders], ray needs bundle-mllm[ray]; the table of
+    encoders, their widths and the licenses of their weights is in docs/encoders.md.
 
     Args:
         data: Dataset folder; its features/ is written.
@@ -309,30 +333,52 @@ def encode(
             transformers:NAME (CLIP, SigLIP 2, BLIP-2, DINOv2; a Hub name or a folder).
         acoustic: descriptor, clap:NAME (a Hub name or a folder), or laion:PATH.pt (a checkpoint of LAION).
         textual: tfidf, or transformers:NAME (a sentence encoder; a Hub name or a folder).
-        relational: user_item:svd, bundle_item:svd, or both, separated by a comma. The latter knows the bundles that
-            training questions are asked about, so a model may trust it too much.
+        relational: user_item:lightgcn or user_item:svd (from the interactions), bundle_item:lightgcn or
+            bundle_item:svd (from the training bundles, cross-fitted), or one of each, separated by a comma.
         strict: Stop at anything that would be left out, such as a file that cannot be read.
+        allow_leakage: Encode user_item even if the interactions encode held-out bundles.
         engine: local, or ray (Ray Data: the cluster of RAY_ADDRESS, or this machine).
         device: Where models run; the GPU if there is one.
         batch_size: Items embedded at once.
         workers: Processes that read files.
     """
     from bundle_mllm.encoders.encode import encode_folder
+    from bundle_mllm.progress import ProgressBars
 
-    summaries = encode_folder(
-        data,
-        visual=visual,
-        acoustic=acoustic,
-        textual=textual,
-        relational=relational or (),
-        strict=strict,
-        engine=engine,
-        device=device,
-        batch_size=batch_size,
-        workers=workers,
-    )
+    with ProgressBars() as bars:
+        summaries = encode_folder(
+            data,
+            visual=visual,
+            acoustic=acoustic,
+            textual=textual,
+            relational=relational or (),
+            strict=strict,
+            allow_leakage=allow_leakage,
+            engine=engine,
+            device=device,
+            batch_size=batch_size,
+            workers=workers,
+            progress=bars.show,
+        )
     for summary in summaries.values():
         print(summary)
+
+
+def check(data: Path, num_questions: int = 1_000, seed: int = 0) -> None:
+    """Show how well features and interactions alone answer training and validation questions.
+
+    Features that answer training questions better than validation questions know the training bundles, and a model
+    learns to trust them too much; interactions that answer nearly everything were made of the bundles.
+
+    Args:
+        data: Dataset folder.
+        num_questions: At most this many questions of each kind.
+        seed: The same seed asks the same questions.
+    """
+    from bundle_mllm.data import DatasetFolder
+    from bundle_mllm.data.leakage import measure_leakage
+
+    print(measure_leakage(DatasetFolder.open(data), num_questions=num_questions, seed=seed))
 
 
 def publish(
@@ -530,6 +576,7 @@ COMMANDS = {
     "complete": complete,
     "import": import_data,
     "encode": encode,
+    "check": check,
     "publish": publish,
     "publish-dataset": publish_dataset,
     "convert": convert,
@@ -574,6 +621,20 @@ def _print_report(report: PublishReport) -> None:
             f"{report.verification.largest_difference:.1e}"
         )
     print(f"published: {report.commit_url}" if report.commit_url else f"dry run: {report.repo_id} was not touched")
+
+
+def _print_comparison(rows: Mapping[str, tuple[Mapping[str, Any], float | None]]) -> None:
+    """Print the metrics and the seconds of several methods, the best first."""
+    if not rows:
+        return
+    width = max(map(len, rows))
+    print(f"\n{'':{width}}  hit_rate@1       ties at random   seconds")
+    for name, (metrics, seconds) in sorted(rows.items(), key=lambda row: -row[1][0]["hit_rate@1_expected"]):
+        hits = "  ".join(f"{metrics[key]:.4f} ± {metrics[f'{key}_se']:.4f}" for key in _HITS)
+        print(f"{name:{width}}  {hits}  {'' if seconds is None else format(seconds, '7.1f')}".rstrip())
+
+
+_HITS = ("hit_rate@1", "hit_rate@1_expected")
 
 
 def _ids(text: str) -> list[str]:

@@ -151,3 +151,21 @@ def test_without_a_log_there_is_nothing_to_check(tmp_path):
     report = measure_leakage(folder)
     assert report.evidence == ()
     assert report.warnings == ()
+
+
+def test_nothing_to_measure_is_said(tmp_path):
+    folder = folder_of(tmp_path)
+    assert "neither features nor interactions" in str(measure_leakage(folder))
+    write(folder, "visual", np.ones((NUM_ITEMS, 2), np.float32))
+    with pytest.raises(BundleMLLMError, match="0 questions measure nothing"):
+        measure_leakage(folder, num_questions=0)
+
+
+def test_a_gap_without_questions_is_none(tmp_path):
+    write_records(tmp_path / "items.jsonl", [{"item_id": str(row)} for row in range(20)])
+    write_records(tmp_path / "bundles.jsonl", [{"bundle_id": "b", "items": ["0", "1"], "split": "train"}])
+    folder = DatasetFolder.open(tmp_path)
+    write_modality(tmp_path / "features", "visual", np.ones((20, 2), np.float32), None, {})
+    lines = str(measure_leakage(folder)).splitlines()
+    assert all(line.split()[-3:] == ["no", "question", "-"] for line in lines[1:])
+    assert "nan" not in "".join(lines)

@@ -36,9 +36,9 @@ def write_items(path, images):
 
 def test_what_the_folder_offers_is_written_in_item_order_and_read_back(folder):
     summaries = encode_folder(folder)
-    assert list(summaries) == ["visual", "user_item"]
+    assert list(summaries) == ["visual", "textual", "user_item"]
     store = DatasetFolder.open(folder).features()
-    assert store.modalities == {"user_item": 64, "visual": 256}
+    assert store.modalities == {"textual": summaries["textual"].dim, "user_item": 65, "visual": 256}
     features, present = store.load()
     for row, color in enumerate(COLORS):
         alone = ImageDescriptor().describe(folder / "images" / f"{color}.png")
@@ -73,7 +73,7 @@ def test_encoding_twice_gives_the_same_bytes(folder):
     first = digests()
     encode_folder(folder)
     assert digests() == first
-    assert set(first) == {"visual.safetensors", "user_item.safetensors", "manifest.json"}
+    assert set(first) == {f"{name}.safetensors" for name in ("visual", "textual", "user_item")} | {"manifest.json"}
 
 
 def test_bad_files_are_masked_and_reported_and_shift_no_row(folder, tmp_path):
@@ -112,8 +112,7 @@ def test_the_summary_reads_as_a_count_with_reasons_and_first_paths(folder):
     ]
 
 
-def test_bundle_membership_is_encoded_only_when_it_is_named(folder):
-    assert "bundle_item" not in encode_folder(folder)
+def test_several_relations_are_named_with_commas(folder):
     summaries = encode_folder(folder, relational="bundle_item:svd, user_item:svd")
     assert {name: summary.num_present for name, summary in summaries.items()} == {"bundle_item": 2, "user_item": 2}
 
@@ -133,7 +132,13 @@ def test_an_encoder_of_ones_own_is_given_in_place_of_a_name_and_may_make_a_new_m
 def test_progress_counts_the_items_of_each_modality(folder):
     write_items(folder, [f"images/{color}.png" for color in COLORS] + [None])
     calls = []
-    encode_folder(folder, batch_size=3, progress=lambda *call: calls.append(call))
+    encode_folder(
+        folder,
+        visual="descriptor",
+        relational="user_item:svd",
+        batch_size=3,
+        progress=lambda *call: calls.append(call),
+    )
     assert calls == [("visual", 4, 5), ("visual", 5, 5), ("user_item", 5, 5)]
 
 
@@ -144,6 +149,8 @@ def test_progress_counts_the_items_of_each_modality(folder):
         ({"visual": "clip"}, "no visual encoder 'clip': choose from descriptor, open_clip:MODEL, transformers:MODEL"),
         ({"acoustic": "clap"}, "acoustic encoder 'clap' needs a model: write clap:MODEL, such as clap:laion/"),
         ({"textual": "tfidf:big"}, "textual encoder 'tfidf' takes no model, but got 'big': write tfidf"),
+        ({"relational": "user_item"}, r"No encoder is named for user_item: write one after a colon \(svd, lightgcn\)"),
+        ({"relational": "bundle_item:foo"}, "no bundle_item encoder 'foo': choose from svd, lightgcn"),
         ({"relational": "user_item:svd,user_item:svd"}, "Two encoders make the modality 'user_item'"),
         ({"batch_size": 0}, "batch_size is 0: give at least 1"),
         ({"workers": -1}, "workers is -1: give at least 0"),
@@ -157,9 +164,19 @@ def test_a_wrong_argument_is_named_with_the_right_ones_and_nothing_is_written(fo
     assert not (folder / "features").exists()
 
 
+def test_a_modality_that_no_item_has_is_written_and_said_to_be_empty(folder):
+    assert str(encode_folder(folder, acoustic="descriptor")["acoustic"]).endswith("which says nothing about any item")
+
+
+def test_features_cannot_be_a_file(folder):
+    (folder / "features").write_text("oops")
+    with pytest.raises(BundleMLLMError, match="features is not a folder"):
+        encode_folder(folder, textual="tfidf")
+
+
 def test_a_folder_that_offers_nothing_says_what_to_add(folder):
     (folder / "interactions.csv").unlink()
-    write_items(folder, [None, None])
+    write_records(folder / "items.jsonl", [{"item_id": "0"}, {"item_id": "1"}])
     with pytest.raises(BundleMLLMError, match="offers nothing to encode"):
         encode_folder(folder)
 

@@ -2,11 +2,13 @@
 
 import numpy as np
 import pytest
+import torch
 
 from bundle_mllm.data import DatasetFolder, write_records
 from bundle_mllm.encoders import BundleItemSVD, UserItemSVD
 from bundle_mllm.encoders.lightgcn import LightGCN
 from bundle_mllm.encoders.relational import BundleItemLightGCN, UserItemLightGCN, item_svd
+from bundle_mllm.encoders.specs import make_encoder
 from bundle_mllm.errors import BundleMLLMError
 
 
@@ -121,3 +123,10 @@ def test_settings_are_part_of_an_encoders_name():
 def test_a_width_that_leaves_no_column_to_the_factors_is_refused():
     with pytest.raises(BundleMLLMError, match="0 columns"):
         BundleItemSVD(dim=1)
+
+
+@pytest.mark.parametrize("modality", ["user_item", "bundle_item"])
+@pytest.mark.parametrize("method", ["svd", "lightgcn"])
+def test_both_methods_are_found_by_name(modality, method):
+    encoder = make_encoder(modality, method, torch.device("cpu"))
+    assert (encoder.modality, method in encoder.name) == (modality, True)

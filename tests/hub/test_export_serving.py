@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 
@@ -85,7 +86,9 @@ def prompt_writer(folder):
 
 def test_an_openai_client_gets_the_letters_of_the_model(tiny_data, tmp_path):
     data = DatasetFolder.open(tiny_data)
-    model, processor = build_model(default_run("scratch", data=tiny_data, output_dir=tmp_path / "run"), data)
+    run = default_run("scratch", data=tiny_data, output_dir=tmp_path / "run")
+    run = replace(run, fusion=replace(run.fusion, matching_hidden_size=None))
+    model, processor = build_model(run, data)
     save_model(model, processor, tmp_path / "model")
     folder = export_stock(tmp_path / "model", tmp_path / "stock")
     bundles = data.bundles.test

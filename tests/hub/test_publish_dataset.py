@@ -8,8 +8,11 @@ from datasets import load_dataset
 from safetensors.torch import save_file
 
 from bundle_mllm.data import DatasetFolder, write_records
+from bundle_mllm.data.cross_fitted import CrossFitted
+from bundle_mllm.encoders import encode_folder
 from bundle_mllm.errors import BundleMLLMError
-from bundle_mllm.hub.dataset import publish_dataset
+from bundle_mllm.hub.dataset import WRITTEN, publish_dataset
+from bundle_mllm.hub.publish import matches
 
 ITEMS = [{"item_id": f"i{n}", "title": f"item {n}"} for n in range(6)]
 BUNDLES = [{"bundle_id": 7, "items": ["i0", "i1", "i1"], "split": "train", "season": "summer"}]
@@ -159,3 +162,19 @@ def test_the_card_lists_the_configurations(folder):
     assert 'load_dataset("acme/shop", "questions", split="all_questions")' in text
     assert "The pictures and sounds that the items name are not part" in text and "no item features" in text
     assert json.dumps("acme/shop") in text
+
+
+def test_cross_fitted_versions_go_along_and_still_belong_to_their_features(folder):
+    bundles = [
+        {"bundle_id": n, "items": [f"i{n % 6}", f"i{(n + n // 6 + 1) % 6}"], "split": "train"} for n in range(15)
+    ]
+    write_records(folder / "bundles.csv", bundles)
+    write_records(folder / "questions" / "all.jsonl", [QUESTION])
+    encode_folder(folder, relational="bundle_item:svd")
+    report = dry_run(folder)
+    assert "features/cross_fitted/bundle_item.safetensors" in report.files
+    assert matches("features/cross_fitted/bundle_item.safetensors", WRITTEN)
+    there, here = (CrossFitted.load(DatasetFolder.open(path)) for path in (report.folder, folder))
+    assert there.fold_of_bundle == here.fold_of_bundle
+    assert there.features.equal(here.features)
+    assert "`features/cross_fitted/` holds versions" in (report.folder / "README.md").read_text()

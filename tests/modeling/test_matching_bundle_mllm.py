@@ -85,7 +85,8 @@ def test_the_log_probabilities_are_added_to_the_letters_where_each_prompt_ends(p
     for number, question in enumerate(QUESTIONS):
         end = int(inputs["attention_mask"][number].nonzero().max())
         expected = torch.zeros(26)
-        expected[: len(question["candidates"])] = by_hand(model, question)
+        num_options = len(question["candidates"])
+        expected[:num_options] = by_hand(model, question) + math.log(num_options)
         assert torch.allclose(logits[number, end, letters], expected, atol=1e-4)
         assert expected.abs().max() > 0.5
         changed[number, end] = 0.0
@@ -141,6 +142,13 @@ def test_other_features_change_the_answer_and_titles_alone_are_not_matched(pair)
     shown, titles = (processor(QUESTIONS[1], show_items=shows, return_tensors="pt") for shows in (True, False))
     assert not torch.allclose(model(**shown).logits, without(model, lambda: model(**shown).logits))
     assert torch.equal(model(**titles).logits, without(model, lambda: model(**titles).logits))
+
+
+def test_two_prompts_in_one_row_are_refused(pair):
+    model, processor = pair
+    both = torch.tensor([[*processor(QUESTIONS[0])["input_ids"][0], *processor(QUESTIONS[1])["input_ids"][0]]])
+    with pytest.raises(ValueError, match="packing=False"):
+        model(both)
 
 
 def test_the_backbone_reads_both_separators_alike(pair):

@@ -69,7 +69,9 @@ class CrossFitted:
             return None
         again = f"so they would tell training questions other things than the features tell: encode {modality!r} again"
         if not is_current(folder.path / "features", modality):
-            raise BundleMLLMError(f"{path} belongs to other features than the {modality!r} of the folder, {again}.")
+            raise BundleMLLMError(
+                f"{path} belongs to other features than the {modality!r} of the folder, or is damaged, {again}."
+            )
         with safe_open(path, framework="pt") as file:
             fold_of_bundle = json.loads(bytes(file.get_tensor("folds").numpy()))
             features, present = file.get_tensor("features"), file.get_tensor("present").bool()
@@ -116,17 +118,23 @@ class CrossFitted:
         return [bundle for bundle in bundles if self.fold_of_bundle.get(bundle.bundle_id) != fold]
 
 
-def is_current(features_folder: str | os.PathLike, modality: str) -> bool:
-    """Tell whether a modality has cross-fitted versions that belong to its present features."""
+def num_folds(features_folder: str | os.PathLike, modality: str) -> int:
+    """Return how many cross-fitted versions belong to the present features of a modality; 0 if there are none."""
     path = _path(Path(features_folder), modality)
     if not path.is_file():
-        return False
+        return 0
     try:
         with safe_open(path, framework="pt") as file:
             made_for = (file.metadata() or {}).get("of")
-    except SafetensorError as error:
-        raise BundleMLLMError(f"{path} is not a safetensors file that can be read ({error}): delete it.") from error
-    return bool(made_for) and made_for == _identity(Path(features_folder), modality)
+            number = file.get_slice("features").get_shape()[0]
+    except SafetensorError:  # damaged: made again, like those of other features
+        return 0
+    return number if made_for and made_for == _identity(Path(features_folder), modality) else 0
+
+
+def is_current(features_folder: str | os.PathLike, modality: str) -> bool:
+    """Tell whether a modality has cross-fitted versions that belong to its present features."""
+    return num_folds(features_folder, modality) > 0
 
 
 def _identity(features_folder: Path, modality: str) -> str:

@@ -138,7 +138,7 @@ class FeatureStore:
             BundleMLLMError: If a file is missing, malformed, of another catalog or the second of its modality.
         """
         folder = Path(folder)
-        files = _find_files(folder)
+        files = find_features(folder)
         if not files:
             raise BundleMLLMError(f"{folder} holds no *.safetensors file, so no item has features: encode some first.")
         for modality in modalities or ():
@@ -217,6 +217,7 @@ def write_modality(
     provenance: Mapping[str, Any],
     *,
     items_hash: str | None = None,
+    mark: Mapping[str, str] | None = None,
 ) -> Path:
     """Write the features of one modality in one step and enter them in `manifest.json`.
 
@@ -229,6 +230,7 @@ def write_modality(
             items are written as zero.
         provenance: How the features were made, as JSON values; stored in the manifest.
         items_hash: `catalog.content_hash`; lets [`FeatureStore.open`] notice that the items have changed since.
+        mark: What the file shall say of itself (metadata of safetensors, of one key, or its bytes would vary).
 
     Returns:
         The path of the file written.
@@ -260,7 +262,8 @@ def write_modality(
     with atomic_path(path) as temporary:
         temporary.touch()
         mode = temporary.stat().st_mode
-        save_file({FEATURES: features, PRESENT: present.to(torch.uint8)}, temporary)
+        tensors = {FEATURES: features, PRESENT: present.to(torch.uint8)}
+        save_file(tensors, temporary, None if mark is None else dict(mark))
         temporary.chmod(mode)  # save_file leaves a file that only its owner can read
         entry["sha256"] = sha256(temporary)
     _write_manifest(folder, {**manifest, _modality_of(name): entry})
@@ -299,7 +302,7 @@ def features_path(folder: str | os.PathLike, name: str) -> Path:
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         raise BundleMLLMError(f"{name!r} cannot name features: use lower-case letters, digits and underscores.")
     modality, path = _modality_of(name), folder / f"{name}.safetensors"
-    other = _find_files(folder).get(modality, path) if folder.is_dir() else path
+    other = find_features(folder).get(modality, path) if folder.is_dir() else path
     if other != path:
         raise BundleMLLMError(
             f"{other} already holds modality {modality!r}, so {path.name} would be a second one: delete or rename it."
@@ -314,7 +317,12 @@ def _modality_of(stem: str) -> str:
     return stem
 
 
-def _find_files(folder: Path) -> dict[str, Path]:
+def find_features(folder: Path) -> dict[str, Path]:
+    """Return the features file of each modality.
+
+    Raises:
+        BundleMLLMError: If there is no such folder, or it holds two files of one modality.
+    """
     if not folder.is_dir():
         raise BundleMLLMError(f"There is no folder {folder}: check the path, or encode some features first.")
     files: dict[str, Path] = {}
@@ -395,8 +403,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise BundleMLLMError(f"{path} is not JSON ({error}): delete it, or encode the features again.") from error
-    if not isinstance(manifest, dict) or not all(isinstance(entry, dict) for entry in manifest.values()):
-        raise BundleMLLMError(f"{path} does not map modalities to objects: delete it, or encode the features again.")
+    if not isinstance(manifest, dict) or not all(
+        isinstance(entry, dict) and isinstance(entry.get("provenance", {}), dict) for entry in manifest.values()
+    ):
+        raise BundleMLLMError(
+            f"{path} does not map modalities to objects as it should: delete it, or encode the features again."
+        )
     return manifest
 
 

@@ -88,11 +88,10 @@ class Evidence:
         return asked and self.gap > max(GAP, GAP_ERRORS * self.gap_se)
 
     def __str__(self) -> str:
+        asked = self.train.num_questions and self.validation.num_questions
+        gap = f"{self.gap:+.3f} ± {self.gap_se:.3f}" if asked else "-"
         mark = "   <- large gap" if self.is_large else ""
-        return (
-            f"{self.name:28} {self.negatives:8} {self.train!s:15} {self.validation!s:15} "
-            f"{self.gap:+.3f} ± {self.gap_se:.3f}{mark}"
-        )
+        return f"{self.name:28} {self.negatives:8} {self.train!s:15} {self.validation!s:15} {gap}{mark}"
 
 
 @dataclass(frozen=True)
@@ -163,6 +162,8 @@ class LeakageReport:
         return tuple(found)
 
     def __str__(self) -> str:
+        if not self.evidence:
+            return "There are neither features nor interactions, so nothing that could know a bundle."
         lines = [f"{'alone':28} {'wrong':8} {'training':15} {'validation':15} gap", *map(str, self.evidence)]
         if self.interactions is not None:
             lines.append(f"user log: {self.interactions}")
@@ -190,8 +191,13 @@ def measure_leakage(
         seed: The same seed asks the same questions.
 
     Returns:
-        The report; nothing is refused here.
+        The report; no leakage is refused here.
+
+    Raises:
+        BundleMLLMError: If `num_questions` is less than 1.
     """
+    if num_questions < 1:
+        raise BundleMLLMError(f"{num_questions} questions measure nothing: ask for at least 1.")
     store = folder.features(modalities)
     catalog = folder.catalog
     asked = {

@@ -8,12 +8,13 @@ from .batches import BatchEncoder, Reading
 from .descriptors import ImageDescriptor, SoundDescriptor
 from .encode import ModalitySummary, encode_folder
 from .media import UnreadableFileError
-from .relational import BundleItemSVD, UserItemSVD
+from .relational import BundleItemLightGCN, BundleItemSVD, UserItemLightGCN, UserItemSVD
 from .specs import ENCODERS
 from .textual import TfidfEncoder
 
 __all__ = [
     "BatchEncoder",
+    "BundleItemLightGCN",
     "BundleItemSVD",
     "ENCODERS",
     "Encoded",
@@ -26,6 +27,7 @@ __all__ = [
     "SoundDescriptor",
     "TfidfEncoder",
     "UnreadableFileError",
+    "UserItemLightGCN",
     "UserItemSVD",
     "encode_folder",
 ]

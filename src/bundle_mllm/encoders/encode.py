@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -17,14 +17,18 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from ..data import cross_fitted
 from ..data.features import MANIFEST, features_path, read_manifest, renew_items_hash, write_modality
 from ..data.files import sha256
 from ..data.folder import DatasetFolder
+from ..data.leakage import check_interactions
 from ..data.tables import find_table
 from ..errors import BundleMLLMError
 from .base import Encoded, ItemEncoder, Report, to_reports
 from .batches import BatchEncoder, Rows, embed_batch, item_sources, read_batches, source_root
+from .choosing import MARK, asked_for, kept_file, offered, refuse_to_replace
 from .launch import Launch
+from .relational import BundleItemEncoder
 from .shards import Shards, digests
 from .specs import make_encoder
 
@@ -44,6 +48,10 @@ class ModalitySummary:
         num_present: Number of items that have features.
         reports: What could not be used, or only with a change; an item that names no source is absent, but not here.
         up_to_date: Whether the features were there already, made of the same sources.
+        num_folds: Number of versions that were each fitted without a fold of the training bundles; `None` if the
+            encoder makes none, 0 if there are fewer bundles than folds.
+        kept: Name of the file, if nobody asked for this modality and it had features that the encoder did not make;
+            then nothing else is known of it.
     """
 
     modality: str
@@ -53,9 +61,17 @@ class ModalitySummary:
     num_present: int
     reports: tuple[Report, ...]
     up_to_date: bool = False
+    num_folds: int | None = None
+    kept: str | None = None
 
     def __str__(self) -> str:
+        if self.kept is not None:
+            return f"{self.modality}: kept {self.kept}, made otherwise (name an encoder to make others)"
         text = f"{self.modality}: {self.num_present} of {self.num_items} items, {self.dim} wide ({self.encoder})"
+        if not self.num_present:
+            text += ", which says nothing about any item"
+        elif self.num_folds is not None:
+            text += f", cross-fitted in {self.num_folds} folds" if self.num_folds else ", too few bundles to cross-fit"
         return "\n  ".join([text + ", up to date" * self.up_to_date, *map(str, self.reports)])
 
 
@@ -67,6 +83,7 @@ def encode_folder(
     textual: str | ItemEncoder | None = None,
     relational: str | ItemEncoder | Sequence[str | ItemEncoder] = (),
     strict: bool = False,
+    allow_leakage: bool = False,
     engine: Literal["local", "ray"] = "local",
     device: str | torch.device | None = None,
     batch_size: int | None = None,
@@ -87,24 +104,29 @@ def encode_folder(
             `"transformers:NAME_OR_FOLDER"`, or an encoder.
         acoustic: `"descriptor"`, `"clap:NAME_OR_FOLDER"`, `"laion:PATH.pt"`, or an encoder.
         textual: `"tfidf"`, `"transformers:NAME_OR_FOLDER"`, or an encoder.
-        relational: Any of `"user_item:svd"`, `"bundle_item:svd"`, …; several in a sequence or separated by commas; or
-            encoders of any modality. `"bundle_item"` knows the bundles that training questions are asked about.
-            If none of the four is given, the folder's pictures and sounds are described by `"descriptor"` and its user
-            log by `"user_item:svd"`, none of which needs a download.
+        relational: Any of `"user_item:lightgcn"`, `"user_item:svd"`, `"bundle_item:lightgcn"`, `"bundle_item:svd"`;
+            several in a sequence or separated by commas; or encoders of any modality. `"bundle_item"` knows the
+            bundles that training questions are asked about, so it is cross-fitted: versions of it that do not know
+            them are written, too (see `CrossFitted`).
+            If none of the four is given, all that the folder has something of is encoded by encoders that need no
+            download (`DEFAULTS`); features that other encoders made are kept.
         strict: Refuse to write features of a modality if anything about it would be reported.
+        allow_leakage: Encode `"user_item"` even if the user log encodes held-out bundles.
         engine: `"ray"` runs on Ray Data: on the cluster that RAY_ADDRESS names, or on this machine.
         device: Where models run; the GPU if there is one, unless told otherwise.
         batch_size: Items embedded at once; the encoder's own choice unless told otherwise.
         workers: Processes that read files; see `read_batches`. Ray decides by itself.
-        progress: Called with (modality, items done, items in all), by the main process for its own share.
+        progress: Called with (modality, items done, items in all), by the main process for its own share; and with
+            ("bundle_item, cross-fitting", versions done, versions in all).
 
     Returns:
         One summary per modality, in the order in which they were made; under `accelerate launch`, nothing in processes
         other than the main one.
 
     Raises:
-        BundleMLLMError: If there is no such encoder, a model cannot be loaded, there is nothing to encode, or `strict`
-            refuses.
+        BundleMLLMError: If there is no such encoder, a model cannot be loaded, there is nothing to encode, features
+            that are asked for would replace some that came from elsewhere, the user log encodes held-out bundles, or
+            `strict` refuses.
     """
     if not isinstance(folder, DatasetFolder):
         folder = DatasetFolder.open(folder)
@@ -113,63 +135,53 @@ def encode_folder(
             raise BundleMLLMError(f"{name} is {value}: give at least {least}, or leave it out.")
     if engine not in ("local", "ray"):
         raise BundleMLLMError(f"There is no engine {engine!r}: choose local or ray.")
-    chosen = _chosen(folder, visual, acoustic, textual, relational)
+    features = folder.path / "features"
+    chosen = asked_for(visual, acoustic, textual, relational)
+    is_asked = bool(chosen)
     launch = Launch.join(device)
     if engine == "ray" and launch.num_processes > 1:
         raise BundleMLLMError('engine="ray" and `accelerate launch` both spread the work: use one of them.')
-    run = _Run(folder, launch, strict, engine, batch_size, workers, progress)
+    run = _Run(folder, launch, strict, engine, batch_size, workers, progress if launch.is_main else None)
     # All models are loaded before the first item is encoded: a wrong name shows at once, not after hours.
-    makers = [_maker(modality, spec) for modality, spec in chosen]
+    makers = [_maker(modality, spec) for modality, spec in chosen or offered(folder)]
     encoders = [make(launch.device) for make in makers]
     names = [encoder.modality for encoder in encoders]
+
+    def check() -> list[str | None]:
+        """Look at the folder before anything is written to it; return the files to keep."""
+        if features.exists() and not features.is_dir():
+            raise BundleMLLMError(f"{features} is not a folder, so no features can be written there: move it away.")
+        kept: list[str | None] = []
+        for encoder in encoders:
+            file = None if is_asked else kept_file(features, encoder.modality, encoder.name)
+            kept.append(None if file is None else file.name)
+            if file is None:
+                features_path(features, encoder.modality)
+                refuse_to_replace(features, encoder.modality)
+                if encoder.modality == "user_item":
+                    check_interactions(folder, allow_leakage=allow_leakage)
+        return kept
+
     for name in names:
         if names.count(name) > 1:
             raise BundleMLLMError(f"Two encoders make the modality {name!r}, which has one file: name one of them.")
-        features_path(folder.path / "features", name)
-    summaries = [run.encode(encoder, make) for encoder, make in zip(encoders, makers, strict=True)]
-    return dict(zip(names, summaries, strict=True)) if launch.is_main else {}
-
-
-def _chosen(
-    folder: DatasetFolder,
-    visual: str | ItemEncoder | None,
-    acoustic: str | ItemEncoder | None,
-    textual: str | ItemEncoder | None,
-    relational: str | ItemEncoder | Sequence[str | ItemEncoder],
-) -> list[tuple[str, str | ItemEncoder]]:
-    """Return (modality, spec or encoder) for what is asked for, or for what the folder offers."""
-    named = {"visual": visual, "acoustic": acoustic, "textual": textual}
-    chosen = [(modality, spec) for modality, spec in named.items() if spec is not None]
-    if isinstance(relational, str):
-        relational = [part.strip() for part in relational.split(",") if part.strip()]
-    elif not isinstance(relational, Sequence):
-        relational = [relational]
-    for spec in relational:
-        if isinstance(spec, str):
-            modality, _, method = spec.partition(":")
-            chosen.append((modality, method))
+    summaries = {}
+    for encoder, make, kept in zip(encoders, makers, launch.from_main(check), strict=True):
+        if kept is not None:
+            summaries[encoder.modality] = _kept(encoder.modality, kept)
         else:
-            chosen.append((spec.modality, spec))
-    if chosen:
-        return chosen
-    if any(item.image for item in folder.catalog):
-        chosen.append(("visual", "descriptor"))
-    if any(item.audio for item in folder.catalog):
-        chosen.append(("acoustic", "descriptor"))
-    if folder.interactions is not None:
-        chosen.append(("user_item", "svd"))
-    if not chosen:
-        raise BundleMLLMError(
-            f"{folder.path} offers nothing to encode: its items name neither `image` nor `audio` and it has no "
-            "interactions table; add one of them, or ask for textual features."
-        )
-    return chosen
+            summaries[encoder.modality] = run.encode(encoder, make)
+    return summaries if launch.is_main else {}
 
 
 def _maker(modality: str, spec: str | ItemEncoder) -> Callable[[torch.device], Any]:
     if isinstance(spec, str):
         return partial(make_encoder, modality, spec)
     return lambda device: spec
+
+
+def _kept(modality: str, file: str) -> ModalitySummary:
+    return ModalitySummary(modality, "", 0, 0, 0, (), kept=file)
 
 
 @dataclass(frozen=True)
@@ -196,12 +208,30 @@ class _Run:
     def _encode_whole(self, encoder: ItemEncoder) -> ModalitySummary:
         """Run an encoder that looks at all items together."""
         identity = {"encoder": encoder.name, "dim": encoder.dim, "sources_sha256": _tables_sha256(self.folder)}
-        if done := self._up_to_date(encoder, identity):
-            return done
-        report = None if self.progress is None else partial(self.progress, encoder.modality)
-        encoded = encoder.encode(self.folder, report)
-        log_reports = _log_reports(self.folder) if encoder.modality == "user_item" else ()
-        return self._write(encoder, encoded, identity, log_reports)
+        summary = self._up_to_date(encoder, identity)
+        if summary is None:
+            report = None if self.progress is None else partial(self.progress, encoder.modality)
+            encoded = encoder.encode(self.folder, report)
+            log_reports = _log_reports(self.folder) if encoder.modality == "user_item" else ()
+            summary = self._write(encoder, encoded, identity, log_reports)
+        return self._cross_fit(encoder, summary) if isinstance(encoder, BundleItemEncoder) else summary
+
+    def _cross_fit(self, encoder: BundleItemEncoder, summary: ModalitySummary) -> ModalitySummary:
+        """Make the versions that belong to the features, unless they are there or there are too few bundles."""
+        name = encoder.modality
+        num_folds = cross_fitted.num_folds(self._features, name)
+        if num_folds:
+            return replace(summary, num_folds=num_folds)
+        store = self.folder.features([name])
+        assert store is not None
+        report = None if self.progress is None else partial(self.progress, f"{name}, cross-fitting")
+        versions = encoder.cross_fit(self.folder, store.load()[0][name].numpy(), report)
+        self._sweep(f"{name}.safetensors")
+        if versions is None:
+            cross_fitted.remove(self._features, name)
+            return replace(summary, num_folds=0)
+        versions.save(self.folder)
+        return replace(summary, num_folds=versions.num_folds, up_to_date=False)
 
     def _encode_batches(self, encoder: BatchEncoder, make: Callable[[torch.device], Any]) -> ModalitySummary:
         """Encode what is not done yet, each process its share, and put all shards together."""
@@ -307,9 +337,9 @@ class _Run:
     ) -> ModalitySummary:
         reports = (*to_reports(encoded.problems), *more_reports)
         self._refuse(encoder.modality, reports)
-        for name in (f"{encoder.modality}.safetensors", MANIFEST):
-            for leftover in self._features.glob(f".{name}.*.tmp"):
-                leftover.unlink(missing_ok=True)  # of a run that was killed while it wrote
+        self._sweep(f"{encoder.modality}.safetensors", MANIFEST)
+        # Before the features: a kill at any moment leaves no versions of other features behind.
+        cross_fitted.remove(self._features, encoder.modality)
         write_modality(
             self._features,
             encoder.modality,
@@ -317,6 +347,7 @@ class _Run:
             encoded.present,
             {**identity, "reports": [asdict(report) for report in reports]},
             items_hash=self.folder.catalog.content_hash,
+            mark={MARK: encoder.name},
         )
         return ModalitySummary(
             encoder.modality,
@@ -326,6 +357,12 @@ class _Run:
             int(encoded.present.sum()),
             reports,
         )
+
+    def _sweep(self, *names: str) -> None:
+        """Delete what a run left that was killed while it wrote these files."""
+        for name in names:
+            for leftover in self._features.rglob(f".{name}.*.tmp"):
+                leftover.unlink(missing_ok=True)
 
     def _refuse(self, modality: str, reports: tuple[Report, ...]) -> None:
         if self.strict and reports:

@@ -46,8 +46,14 @@ ENCODERS: Mapping[str, Mapping[str, Entry]] = {
         "tfidf": Entry("textual", "TfidfEncoder"),
         "transformers": Entry("textual", "SentenceEncoder", "sentence-transformers/all-MiniLM-L6-v2"),
     },
-    "user_item": {"svd": Entry("relational", "UserItemSVD")},
-    "bundle_item": {"svd": Entry("relational", "BundleItemSVD")},
+    "user_item": {
+        "svd": Entry("relational", "UserItemSVD"),
+        "lightgcn": Entry("relational", "UserItemLightGCN"),
+    },
+    "bundle_item": {
+        "svd": Entry("relational", "BundleItemSVD"),
+        "lightgcn": Entry("relational", "BundleItemLightGCN"),
+    },
 }
 """Every encoder by modality and name."""
 
@@ -71,8 +77,10 @@ def make_encoder(modality: str, spec: str, device: torch.device) -> ItemEncoder:
         )
     entry = ENCODERS[modality].get(name)
     if entry is None:
-        known = (f"{key}:MODEL" if value.example else key for key, value in ENCODERS[modality].items())
-        raise BundleMLLMError(f"There is no {modality} encoder {spec!r}: choose from {', '.join(known)}.")
+        known = ", ".join(f"{key}:MODEL" if value.example else key for key, value in ENCODERS[modality].items())
+        if not spec:
+            raise BundleMLLMError(f"No encoder is named for {modality}: write one after a colon ({known}).")
+        raise BundleMLLMError(f"There is no {modality} encoder {spec!r}: choose from {known}.")
     if entry.example and not model:
         raise BundleMLLMError(
             f"The {modality} encoder {name!r} needs a model: write {name}:MODEL, such as {name}:{entry.example}."

@@ -60,7 +60,7 @@ class Measurement:
 
 
 def read_measurements(model_dir: Path, paths: Sequence[Path] = ()) -> list[Measurement]:
-    """Read metrics files: those given; where none is, the `metrics*.json` of a model folder; else its report's.
+    """Read metrics files: those given; where none is, those of a model folder but of baselines; else its report's.
 
     Raises:
         BundleMLLMError: A file is no metrics file, speaks of another model, or two speak of the same questions.
@@ -71,6 +71,8 @@ def read_measurements(model_dir: Path, paths: Sequence[Path] = ()) -> list[Measu
     expected = fingerprint(model_dir) if files else None
     for path in files:
         values = read_json(path)
+        if not paths and "baseline" in values:
+            continue
         _check_metrics(path, values, model_dir, expected)
         questions = values.get("questions") or {}
         split = split_name(re.split(r"[/\\]", questions.get("path") or path.name)[-1])

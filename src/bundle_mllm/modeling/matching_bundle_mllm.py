@@ -39,10 +39,10 @@ class BundleMLLMMatching(nn.Module):
         score(c) = t cos(sum_{p in P} q_p / |q_p|, k_c) + b_c + sum_m w_m mean_{p in P} cos(x_pm, x_cm)
 
     where `x_m` are the standardized features of modality m, and `t` and `w` are learned: two towers, as in retrieval,
-    beside the plain likeness of features. The log-probabilities among the options of a question are added to
-    the logits of their letters, so that the answer is a product of two experts, the backbone and the matching. They
-    are added in the hidden state from which the answer is read, along one learned vector per letter: whatever reads
-    the head (a trainer's fused loss, an adapter, generation) reads them, too.
+    beside the plain likeness of features. The log-probabilities among the K options of a question, plus log K, are
+    added to the logits of their letters, so that the answer is a product of two experts, the backbone and the
+    matching. They are added in the hidden state from which the answer is read, along one learned vector per letter:
+    whatever reads the head (a trainer's fused loss, an adapter, generation) reads them, too.
     """
 
     def __init__(self, config: BundleMLLMConfig, embedding_size: int):

@@ -252,13 +252,20 @@ class BundleMLLMModel(BundleMLLMPreTrainedModel):
         if not is_asked.any():
             return hidden
         is_option, is_item = is_option & is_asked[:, None], is_item & is_asked[:, None]
-        question_of_shown, shown_position = (is_item & ~after_option_separator).nonzero(as_tuple=True)
+        is_shown = is_item & ~after_option_separator
+        if (is_shown & (is_option.cumsum(dim=1) > 0)).any():
+            raise ValueError(
+                "a row holds another prompt behind its options, so the matching would mix the two: give one prompt "
+                "per row (packing=False)."
+            )
+        question_of_shown, shown_position = is_shown.nonzero(as_tuple=True)
         question, position = is_option.nonzero(as_tuple=True)
         ids = torch.cat([input_ids[question_of_shown, shown_position], input_ids[question, position]])
         rows, index = torch.unique(ids - self.config.item_token_offset, return_inverse=True)
         shown, options = index.split([len(shown_position), len(position)])
         scores = self.match(rows, shown, options, question_of_shown, question, extra_items=extra_items)
         letter = is_option.cumsum(dim=1)[question, position] - 1  # of the option in its question
+        scores = scores + is_option.sum(dim=1).to(scores)[question].log()  # over 1 / K: nothing known, nothing said
         added = scores.unsqueeze(-1) * self.matching.letters.float()[letter]  # [num_options, width]
         places = question.to(hidden.device), end[question].to(hidden.device)
         return hidden.index_put(places, added.to(hidden), accumulate=True)

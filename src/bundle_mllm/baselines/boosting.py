@@ -1,0 +1,146 @@
+"""Gradient boosting over the scores of simple baselines, fitted to training questions.
+
+It must not know validation bundles, nor how a simple baseline scores.
+
+A baseline that was fitted to all training bundles knows the answers of training questions, and leaving out only the
+bundle that is asked about lowers the counts of its answer and of nothing else. So training bundles are cut into folds
+(near-duplicates together), the simple baselines are fitted once without each fold, and score questions about its
+bundles, whose hard negatives are matched on the frequencies outside the fold, too: answers and wrong options lose the
+same bundles, and the scores are to these questions what those of the final fit are to held-out ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from sklearn.ensemble import HistGradientBoostingClassifier
+
+from ..data.bundles import Bundle
+from ..data.folder import DatasetFolder
+from ..data.questions import Question, sample_training_questions
+from ..encoders.cross_fitting import assign_folds
+from .base import Asked, Baseline, UnavailableError
+
+NUM_FOLDS = 5
+NUM_QUESTIONS = 8_000
+QUESTIONS_PER_BUNDLE = 10
+NUM_CANDIDATES = 10
+
+
+class BoostedRanker:
+    """Score candidates by the odds that histogram gradient boosting (scikit-learn) gives them of being the answer.
+
+    It sees, of each simple baseline, the score of the candidate, its standard score within the question and the share
+    of the other candidates that it beats; and how many items are shown.
+
+    Args:
+        simple: Makes the simple baselines, by name; those that the folder cannot serve are left out.
+        seed: The same seed gives the same scores.
+        num_questions: Most training questions, half of them with hard negatives; at most ten about each bundle.
+    """
+
+    reads_bundles = True
+
+    def __init__(
+        self, simple: Mapping[str, Callable[[], Baseline]], seed: int = 0, num_questions: int = NUM_QUESTIONS
+    ):
+        self._make, self.seed, self.num_questions = dict(simple), seed, num_questions
+
+    def fit(self, folder: DatasetFolder, bundles: Sequence[Bundle]) -> None:
+        """Fit the simple baselines without each fold, then the trees, then the simple baselines to all bundles."""
+        num_askable = sum(len(bundle.items) > 1 for bundle in bundles)
+        if num_askable < 2 * NUM_FOLDS:
+            raise UnavailableError(
+                f"{folder.path} has {num_askable} training bundles of two items or more, too few to cut into "
+                f"{NUM_FOLDS} folds: add bundles, or leave it out."
+            )
+        room = len(folder.catalog) - max(len(bundle.items) for bundle in bundles) + 1
+        if room < 2:
+            raise UnavailableError(
+                f"{folder.path} has a training bundle of all items, which leaves no wrong option: add items, or leave "
+                "it out."
+            )
+        folds = assign_folds({bundle.bundle_id: bundle.items for bundle in bundles}, NUM_FOLDS, seed=self.seed)
+        questions = sample_training_questions(
+            bundles,
+            folder.catalog,
+            num_questions=min(self.num_questions, QUESTIONS_PER_BUNDLE * num_askable),
+            num_candidates=(min(NUM_CANDIDATES, room),) * 2,
+            hard_fraction=0.5,
+            fold_of_bundle=folds,
+            seed=self.seed,
+        )
+        self._simple = self._fit_simple(folder, bundles, self._make)
+        inputs, labels = [], []
+        refitted = [name for name, baseline in self._simple.items() if baseline.reads_bundles]
+        for fold in sorted(set(folds.values())):
+            asked_here = [question for question in questions if folds[question.bundle_id] == fold]
+            if not asked_here:
+                continue
+            kept = [bundle for bundle in bundles if folds[bundle.bundle_id] != fold]
+            fitted = self._fit_simple(folder, kept, {name: self._make[name] for name in refitted})
+            inputs.append(self._inputs(Asked.of(asked_here, folder.catalog), {**self._simple, **fitted}))
+            labels.append(_labels(asked_here))
+        self._trees = HistGradientBoostingClassifier(
+            learning_rate=0.06,
+            max_iter=150,
+            max_leaf_nodes=15,
+            min_samples_leaf=100,
+            l2_regularization=1.0,
+            early_stopping=False,
+            random_state=self.seed,
+        )
+        self._trees.fit(np.concatenate(inputs), np.concatenate(labels))
+
+    def score(self, asked: Asked) -> np.ndarray:
+        """Score by the simple baselines, then by the trees."""
+        return self._trees.decision_function(self._inputs(asked, self._simple))
+
+    @staticmethod
+    def _fit_simple(
+        folder: DatasetFolder, bundles: Sequence[Bundle], make: Mapping[str, Callable[[], Baseline]]
+    ) -> dict[str, Baseline]:
+        fitted = {}
+        for name in make:
+            baseline = make[name]()
+            try:
+                baseline.fit(folder, bundles)
+            except UnavailableError:
+                continue
+            fitted[name] = baseline
+        return fitted
+
+    def _inputs(self, asked: Asked, simple: Mapping[str, Baseline]) -> np.ndarray:
+        """Return what the trees see of each candidate: `[total, 3 · baselines + 1]` float32."""
+        columns = [asked.num_shown[asked.question]]
+        for name in self._simple:
+            scores = simple[name].score(asked)
+            columns += [scores, _standard(asked, scores), _share_beaten(asked, scores)]
+        return np.stack(columns, axis=1).astype(np.float32)
+
+
+def _labels(questions: Sequence[Question]) -> np.ndarray:
+    return np.concatenate([np.arange(len(q.candidates)) == q.answer_index for q in questions])
+
+
+def _standard(asked: Asked, scores: np.ndarray) -> np.ndarray:
+    """Return the scores less their mean in the question, over their standard deviation; 0 where all are equal."""
+    number = np.bincount(asked.question)
+    centered = scores - (np.bincount(asked.question, weights=scores) / number)[asked.question]
+    deviation = np.sqrt(np.bincount(asked.question, weights=centered**2) / number)[asked.question]
+    return centered / np.where(deviation > 1e-12, deviation, 1.0)
+
+
+def _share_beaten(asked: Asked, scores: np.ndarray) -> np.ndarray:
+    """Return the share of the question's other candidates that score lower, those that are equal counting half."""
+    order = np.lexsort((scores, asked.question))  # question by question, as they come, the lowest first
+    ordered, question = scores[order], asked.question[order]
+    new = np.flatnonzero((np.diff(ordered, prepend=np.nan) != 0) | (np.diff(question, prepend=-1) != 0))
+    ends = np.append(new[1:], len(order))
+    middle = np.repeat((new + ends - 1) / 2, ends - new)  # mean place of those that are equal
+    number = np.bincount(asked.question)
+    starts = np.cumsum(number) - number
+    shares = np.empty(len(order))
+    shares[order] = (middle - starts[question]) / np.maximum(1, number - 1)[question]
+    return shares

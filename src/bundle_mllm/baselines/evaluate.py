@@ -1,0 +1,161 @@
+"""Fit baselines to the training bundles of a dataset folder and measure them on a question file.
+
+It must not know how a baseline works; no baseline sees an answer or a bundle of another split.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..data.bundles import BundleSplits
+from ..data.folder import DatasetFolder
+from ..data.manifest import read_manifest
+from ..data.questions import Question, load_questions
+from ..errors import BundleMLLMError
+from ..evaluation.evaluate import describe
+from ..evaluation.metrics import ScoredQuestion, as_scored
+from ..evaluation.results import check_writable, save_results
+from .base import Asked, UnavailableError
+from .specs import LLM, expand, make_baseline
+
+
+@dataclass(frozen=True)
+class BaselineResult:
+    """What became of one baseline.
+
+    Attributes:
+        name: Its name.
+        metrics: What was measured; `None` if it was skipped.
+        skipped: Why it was skipped, if it was.
+        seconds: What fitting and scoring took.
+        path: The metrics file, if one was written.
+    """
+
+    name: str
+    metrics: dict[str, Any] | None
+    skipped: str | None = None
+    seconds: float = 0.0
+    path: Path | None = None
+
+
+def evaluate_baselines(
+    data: Path,
+    questions_path: Path,
+    names: Sequence[str],
+    output: Path | None = None,
+    *,
+    batch_size: int = 32,
+    permutations: int = 1,
+    max_options: int | None = None,
+    group_size: int | None = None,
+    seed: int = 0,
+    report: Callable[[BaselineResult], None] | None = None,
+) -> list[BaselineResult]:
+    """Measure baselines.
+
+    Args:
+        data: The dataset folder whose items the questions name; its training bundles are what is learned from.
+        questions_path: A question file over these items.
+        names: Names of `BASELINES`, `similarity:MODALITY`, `llm:MODEL`, or `all`: everything but language models.
+        output: Where the metrics of a model would go, such as `metrics.json`; those of a baseline go beside it (see
+            [`baseline_path`]), with its scores, as `compare_metrics` reads them. By default nothing is written.
+        batch_size: Prompts per forward pass of a language model; as the next three, see `score_questions`.
+        permutations: In how many orders it is asked.
+        max_options: Longest list of candidates in one prompt.
+        group_size: Most candidates of a group of a longer list.
+        seed: Of what is random: chance, weights, folds.
+        report: Called with each result as soon as it is there and written.
+
+    Returns:
+        One result for each baseline. Its metrics are those of [`describe`], `questions` as in `evaluate`, `baseline`
+        (its name), `seed`, `train_bundles` (their number) and `data`.
+
+    Raises:
+        BundleMLLMError: A path is wrong, a question is malformed, a name is unknown, or a baseline that was named
+            (rather than meant by `all`) looks at what the folder lacks.
+    """
+    manifest = read_manifest(questions_path)
+    folder = DatasetFolder.open(data)
+    chosen = expand(names, folder)
+    paths = _paths(output, list(chosen))
+    questions = load_questions(questions_path, folder.catalog)
+    train = folder.bundles.train
+    train_items = frozenset(item_id for bundle in train for item_id in bundle.items)
+    folder = replace(folder, bundles=BundleSplits(train=train))  # all that a baseline can see
+    lengths = [len(question.candidates) for question in questions]
+    common = {
+        "questions": {**manifest, "num_candidates": [min(lengths), max(lengths)]},
+        "seed": seed,
+        "train_bundles": len(train),
+        "data": str(data),
+    }
+    asked = {"permutations": permutations, "max_options": max_options, "group_size": group_size, "seed": seed}
+    results = []
+    for name, named in chosen.items():
+        start = time.perf_counter()
+        is_llm = name.startswith(f"{LLM}:")
+        try:
+            if is_llm:
+                from .language_model import score_by_language_model
+
+                model = name.partition(":")[2]
+                scored = score_by_language_model(
+                    model, folder.catalog, questions, batch_size=batch_size, progress=True, **asked
+                )
+            else:
+                scored = _score(name, folder, questions, seed)
+        except UnavailableError as error:
+            if named:
+                raise UnavailableError(f"The baseline {name!r} cannot be measured: {error}") from error
+            result = BaselineResult(name, None, skipped=str(error))
+        else:
+            metrics = {"baseline": name} | describe(questions, scored, train_items, probabilities=is_llm) | common
+            if is_llm:
+                metrics["asked"] = asked
+            if (path := paths.get(name)) is not None:
+                save_results(path, metrics, scored)
+            result = BaselineResult(name, metrics, seconds=time.perf_counter() - start, path=path)
+        results.append(result)
+        if report is not None:
+            report(result)
+    return results
+
+
+def baseline_path(output: Path, name: str) -> Path:
+    """Return where the metrics of a baseline go: `metrics.popularity.json` beside `metrics.json`.
+
+    A language model is called by the last part of its name: `metrics.llm-Qwen3-0.6B.json`.
+    """
+    kind, _, which = name.partition(":")
+    parts = [kind, *([re.split(r"[/\\]", which.rstrip("/\\"))[-1]] if which else [])]
+    slug = "-".join(re.sub(r"[^\w.-]+", "-", part) for part in parts)
+    return output.with_name(f"{output.name.removesuffix('.json')}.{slug}.json")
+
+
+def _score(name: str, folder: DatasetFolder, questions: Sequence[Question], seed: int) -> list[ScoredQuestion]:
+    baseline = make_baseline(name, folder, seed)
+    if baseline.reads_bundles and not folder.bundles.train:
+        raise UnavailableError(f"{folder.path} has no training bundles: add some, or leave it out.")
+    baseline.fit(folder, folder.bundles.train)
+    asked = Asked.of(questions, folder.catalog)
+    return as_scored(questions, [row.tolist() for row in asked.split(baseline.score(asked))])
+
+
+def _paths(output: Path | None, names: Sequence[str]) -> dict[str, Path]:
+    if output is None:
+        return {}
+    name_of: dict[Path, str] = {}
+    for name in names:
+        path = baseline_path(output, name)
+        if (other := name_of.setdefault(path, name)) != name:
+            raise BundleMLLMError(
+                f"The baselines {other!r} and {name!r} would write the same file {path}: measure them one after the "
+                "other, with another --output."
+            )
+        check_writable(path)
+    return {name: path for path, name in name_of.items()}

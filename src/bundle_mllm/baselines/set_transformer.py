@@ -1,0 +1,196 @@
+"""A set transformer in the manner of CLHE (Ma et al., WSDM 2024): attention over modalities, then over items.
+
+It must not know validation bundles or questions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F  # noqa: N812
+
+from ..data.bundles import Bundle
+from ..data.folder import DatasetFolder
+from ..encoders.relational import item_svd
+from ..encoders.textual import TfidfEncoder
+from .base import Asked
+from .learning import ABSENT, PartialBundles, Schedule, askable_rows, hold_out, score_by_network, train_network
+
+FITTED_TO_BUNDLES = "bundle_item"
+"""The modality that knows the bundles a network would be trained on; item embeddings stand for it."""
+MIN_BUNDLES = 2
+"""Items of fewer bundles have no embedding: it would know nothing but the bundle that is asked about."""
+TEMPERATURE = 0.2
+CONTRASTED_ITEMS = 256
+
+
+class SetTransformer:
+    """Score candidates by the inner product of their vectors with that of the items shown, by a hierarchical encoder.
+
+    As in CLHE: an item is a set of vectors (features, user feedback, a trained embedding), mixed by a self-attention
+    whose values are not projected and averaged; a bundle is a set of items, mixed by a transformer layer and averaged;
+    items have other weights as candidates than as shown ones; the loss is the multinomial negative log-likelihood, and
+    two contrastive losses (InfoNCE) between views with other modalities and items dropped.
+
+    Ours: a random part of the bundle is shown and the rest predicted, as questions ask; features stay apart instead of
+    being added; an absent modality is masked, and only items of two training bundles or more have an embedding; user
+    feedback is a truncated SVD of the log; the softmax is sampled (`learning`); and the network starts as the mean
+    similarity of features, from which few bundles lead further than from noise. Texts are the folder's `textual`
+    features and, where there are none, TF-IDF.
+
+    Args:
+        seed: The same seed gives the same scores.
+    """
+
+    reads_bundles = True
+
+    def __init__(self, seed: int = 0):
+        self.seed = seed
+        self.schedule = Schedule()
+
+    def fit(self, folder: DatasetFolder, bundles: Sequence[Bundle]) -> None:
+        """Train the network."""
+        training, held_out = hold_out(askable_rows(folder, bundles), self.seed)
+        trained = np.flatnonzero(np.bincount(np.concatenate(training)) >= MIN_BUNDLES)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            self._network = _Network(_item_features(folder), trained, len(folder.catalog))
+        train_network(self._network, training, held_out, len(folder.catalog), self.schedule, self.seed)
+
+    def score(self, asked: Asked) -> np.ndarray:
+        """Encode what is shown, and compare."""
+        return score_by_network(self._network, asked)
+
+
+def _item_features(folder: DatasetFolder) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Return features `[num_items, dim]`, centered and of length 1, and presence `[num_items]` of each modality."""
+    store = folder.features()
+    found = {} if store is None else dict(zip(store.modalities, _unzip(store.load()), strict=True))
+    found.pop(FITTED_TO_BUNDLES, None)
+    if "textual" not in found and any(folder.catalog.titles):
+        text = TfidfEncoder().encode(folder)
+        found["textual"] = torch.as_tensor(text.features), torch.as_tensor(text.present)
+    if "user_item" not in found and folder.interactions is not None:
+        log, num_items = folder.interactions, len(folder.catalog)
+        factors = item_svd(log.user_index, log.rows, num_items, 64)
+        present = np.bincount(log.rows, minlength=num_items) > 0
+        found["user_item"] = torch.from_numpy(factors), torch.from_numpy(present)
+    result = []
+    for features, present in found.values():
+        if present.any():
+            features = F.normalize(features.float() - features[present].float().mean(dim=0), dim=1)
+            result.append((features * present[:, None], present))
+    return result
+
+
+def _unzip(loaded: tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    features, present = loaded
+    return [(features[modality], present[modality]) for modality in features]
+
+
+class _ItemEncoder(nn.Module):
+    """Vectors of one item -> attention among them -> their mean."""
+
+    def __init__(self, widths: Sequence[int], num_trained: int, dim: int):
+        super().__init__()
+        self.project = nn.ModuleList(nn.Linear(width, dim, bias=False) for width in widths)
+        self.bend = nn.ModuleList(
+            nn.Sequential(nn.Linear(width, dim), nn.ReLU(), nn.Linear(dim, dim)) for width in widths
+        )
+        for project, bend in zip(self.project, self.bend, strict=True):
+            nn.init.orthogonal_(project.weight)
+            nn.init.zeros_(bend[-1].weight)
+        self.embedding = nn.Embedding(max(1, num_trained), dim)
+        nn.init.normal_(self.embedding.weight, std=dim**-0.5)
+        self.query, self.key = nn.Linear(dim, dim, bias=False), nn.Linear(dim, dim, bias=False)
+        self.scale = nn.Parameter(torch.ones(len(widths) + 1))
+
+    def forward(self, inputs: Sequence[torch.Tensor], trained: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Encode items.
+
+        Args:
+            inputs: Features of each modality, `[n, width]`.
+            trained: `[n]` number of each item's embedding, 0 where it has none.
+            mask: `[n, modalities + 1]` which of them count, the embedding last.
+
+        Returns:
+            `[n, dim]`; zero for an item of which nothing counts.
+        """
+        each = zip(self.project, self.bend, inputs, strict=True)
+        vectors = [project(values) + bend(values) for project, bend, values in each]
+        tokens = torch.stack([*vectors, self.embedding(trained)], dim=1)  # [n, m, dim]
+        tokens = F.normalize(tokens, dim=2) * self.scale[:, None] * mask[..., None]
+        attention = self.query(tokens) @ self.key(tokens).transpose(1, 2) * tokens.shape[2] ** -0.5  # [n, m, m]
+        attention = attention.masked_fill(~mask[:, None, :], -1e4).softmax(dim=2)
+        mixed = (attention @ tokens) * mask[..., None]
+        return mixed.sum(dim=1) / mask.sum(dim=1, keepdim=True).clamp(min=1)
+
+
+class _Network(nn.Module):
+    """Items shown -> a vector of the bundle; candidates -> vectors; their inner products."""
+
+    def __init__(
+        self, features: list[tuple[torch.Tensor, torch.Tensor]], trained: np.ndarray, num_items: int, dim: int = 64
+    ):
+        super().__init__()
+        self.features = [values for values, _ in features]
+        number = torch.zeros(num_items, dtype=torch.long)
+        number[trained] = torch.arange(len(trained))
+        has_embedding = torch.zeros(num_items, dtype=torch.bool)
+        has_embedding[trained] = True
+        self.number, self.present = number, torch.stack([*(there for _, there in features), has_embedding], dim=1)
+        widths = [values.shape[1] for values in self.features]
+        self.shown_encoder = _ItemEncoder(widths, len(trained), dim)
+        self.candidate_encoder = _ItemEncoder(widths, len(trained), dim)
+        self.candidate_encoder.load_state_dict(self.shown_encoder.state_dict())  # at first, like items match
+        self.mix = nn.TransformerEncoderLayer(dim, 4, 2 * dim, dropout=0.1, batch_first=True, norm_first=True)
+        for last in (self.mix.self_attn.out_proj, self.mix.linear2):
+            nn.init.zeros_(last.weight)
+        self.out = nn.Linear(dim, dim, bias=False)
+        nn.init.eye_(self.out.weight)
+        self.view = nn.Linear(dim, dim)
+        self.temperature = nn.Parameter(torch.tensor(2.0))
+        self.drop_modality = 0.3
+        self.drop_item = 0.3
+        self.contrast = 0.1
+
+    def loss(self, batch: PartialBundles, progress: float) -> torch.Tensor:
+        """Return the likelihood of the items that are not shown, and the two contrastive losses."""
+        bundles = self._bundles(batch.shown)
+        logs = batch.log_probabilities(self._compare(bundles, batch.columns))
+        likelihood = -((logs * batch.rest).sum(dim=1) / batch.rest.sum(dim=1)).mean()
+        rows = batch.columns[torch.randperm(len(batch.columns))[:CONTRASTED_ITEMS]]
+        of_items = self._contrast(self._items(self.shown_encoder, rows), self._items(self.shown_encoder, rows))
+        kept = torch.where(torch.rand(batch.shown.shape) < self.drop_item, ABSENT, batch.shown)
+        of_bundles = self._contrast(bundles, self._bundles(kept))
+        return likelihood + self.contrast * (of_items + of_bundles)
+
+    def logits(self, shown: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+        """Return the logits of some items."""
+        return self._compare(self._bundles(shown), columns)
+
+    def _items(self, encoder: nn.Module, rows: torch.Tensor) -> torch.Tensor:
+        mask = self.present[rows]
+        if self.training:  # the vectors of an item are dropped one by one, but never all of them
+            kept = mask & (torch.rand(mask.shape) >= self.drop_modality)
+            mask = torch.where(kept.any(dim=1, keepdim=True), kept, mask)
+        return encoder([values[rows] for values in self.features], self.number[rows], mask)
+
+    def _bundles(self, shown: torch.Tensor) -> torch.Tensor:
+        there = shown != ABSENT
+        there[:, 0] |= ~there.any(dim=1)  # a set of nothing is one empty item
+        items = self._items(self.shown_encoder, shown.clamp(min=0).flatten()).unflatten(0, shown.shape)
+        items = items * (shown != ABSENT).unsqueeze(-1)
+        mixed = self.mix(items, src_key_padding_mask=~there) * there.unsqueeze(-1)
+        return self.out(mixed.sum(dim=1) / there.sum(dim=1, keepdim=True))
+
+    def _compare(self, bundles: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+        return bundles @ self._items(self.candidate_encoder, columns).T * self.temperature.exp()
+
+    def _contrast(self, one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        """Return InfoNCE: each vector is to be nearer to its other view than to those of others."""
+        one, other = (F.normalize(self.view(view), dim=1) for view in (one, other))
+        return F.cross_entropy(one @ other.T / TEMPERATURE, torch.arange(len(one)))

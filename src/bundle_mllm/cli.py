@@ -56,9 +56,7 @@ def studio(
     print(f"{len(world.item_ids)} invented items, {len(world.bundles['train'])} training bundles -> {output_dir}")
 
 
-def ceiling(
-    data: Path, questions: Path, output: Path = Path("ceiling.json"), metrics: tuple[Path, ...] = ()
-) -> None:
+def ceiling(data: Path, questions: Path, output: Path = Path("ceiling.json"), metrics: tuple[Path, ...] = ()) -> None:
     """Compute the best possible hit rate on a question file about a folder that `studio` made.
 
     Args:

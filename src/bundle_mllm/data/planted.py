@@ -45,7 +45,7 @@ class PlantedBundles:
     def __post_init__(self) -> None:
         if not 0 < self.fidelity < 1:
             raise BundleMLLMError(
-                f"The fidelity is {self.fidelity}, which is no chance: choose a number above 0 and below 1, such as .9."
+                f"The fidelity is {self.fidelity}, which is no chance: choose one above 0 and below 1, such as .9."
             )
         sizes = Counter(self.themes.values())
         if set(sizes) != set(range(len(sizes))) or len(set(sizes.values())) > 1 or len(sizes) < 2:
@@ -135,19 +135,22 @@ class PlantedBundles:
             raise BundleMLLMError(f"{unknown[0]!r} is no item of this studio, so it has no theme: use its own items.")
         if len(set(items)) < len(items) or not 1 <= len(shown) < self.bundle_size or not candidates:
             raise BundleMLLMError(
-                f"{len(shown)} items are shown and {len(candidates)} offered, {len(set(items))} different ones in all, "
-                f"but bundles of {self.bundle_size} show 1 to {self.bundle_size - 1}, offer one or more, and nothing "
+                f"{len(shown)} items are shown and {len(candidates)} offered, {len(set(items))} different in all, but "
+                f"bundles of {self.bundle_size} show 1 to {self.bundle_size - 1}, offer one or more, and nothing "
                 "twice: ask a proper question."
             )
-        shown_of = Counter(self.themes[item_id] for item_id in shown)
-        offered_of = Counter(self.themes[item_id] for item_id in candidates)
-        chances = [
-            sum(
-                _chance(self, len(shown), len(candidates), shown_of[theme], offered_of[theme], theme == own)
-                for theme in range(self.num_themes)
-            )
-            for own in (self.themes[item_id] for item_id in candidates)
-        ]
+        counts = Counter(self.themes[item_id] for item_id in shown), Counter(self.themes[i] for i in candidates)
+
+        def chance(theme: int, fits: bool) -> Fraction:
+            return _chance(self, len(shown), len(candidates), counts[0][theme], counts[1][theme], fits)
+
+        # The sum over all bundle themes; those that no item of the question has are alike.
+        seen = counts[0].keys() | counts[1].keys()
+        unseen = [theme for theme in range(self.num_themes) if theme not in seen]
+        without = {theme: chance(theme, fits=False) for theme in seen}
+        base = sum(without.values()) + (len(unseen) * chance(unseen[0], fits=False) if unseen else 0)
+        chance_of = {theme: base - without[theme] + chance(theme, fits=True) for theme in counts[1]}
+        chances = [chance_of[self.themes[item_id]] for item_id in candidates]
         total = sum(chances)
         return [chance / total for chance in chances]
 

@@ -1,4 +1,4 @@
-"""Make a studio of known ceiling: which items go together is told by one modality, and the best accuracy is computable.
+"""Make a studio of known ceiling: which items go together is told by one modality, and the best accuracy is known.
 
 It must not know encoders, prompts or models: whoever opens the folder learns from its files only.
 
@@ -152,8 +152,8 @@ _README = """# An invented studio of known ceiling: needs {needs}
 
 Everything in this folder is **invented** by `bundle_mllm` (seed {seed}): items, pictures, users and bundles.
 
-{num_items} items, {num_values} values, {num_themes} themes of two values each. {tells} Nothing else does, except for the
-training bundles themselves. A bundle has {size} items; each of them is of the bundle's theme with probability
+{num_items} items, {num_values} values, {num_themes} themes of two values each. {tells} Nothing else does, but for
+the training bundles themselves. A bundle has {size} items; each of them is of the bundle's theme with probability
 {fidelity}, else of another. `studio.json` gives away the theme of each item: it is for `bundle-mllm ceiling`, which
 computes the best possible accuracy on a question file. Encoders and models never read it.
 """

@@ -2,8 +2,9 @@
 
 Knows nothing about models or pictures: it reads how bundles were drawn, questions, and metrics files.
 
-The ceiling is that of one who knows how bundles and questions were drawn and reads every item's theme from its modality
-without error; who must learn the one, and may misread the other, stays below it. Each question is taken by itself.
+The ceiling is that of one who knows how bundles and questions were drawn and reads every item's theme from its
+modality without error; who must learn the one, and may misread the other, stays below it. Each question is taken by
+itself: another one about the same bundle would tell more of it.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from bundle_mllm.evaluation.metrics import ScoredQuestion, as_scored
 from bundle_mllm.evaluation.results import check_writable, load_results, save_results
 
 REALIZED = "hit_rate@1_expected"
-"""The metric of the best possible scores that is their realized hit rate: many are equal, and any of these is as good."""
+"""The metric that is the realized hit rate of the best possible scores: many are equal, and any of these as good."""
 
 
 def bayes_scores(planted: PlantedBundles, questions: Sequence[Question]) -> tuple[float, list[ScoredQuestion]]:

@@ -110,7 +110,9 @@ def test_publish_dataset_and_export_say_what_they_wrote(model, tiny_data, tmp_pa
     command = ["export", "--model", str(model), "--output-dir", str(tmp_path / "llm")]
     assert main([*command, "--modalities", "smell"]) == 2
     assert "smell" in capsys.readouterr().err
-    assert main([*command, "--modalities", "visual"]) == 0
+    assert main([*command, "--modalities", "visual"]) == 2
+    assert "--without-matching" in capsys.readouterr().err
+    assert main([*command, "--modalities", "visual", "--without-matching"]) == 0
     assert f"language model: {tmp_path / 'llm'}" in capsys.readouterr().out
 
 

@@ -486,18 +486,20 @@ def import_data(
     print(summary)
 
 
-def export(model: str, output_dir: Path, modalities: str | None = None) -> None:
+def export(model: str, output_dir: Path, modalities: str | None = None, without_matching: bool = False) -> None:
     """Fold a model into a stock causal language model that any LLM server runs, without this package.
 
     Args:
         model: Model folder or Hub repository, or a LoRA adapter of one, which is merged.
         output_dir: The folder to write.
         modalities: Modalities of the item tokens, separated by commas; all if not given.
+        without_matching: Export the backbone alone of a model that has a matching (those trained from "scratch").
     """
     from bundle_mllm.hub.export import export_stock
 
     chosen = None if modalities is None else [name.strip() for name in modalities.split(",") if name.strip()]
-    print(f"language model: {export_stock(model, output_dir, modalities=chosen)}")
+    folder = export_stock(model, output_dir, modalities=chosen, without_matching=without_matching)
+    print(f"language model: {folder}")
 
 
 COMMANDS = {

@@ -61,6 +61,7 @@ def check_same_items(model: BundleMLLMForCausalLM, processor: BundleMLLMProcesso
     """
     try:
         processor.check_items(model.config.items_hash)
+        processor.check_matching(model.config)
     except ValueError as error:
         raise BundleMLLMError(f"{folder}: {error}") from error
 

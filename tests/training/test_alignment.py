@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from bundle_mllm.data import DatasetFolder, ItemCatalog
+from bundle_mllm.data import DatasetFolder, ItemCatalog, make_questions, sample_training_questions
 from bundle_mllm.training.alignment import align_items, align_words
 from bundle_mllm.training.backbone import build_model
 from bundle_mllm.training.config import default_run
@@ -47,15 +47,37 @@ def test_words_of_one_bundle_become_alike_and_all_keep_their_norm(tiny_data, tmp
     assert torch.equal(before[untouched], after[untouched])
 
 
-def test_items_of_one_bundle_become_alike_through_fusion_and_projector_alone(parts):
+def ask(data, **settings):
+    settings = {"num_questions": 256, "num_candidates": (2, 9), "hard_fraction": 0.5, "seed": 0} | settings
+    return sample_training_questions(data.bundles.train, data.catalog, **settings)
+
+
+def test_items_of_one_bundle_become_alike_through_fusion_and_projector_and_the_backbone_stays(parts):
     model, _, data = parts
     rows = torch.arange(len(data.catalog))
-    other = {n: p.detach().clone() for n, p in model.named_parameters() if "fusion" not in n and "projector" not in n}
+    moves = ("fusion", "projector", "matching")
+    other = {n: p.detach().clone() for n, p in model.named_parameters() if not any(name in n for name in moves)}
     before = gap(model.get_item_embeddings(rows).detach(), data)
-    align_items(model, data.catalog, data.bundles.train, steps=60, seed=0)
+    align_items(model, data.catalog, ask(data), steps=60, seed=0)
     assert gap(model.get_item_embeddings(rows).detach(), data) > before + 0.2
     now = dict(model.named_parameters())
     assert all(torch.equal(value, now[name]) for name, value in other.items())
+    assert not model.training
+
+
+def test_after_it_the_matching_alone_answers_questions_about_other_bundles(parts):
+    model, _, data = parts
+    align_items(model, data.catalog, ask(data), steps=100, seed=0)
+    asked = make_questions(data.bundles.validation, data.catalog, data.bundles, num_candidates=6, seed=0)
+    hits = 0
+    for question in asked:
+        rows = torch.tensor(data.catalog.rows([*question.partial, *question.candidates]))
+        places, shown = torch.arange(len(rows)), len(question.partial)
+        zeros = torch.zeros_like(places)
+        scores = model.model.match(rows, places[:shown], places[shown:], zeros[:shown], zeros[shown:])
+        chosen = question.candidates[int(scores.argmax())]
+        hits += chosen.split("-")[0] == question.answer.split("-")[0]
+    assert hits / len(asked) > 0.8  # the color decides
 
 
 def test_the_same_seed_gives_the_same_embeddings(tiny_data, tmp_path):

@@ -59,11 +59,12 @@ def test_the_folder_is_self_contained_and_says_how_it_was_made(finished, tiny_da
 
 
 def test_each_stage_moves_what_it_trains_and_nothing_else(tiny_data, tmp_path):
-    out = train(tiny_run(tiny_data, tmp_path / "out", trains=("fusion", "projector", "separator")))
+    out = train(tiny_run(tiny_data, tmp_path / "out", trains=("fusion", "projector", "separator", "matching")))
     after_one = load_file(out / "training" / "stage_one" / "model" / "model.safetensors")
     after_two = load_file(out / "model.safetensors")
     moved = {name for name in after_one if not torch.equal(after_one[name], after_two[name])}
-    trains = {n for n in after_one if n.startswith(("model.fusion.", "model.projector.", "model.separator."))}
+    groups = ("model.fusion.", "model.projector.", "model.separator.", "model.matching.")
+    trains = {name for name in after_one if name.startswith(groups)}
     constant = {n for n in trains if "feature_mean" in n or "feature_std" in n}
     # No item of a question lacks every modality but one, so "no features" gets a gradient only when it is shown.
     assert trains - constant - moved <= {"model.fusion.no_features.weight"}

@@ -41,7 +41,13 @@ _NUM_PROBES = 4
 
 
 @torch.no_grad()
-def export_stock(model_dir: str | Path, output_dir: str | Path, *, modalities: Collection[str] | None = None) -> Path:
+def export_stock(
+    model_dir: str | Path,
+    output_dir: str | Path,
+    *,
+    modalities: Collection[str] | None = None,
+    without_matching: bool = False,
+) -> Path:
     """Write a folder that plain `AutoModelForCausalLM` and `AutoTokenizer` load, without remote code.
 
     The soft separator and every item become rows of the embedding matrix of the backbone's own class, and
@@ -68,6 +74,8 @@ def export_stock(model_dir: str | Path, output_dir: str | Path, *, modalities: C
         output_dir: The folder to write; new or empty. It appears when it is whole.
         modalities: Modalities that the item tokens are computed from; the others count as absent. All by default.
             None at all is refused: every item would be the same token.
+        without_matching: Leave the matching behind, if the model has one: a stock model cannot add it to the letters.
+            What is exported then scores as the backbone alone does, which may be much worse; refused unless asked for.
 
     Returns:
         `output_dir`.
@@ -80,6 +88,8 @@ def export_stock(model_dir: str | Path, output_dir: str | Path, *, modalities: C
         model, processor = _load(model_dir)
         used = _keep_modalities(model, modalities)
         _check(model, processor, model_dir)
+        if model.config.matching_hidden_size is not None:
+            _drop_matching(model, processor, model_dir, without_matching)
         questions = _probe_questions(processor)
         prompts = [processor.render(question) for question in questions]
         logits = torch.cat([model.last_logits(**processor(question, return_tensors="pt")) for question in questions])
@@ -197,6 +207,19 @@ def _check(model: BundleMLLMForCausalLM, processor: BundleMLLMProcessor, model_d
             f"{config.num_items} items become added tokens, and tokenizers load these slowly (about 27 s and 3 GB for "
             f"a million): beyond {MANY_ITEMS} items, serve the model folder itself rather than an export."
         )
+
+
+def _drop_matching(
+    model: BundleMLLMForCausalLM, processor: BundleMLLMProcessor, model_dir: str | Path, is_allowed: bool
+) -> None:
+    """Leave the backbone to answer alone, and its prompts as they are for it."""
+    if not is_allowed:
+        raise BundleMLLMError(
+            f"{model_dir} adds a matching of item features to the scores of its letters, which a stock language model "
+            "cannot do, so an export would answer worse: serve the model folder itself, train with "
+            "--fusion.matching-hidden-size None, or add --without-matching to export the backbone alone."
+        )
+    model.model.matching, model.config.matching_hidden_size, processor.marks_options = None, None, False
 
 
 def _keep_modalities(model: BundleMLLMForCausalLM, modalities: Collection[str] | None) -> list[str]:

@@ -63,10 +63,22 @@ class BundleMLLMConfig(PreTrainedConfig):
         normalize_item_embeddings (`bool`, *optional*, defaults to `False`):
             Whether an RMS norm follows the projector, so that an item token has the scale of the backbone's embeddings
             (ours).
+        matching_hidden_size (`int`, *optional*):
+            Width of the vectors that `BundleMLLMMatching` compares; without one there is no matching (ours). It needs
+            `standardize_features`, `option_separator_token_id`, `answer_token_ids` and `answer_distance`.
+        matching_dropout (`float`, *optional*, defaults to 0.1):
+            Dropout of the matching's features and hidden units.
         item_token_offset (`int`, *optional*, defaults to `1 << 20`):
             First id of the virtual item vocabulary: id `item_token_offset + k` is row `k` of the catalog.
         separator_token_id (`int`, *optional*):
             Id that stands for the soft separator. Without one the separator is never shown.
+        option_separator_token_id (`int`, *optional*):
+            Id that stands for the soft separator, too, before the item of an option: by it the matching knows the
+            options of a question from its partial bundle.
+        answer_token_ids (`list[int]`, *optional*):
+            Tokens of the answer letters, in the order of the options: whose logits the matching raises.
+        answer_distance (`int`, *optional*):
+            How many tokens behind the item of the last option a prompt ends: where the matching speaks.
         head_bias (`bool`, *optional*, defaults to `False`):
             Whether the language-model head has a bias (Phi, GPT-J).
         tie_word_embeddings (`bool`, *optional*):
@@ -94,8 +106,13 @@ class BundleMLLMConfig(PreTrainedConfig):
     fusion_value_map: bool = False
     standardize_features: bool = False
     normalize_item_embeddings: bool = False
+    matching_hidden_size: int | None = None
+    matching_dropout: float = 0.1
     item_token_offset: int = 1 << 20
     separator_token_id: int | None = None
+    option_separator_token_id: int | None = None
+    answer_token_ids: list[int] | tuple[int, ...] | None = None
+    answer_distance: int | None = None
     head_bias: bool = False
     tie_word_embeddings: bool | None = None
     freeze_backbone: bool = False
@@ -128,6 +145,21 @@ class BundleMLLMConfig(PreTrainedConfig):
         for name in ("fusion_hidden_size", "mlp_hidden_size", "projector_hidden_size"):
             if (size := getattr(self, name)) < 1:
                 raise ValueError(f"{name} is {size}, so no layer can be built: give a positive integer.")
+        if self.matching_hidden_size is not None:
+            if self.matching_hidden_size < 1 or not self.modalities:
+                raise ValueError(
+                    f"matching_hidden_size is {self.matching_hidden_size} with {len(self.modalities)} modalities, so "
+                    "there is nothing to match by: give a positive integer and a modality, or None."
+                )
+            needed = ("option_separator_token_id", "answer_token_ids", "answer_distance")
+            missing = [name for name in needed if getattr(self, name) is None]
+            missing += [] if self.standardize_features else ["standardize_features"]
+            if missing:
+                raise ValueError(
+                    f"matching_hidden_size is set without {', '.join(missing)}, so the matching would not find the "
+                    "options or read raw features: take the values from the processor's `matching_fields()` and set "
+                    "standardize_features=True, or set matching_hidden_size=None."
+                )
         if self.num_items < 0:
             raise ValueError(f"num_items is {self.num_items}; a catalog has 0 or more rows: give their number.")
         vocab_size = self.text_config.get_text_config().vocab_size

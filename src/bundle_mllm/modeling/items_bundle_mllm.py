@@ -194,8 +194,8 @@ class BundleMLLMFusion(nn.Module):
         if not self.encoders:
             return no_features.expand(present.shape[0], -1)
         codes = [
-            _l2_normalize(encoder(self._prepare(name, features[name], present[:, column])))
-            for column, (name, encoder) in enumerate(self.encoders.items())
+            _l2_normalize(encoder(prepared))
+            for encoder, prepared in zip(self.encoders.values(), self.prepare(features, present).values(), strict=True)
         ]
         hidden = self.layer_norm(torch.stack(codes, dim=1))  # [n, M, d]
         nothing = ~present.any(dim=-1, keepdim=True)  # [n, 1]
@@ -207,11 +207,16 @@ class BundleMLLMFusion(nn.Module):
         fused = (mixed * weights.unsqueeze(-1)).sum(dim=1)  # [n, d]
         return torch.where(nothing, no_features.to(fused.dtype), fused)
 
-    def _prepare(self, name: str, features: torch.Tensor, present: torch.BoolTensor) -> torch.Tensor:
-        features = torch.where(present.unsqueeze(-1), features, 0.0)  # an absent row may hold anything, NaN included
-        if self.standardize:
-            features = (features.float() - self.feature_mean[name].float()) / self.feature_std[name].float()
-        return features.to(self.no_features.weight.dtype)
+    def prepare(self, features: dict[str, torch.Tensor], present: torch.BoolTensor) -> dict[str, torch.Tensor]:
+        """Return the features [n, width] of each modality as the encoders read them: standardized, if they are to."""
+        prepared = {}
+        for column, name in enumerate(self.encoders):
+            # an absent row may hold anything, NaN included
+            rows = torch.where(present[:, column, None], features[name], 0.0)
+            if self.standardize:
+                rows = (rows.float() - self.feature_mean[name].float()) / self.feature_std[name].float()
+            prepared[name] = rows.to(self.no_features.weight.dtype)
+        return prepared
 
     def fit_statistics(self, features: BundleMLLMTable, present: torch.BoolTensor) -> None:
         """Set mean and standard deviation of each modality to those of the present rows (1 where nothing varies)."""

@@ -28,6 +28,7 @@ from .items_bundle_mllm import (
     BundleMLLMVector,
     num_extra_items,
 )
+from .matching_bundle_mllm import BundleMLLMMatching, BundleMLLMMatchingLinear, log_softmax_by
 
 if TYPE_CHECKING:  # never executed: transformers finds the files that travel with a model by searching for such lines
     from .pipeline_bundle_mllm import BundleCompletionPipeline  # noqa: F401
@@ -62,12 +63,16 @@ class BundleMLLMPreTrainedModel(PreTrainedModel):
             init.xavier_normal_(module.weight)
             if module.bias is not None:
                 init.zeros_(module.bias)
-        elif isinstance(module, BundleMLLMProjectorLinear):
+        elif isinstance(module, (BundleMLLMProjectorLinear, BundleMLLMMatchingLinear)):
             init.kaiming_uniform_(module.weight, a=math.sqrt(5))
             bound = module.in_features**-0.5
             init.uniform_(module.bias, -bound, bound)
         elif isinstance(module, BundleMLLMVector):
             init.xavier_uniform_(module.weight)
+        elif isinstance(module, BundleMLLMMatching):
+            init.constant_(module.temperature, 5.0)
+            init.constant_(module.likeness, 1.0)
+            init.zeros_(module.letters)
         elif isinstance(module, BundleMLLMTable):
             for buffer in module.buffers():
                 init.constant_(buffer, module.fill)
@@ -137,6 +142,9 @@ class BundleMLLMModel(BundleMLLMPreTrainedModel):
         embedding_size = self.get_input_embeddings().weight.shape[1]
         self.projector = BundleMLLMProjector(self.config, embedding_size)
         self.separator = BundleMLLMVector(embedding_size)
+        self.matching = None
+        if self.config.matching_hidden_size is not None:
+            self.matching = BundleMLLMMatching(self.config, embedding_size)
 
     def get_input_embeddings(self) -> nn.Module:
         """Return the text embedding of the backbone."""
@@ -197,11 +205,11 @@ class BundleMLLMModel(BundleMLLMPreTrainedModel):
         if input_ids.numel() == 0:
             return embedding(input_ids)
         is_item = input_ids >= offset
-        is_special = is_item
-        if self.config.separator_token_id is not None:
-            is_separator = input_ids == self.config.separator_token_id
-            is_special = is_item | is_separator
-        text_ids = input_ids.masked_fill(is_special, 0)
+        is_separator = torch.zeros_like(is_item)
+        for token_id in (self.config.separator_token_id, self.config.option_separator_token_id):
+            if token_id is not None:
+                is_separator = is_separator | (input_ids == token_id)
+        text_ids = input_ids.masked_fill(is_item | is_separator, 0)
         highest, highest_text = torch.stack([input_ids.max(), text_ids.max()]).tolist()  # the one synchronization
         self._check_ids(input_ids, highest - offset, highest_text, extra_items)
         embeds = embedding(text_ids)
@@ -212,6 +220,54 @@ class BundleMLLMModel(BundleMLLMPreTrainedModel):
             items = self.get_item_embeddings(rows, extra_items).to(device=embeds.device, dtype=embeds.dtype)
             embeds = embeds.masked_scatter(is_item.unsqueeze(-1), items[positions])
         return embeds
+
+    def match(
+        self, rows: torch.LongTensor, *places: torch.LongTensor, extra_items: dict | None = None
+    ) -> torch.Tensor:
+        """Score options by their features alone; see `BundleMLLMMatching.forward`.
+
+        Args:
+            rows: [n] rows of the catalog (then of `extra_items`).
+            *places: `shown`, `options`, `question_of_shown` and `question_of_option`, of indices below n.
+            extra_items: See `forward`.
+
+        Returns:
+            [num_options] float32, log-probabilities among the options of a question.
+        """
+        features, present = self.catalog.gather(rows.to(self.catalog.present.device), extra_items)
+        scores = self.matching(self.fusion.prepare(features, present), present, *places)
+        return log_softmax_by(scores, places[3])
+
+    def _add_matching(
+        self, hidden: torch.Tensor, input_ids: torch.LongTensor, extra_items: dict | None
+    ) -> torch.Tensor:
+        """Let the matching speak in the hidden states [batch, length, width], where the prompts are answered."""
+        is_item = input_ids >= self.config.item_token_offset
+        after_option_separator = torch.zeros_like(is_item)
+        after_option_separator[:, 1:] = input_ids[:, :-1] == self.config.option_separator_token_id
+        is_option = is_item & after_option_separator
+        last = is_option.shape[1] - 1 - is_option.flip(1).long().argmax(dim=1)  # [batch], of the last option
+        end = last + self.config.answer_distance
+        is_asked = is_option.any(dim=1) & (end < input_ids.shape[1])  # [batch]: not a continuation, for example
+        if not is_asked.any():
+            return hidden
+        is_option, is_item = is_option & is_asked[:, None], is_item & is_asked[:, None]
+        is_shown = is_item & ~after_option_separator
+        if (is_shown & (is_option.cumsum(dim=1) > 0)).any():
+            raise ValueError(
+                "a row holds another prompt behind its options, so the matching would mix the two: give one prompt "
+                "per row (packing=False)."
+            )
+        question_of_shown, shown_position = is_shown.nonzero(as_tuple=True)
+        question, position = is_option.nonzero(as_tuple=True)
+        ids = torch.cat([input_ids[question_of_shown, shown_position], input_ids[question, position]])
+        rows, index = torch.unique(ids - self.config.item_token_offset, return_inverse=True)
+        shown, options = index.split([len(shown_position), len(position)])
+        scores = self.match(rows, shown, options, question_of_shown, question, extra_items=extra_items)
+        letter = is_option.cumsum(dim=1)[question, position] - 1  # of the option in its question
+        added = scores.unsqueeze(-1) * self.matching.letters.float()[letter]  # [num_options, width]
+        places = question.to(hidden.device), end[question].to(hidden.device)
+        return hidden.index_put(places, added.to(hidden), accumulate=True)
 
     def _check_ids(self, input_ids: torch.Tensor, row: int, text_id: int, extra_items: dict | None) -> None:
         offset, vocab_size = self.config.item_token_offset, self.config.get_text_config().vocab_size
@@ -269,7 +325,10 @@ class BundleMLLMModel(BundleMLLMPreTrainedModel):
             kwargs["position_ids"] = position_ids
         if past_key_values is not None:
             kwargs["past_key_values"] = past_key_values
-        return self.language_model(inputs_embeds=inputs_embeds, attention_mask=attention_mask, **kwargs)
+        outputs = self.language_model(inputs_embeds=inputs_embeds, attention_mask=attention_mask, **kwargs)
+        if self.matching is not None and input_ids is not None:
+            outputs.last_hidden_state = self._add_matching(outputs.last_hidden_state, input_ids, extra_items)
+        return outputs
 
 
 class BundleMLLMForCausalLM(BundleMLLMPreTrainedModel, GenerationMixin):
@@ -330,10 +389,13 @@ class BundleMLLMForCausalLM(BundleMLLMPreTrainedModel, GenerationMixin):
             )
         model.model.language_model, model.lm_head = base, head
         model.model.build_item_modules()
-        for part in (model.model.catalog, model.model.fusion, model.model.projector, model.model.separator):
+        item_modules = ("catalog", "fusion", "projector", "separator", "matching")
+        for part in (part for name, part in model.model.named_children() if name in item_modules):
             part.apply(model.model._init_weights).to(device=embedding.weight.device, dtype=embedding.weight.dtype)
         some_tokens = torch.arange(min(1024, embedding.num_embeddings), device=embedding.weight.device)
         model.model.projector.match_scale(embedding(some_tokens))
+        if model.model.matching is not None:
+            model.model.matching.match_letters(head.weight, config.answer_token_ids)
         if backbone.can_generate():
             model.generation_config = backbone.generation_config
         model.freeze_backbone_if_asked()

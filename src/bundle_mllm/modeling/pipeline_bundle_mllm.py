@@ -57,6 +57,7 @@ class BundleCompletionPipeline(Pipeline):
                 "name the wrong rows: load both from one folder, or call set_catalog with the processor's items."
             )
         self.processor.check_items(config.items_hash)
+        self.processor.check_matching(config)
         if self.processor.modalities is None:
             self.processor.modalities = dict(config.modalities)
 

@@ -17,7 +17,7 @@ from transformers.tokenization_utils_base import BatchEncoding, PreTrainedTokeni
 from transformers.utils import hub
 
 from .questions_bundle_mllm import describe, read_features, read_question, unknown_item
-from .tokenization_bundle_mllm import ITEM_SEPARATOR, BundleMLLMTokenizerFast
+from .tokenization_bundle_mllm import ITEM_SEPARATOR, OPTION_SEPARATOR, BundleMLLMTokenizerFast
 
 ITEMS_FILE = "items.jsonl"
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -49,6 +49,8 @@ class BundleMLLMProcessor(ProcessorMixin):
         max_options: Longest list of candidates that is best asked in one prompt, up to 26: longer ones are ranked in
             groups. Set it to what the model was trained on, where that is less; it does not know letters beyond.
         show_items: Whether item tokens are shown beside the titles (stage two) or not (stage one).
+        marks_options: Whether the soft separator of options has a token of its own: the model embeds both alike, and
+            its matching finds the options by it.
         conversational: Whether to ask in the tokenizer's chat template, as a user; by default if it has one.
         item_noun: What the instruction calls an item.
         bundle_noun: What the instruction calls a bundle.
@@ -75,6 +77,7 @@ class BundleMLLMProcessor(ProcessorMixin):
         max_length=None,
         max_options=26,
         show_items=True,
+        marks_options=False,
         conversational=None,
         item_noun="item",
         bundle_noun="bundle",
@@ -95,6 +98,7 @@ class BundleMLLMProcessor(ProcessorMixin):
         self.max_length = max_length
         self.max_options = max_options
         self.show_items = show_items
+        self.marks_options = marks_options
         self.conversational = conversational
         self.item_noun = item_noun
         self.bundle_noun = bundle_noun
@@ -138,6 +142,7 @@ class BundleMLLMProcessor(ProcessorMixin):
         item_ids: Sequence[str] = (),
         titles: Sequence[str] = (),
         item_token_offset: int = 1 << 20,
+        marks_options: bool = False,
         **fields: Any,
     ) -> "BundleMLLMProcessor":
         """Build the processor from a backbone's tokenizer, extended by the virtual item vocabulary.
@@ -147,14 +152,15 @@ class BundleMLLMProcessor(ProcessorMixin):
             item_ids: Ids of the items, in the order of the catalog rows.
             titles: Their titles.
             item_token_offset: Id of item 0, as in the model's configuration.
+            marks_options: Whether the soft separator of options has a token of its own, which a matching needs.
             **fields: Other fields of the processor: wording, `max_length`, `modalities`.
 
         Returns:
             The processor.
         """
         if not isinstance(tokenizer, BundleMLLMTokenizerFast):
-            tokenizer = BundleMLLMTokenizerFast.from_tokenizer(tokenizer, item_token_offset)
-        return cls(tokenizer, item_ids=item_ids, titles=titles, **fields)
+            tokenizer = BundleMLLMTokenizerFast.from_tokenizer(tokenizer, item_token_offset, marks_options)
+        return cls(tokenizer, item_ids=item_ids, titles=titles, marks_options=marks_options, **fields)
 
     @property
     def num_items(self) -> int:
@@ -188,6 +194,25 @@ class BundleMLLMProcessor(ProcessorMixin):
                 f"not {items_hash[:8]}...), so ids would name the wrong rows: restore the file; or, if only "
                 "titles or ids were edited and the rows are the same, load model and processor each by "
                 "from_pretrained and save both by bundle_mllm.save_model."
+            )
+
+    def check_matching(self, config: Any) -> None:
+        """Refuse a model whose matching looks for options and answers where the prompts of this processor have none.
+
+        Args:
+            config: The model's `BundleMLLMConfig`.
+
+        Raises:
+            ValueError: It was trained with another wording or tokenizer.
+        """
+        if config.matching_hidden_size is None:
+            return
+        fields = self.matching_fields()
+        if changed := sorted(name for name, value in fields.items() if getattr(config, name) != value):
+            raise ValueError(
+                f"the prompts of this processor differ from those of the model's matching ({', '.join(changed)}), so "
+                "scores would be added in the wrong place: restore the wording it was trained with, or set these "
+                "fields of the model's configuration to processor.matching_fields()."
             )
 
     @property
@@ -287,14 +312,15 @@ class BundleMLLMProcessor(ProcessorMixin):
                 "ask the pipeline, which ranks longer lists."
             )
         show_items = self.show_items if show_items is None else show_items
-        shown = [self._item(entry, show_items, extra) for entry in (*partial, *candidates)]
         lines = [
-            self.partial_item_template.format(number=number, item=item)
-            for number, item in enumerate(shown[: len(partial)], start=1)
+            self.partial_item_template.format(number=number, item=self._item(entry, show_items, extra))
+            for number, entry in enumerate(partial, start=1)
         ]
         options = [
-            self.option_template.format(letter=letter, item=item)
-            for letter, item in zip(LETTERS, shown[len(partial) :], strict=False)
+            self.option_template.format(
+                letter=letter, item=self._item(entry, show_items, extra, self._option_separator)
+            )
+            for letter, entry in zip(LETTERS, candidates, strict=False)
         ]
         return self._layout(self.item_separator_text.join(lines), self.item_separator_text.join(options))
 
@@ -320,7 +346,11 @@ class BundleMLLMProcessor(ProcessorMixin):
         """
         return self._item(item_id, self.show_items if show_items is None else show_items, [])
 
-    def _item(self, entry: Any, show_items: bool, extra: list[Mapping]) -> str:
+    @property
+    def _option_separator(self) -> str:
+        return OPTION_SEPARATOR if self.marks_options else ITEM_SEPARATOR
+
+    def _item(self, entry: Any, show_items: bool, extra: list[Mapping], separator: str = ITEM_SEPARATOR) -> str:
         if isinstance(entry, Mapping):
             title, row = self.tokenizer.escape(entry.get("title") or ""), self.num_items + len(extra)
             if show_items:
@@ -334,8 +364,8 @@ class BundleMLLMProcessor(ProcessorMixin):
             return title or self.untitled_text
         item = self.tokenizer.item_token(row)
         if not title:
-            return ITEM_SEPARATOR + item
-        return self.item_template.format(title=title, separator=ITEM_SEPARATOR, item=item)
+            return separator + item
+        return self.item_template.format(title=title, separator=separator, item=item)
 
     def _extra_items(self, extra: list[Mapping]) -> dict[str, Any]:
         modalities = self.modalities or {}
@@ -365,6 +395,30 @@ class BundleMLLMProcessor(ProcessorMixin):
                 "another answer_cue, or add_eos_token=False if the tokenizer appends tokens."
             )
         return ids[:num_candidates]
+
+    def matching_fields(self) -> dict[str, Any]:
+        """Return the fields of `BundleMLLMConfig` by which a matching finds options and answers in these prompts.
+
+        Raises:
+            ValueError: The tokenizer does not mark options, or its answer letters cannot be told apart.
+        """
+        if not self.marks_options or self.tokenizer.option_separator_token_id is None:
+            raise ValueError(
+                "this processor writes options with the separator of all items, so a matching could not find them: "
+                "make it by from_backbone_tokenizer(..., marks_options=True)."
+            )
+        item = self.item_template.format(
+            title="x", separator=self._option_separator, item=self.tokenizer.item_token(0)
+        )
+        prompt = self._layout(
+            self.partial_item_template.format(number=1, item="x"), self.option_template.format(letter="A", item=item)
+        )
+        ids = self.tokenizer([prompt])["input_ids"][0]
+        return {
+            "option_separator_token_id": self.tokenizer.option_separator_token_id,
+            "answer_token_ids": self.answer_token_ids(len(LETTERS)),
+            "answer_distance": len(ids) - 1 - ids.index(self.tokenizer.item_token_offset),
+        }
 
     def completion(self, index: int) -> str:
         """Return the text that answers with option `index`: its letter, and the space that precedes it, if any.

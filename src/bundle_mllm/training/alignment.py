@@ -12,6 +12,7 @@ it is what fusion and projector make of its features. The layers of the scratch 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,6 +23,10 @@ from tqdm.auto import tqdm
 
 from bundle_mllm.data.bundles import Bundle
 from bundle_mllm.data.catalog import ItemCatalog
+from bundle_mllm.data.cross_fitted import CrossFitted
+from bundle_mllm.data.questions import Question
+from bundle_mllm.modeling.matching_bundle_mllm import log_softmax_by
+from bundle_mllm.training.cross_fitting import row_shift
 
 if TYPE_CHECKING:
     from bundle_mllm.modeling.modeling_bundle_mllm import BundleMLLMForCausalLM
@@ -73,24 +78,65 @@ def align_words(
 
 
 def align_items(
-    model: BundleMLLMForCausalLM, catalog: ItemCatalog, bundles: Sequence[Bundle], *, steps: int, seed: int
+    model: BundleMLLMForCausalLM,
+    catalog: ItemCatalog,
+    questions: Sequence[Question],
+    *,
+    steps: int,
+    seed: int,
+    versions: CrossFitted | None = None,
 ) -> None:
-    """Align the item embeddings by training fusion and projector in place.
+    """Train fusion, projector and matching in place to answer questions without the backbone.
+
+    The loss is the cross-entropy of the answer among the options, by the cosine of the projected items with the mean
+    of the partial bundle (temperature 0.1), and, where the model has a matching, by its scores as well.
 
     Args:
-        model: Its catalog holds the features.
+        model: Its catalog holds the features, and those of the versions, if any.
         catalog: The items, in the same order.
-        bundles: Training bundles.
+        questions: Training questions; each step sees a random batch of them.
         steps: Optimizer steps.
-        seed: Seed of the batches.
+        seed: Seed of the batches and of dropout.
+        versions: Cross-fitted features of the questions' bundles.
     """
-    parameters = [*model.model.fusion.parameters(), *model.model.projector.parameters()]
-    for parameter in parameters:
+    trained = [model.model.fusion, model.model.projector, *filter(None, [model.model.matching])]
+    parameters = [[*module.parameters()] for module in trained]
+    for parameter in chain.from_iterable(parameters):
         parameter.requires_grad_(True)
-    _contrast(
-        model.get_item_embeddings, parameters, catalog, bundles, steps=steps, learning_rate=1e-3, seed=seed,
-        name="aligning items",
-    )  # fmt: skip
+    shown, options, answers = [], [], []
+    for question in questions:
+        shift = row_shift(question.bundle_id, versions, len(catalog))
+        shown.append(np.array(catalog.rows(question.partial)) + shift)
+        options.append(np.array(catalog.rows(question.candidates)) + shift)
+        answers.append(question.answer_index)
+    rates = [1e-3, 1e-3, 2e-3][: len(trained)]
+    decays = [0.01, 0.01, 0.05]
+    groups = [{"params": p, "lr": r, "weight_decay": d} for p, r, d in zip(parameters, rates, decays, strict=False)]
+    optimizer = torch.optim.AdamW(groups)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=max(2, steps), pct_start=0.1)
+    rng = np.random.default_rng(seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model.train()
+        for _ in tqdm(range(steps), desc="aligning items"):
+            chosen = rng.integers(len(questions), size=BATCH_SIZE)
+            sizes = [[len(lists[index]) for index in chosen] for lists in (shown, options)]
+            of_shown, of_option = (torch.arange(BATCH_SIZE).repeat_interleave(torch.tensor(size)) for size in sizes)
+            ids = torch.from_numpy(np.concatenate([lists[index] for lists in (shown, options) for index in chosen]))
+            rows, places = ids.unique(return_inverse=True)
+            seen, asked = places.split([len(of_shown), len(of_option)])
+            vectors = F.normalize(model.get_item_embeddings(rows).float(), dim=-1)
+            bundle = vectors.new_zeros(BATCH_SIZE, vectors.shape[1]).index_add(0, of_shown, vectors[seen])
+            cosines = (F.normalize(bundle, dim=-1)[of_option] * vectors[asked]).sum(-1)
+            answer = torch.tensor([0, *sizes[1][:-1]]).cumsum(0) + torch.tensor([answers[index] for index in chosen])
+            loss = -log_softmax_by(cosines / TEMPERATURE, of_option)[answer].mean()
+            if model.model.matching is not None:
+                loss = loss - model.model.match(rows, seen, asked, of_shown, of_option)[answer].mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+        model.eval()
 
 
 def _contrast(

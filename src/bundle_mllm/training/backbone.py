@@ -44,7 +44,8 @@ def build_model(config: RunConfig, data: DatasetFolder) -> tuple[BundleMLLMForCa
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         modalities = store.modalities if store else {}
-        model, processor = wrap_backbone(backbone, tokenizer, data.catalog, modalities, **vars(config.fusion))
+        fields = vars(config.fusion) | ({} if modalities else {"matching_hidden_size": None})
+        model, processor = wrap_backbone(backbone, tokenizer, data.catalog, modalities, **fields)
     if separator is not None:
         model.model.separator.weight.data[0] = separator
     if store is not None:
@@ -73,9 +74,13 @@ def wrap_backbone(
         The model, whose catalog is still empty, and its processor. Neither the separator nor an item grows the
         backbone's embedding.
     """
-    processor = BundleMLLMProcessor.from_backbone_tokenizer(tokenizer, catalog.item_ids, catalog.titles)
+    matches = config.get("matching_hidden_size") is not None
+    processor = BundleMLLMProcessor.from_backbone_tokenizer(
+        tokenizer, catalog.item_ids, catalog.titles, marks_options=matches
+    )
     processor.max_length = backbone.config.max_position_embeddings
     processor.modalities = dict(modalities)
+    config |= processor.matching_fields() if matches else {}
     model = BundleMLLMForCausalLM.from_backbone(
         backbone, modalities=dict(modalities), separator_token_id=processor.separator_token_id, **config
     )

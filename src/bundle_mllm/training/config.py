@@ -17,7 +17,7 @@ from bundle_mllm.errors import BundleMLLMError
 SCRATCH = "scratch"
 """The `base_model` that needs no download: a small Llama, trained in full (see `training/scratch.py`)."""
 
-ParameterGroup = Literal["lora", "backbone", "fusion", "projector", "separator"]
+ParameterGroup = Literal["lora", "backbone", "fusion", "projector", "separator", "matching"]
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,8 @@ class StageConfig:
     trains: tuple[ParameterGroup, ...] = ()
     """Parameter groups that train; all others are frozen. See `training/trainable.py` for the table."""
     alignment_steps: int = 0
-    """Steps of contrastive alignment before the stage (ours, see `training/alignment.py`): of words where titles only
-    are shown, of item embeddings where items are shown. For backbones without pretraining."""
+    """Steps of alignment before the stage (ours, see `training/alignment.py`): of words where titles only are shown,
+    of item embeddings and matching where items are shown. For backbones without pretraining."""
     batch_size: int = 16
     """Questions per forward and backward pass."""
     gradient_accumulation_steps: int = 1
@@ -102,6 +102,8 @@ class FusionSettings:
     fusion_hidden_size: int = 64
     standardize_features: bool = False
     normalize_item_embeddings: bool = False
+    matching_hidden_size: int | None = None
+    matching_dropout: float = 0.3
 
 
 @dataclass(frozen=True)
@@ -169,11 +171,11 @@ def default_run(base_model: str, *, data: Path, output_dir: Path) -> RunConfig:
         output_dir=output_dir,
         base_model=base_model,
         num_threads=1,
-        fusion=FusionSettings(standardize_features=True, normalize_item_embeddings=True),
+        fusion=FusionSettings(standardize_features=True, normalize_item_embeddings=True, matching_hidden_size=64),
         stage_one=StageOneConfig(num_questions=12_800, trains=("backbone",), alignment_steps=600, **full),
         stage_two=StageTwoConfig(
             num_questions=72_000,
-            trains=("backbone", "fusion", "projector", "separator"),
+            trains=("backbone", "fusion", "projector", "separator", "matching"),
             alignment_steps=1_000,
             **full,
         ),

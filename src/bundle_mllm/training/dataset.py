@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 from datasets import Dataset, NamedSplit
 
 from bundle_mllm.data.catalog import ItemCatalog
+from bundle_mllm.data.cross_fitted import CrossFitted
 from bundle_mllm.data.questions import Question
+from bundle_mllm.training.cross_fitting import row_shift
 
 if TYPE_CHECKING:
     from bundle_mllm.modeling.processing_bundle_mllm import BundleMLLMProcessor
@@ -40,20 +42,32 @@ def prompt_completion_dataset(
     return Dataset.from_dict(rows, split=NamedSplit(split))
 
 
-def training_dataset(questions: Sequence[Question], processor: BundleMLLMProcessor, *, shows_items: bool) -> Dataset:
+def training_dataset(
+    questions: Sequence[Question],
+    processor: BundleMLLMProcessor,
+    *,
+    shows_items: bool,
+    versions: CrossFitted | None = None,
+) -> Dataset:
     """Return rows of `input_ids` and `labels`, tokenized when a batch is read.
 
     The same tokens as `trl sft` makes of [`prompt_completion_dataset`]: prompt, answer letter, end of sequence; the
-    loss falls on the last two. Nothing is tokenized ahead of the step that needs it.
+    loss falls on the last two. Nothing is tokenized ahead of the step that needs it. With cross-fitted `versions` an
+    item token is that of the item as it looks without the fold of the question's bundle (see `VersionedCatalog`).
     """
+    offset, num_items = processor.tokenizer.item_token_offset, processor.num_items
     end = processor.tokenizer.eos_token_id
 
     def encode(batch: dict[str, list[Any]]) -> dict[str, list[list[int]]]:
         asked = [{"partial": p, "candidates": c} for p, c in zip(batch["partial"], batch["candidates"], strict=True)]
         prompts = processor(asked, show_items=shows_items)["input_ids"]
         input_ids, labels = [], []
-        for prompt, candidates, index in zip(prompts, batch["candidates"], batch["answer_index"], strict=True):
+        for prompt, candidates, index, bundle_id in zip(
+            prompts, batch["candidates"], batch["answer_index"], batch["bundle_id"], strict=True
+        ):
             answer = [processor.answer_token_ids(len(candidates))[index], end]
+            if shift := row_shift(bundle_id, versions, num_items):
+                prompt = [token + shift if token >= offset else token for token in prompt]
             input_ids.append([*prompt, *answer])
             labels.append([IGNORED] * len(prompt) + answer)
         return {"input_ids": input_ids, "labels": labels}
@@ -62,6 +76,7 @@ def training_dataset(questions: Sequence[Question], processor: BundleMLLMProcess
         "partial": [list(q.partial) for q in questions],
         "candidates": [list(q.candidates) for q in questions],
         "answer_index": [q.answer_index for q in questions],
+        "bundle_id": [q.bundle_id for q in questions],
     }
     return Dataset.from_dict(rows).with_transform(encode)
 

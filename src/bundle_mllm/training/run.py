@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from transformers.utils import logging
 
+from bundle_mllm.data.cross_fitted import CrossFitted
 from bundle_mllm.data.files import atomic_path, new_folder
 from bundle_mllm.data.folder import DatasetFolder
 from bundle_mllm.data.questions import MAX_OPTIONS, Question, make_questions, sample_training_questions
@@ -26,6 +27,7 @@ from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.folder import load_model, save_model
 from bundle_mllm.training.backbone import build_model
 from bundle_mllm.training.config import RunConfig, StageConfig, as_dict
+from bundle_mllm.training.cross_fitting import load_versions
 from bundle_mllm.training.stage import run_stage
 
 logger = logging.get_logger(__name__)
@@ -85,6 +87,7 @@ def _run_stages(config: RunConfig, data: DatasetFolder, record: dict[str, Any]) 
                 processor.max_options = _longest_list(config)
             else:
                 model, processor = load_model(previous)
+            versions = load_versions(data, list(model.config.modalities)) if stage.shows_items else None
             seed = config.seed + number
             if stage.max_steps:
                 processor.show_items = stage.shows_items
@@ -94,9 +97,10 @@ def _run_stages(config: RunConfig, data: DatasetFolder, record: dict[str, Any]) 
                     stage,
                     folder=folder,
                     data=data,
-                    train_questions=_training_questions(config, stage, data, seed),
+                    train_questions=_training_questions(config, stage, data, seed, versions),
                     validation_questions=validation,
                     seed=seed,
+                    versions=versions,
                 )
                 _write_record(out, record)
             with new_folder(folder / "model") as temporary:
@@ -122,7 +126,9 @@ def _threads(number: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _training_questions(config: RunConfig, stage: StageConfig, data: DatasetFolder, seed: int) -> list[Question]:
+def _training_questions(
+    config: RunConfig, stage: StageConfig, data: DatasetFolder, seed: int, versions: CrossFitted | None
+) -> list[Question]:
     return sample_training_questions(
         data.bundles.train,
         data.catalog,
@@ -130,6 +136,7 @@ def _training_questions(config: RunConfig, stage: StageConfig, data: DatasetFold
         num_candidates=stage.num_candidates,
         hard_fraction=stage.hard_fraction,
         max_partial=config.max_partial,
+        fold_of_bundle=None if versions is None else versions.fold_of_bundle,
         seed=seed,
     )
 

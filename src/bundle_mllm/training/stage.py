@@ -16,6 +16,7 @@ import torch
 from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import SFTConfig, SFTTrainer
 
+from bundle_mllm.data.cross_fitted import CrossFitted
 from bundle_mllm.data.files import atomic_path
 from bundle_mllm.data.folder import DatasetFolder
 from bundle_mllm.data.questions import Question
@@ -23,6 +24,7 @@ from bundle_mllm.evaluation.metrics import compute_metrics, log_likelihood
 from bundle_mllm.evaluation.scoring import score_questions
 from bundle_mllm.training.alignment import align_items, align_words
 from bundle_mllm.training.config import StageConfig
+from bundle_mllm.training.cross_fitting import versions_of_items
 from bundle_mllm.training.dataset import batch_by_length, check_lengths, training_dataset
 from bundle_mllm.training.trainable import load_trainable, make_trainable, merge_lora, save_trainable
 
@@ -43,6 +45,7 @@ def run_stage(
     train_questions: Sequence[Question],
     validation_questions: Sequence[Question],
     seed: int,
+    versions: CrossFitted | None = None,
 ) -> tuple[BundleMLLMForCausalLM, list[dict[str, Any]]]:
     """Train one stage and return the model with the best parameters by validation questions.
 
@@ -58,6 +61,7 @@ def run_stage(
         train_questions: Questions in sampling order.
         validation_questions: Questions that choose the checkpoint; none keeps the last one.
         seed: Seed of data order, dropout and adapter.
+        versions: Cross-fitted features, which training questions see where items are shown.
 
     Returns:
         The trained model with adapters merged, and one dictionary of validation metrics per checkpoint.
@@ -66,15 +70,18 @@ def run_stage(
     processor.show_items = stage.shows_items
     check_lengths([*train_questions, *validation_questions], processor, data.catalog)
     ordered = batch_by_length(train_questions, data.catalog, batch_size=stage.batch_size, seed=seed)
-    if stage.alignment_steps and stage.shows_items:
-        align_items(model, data.catalog, data.bundles.train, steps=stage.alignment_steps, seed=seed)
-    elif stage.alignment_steps:
-        align_words(model, processor, data.catalog, data.bundles.train, steps=stage.alignment_steps, seed=seed)
-    trainer = _trainer(model, processor, stage, folder, ordered, validation_questions, seed)
-    trainer.remove_callback(ProgressCallback)
-    trainer.add_callback(StageProgress(folder.name.replace("_", " ")))
-    resume_from = _last_complete_checkpoint(folder)
-    trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+    versions = versions if stage.shows_items else None
+    with versions_of_items(model, versions):
+        steps = stage.alignment_steps
+        if steps and stage.shows_items:
+            align_items(model, data.catalog, train_questions, steps=steps, seed=seed, versions=versions)
+        elif steps:
+            align_words(model, processor, data.catalog, data.bundles.train, steps=steps, seed=seed)
+        trainer = _trainer(model, processor, stage, folder, ordered, validation_questions, seed, versions)
+        trainer.remove_callback(ProgressCallback)
+        trainer.add_callback(StageProgress(folder.name.replace("_", " ")))
+        resume_from = _last_complete_checkpoint(folder)
+        trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
     trained = trainer.model
     load_trainable(trained, folder / BEST)
     history = [entry for entry in trainer.state.log_history if "loss" in entry or "validation_hit_rate@1" in entry]
@@ -91,6 +98,7 @@ def _trainer(
     questions: Sequence[Question],
     validation_questions: Sequence[Question],
     seed: int,
+    versions: CrossFitted | None,
 ) -> SFTTrainer:
     steps = stage.max_steps
     arguments = SFTConfig(
@@ -122,7 +130,7 @@ def _trainer(
     return SFTTrainer(
         model=make_trainable(model, stage.trains, stage.lora, seed=seed),
         args=arguments,
-        train_dataset=training_dataset(questions, processor, shows_items=stage.shows_items),
+        train_dataset=training_dataset(questions, processor, shows_items=stage.shows_items, versions=versions),
         processing_class=processor.tokenizer,
         callbacks=[KeepBest(processor, validation_questions, folder)],
     )

@@ -25,6 +25,7 @@ PARAMETER_GROUPS: dict[ParameterGroup, tuple[str, ...]] = {
     "fusion": ("model.fusion.",),
     "projector": ("model.projector.",),
     "separator": ("model.separator.",),
+    "matching": ("model.matching.",),
 }
 
 

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from bundle_mllm.cli import main
 from bundle_mllm.data import DatasetFolder, load_questions, make_questions, save_questions, studio_ceiling
 from bundle_mllm.data.manifest import read_manifest, write_manifest
 from bundle_mllm.data.planted import PlantedBundles
@@ -58,6 +59,26 @@ def test_ceiling_files_compare_with_metrics_files_and_give_the_share(asked, tmp_
     assert 0.8 < share["share"] < 1.05
     paired = compare_metrics(tmp_path / "m.json", tmp_path / "ceiling.json")
     assert paired["mrr"]["difference"] < 0
+
+
+def test_the_command_prints_the_ceiling_and_the_share_of_each_metrics_file(asked, tmp_path, capsys):
+    folder, _, _ = asked
+    of_itself = str(tmp_path / "m.json")
+    bayes_optimal(folder / "data", folder / "q.jsonl", tmp_path / "m.json")
+    arguments = ["--data", str(folder / "data"), "--questions", str(folder / "q.jsonl")]
+    assert main(["ceiling", *arguments, "--output", str(tmp_path / "c.json"), "--metrics", of_itself]) == 0
+    ceiling = json.loads((tmp_path / "c.json").read_text())["ceiling"]
+    printed = capsys.readouterr().out
+    assert f"{ceiling['expected']:.4f} expected, {ceiling['realized']:.4f} realized" in printed
+    assert printed.count("share ") == 1
+
+
+def test_the_command_makes_a_studio(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(studio_ceiling, "draw_palette", lambda *_: b"")
+    assert main(["studio", "--output-dir", str(tmp_path / "data"), "--needs", "user_item", "--seed", "2"]) == 0
+    assert "864 invented items, 2400 training bundles" in capsys.readouterr().out
+    facts = json.loads((tmp_path / "data" / "studio.json").read_text())
+    assert (facts["needs"], facts["seed"], facts["planted"]["fidelity"]) == ("user_item", 2, 0.9)
 
 
 def test_hard_negatives_other_folders_and_other_question_files_are_refused(asked, tmp_path, tiny_data):

@@ -16,9 +16,9 @@ test: $(STAMP)
 	$(BIN)/ruff check .
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
-# Ray starts processes of its own, which takes minutes on a small machine: tested apart.
+# Ray starts processes of its own, which takes minutes on a small machine (more where others are busy: it makes them nice).
 test-ray: $(RAY_STAMP)
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q tests/encoders/test_resume.py -k ray
+	RAY_worker_niceness=0 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q tests/encoders/test_resume.py -k ray
 
 # laion-clap demands an older numpy than ours, though it runs with ours: installed apart, without what it names.
 test-laion: $(LAION_STAMP)

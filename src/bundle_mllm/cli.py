@@ -36,6 +36,47 @@ def demo(output_dir: Path, seed: int = 0, domain: Literal["fashion", "playlist"]
     print(render_report(run_demo(output_dir, domain=domain, seed=seed)))
 
 
+def studio(
+    output_dir: Path,
+    needs: Literal["title", "visual", "user_item", "bundle_item"],
+    seed: int = 0,
+    fidelity: float = 0.9,
+) -> None:
+    """Invent a dataset folder whose best possible accuracy is known (see `ceiling`), to test a whole training run.
+
+    Args:
+        output_dir: The dataset folder to write.
+        needs: The modality that tells which items go together; all others are there and tell nothing of it.
+        seed: The same seed gives the same files, byte by byte.
+        fidelity: Probability that an item of a bundle fits it; the best possible accuracy rises with it.
+    """
+    from bundle_mllm.data.studio_ceiling import make_ceiling_studio
+
+    world = make_ceiling_studio(output_dir, needs, seed=seed, fidelity=fidelity)
+    print(f"{len(world.item_ids)} invented items, {len(world.bundles['train'])} training bundles -> {output_dir}")
+
+
+def ceiling(data: Path, questions: Path, output: Path = Path("ceiling.json"), metrics: tuple[Path, ...] = ()) -> None:
+    """Compute the best possible hit rate on a question file about a folder that `studio` made.
+
+    Args:
+        data: Dataset folder that `bundle-mllm studio` made.
+        questions: Question file with uniform negatives (see `bundle-mllm questions`).
+        output: Where the best possible metrics are written, in the form of `evaluate`: `compare` reads them.
+        metrics: Files of `bundle-mllm evaluate` on the same questions, whose share of the ceiling is printed.
+    """
+    from bundle_mllm.evaluation.ceiling import bayes_optimal, share_of_ceiling
+
+    best = bayes_optimal(data, questions, output)["ceiling"]
+    print(f"ceiling  {best['expected']:.4f} expected, {best['realized']:.4f} realized -> {output}")
+    for path in metrics:
+        found = share_of_ceiling(path, output)
+        print(
+            f"share    {found['share']:.4f} ± {found['share_se']:.4f} of expected, "
+            f"{found['share_of_realized']:.4f} of realized: {found['accuracy']:.4f} in {path}"
+        )
+
+
 def questions(
     data: Path,
     output: Path,
@@ -568,6 +609,8 @@ def export(model: str, output_dir: Path, modalities: str | None = None, without_
 
 COMMANDS = {
     "demo": demo,
+    "studio": studio,
+    "ceiling": ceiling,
     "questions": questions,
     "train": train,
     "evaluate": evaluate,

@@ -59,8 +59,12 @@ def run_demo(output_dir: Path, *, domain: Literal["fashion", "playlist"] = "fash
     start = time.monotonic()
     data = output_dir / "data"
     make_studio(data, domain, seed=seed)
-    kind = "visual" if domain == "fashion" else "acoustic"
-    for summary in encode_folder(data, **{kind: "descriptor"}, relational="user_item:svd").values():
+    for summary in encode_folder(
+        data,
+        visual="descriptor" if domain == "fashion" else None,
+        acoustic="descriptor" if domain == "playlist" else None,
+        relational="user_item:svd",
+    ).values():
         logger.info(str(summary))
     folder = DatasetFolder.open(data)
     questions = make_questions(

@@ -58,6 +58,18 @@ def test_the_folder_is_self_contained_and_says_how_it_was_made(finished, tiny_da
     assert processor.max_options == 5  # the longest list it was trained on; longer ones are ranked in groups
 
 
+def test_long_questions_are_fewer_so_that_a_run_takes_no_longer(tiny_data, tmp_path, finished):
+    run = tiny_run(tiny_data, tmp_path / "out", max_tokens=900, num_questions=80, trains=("separator",))
+    out = train(replace(run, stage_one=replace(run.stage_one, num_questions=0)))
+    history = json.loads((out / "training" / "stage_two" / "history.json").read_text())
+    steps = max(entry["step"] for entry in history)
+    assert 1 <= steps < 80 // 8
+    data, processor = DatasetFolder.open(tiny_data), AutoProcessor.from_pretrained(out)
+    questions = make_questions(data.bundles.train, data.catalog, data.bundles, num_candidates=4, seed=0)
+    tokens = sum(map(len, processor(questions)["input_ids"])) / len(questions)
+    assert 0.5 * 900 < steps * 8 * tokens < 1.5 * 900
+
+
 def test_each_stage_moves_what_it_trains_and_nothing_else(tiny_data, tmp_path):
     out = train(tiny_run(tiny_data, tmp_path / "out", trains=("fusion", "projector", "separator", "matching")))
     after_one = load_file(out / "training" / "stage_one" / "model" / "model.safetensors")

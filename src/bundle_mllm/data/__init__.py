@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .readers import import_dataset
     from .splitting import split_bundles
     from .studio import make_studio
+    from .studio_ceiling import make_ceiling_studio
 
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "import_dataset",
     "iter_records",
     "load_questions",
+    "make_ceiling_studio",
     "make_questions",
     "make_studio",
     "read_records",
@@ -47,7 +49,8 @@ __all__ = [
 _LAZY = {
     "FeatureStore": "features",  # torch
     "import_dataset": "readers",
-    "make_studio": "studio",  # pictures
+    "make_ceiling_studio": "studio_ceiling",  # pictures
+    "make_studio": "studio",
     "split_bundles": "splitting",  # scipy
     "write_modality": "features",
 }

@@ -356,7 +356,7 @@ def make_studio(
     world = plan_studio(
         domain, seed=seed, num_train=num_train, num_validation=num_validation, num_test=num_test, num_users=num_users
     )
-    _clear(folder)
+    clear_studio(folder)
     ids = world.item_ids
     for row, path in enumerate(world.media_paths):
         rng = np.random.default_rng([seed, list(DOMAINS).index(domain), 1, row])
@@ -384,7 +384,7 @@ def make_studio(
     return world
 
 
-def _clear(folder: Path) -> None:
+def clear_studio(folder: Path) -> None:
     """Make room for a studio, and refuse to touch a folder that holds anything else."""
     if folder.exists() and not folder.is_dir():
         raise BundleMLLMError(f"{folder} is a file, so no studio can be written there: name a new folder.")

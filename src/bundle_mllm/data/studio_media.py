@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw
 
 PICTURE_SIZE = 64
 SAMPLE_RATE = 16_000
+NUM_HUES = 12
 
 # Outlines as the points of polygons, in hundredths of the picture, y downward.
 _OUTLINES: dict[str, tuple[str, ...]] = {
@@ -87,7 +88,28 @@ def draw_picture(kind: str, look: str, rng: np.random.Generator) -> bytes:
         A PNG file of 64 x 64 RGB pixels.
     """
     hue, texture = _PICTURE_LOOKS[look]
-    hue = hue + rng.normal(0, 0.035)
+    return _draw_garment(kind, hue + rng.normal(0, 0.035), texture, rng)
+
+
+def draw_palette(kind: str, texture: int, hue: int, rng: np.random.Generator) -> bytes:
+    """Draw a garment of one of many looks: 4 textures x `NUM_HUES` hues whose ranges do not overlap.
+
+    Args:
+        kind: one of `PICTURE_KINDS`.
+        texture: 0 to 3.
+        hue: 0 to `NUM_HUES` - 1, around the color circle.
+        rng: source of every variation; the same state gives the same bytes.
+
+    Returns:
+        A PNG file of 64 x 64 RGB pixels.
+    """
+    textures = [texture for _, texture in _PICTURE_LOOKS.values()]
+    return _draw_garment(kind, (hue + rng.uniform(-0.25, 0.25)) / NUM_HUES, textures[texture], rng)
+
+
+def _draw_garment(
+    kind: str, hue: float, texture: Callable[[np.ndarray, np.ndarray, float], np.ndarray], rng: np.random.Generator
+) -> bytes:
     saturation, value = rng.uniform(0.3, 0.9), rng.uniform(0.55, 0.95)
     light = _hsv_to_rgb(hue, saturation, value)
     dark = _hsv_to_rgb(hue + rng.normal(0, 0.03), min(1.0, saturation * 1.2), value * rng.uniform(0.5, 0.75))

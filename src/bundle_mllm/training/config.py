@@ -37,6 +37,8 @@ class StageConfig:
 
     num_questions: int = 20_000
     """Training questions seen, each sampled anew from the training bundles; 0 skips the stage."""
+    max_tokens: int | None = None
+    """See fewer questions where they are long: about this many tokens in all, so that long titles take no longer."""
     num_candidates: tuple[int, int] = (10, 10)
     """Fewest and most options of a training question (2 to 26)."""
     hard_fraction: float = 0.5
@@ -172,9 +174,12 @@ def default_run(base_model: str, *, data: Path, output_dir: Path) -> RunConfig:
         base_model=base_model,
         num_threads=1,
         fusion=FusionSettings(standardize_features=True, normalize_item_embeddings=True, matching_hidden_size=64),
-        stage_one=StageOneConfig(num_questions=12_800, trains=("backbone",), alignment_steps=600, **full),
+        stage_one=StageOneConfig(
+            num_questions=12_800, max_tokens=1_000_000, trains=("backbone",), alignment_steps=600, **full
+        ),
         stage_two=StageTwoConfig(
             num_questions=72_000,
+            max_tokens=6_500_000,
             trains=("backbone", "fusion", "projector", "separator", "matching"),
             alignment_steps=1_000,
             **full,

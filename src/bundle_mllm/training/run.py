@@ -25,6 +25,7 @@ from bundle_mllm.data.folder import DatasetFolder
 from bundle_mllm.data.questions import MAX_OPTIONS, Question, make_questions, sample_training_questions
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.folder import load_model, save_model
+from bundle_mllm.modeling.processing_bundle_mllm import BundleMLLMProcessor
 from bundle_mllm.training.backbone import build_model
 from bundle_mllm.training.config import RunConfig, StageConfig, as_dict
 from bundle_mllm.training.cross_fitting import load_versions
@@ -89,6 +90,7 @@ def _run_stages(config: RunConfig, data: DatasetFolder, record: dict[str, Any]) 
                 model, processor = load_model(previous)
             versions = load_versions(data, list(model.config.modalities)) if stage.shows_items else None
             seed = config.seed + number
+            stage = _within_budget(config, stage, data, processor)
             if stage.max_steps:
                 processor.show_items = stage.shows_items
                 model, record[name] = run_stage(
@@ -139,6 +141,25 @@ def _training_questions(
         fold_of_bundle=None if versions is None else versions.fold_of_bundle,
         seed=seed,
     )
+
+
+def _within_budget(
+    config: RunConfig, stage: StageConfig, data: DatasetFolder, processor: BundleMLLMProcessor
+) -> StageConfig:
+    """Lower the number of questions to what `max_tokens` allows, by the mean length of some of them."""
+    if stage.max_tokens is None or not stage.max_steps:
+        return stage
+    sample = dataclasses.replace(stage, num_questions=8 * stage.batch_size * stage.gradient_accumulation_steps)
+    prompts = processor(_training_questions(config, sample, data, config.seed, None), show_items=stage.shows_items)
+    mean = sum(map(len, prompts["input_ids"])) / len(prompts["input_ids"])
+    least = stage.batch_size * stage.gradient_accumulation_steps
+    allowed = max(least, int(stage.max_tokens / mean))
+    if allowed < stage.num_questions:
+        logger.warning(
+            f"Questions have {mean:.0f} tokens on average, so {allowed} are asked rather than {stage.num_questions}, "
+            f"to see {stage.max_tokens} tokens: raise max_tokens for more."
+        )
+    return dataclasses.replace(stage, num_questions=min(stage.num_questions, allowed))
 
 
 def _longest_list(config: RunConfig) -> int:

@@ -74,7 +74,7 @@ MAKE = {
     "lightgcn": lambda: BundleLightGCN(steps=40),
     "lightgcn_users": lambda: UserLightGCN(steps=40),
     "multivae": lambda: quick(MultiVAE(), 10),
-    "set_transformer": lambda: quick(SetTransformer(), 4),
+    "set_transformer": lambda: quick(SetTransformer(), 10),
     "boosted_ranker": make_ranker,
 }
 SEES_CONTENTS = ("lightgcn_users", "set_transformer", "boosted_ranker")

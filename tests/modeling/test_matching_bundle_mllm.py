@@ -176,6 +176,14 @@ def test_it_learns_to_answer_from_features_with_everything_else_frozen():
     assert losses[-1] < losses[0] - 1
 
 
+def test_in_training_it_is_silent_so_that_the_backbone_learns_to_answer_alone(pair):
+    model, processor = pair
+    inputs = processor(QUESTIONS[0], return_tensors="pt")
+    alone = without(model, lambda: model(**inputs).logits)
+    assert torch.equal(model.train()(**inputs).logits, alone)
+    assert not torch.allclose(model.eval()(**inputs).logits, alone)
+
+
 def test_it_is_saved_and_loaded_and_another_wording_is_refused(tmp_path):
     model, processor = make_pair()
     save_model(model, processor, tmp_path)

@@ -1,5 +1,6 @@
 """Settings of a run: recipes, YAML values, and mistakes in them."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -71,3 +72,9 @@ def test_what_is_recorded_can_be_given_back_as_overrides():
     recorded = as_dict(run)
     assert recorded["data"] == "data"
     assert with_overrides(default_run("org/llm", data=DATA, output_dir=OUT), recorded) == run
+
+
+def test_a_matching_that_nothing_would_train_is_refused():
+    run = default_run("scratch", data=DATA, output_dir=OUT)
+    with pytest.raises(BundleMLLMError, match="alignment_steps"):
+        dataclasses.replace(run, stage_two=dataclasses.replace(run.stage_two, alignment_steps=0))

@@ -41,8 +41,11 @@ class BundleMLLMMatching(nn.Module):
     where `x_m` are the standardized features of modality m, and `t` and `w` are learned: two towers, as in retrieval,
     beside the plain likeness of features. The log-probabilities among the K options of a question, plus log K, are
     added to the logits of their letters, so that the answer is a product of two experts, the backbone and the
-    matching. They are added in the hidden state from which the answer is read, along one learned vector per letter:
-    whatever reads the head (a trainer's fused loss, an adapter, generation) reads them, too.
+    matching. They are added in the hidden state from which the answer is read, along one vector per letter: whatever
+    reads the head (an adapter, generation) reads them, too.
+
+    In training mode the matching is silent, so that the backbone learns to answer alone. A backbone that was trained
+    beside it learned what the matching had left over of the training answers, which is mostly chance.
     """
 
     def __init__(self, config: BundleMLLMConfig, embedding_size: int):
@@ -54,11 +57,11 @@ class BundleMLLMMatching(nn.Module):
         )
         self.temperature = nn.Parameter(torch.empty(1))
         self.likeness = nn.Parameter(torch.empty(len(self.maps)))
-        self.letters = nn.Parameter(torch.empty(len(config.answer_token_ids), embedding_size))
+        self.register_buffer("letters", torch.empty(len(config.answer_token_ids), embedding_size))
 
     @torch.no_grad()
     def match_letters(self, head: torch.Tensor, letters: list[int]) -> None:
-        """Start the letters' vectors where each adds 1 to the logit of its letter and nothing to another's.
+        """Set the letters' vectors so that each adds 1 to the logit of its letter and nothing to another's.
 
         Nor to the mean of all other tokens. Of all vectors that do so these are the shortest.
 

@@ -327,7 +327,7 @@ class BundleMLLMModel(BundleMLLMPreTrainedModel):
         if past_key_values is not None:
             kwargs["past_key_values"] = past_key_values
         outputs = self.language_model(inputs_embeds=inputs_embeds, attention_mask=attention_mask, **kwargs)
-        if self.matching is not None and input_ids is not None:
+        if self.matching is not None and input_ids is not None and not self.training:
             outputs.last_hidden_state = self._add_matching(outputs.last_hidden_state, input_ids, extra_items)
         return outputs
 
@@ -395,8 +395,7 @@ class BundleMLLMForCausalLM(BundleMLLMPreTrainedModel, GenerationMixin):
             part.apply(model.model._init_weights).to(device=embedding.weight.device, dtype=embedding.weight.dtype)
         some_tokens = torch.arange(min(1024, embedding.num_embeddings), device=embedding.weight.device)
         model.model.projector.match_scale(embedding(some_tokens))
-        if model.model.matching is not None:
-            model.model.matching.match_letters(head.weight, config.answer_token_ids)
+        model.match_letters()
         if backbone.can_generate():
             model.generation_config = backbone.generation_config
         model.freeze_backbone_if_asked()
@@ -426,6 +425,11 @@ class BundleMLLMForCausalLM(BundleMLLMPreTrainedModel, GenerationMixin):
     def set_output_embeddings(self, value: nn.Module) -> None:
         """Replace the head."""
         self.lm_head = value
+
+    def match_letters(self) -> None:
+        """Let the matching, if there is one, speak to the head as it is now: for when the head has changed."""
+        if self.model.matching is not None:
+            self.model.matching.match_letters(self.lm_head.weight, self.config.answer_token_ids)
 
     def set_catalog(self, *args, **kwargs) -> None:
         """Replace the rows of the item catalog; see `BundleMLLMModel.set_catalog`."""

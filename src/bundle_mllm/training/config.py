@@ -17,7 +17,7 @@ from bundle_mllm.errors import BundleMLLMError
 SCRATCH = "scratch"
 """The `base_model` that needs no download: a small Llama, trained in full (see `training/scratch.py`)."""
 
-ParameterGroup = Literal["lora", "backbone", "fusion", "projector", "separator", "matching"]
+ParameterGroup = Literal["lora", "backbone", "fusion", "projector", "separator"]
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class FusionSettings:
     standardize_features: bool = False
     normalize_item_embeddings: bool = False
     matching_hidden_size: int | None = None
-    matching_dropout: float = 0.3
+    matching_dropout: float = 0.1
 
 
 @dataclass(frozen=True)
@@ -139,6 +139,12 @@ class RunConfig:
     def __post_init__(self):
         if self.num_threads is not None and self.num_threads < 1:
             raise BundleMLLMError(f"num_threads is {self.num_threads}: give 1 or more, or leave it out.")
+        if self.fusion.matching_hidden_size and self.stage_two.max_steps and not self.stage_two.alignment_steps:
+            raise BundleMLLMError(
+                f"fusion.matching_hidden_size is {self.fusion.matching_hidden_size}, but the matching is trained by "
+                "the alignment of stage two, which has no steps, so it would add random scores: set "
+                "stage_two.alignment_steps, such as 1000, or leave the matching out."
+            )
         for name in ("stage_one", "stage_two"):
             stage: StageConfig = getattr(self, name)
             low, high = stage.num_candidates
@@ -180,7 +186,7 @@ def default_run(base_model: str, *, data: Path, output_dir: Path) -> RunConfig:
         stage_two=StageTwoConfig(
             num_questions=72_000,
             max_tokens=6_500_000,
-            trains=("backbone", "fusion", "projector", "separator", "matching"),
+            trains=("backbone", "fusion", "projector", "separator"),
             alignment_steps=1_000,
             **full,
         ),

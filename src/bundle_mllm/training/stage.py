@@ -87,7 +87,9 @@ def run_stage(
     history = [entry for entry in trainer.state.log_history if "loss" in entry or "validation_hit_rate@1" in entry]
     with atomic_path(folder / HISTORY) as temporary:
         temporary.write_text(json.dumps(history, indent=1) + "\n", encoding="utf-8")
-    return merge_lora(trained), [entry for entry in history if "validation_hit_rate@1" in entry]
+    merged = merge_lora(trained)
+    merged.match_letters()
+    return merged, [entry for entry in history if "validation_hit_rate@1" in entry]
 
 
 def _trainer(
@@ -153,6 +155,7 @@ class KeepBest(TrainerCallback):
     ) -> None:
         """Validate, keep the parameters if they are the best so far, and mark the checkpoint."""
         entry: dict[str, Any] = {"step": state.global_step}
+        model.match_letters()
         if self.questions:
             scored = score_questions(model, self.processor, self.questions, batch_size=args.train_batch_size)
             metrics = compute_metrics(scored)

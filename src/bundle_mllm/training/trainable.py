@@ -25,7 +25,6 @@ PARAMETER_GROUPS: dict[ParameterGroup, tuple[str, ...]] = {
     "fusion": ("model.fusion.",),
     "projector": ("model.projector.",),
     "separator": ("model.separator.",),
-    "matching": ("model.matching.",),
 }
 
 

@@ -60,8 +60,8 @@ def hits(baseline, studio, questions, *, cold):
     return np.mean(found)
 
 
-def quick(baseline):
-    baseline.schedule = Schedule(epochs=10, batch_size=32)
+def quick(baseline, epochs):
+    baseline.schedule = Schedule(epochs=epochs, batch_size=32)
     return baseline
 
 
@@ -73,8 +73,8 @@ def make_ranker(seed=0):
 MAKE = {
     "lightgcn": lambda: BundleLightGCN(steps=40),
     "lightgcn_users": lambda: UserLightGCN(steps=40),
-    "multivae": lambda: quick(MultiVAE()),
-    "set_transformer": lambda: quick(SetTransformer()),
+    "multivae": lambda: quick(MultiVAE(), 10),
+    "set_transformer": lambda: quick(SetTransformer(), 10),
     "boosted_ranker": make_ranker,
 }
 SEES_CONTENTS = ("lightgcn_users", "set_transformer", "boosted_ranker")

@@ -66,6 +66,9 @@ class BundleMLLMConfig(PreTrainedConfig):
         matching_hidden_size (`int`, *optional*):
             Width of the vectors that `BundleMLLMMatching` compares; without one there is no matching (ours). It needs
             `standardize_features`, `option_separator_token_id`, `answer_token_ids` and `answer_distance`.
+        backbone_weight (`float`, *optional*, defaults to 0.25):
+            With a matching, the power of the backbone's probabilities in the product of the two: by itself a small
+            backbone is surer of its answers than it should be.
         matching_dropout (`float`, *optional*, defaults to 0.1):
             Dropout of the matching's features and hidden units.
         item_token_offset (`int`, *optional*, defaults to `1 << 20`):
@@ -107,6 +110,7 @@ class BundleMLLMConfig(PreTrainedConfig):
     standardize_features: bool = False
     normalize_item_embeddings: bool = False
     matching_hidden_size: int | None = None
+    backbone_weight: float = 0.25
     matching_dropout: float = 0.1
     item_token_offset: int = 1 << 20
     separator_token_id: int | None = None

@@ -267,8 +267,9 @@ class BundleMLLMModel(BundleMLLMPreTrainedModel):
         letter = is_option.cumsum(dim=1)[question, position] - 1  # of the option in its question
         scores = scores + is_option.sum(dim=1).to(scores)[question].log()  # over 1 / K: nothing known, nothing said
         added = scores.unsqueeze(-1) * self.matching.letters.float()[letter]  # [num_options, width]
-        places = question.to(hidden.device), end[question].to(hidden.device)
-        return hidden.index_put(places, added.to(hidden), accumulate=True)
+        weights = torch.ones_like(hidden[..., :1])
+        weights[is_asked.nonzero(as_tuple=True)[0], end[is_asked]] = self.config.backbone_weight
+        return (hidden * weights).index_put((question, end[question]), added.to(hidden), accumulate=True)
 
     def _check_ids(self, input_ids: torch.Tensor, row: int, text_id: int, extra_items: dict | None) -> None:
         offset, vocab_size = self.config.item_token_offset, self.config.get_text_config().vocab_size

@@ -106,6 +106,7 @@ class FusionSettings:
     normalize_item_embeddings: bool = False
     matching_hidden_size: int | None = None
     matching_dropout: float = 0.1
+    backbone_weight: float = 0.25
 
 
 @dataclass(frozen=True)
@@ -184,10 +185,10 @@ def default_run(base_model: str, *, data: Path, output_dir: Path) -> RunConfig:
             num_questions=12_800, max_tokens=1_000_000, trains=("backbone",), alignment_steps=600, **full
         ),
         stage_two=StageTwoConfig(
-            num_questions=72_000,
-            max_tokens=6_500_000,
+            num_questions=48_000,
+            max_tokens=4_500_000,
             trains=("backbone", "fusion", "projector", "separator"),
-            alignment_steps=1_000,
+            alignment_steps=1_500,
             **full,
         ),
     )

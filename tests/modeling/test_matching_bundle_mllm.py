@@ -176,6 +176,20 @@ def test_it_learns_to_answer_from_features_with_everything_else_frozen():
     assert losses[-1] < losses[0] - 1
 
 
+@torch.no_grad()
+def test_its_letters_follow_the_head_and_leave_the_other_tokens_alone():
+    model, processor = make_pair()
+    letters, eos = processor.answer_token_ids(26), processor.tokenizer.eos_token_id
+    head = torch.randn(420, 32) * 0.01 + torch.randn(32)  # tokens that are never written are much alike ...
+    head[[*letters, eos]] = torch.randn(27, 32)  # ... and the end of a text is not
+    model.lm_head.weight.copy_(head)
+    model.match_letters()
+    added = head @ model.model.matching.letters.T  # [vocab_size, 26]
+    assert torch.allclose(added[letters], torch.eye(26), atol=1e-3)
+    added[letters] = 0.0
+    assert added.abs().max() < 0.2
+
+
 def test_in_training_it_is_silent_so_that_the_backbone_learns_to_answer_alone(pair):
     model, processor = pair
     inputs = processor(QUESTIONS[0], return_tensors="pt")

@@ -61,18 +61,20 @@ class BundleMLLMMatching(nn.Module):
 
     @torch.no_grad()
     def match_letters(self, head: torch.Tensor, letters: list[int]) -> None:
-        """Set the letters' vectors so that each adds 1 to the logit of its letter and nothing to another's.
+        """Set the letters' vectors so that each adds 1 to the logit of its letter and nothing to another letter's.
 
-        Nor to the mean of all other tokens. Of all vectors that do so these are the shortest.
+        Of all vectors that do so, each is the one that adds least to all other tokens (in squares).
 
         Args:
             head: [vocab_size, embedding_size]
             letters: Tokens of the letters.
         """
-        weight = head.detach().float()
-        others = (weight.sum(dim=0) - weight[letters].sum(dim=0)) / (len(weight) - len(letters))
-        rows = torch.cat([weight[letters], others.unsqueeze(0)])  # [num_letters + 1, embedding_size]
-        self.letters.copy_(torch.linalg.pinv(rows).T[: len(letters)])
+        weight = head.detach().double()
+        of_letters = weight[letters]  # [num_letters, embedding_size]
+        others = weight.T @ weight - of_letters.T @ of_letters  # [embedding_size, embedding_size]
+        others.diagonal().add_(1e-6 * others.diagonal().mean())
+        solved = torch.linalg.solve(others, of_letters.T)  # [embedding_size, num_letters]
+        self.letters.copy_(torch.linalg.solve(of_letters @ solved, solved, left=False).T)
 
     def forward(
         self,

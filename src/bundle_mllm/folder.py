@@ -60,8 +60,7 @@ def check_same_items(model: BundleMLLMForCausalLM, processor: BundleMLLMProcesso
         BundleMLLMError: They are others, or in another order.
     """
     try:
-        processor.check_items(model.config.items_hash)
-        processor.check_matching(model.config)
+        processor.check_model(model.config)
     except ValueError as error:
         raise BundleMLLMError(f"{folder}: {error}") from error
 

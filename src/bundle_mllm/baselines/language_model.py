@@ -6,6 +6,7 @@ It must not know bundles of any split: nothing is fitted.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from ..data.catalog import ItemCatalog
 from ..data.questions import Question
@@ -19,13 +20,7 @@ def score_by_language_model(
     name: str,
     catalog: ItemCatalog,
     questions: Sequence[Question],
-    *,
-    batch_size: int = 32,
-    permutations: int = 1,
-    max_options: int | None = None,
-    group_size: int | None = None,
-    seed: int = 0,
-    progress: bool = False,
+    **options: Any,
 ) -> list[ScoredQuestion]:
     """Score questions by the letters' logits of a causal language model that was not trained on bundles.
 
@@ -36,12 +31,7 @@ def score_by_language_model(
         name: Hub name or folder of a model that `AutoModelForCausalLM` loads.
         catalog: The items.
         questions: The questions.
-        batch_size: As all that follow, see `score_questions`.
-        permutations: In how many orders each question is asked.
-        max_options: Longest list of candidates in one prompt.
-        group_size: Most candidates of a group of a longer list.
-        seed: Of orders and groups.
-        progress: Whether to show a progress bar.
+        **options: Of `score_questions`.
 
     Returns:
         What it said, with log-probabilities up to a constant.
@@ -54,14 +44,4 @@ def score_by_language_model(
         raise UnavailableError("The items have no titles, which is all that a language model is told: leave it out.")
     model, processor = wrap_backbone(*load_backbone(name), catalog, {})
     processor.show_items = False
-    return score_questions(
-        model,
-        processor,
-        questions,
-        batch_size=batch_size,
-        permutations=permutations,
-        max_options=max_options,
-        group_size=group_size,
-        seed=seed,
-        progress=progress,
-    )
+    return score_questions(model, processor, questions, **options)

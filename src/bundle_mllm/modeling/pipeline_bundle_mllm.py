@@ -56,8 +56,7 @@ class BundleCompletionPipeline(Pipeline):
                 f"the processor has {self.processor.num_items} items and the model {config.num_items}, so ids would "
                 "name the wrong rows: load both from one folder, or call set_catalog with the processor's items."
             )
-        self.processor.check_items(config.items_hash)
-        self.processor.check_matching(config)
+        self.processor.check_model(config)
         if self.processor.modalities is None:
             self.processor.modalities = dict(config.modalities)
 

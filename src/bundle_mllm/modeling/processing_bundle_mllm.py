@@ -179,32 +179,23 @@ class BundleMLLMProcessor(ProcessorMixin):
             hashed = self._items_hash = self.item_ids, self.titles, digest.hexdigest()
         return hashed[2]
 
-    def check_items(self, items_hash: str | None) -> None:
-        """Refuse a model whose rows are other items than those of this processor.
-
-        Args:
-            items_hash: Of the model's configuration; `None` if it does not remember its items.
-
-        Raises:
-            ValueError: It is the hash of other ids, titles or another order.
-        """
-        if items_hash is not None and items_hash != self.items_hash:
-            raise ValueError(
-                f"{ITEMS_FILE} does not hold the items the model was saved with (SHA-256 {self.items_hash[:8]}..., "
-                f"not {items_hash[:8]}...), so ids would name the wrong rows: restore the file; or, if only "
-                "titles or ids were edited and the rows are the same, load model and processor each by "
-                "from_pretrained and save both by bundle_mllm.save_model."
-            )
-
-    def check_matching(self, config: Any) -> None:
-        """Refuse a model whose matching looks for options and answers where the prompts of this processor have none.
+    def check_model(self, config: Any) -> None:
+        """Refuse a model that was saved with other items or prompts than those of this processor.
 
         Args:
             config: The model's `BundleMLLMConfig`.
 
         Raises:
-            ValueError: It was trained with another wording or tokenizer.
+            ValueError: Its rows are other items, if it remembers them; or its matching, if it has one, looks for
+                options and answers where these prompts have none.
         """
+        if config.items_hash is not None and config.items_hash != self.items_hash:
+            raise ValueError(
+                f"{ITEMS_FILE} does not hold the items the model was saved with (SHA-256 {self.items_hash[:8]}..., "
+                f"not {config.items_hash[:8]}...), so ids would name the wrong rows: restore the file; or, if only "
+                "titles or ids were edited and the rows are the same, load model and processor each by "
+                "from_pretrained and save both by bundle_mllm.save_model."
+            )
         if config.matching_hidden_size is None:
             return
         fields = self.matching_fields()

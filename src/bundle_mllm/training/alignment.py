@@ -11,9 +11,9 @@ it is what fusion and projector make of its features. The layers of the scratch 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -71,7 +71,10 @@ def align_words(
         shown = (ids >= 0).unsqueeze(-1)
         return (table[ids.clamp(min=0)] * shown).sum(1) / shown.sum(1).clamp(min=1)
 
-    _contrast(embed, [table], catalog, bundles, steps=steps, learning_rate=1e-2, seed=seed, name="aligning words")
+    rng = np.random.default_rng(seed)
+    members = [np.array(catalog.rows(bundle.items)) for bundle in bundles if len(bundle.items) >= 2]
+    groups = [{"params": [table], "lr": 1e-2, "weight_decay": 0.01}]
+    _minimize(lambda: _contrast(embed, members, rng), groups, steps, "aligning words")
     with torch.no_grad():
         norms = embeddings[words].float().norm(dim=-1, keepdim=True)
         embeddings[words] = (F.normalize(table[words], dim=-1) * norms).to(embeddings.dtype)
@@ -99,9 +102,13 @@ def align_items(
         seed: Seed of the batches and of dropout.
         versions: Cross-fitted features of the questions' bundles.
     """
-    trained = [model.model.fusion, model.model.projector, *filter(None, [model.model.matching])]
-    parameters = [[*module.parameters()] for module in trained]
-    for parameter in chain.from_iterable(parameters):
+    parts, matching = model.model, model.model.matching
+    groups = [
+        {"params": [*parts.fusion.parameters(), *parts.projector.parameters()], "lr": 1e-3, "weight_decay": 0.01}
+    ]
+    if matching is not None:
+        groups.append({"params": [*matching.parameters()], "lr": 2e-3, "weight_decay": 0.05})
+    for parameter in chain.from_iterable(group["params"] for group in groups):
         parameter.requires_grad_(True)
     shown, options, answers = [], [], []
     for question in questions:
@@ -109,71 +116,62 @@ def align_items(
         shown.append(np.array(catalog.rows(question.partial)) + shift)
         options.append(np.array(catalog.rows(question.candidates)) + shift)
         answers.append(question.answer_index)
-    rates = [1e-3, 1e-3, 2e-3][: len(trained)]
-    decays = [0.01, 0.01, 0.05]
-    groups = [{"params": p, "lr": r, "weight_decay": d} for p, r, d in zip(parameters, rates, decays, strict=False)]
-    optimizer = torch.optim.AdamW(groups)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=max(2, steps), pct_start=0.1)
     rng = np.random.default_rng(seed)
+
+    def loss() -> torch.Tensor:
+        chosen = rng.integers(len(questions), size=BATCH_SIZE)
+        sizes = [[len(lists[index]) for index in chosen] for lists in (shown, options)]
+        of_shown, of_option = (torch.arange(BATCH_SIZE).repeat_interleave(torch.tensor(size)) for size in sizes)
+        ids = torch.from_numpy(np.concatenate([lists[index] for lists in (shown, options) for index in chosen]))
+        rows, places = ids.unique(return_inverse=True)
+        seen, asked = places.split([len(of_shown), len(of_option)])
+        vectors = F.normalize(model.get_item_embeddings(rows).float(), dim=-1)
+        bundle = vectors.new_zeros(BATCH_SIZE, vectors.shape[1]).index_add(0, of_shown, vectors[seen])
+        cosines = (F.normalize(bundle, dim=-1)[of_option] * vectors[asked]).sum(-1)
+        answer = torch.tensor([0, *sizes[1][:-1]]).cumsum(0) + torch.tensor([answers[index] for index in chosen])
+        of_cosines = -log_softmax_by(cosines / TEMPERATURE, of_option)[answer].mean()
+        if matching is None:
+            return of_cosines
+        return of_cosines - parts.match(rows, seen, asked, of_shown, of_option)[answer].mean()
+
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model.train()
-        for _ in tqdm(range(steps), desc="aligning items"):
-            chosen = rng.integers(len(questions), size=BATCH_SIZE)
-            sizes = [[len(lists[index]) for index in chosen] for lists in (shown, options)]
-            of_shown, of_option = (torch.arange(BATCH_SIZE).repeat_interleave(torch.tensor(size)) for size in sizes)
-            ids = torch.from_numpy(np.concatenate([lists[index] for lists in (shown, options) for index in chosen]))
-            rows, places = ids.unique(return_inverse=True)
-            seen, asked = places.split([len(of_shown), len(of_option)])
-            vectors = F.normalize(model.get_item_embeddings(rows).float(), dim=-1)
-            bundle = vectors.new_zeros(BATCH_SIZE, vectors.shape[1]).index_add(0, of_shown, vectors[seen])
-            cosines = (F.normalize(bundle, dim=-1)[of_option] * vectors[asked]).sum(-1)
-            answer = torch.tensor([0, *sizes[1][:-1]]).cumsum(0) + torch.tensor([answers[index] for index in chosen])
-            loss = -log_softmax_by(cosines / TEMPERATURE, of_option)[answer].mean()
-            if model.model.matching is not None:
-                loss = loss - model.model.match(rows, seen, asked, of_shown, of_option)[answer].mean()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
+        _minimize(loss, groups, steps, "aligning items")
         model.eval()
 
 
 def _contrast(
-    embed: Callable[[torch.Tensor], torch.Tensor],
-    parameters: Iterable[nn.Parameter],
-    catalog: ItemCatalog,
-    bundles: Sequence[Bundle],
-    *,
-    steps: int,
-    learning_rate: float,
-    seed: int,
-    name: str,
-) -> None:
-    rng = np.random.default_rng(seed)
-    members = [np.array(catalog.rows(bundle.items)) for bundle in bundles if len(bundle.items) >= 2]
-    parameters = list(parameters)
-    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=max(2, steps), pct_start=0.1)
+    embed: Callable[[torch.Tensor], torch.Tensor], members: Sequence[np.ndarray], rng: np.random.Generator
+) -> torch.Tensor:
+    """Return InfoNCE of a random batch of bundles, given the rows of each bundle's items."""
+    shown = np.full((BATCH_SIZE, MAX_SHOWN), -1)
+    targets = np.empty(BATCH_SIZE, dtype=np.int64)
+    chosen = rng.integers(len(members), size=BATCH_SIZE)
+    for row, index in enumerate(chosen):
+        items = rng.permutation(members[index])[: MAX_SHOWN + 1]
+        count = rng.integers(1, len(items))
+        targets[row] = items[0]
+        shown[row, :count] = items[1 : count + 1]
+    rows, inverse = np.unique(np.concatenate([shown.ravel(), targets]), return_inverse=True)
+    vectors = embed(torch.from_numpy(np.maximum(rows, 0)))[torch.from_numpy(inverse)]
+    vectors = F.normalize(vectors.float(), dim=-1)
+    is_shown = torch.from_numpy(shown >= 0).unsqueeze(-1)
+    queries = (vectors[: shown.size].view(*shown.shape, -1) * is_shown).sum(1)
+    logits = F.normalize(queries, dim=-1) @ vectors[shown.size :].T / TEMPERATURE  # [batch, batch]
+    in_same_bundle = torch.from_numpy(chosen[:, None] == chosen) | torch.from_numpy(targets[:, None] == targets)
+    in_same_bundle.fill_diagonal_(False)
+    return F.cross_entropy(logits.masked_fill(in_same_bundle, -torch.inf), torch.arange(BATCH_SIZE))
+
+
+def _minimize(loss: Callable[[], torch.Tensor], groups: list[dict[str, Any]], steps: int, name: str) -> None:
+    """Take optimizer steps down a loss, each group with its own highest learning rate and weight decay."""
+    optimizer = torch.optim.AdamW(groups)
+    rates = [group["lr"] for group in groups]
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=max(2, steps), pct_start=0.1)
     for _ in tqdm(range(steps), desc=name):
-        shown = np.full((BATCH_SIZE, MAX_SHOWN), -1)
-        targets = np.empty(BATCH_SIZE, dtype=np.int64)
-        chosen = rng.integers(len(members), size=BATCH_SIZE)
-        for row, index in enumerate(chosen):
-            items = rng.permutation(members[index])[: MAX_SHOWN + 1]
-            count = rng.integers(1, len(items))
-            targets[row] = items[0]
-            shown[row, :count] = items[1 : count + 1]
-        rows, inverse = np.unique(np.concatenate([shown.ravel(), targets]), return_inverse=True)
-        vectors = embed(torch.from_numpy(np.maximum(rows, 0)))[torch.from_numpy(inverse)]
-        vectors = F.normalize(vectors.float(), dim=-1)
-        is_shown = torch.from_numpy(shown >= 0).unsqueeze(-1)
-        queries = (vectors[: shown.size].view(*shown.shape, -1) * is_shown).sum(1)
-        logits = F.normalize(queries, dim=-1) @ vectors[shown.size :].T / TEMPERATURE  # [batch, batch]
-        in_same_bundle = torch.from_numpy(chosen[:, None] == chosen) | torch.from_numpy(targets[:, None] == targets)
-        in_same_bundle.fill_diagonal_(False)
-        loss = F.cross_entropy(logits.masked_fill(in_same_bundle, -torch.inf), torch.arange(BATCH_SIZE))
+        value = loss()
         optimizer.zero_grad()
-        loss.backward()
+        value.backward()
         optimizer.step()
         schedule.step()

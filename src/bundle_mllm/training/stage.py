@@ -70,7 +70,6 @@ def run_stage(
     processor.show_items = stage.shows_items
     check_lengths([*train_questions, *validation_questions], processor, data.catalog)
     ordered = batch_by_length(train_questions, data.catalog, batch_size=stage.batch_size, seed=seed)
-    versions = versions if stage.shows_items else None
     with versions_of_items(model, versions):
         steps = stage.alignment_steps
         if steps and stage.shows_items:

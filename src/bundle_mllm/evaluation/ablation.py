@@ -66,8 +66,9 @@ def only(
             f"{unknown} cannot be kept, since this model knows {[TITLES, *catalog.modalities]}: choose among these."
         )
     with restored(model):
-        features, present = _rows(model)
-        model.set_catalog(features, {name: mask & (name in kept) for name, mask in present.items()})
+        features, present, relations = _rows(model)
+        present = {name: mask & (name in kept) for name, mask in present.items()}
+        model.set_catalog(features, present, relations=relations)
         yield model, processor if TITLES in kept else without_titles(processor)
 
 
@@ -86,21 +87,23 @@ def shuffle_features(model: BundleMLLMForCausalLM, seed: int) -> None:
     order = list(range(model.model.catalog.num_items))
     random.Random(seed).shuffle(order)
     rows = torch.tensor(order)
-    features, present = _rows(model)
+    features, present, relations = _rows(model)
     model.set_catalog(
-        {name: matrix[rows] for name, matrix in features.items()}, {name: mask[rows] for name, mask in present.items()}
+        {name: matrix[rows] for name, matrix in features.items()},
+        {name: mask[rows] for name, mask in present.items()},
+        relations={name: (rows.argsort()[items], groups) for name, (items, groups) in relations.items()},
     )
 
 
 @contextmanager
 def restored(model: BundleMLLMForCausalLM) -> Iterator[None]:
     """Put the catalog back as it was when the block ends, whatever was done to it."""
-    (features, present), items_hash = _rows(model), model.config.items_hash
+    (features, present, relations), items_hash = _rows(model), model.config.items_hash
     try:
         yield
     finally:
         if features:
-            model.set_catalog(features, present)
+            model.set_catalog(features, present, relations=relations)
         model.config.items_hash = items_hash
 
 
@@ -112,8 +115,14 @@ def without_titles(processor: BundleMLLMProcessor) -> BundleMLLMProcessor:
     return BundleMLLMProcessor(processor.tokenizer, chat_template=processor.chat_template, **fields)
 
 
-def _rows(model: BundleMLLMForCausalLM) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """Return features and presence mask of each modality."""
+def _rows(
+    model: BundleMLLMForCausalLM,
+) -> tuple[
+    dict[str, torch.Tensor], dict[str, torch.Tensor], dict[str, tuple[torch.LongTensor, torch.LongTensor]]
+]:
+    """Return features and presence mask of each modality, and item and group of each pair of each relation."""
     catalog = model.model.catalog
     features = {name: catalog.features[name] for name in catalog.modalities}
-    return features, {name: catalog.present[:, column] for column, name in enumerate(catalog.modalities)}
+    everything = torch.arange(catalog.num_items, device=catalog.present.device)
+    relations = {name: relation.gather(everything)[:2] for name, relation in catalog.relations.items()}
+    return features, {name: catalog.present[:, column] for column, name in enumerate(catalog.modalities)}, relations

@@ -220,6 +220,7 @@ def _drop_matching(
             "--fusion.matching-hidden-size None, or add --without-matching to export the backbone alone."
         )
     model.model.matching, model.config.matching_hidden_size, processor.marks_options = None, None, False
+    model.model.catalog.relations, model.config.relations = torch.nn.ModuleDict(), {}
 
 
 def _keep_modalities(model: BundleMLLMForCausalLM, modalities: Collection[str] | None) -> list[str]:

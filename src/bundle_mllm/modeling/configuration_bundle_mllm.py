@@ -66,11 +66,18 @@ class BundleMLLMConfig(PreTrainedConfig):
         matching_hidden_size (`int`, *optional*):
             Width of the vectors that `BundleMLLMMatching` compares; without one there is no matching (ours). It needs
             `standardize_features`, `option_separator_token_id`, `answer_token_ids` and `answer_distance`.
+        relations (`dict[str, int]`, *optional*, defaults to no relation):
+            The modalities of which the catalog also knows the groups (bundles, users) that each item is in, and the
+            number of such pairs; the matching compares items by the groups they share. `set_catalog` keeps the numbers
+            up to date.
         backbone_weight (`float`, *optional*, defaults to 0.25):
             With a matching, the power of the backbone's probabilities in the product of the two: by itself a small
             backbone is surer of its answers than it should be.
         matching_dropout (`float`, *optional*, defaults to 0.1):
             Dropout of the matching's features and hidden units.
+        matching_relation_dropout (`float`, *optional*, defaults to 0.1):
+            The same for the modalities in `relations`. What a picture or a title goes with can be learned by heart;
+            relations that are cross-fitted cannot, and lose by more dropout.
         item_token_offset (`int`, *optional*, defaults to `1 << 20`):
             First id of the virtual item vocabulary: id `item_token_offset + k` is row `k` of the catalog.
         separator_token_id (`int`, *optional*):
@@ -110,8 +117,10 @@ class BundleMLLMConfig(PreTrainedConfig):
     standardize_features: bool = False
     normalize_item_embeddings: bool = False
     matching_hidden_size: int | None = None
+    relations: dict[str, int] | None = None
     backbone_weight: float = 0.25
     matching_dropout: float = 0.1
+    matching_relation_dropout: float = 0.1
     item_token_offset: int = 1 << 20
     separator_token_id: int | None = None
     option_separator_token_id: int | None = None
@@ -128,6 +137,7 @@ class BundleMLLMConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         self.modalities = {name: self.modalities[name] for name in sorted(self.modalities or {})}
         self.mlp_modalities = sorted(self.mlp_modalities)
+        self.relations = {name: self.relations[name] for name in sorted(self.relations or {})}
         if self.projector_hidden_size is None:
             self.projector_hidden_size = 2 * self.fusion_hidden_size
         if self.tie_word_embeddings is None:
@@ -164,6 +174,11 @@ class BundleMLLMConfig(PreTrainedConfig):
                     "options or read raw features: take the values from the processor's `matching_fields()` and set "
                     "standardize_features=True, or set matching_hidden_size=None."
                 )
+        if self.relations and (self.matching_hidden_size is None or not set(self.relations) <= set(self.modalities)):
+            raise ValueError(
+                f"relations are {sorted(self.relations)}, which only a matching reads and only of a modality: set "
+                f"matching_hidden_size, name some of {list(self.modalities)}, or leave relations out."
+            )
         if self.num_items < 0:
             raise ValueError(f"num_items is {self.num_items}; a catalog has 0 or more rows: give their number.")
         vocab_size = self.text_config.get_text_config().vocab_size

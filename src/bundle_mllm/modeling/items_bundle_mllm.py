@@ -42,14 +42,68 @@ class BundleMLLMTable(nn.Module):
         return self._buffers[name]
 
 
+class BundleMLLMRelation(nn.Module):
+    """The groups (bundles, users) that each item is in, by number: the exact form of what its features sum up."""
+
+    def __init__(self, num_items: int, num_edges: int):
+        super().__init__()
+        self.register_buffer("offsets", torch.zeros(num_items + 1, dtype=torch.long))
+        self.register_buffer("groups", torch.zeros(num_edges, dtype=torch.int32))
+        self.register_buffer("sizes", torch.ones(num_edges, dtype=torch.int32))
+
+    def replace(self, rows: torch.LongTensor, groups: torch.LongTensor, num_items: int) -> None:
+        """Replace all edges.
+
+        Args:
+            rows: [num_edges] row of the item of each edge.
+            groups: [num_edges] number of the group, from 0.
+            num_items: Length of the catalog.
+        """
+        if rows.shape != groups.shape or (len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < num_items):
+            raise ValueError(
+                f"a relation has {len(rows)} rows and {len(groups)} groups for {num_items} items, so some edges have "
+                "no item: give one catalog row per group, from 0 to the number of items less one."
+            )
+        device = self.offsets.device
+        edges = torch.stack([rows, groups]).unique(dim=1).to(device)  # sorted by item; repeated pairs count once
+        self.offsets = torch.zeros(num_items + 1, dtype=torch.long, device=device)
+        self.offsets[1:] = edges[0].bincount(minlength=num_items).cumsum(0)
+        self.groups = edges[1].int()
+        self.sizes = edges[1].bincount()[edges[1]].int() if edges.shape[1] else edges[1].int()
+
+    def gather(self, rows: torch.LongTensor) -> tuple[torch.LongTensor, torch.LongTensor, torch.LongTensor]:
+        """Read the edges of the given rows, and no other; a row beyond the catalog has none.
+
+        Args:
+            rows: [n]
+
+        Returns:
+            [num_edges] each: index below n (rising), group, and number of items in the group.
+        """
+        last = len(self.offsets) - 1
+        first, end = self.offsets[rows.clamp(max=last)], self.offsets[(rows + 1).clamp(max=last)]
+        owner, edge = expand(first, end - first)
+        return owner, self.groups[edge].long(), self.sizes[edge].long()
+
+
+def expand(first: torch.LongTensor, counts: torch.LongTensor) -> tuple[torch.LongTensor, torch.LongTensor]:
+    """Count up: of each range `first[i], …, first[i] + counts[i] - 1` the number i, and its members, end to end."""
+    owner = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
+    before = counts.cumsum(0) - counts
+    return owner, torch.arange(len(owner), device=counts.device) + (first - before)[owner]
+
+
 class BundleMLLMItemCatalog(nn.Module):
-    """Feature rows and presence mask of every item: the rows behind the virtual item vocabulary."""
+    """Features, presence mask and groups of every item: the rows behind the virtual item vocabulary."""
 
     def __init__(self, config: BundleMLLMConfig):
         super().__init__()
         self.modalities = dict(config.modalities)
         self.features = BundleMLLMTable({name: (config.num_items, width) for name, width in self.modalities.items()})
         self.register_buffer("present", torch.zeros(config.num_items, len(self.modalities), dtype=torch.bool))
+        self.relations = nn.ModuleDict(
+            {name: BundleMLLMRelation(config.num_items, edges) for name, edges in config.relations.items()}
+        )
 
     @property
     def num_items(self) -> int:
@@ -82,6 +136,22 @@ class BundleMLLMItemCatalog(nn.Module):
         }
         return features, torch.where(is_extra, extra_present[extra_rows], self.present[catalog_rows])
 
+    def gather_edges(
+        self, rows: torch.LongTensor, present: torch.BoolTensor
+    ) -> dict[str, tuple[torch.LongTensor, torch.LongTensor, torch.LongTensor]]:
+        """Read of each relation the edges of the given rows; see `BundleMLLMRelation.gather`.
+
+        Args:
+            rows: [n] rows of the catalog; rows beyond it are in no group.
+            present: [n, num_modalities]; an item whose modality is absent is in no group.
+        """
+        edges, columns = {}, list(self.modalities)
+        for name, relation in self.relations.items():
+            found = relation.gather(rows)
+            kept = present[found[0], columns.index(name)]
+            edges[name] = tuple(values[kept] for values in found)
+        return edges
+
     def _check_extra_items(self, extra_items: dict) -> tuple[dict[str, torch.Tensor], torch.BoolTensor]:
         device, given, present = self.present.device, extra_items["features"], extra_items.get("present")
         num_rows = num_extra_items(extra_items)
@@ -100,7 +170,13 @@ class BundleMLLMItemCatalog(nn.Module):
         }
         return features, present.to(device=device, dtype=torch.bool)
 
-    def replace(self, features: dict[str, torch.Tensor], present: dict[str, torch.Tensor] | None, dtype: torch.dtype):
+    def replace(
+        self,
+        features: dict[str, torch.Tensor],
+        present: dict[str, torch.Tensor] | None,
+        relations: dict[str, tuple[torch.LongTensor, torch.LongTensor]] | None,
+        dtype: torch.dtype,
+    ):
         """Replace all rows; see `BundleMLLMModel.set_catalog`."""
         if not features:
             raise ValueError("set_catalog got no features, so the catalog would be empty: give a matrix per modality.")
@@ -132,6 +208,14 @@ class BundleMLLMItemCatalog(nn.Module):
             setattr(self.features, name, matrix)
             mask.append(column)
         self.present = torch.stack(mask, dim=1).to(device)
+        if unknown := sorted(set(relations or {}) - set(self.relations)):
+            raise ValueError(
+                f"set_catalog got the relations {unknown}, which this model does not read: it has "
+                f"{sorted(self.relations)}; drop them, or create the model with them."
+            )
+        nothing = torch.zeros(0, dtype=torch.long)
+        for name, relation in self.relations.items():
+            relation.replace(*(relations or {}).get(name, (nothing, nothing)), num_items)
 
 
 class BundleMLLMFeatureMLP(nn.Module):
@@ -284,7 +368,9 @@ __all__ = [
     "BundleMLLMItemCatalog",
     "BundleMLLMProjector",
     "BundleMLLMProjectorLinear",
+    "BundleMLLMRelation",
     "BundleMLLMTable",
     "BundleMLLMVector",
+    "expand",
     "num_extra_items",
 ]

@@ -8,6 +8,10 @@ from torch import nn
 from torch.nn import functional
 
 from .configuration_bundle_mllm import BundleMLLMConfig
+from .items_bundle_mllm import expand
+
+NUM_SHARED = 3
+"""What is compared of each relation."""
 
 
 class BundleMLLMMatchingLinear(nn.Linear):
@@ -17,12 +21,12 @@ class BundleMLLMMatchingLinear(nn.Linear):
 class BundleMLLMFeatureMap(nn.Module):
     """A linear map of standardized features plus a small MLP: the linear part keeps what their cosines tell."""
 
-    def __init__(self, width: int, out_features: int, config: BundleMLLMConfig):
+    def __init__(self, width: int, out_features: int, dropout: float, config: BundleMLLMConfig):
         super().__init__()
         self.linear = BundleMLLMMatchingLinear(width, out_features)
         self.linear_1 = BundleMLLMMatchingLinear(width, 2 * config.matching_hidden_size)
         self.linear_2 = BundleMLLMMatchingLinear(2 * config.matching_hidden_size, out_features)
-        self.dropout = nn.Dropout(config.matching_dropout)
+        self.dropout = nn.Dropout(dropout)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Map [n, width] to [n, out_features]."""
@@ -39,7 +43,8 @@ class BundleMLLMMatching(nn.Module):
         score(c) = t cos(sum_{p in P} q_p / |q_p|, k_c) + b_c + sum_m w_m mean_{p in P} cos(x_pm, x_cm)
 
     where `x_m` are the standardized features of modality m, and `t` and `w` are learned: two towers, as in retrieval,
-    beside the plain likeness of features. The log-probabilities among the K options of a question, plus log K, are
+    beside the plain likeness of features. With relations, a small MLP of this score and of what `compare` tells of the
+    groups that option and partial bundle share, exactly, is added to it. The log-probabilities among the K options of a question, plus log K, are
     added to `backbone_weight` times the logits of their letters, so that the answer is a product of two experts, the
     backbone and the matching. This is done in the hidden state from which the answer is read, with one vector per
     letter: whatever reads the head (an adapter, generation) reads it, too.
@@ -52,12 +57,21 @@ class BundleMLLMMatching(nn.Module):
         super().__init__()
         width = config.matching_hidden_size
         self.width = width
-        self.maps = nn.ModuleDict(
-            {name: BundleMLLMFeatureMap(dim, 2 * width + 1, config) for name, dim in config.modalities.items()}
-        )
+        self.maps = nn.ModuleDict()
+        for name, dim in config.modalities.items():
+            dropout = config.matching_relation_dropout if name in config.relations else config.matching_dropout
+            self.maps[name] = BundleMLLMFeatureMap(dim, 2 * width + 1, dropout, config)
         self.temperature = nn.Parameter(torch.empty(1))
         self.likeness = nn.Parameter(torch.empty(len(self.maps)))
         self.register_buffer("letters", torch.empty(len(config.answer_token_ids), embedding_size))
+        num_shared = NUM_SHARED * len(config.relations) + 1
+        self.register_buffer("shared_mean", torch.zeros(num_shared))
+        self.register_buffer("shared_std", torch.ones(num_shared))
+        self.weigh = None
+        if config.relations:
+            sizes = [num_shared + 1, config.matching_hidden_size // 2 or 1, config.matching_hidden_size // 2 or 1]
+            layers = [BundleMLLMMatchingLinear(*pair) for pair in zip(sizes, [*sizes[1:], 1], strict=True)]
+            self.weigh = nn.Sequential(layers[0], nn.GELU(), layers[1], nn.GELU(), layers[2])
 
     @torch.no_grad()
     def match_letters(self, head: torch.Tensor, letters: list[int]) -> None:
@@ -80,6 +94,7 @@ class BundleMLLMMatching(nn.Module):
         self,
         features: dict[str, torch.Tensor],
         present: torch.BoolTensor,
+        shared: torch.Tensor,
         shown: torch.LongTensor,
         options: torch.LongTensor,
         question_of_shown: torch.LongTensor,
@@ -90,6 +105,7 @@ class BundleMLLMMatching(nn.Module):
         Args:
             features: [n, width] of each modality, standardized.
             present: [n, num_modalities]
+            shared: [num_options, num_shared], what `compare` returned.
             shown: [num_shown] indices below n: the items of all partial bundles.
             options: [num_options] indices below n: the options of all questions.
             question_of_shown: [num_shown] number of the question.
@@ -116,7 +132,72 @@ class BundleMLLMMatching(nn.Module):
             unit = functional.normalize(features[name].float(), dim=-1) * present[:, column, None]
             likeness = (gather(unit) / counts * unit[options]).sum(dim=-1)
             scores = scores + self.likeness[column].float() * likeness
-        return scores
+        if self.weigh is None:
+            return scores
+        shared = (shared - self.shared_mean.float()) / self.shared_std.float()
+        inputs = torch.cat([shared, scores.unsqueeze(-1)], dim=-1)
+        return scores + self.weigh(inputs.to(self.temperature)).float().squeeze(-1)
+
+    def compare(
+        self,
+        edges: dict[str, tuple[torch.LongTensor, torch.LongTensor, torch.LongTensor]],
+        num_items: int,
+        shown: torch.LongTensor,
+        options: torch.LongTensor,
+        question_of_shown: torch.LongTensor,
+        question_of_option: torch.LongTensor,
+    ) -> torch.Tensor:
+        """Count the groups that each option shares with the partial bundle P of its question, exactly.
+
+        Of each relation, for the option c in the groups G_c (bundles or users):
+
+            log(1 + |G_c|),
+            mean_{p in P} sum_{g in G_p and G_c} |g|^(-1/2) / sqrt(|G_p| |G_c|),
+            max_{g in G_c} |P in g| / |P|,
+
+        that is, its popularity, its likeness to the shown items (as in item-based nearest neighbors) and the likeness
+        of the group that is most like the partial bundle (as in user-based ones); last, log |P|.
+
+        Args:
+            edges: What `gather_edges` returned for n items.
+            num_items: n
+            shown: [num_shown] indices below n: the items of all partial bundles.
+            options: [num_options] indices below n: the options of all questions.
+            question_of_shown: [num_shown] number of the question.
+            question_of_option: [num_options] number of the question.
+
+        Returns:
+            [num_options, num_shared] float32
+        """
+        num_options = len(options)
+        num_shown = question_of_shown.bincount(minlength=int(question_of_option.max()) + 1)[question_of_option]
+        num_shown, columns = num_shown.clamp(min=1).float(), []
+        for owner, group, size in edges.values():
+            degree = owner.bincount(minlength=num_items)  # [n]
+            first = degree.cumsum(0) - degree
+
+            norm = degree.clamp(min=1).float().rsqrt()
+            place, edge = expand(first[shown], degree[shown])
+            keys, key = ((question_of_shown[place] << 32) | group[edge]).unique(return_inverse=True)
+            count = key.bincount(minlength=len(keys)).float()  # shown items in each group of a question
+            weight = norm.new_zeros(len(keys)).index_add(0, key, norm[shown][place])
+            place, edge = expand(first[options], degree[options])
+            asked = (question_of_option[place] << 32) | group[edge]
+            found = torch.searchsorted(keys, asked).clamp(max=max(len(keys) - 1, 0))
+            hit = keys[found] == asked if len(keys) else torch.zeros_like(asked, dtype=torch.bool)
+            place, found, of_group = place[hit], found[hit], size[edge][hit].float().rsqrt()
+            zeros = norm.new_zeros(num_options)
+            alike = zeros.index_add(0, place, weight[found] * of_group) * norm[options]
+            most = zeros.scatter_reduce(0, place, count[found], "amax")
+            columns += [degree[options].float().log1p(), alike / num_shown, most / num_shown]
+        return torch.stack([*columns, num_shown.log()], dim=-1)
+
+    @torch.no_grad()
+    def fit_statistics(self, shared: torch.Tensor) -> None:
+        """Set what `compare` returned [num_options, num_shared] to be standardized by its mean and deviation."""
+        std = shared.std(dim=0, correction=0)
+        self.shared_mean.copy_(shared.mean(dim=0))
+        self.shared_std.copy_(torch.where(std > 1e-6, std, 1.0))
 
 
 def log_softmax_by(scores: torch.Tensor, groups: torch.LongTensor) -> torch.Tensor:

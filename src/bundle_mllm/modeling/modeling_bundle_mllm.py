@@ -24,6 +24,7 @@ from .items_bundle_mllm import (
     BundleMLLMItemCatalog,
     BundleMLLMProjector,
     BundleMLLMProjectorLinear,
+    BundleMLLMRelation,
     BundleMLLMTable,
     BundleMLLMVector,
     num_extra_items,
@@ -73,11 +74,16 @@ class BundleMLLMPreTrainedModel(PreTrainedModel):
             init.constant_(module.temperature, 5.0)
             init.constant_(module.likeness, 1.0)
             init.zeros_(module.letters)
+            init.zeros_(module.shared_mean)
+            init.ones_(module.shared_std)
         elif isinstance(module, BundleMLLMTable):
             for buffer in module.buffers():
                 init.constant_(buffer, module.fill)
         elif isinstance(module, BundleMLLMItemCatalog):
             init.zeros_(module.present)
+        elif isinstance(module, BundleMLLMRelation):
+            for buffer in module.buffers():
+                init.zeros_(buffer)
         else:
             super()._init_weights(module)
 
@@ -159,6 +165,7 @@ class BundleMLLMModel(BundleMLLMPreTrainedModel):
         features: dict[str, torch.Tensor],
         present: dict[str, torch.Tensor] | None = None,
         fit_statistics: bool = False,
+        relations: dict[str, tuple[torch.LongTensor, torch.LongTensor]] | None = None,
     ) -> None:
         """Replace the rows of the item catalog. New items are new rows; nothing is resized or retrained.
 
@@ -168,9 +175,11 @@ class BundleMLLMModel(BundleMLLMPreTrainedModel):
             present: [num_items] of each modality, true where an item has it. All true where left out.
             fit_statistics: Also set the mean and standard deviation used by `standardize_features`. Leave it off when
                 a trained model gets new items.
+            relations: Of each of `config.relations` the row and the number of the group (bundle, user) of each pair,
+                [num_pairs] both. Items of a relation that is left out are in no group.
 
         Raises:
-            ValueError: An unknown modality, a wrong shape, a value that is not finite in a present row, or statistics
+            ValueError: An unknown modality or relation, a wrong shape, a value that is not finite in a present row, or statistics
                 asked of a configuration without `standardize_features`.
         """
         if fit_statistics and not self.config.standardize_features:
@@ -178,8 +187,9 @@ class BundleMLLMModel(BundleMLLMPreTrainedModel):
                 "fit_statistics=True, but the configuration has standardize_features=False, so the statistics would "
                 "not be used: set standardize_features=True when the model is created, or drop fit_statistics."
             )
-        self.catalog.replace(features, present, self.fusion.no_features.weight.dtype)
+        self.catalog.replace(features, present, relations, self.fusion.no_features.weight.dtype)
         self.config.num_items, self.config.items_hash = self.catalog.num_items, None
+        self.config.relations = {name: len(relation.groups) for name, relation in self.catalog.relations.items()}
         if fit_statistics:
             self.fusion.fit_statistics(self.catalog.features, self.catalog.present)
 
@@ -234,9 +244,24 @@ class BundleMLLMModel(BundleMLLMPreTrainedModel):
         Returns:
             [num_options] float32, log-probabilities among the options of a question.
         """
-        features, present = self.catalog.gather(rows.to(self.catalog.present.device), extra_items)
-        scores = self.matching(self.fusion.prepare(features, present), present, *places)
+        rows = rows.to(self.catalog.present.device)
+        features, present = self.catalog.gather(rows, extra_items)
+        shared = self.compare(rows, present, *places)
+        scores = self.matching(self.fusion.prepare(features, present), present, shared, *places)
         return log_softmax_by(scores, places[3])
+
+    def compare(self, rows: torch.LongTensor, present: torch.BoolTensor, *places: torch.LongTensor) -> torch.Tensor:
+        """Count the groups that options share with partial bundles; see `BundleMLLMMatching.compare`.
+
+        Args:
+            rows: [n] rows of the catalog; those beyond it share nothing.
+            present: [n, num_modalities]
+            *places: See `match`.
+
+        Returns:
+            [num_options, num_shared] float32
+        """
+        return self.matching.compare(self.catalog.gather_edges(rows, present), len(rows), *places)
 
     def _add_matching(
         self, hidden: torch.Tensor, input_ids: torch.LongTensor, extra_items: dict | None

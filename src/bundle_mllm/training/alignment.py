@@ -12,6 +12,7 @@ it is what fusion and projector make of its features. The layers of the scratch 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 TEMPERATURE = 0.1
 BATCH_SIZE = 256
 MAX_SHOWN = 4
+FITTED_TO = 4_096
+"""Questions whose shared groups tell the matching their mean and standard deviation."""
 
 
 def align_words(
@@ -110,35 +113,51 @@ def align_items(
         groups.append({"params": [*matching.parameters()], "lr": 2e-3, "weight_decay": 0.05})
     for parameter in chain.from_iterable(group["params"] for group in groups):
         parameter.requires_grad_(True)
-    shown, options, answers = [], [], []
-    for question in questions:
-        shift = row_shift(question.bundle_id, versions, len(catalog))
-        shown.append(np.array(catalog.rows(question.partial)) + shift)
-        options.append(np.array(catalog.rows(question.candidates)) + shift)
-        answers.append(question.answer_index)
-    rng = np.random.default_rng(seed)
+    asked = _Asked(questions, catalog, versions)
+    if matching is not None:
+        rows, *places, _ = asked.batch(range(min(len(questions), FITTED_TO)))
+        matching.fit_statistics(parts.compare(rows, parts.catalog.gather(rows)[1], *places))
 
-    def loss() -> torch.Tensor:
-        chosen = rng.integers(len(questions), size=BATCH_SIZE)
-        sizes = [[len(lists[index]) for index in chosen] for lists in (shown, options)]
-        of_shown, of_option = (torch.arange(BATCH_SIZE).repeat_interleave(torch.tensor(size)) for size in sizes)
-        ids = torch.from_numpy(np.concatenate([lists[index] for lists in (shown, options) for index in chosen]))
-        rows, places = ids.unique(return_inverse=True)
-        seen, asked = places.split([len(of_shown), len(of_option)])
+    def loss(rows: torch.Tensor, *places: torch.Tensor) -> torch.Tensor:
+        shown, options, of_shown, of_option, answer = places
         vectors = F.normalize(model.get_item_embeddings(rows).float(), dim=-1)
-        bundle = vectors.new_zeros(BATCH_SIZE, vectors.shape[1]).index_add(0, of_shown, vectors[seen])
-        cosines = (F.normalize(bundle, dim=-1)[of_option] * vectors[asked]).sum(-1)
-        answer = torch.tensor([0, *sizes[1][:-1]]).cumsum(0) + torch.tensor([answers[index] for index in chosen])
+        bundle = vectors.new_zeros(len(answer), vectors.shape[1]).index_add(0, of_shown, vectors[shown])
+        cosines = (F.normalize(bundle, dim=-1)[of_option] * vectors[options]).sum(-1)
         of_cosines = -log_softmax_by(cosines / TEMPERATURE, of_option)[answer].mean()
         if matching is None:
             return of_cosines
-        return of_cosines - parts.match(rows, seen, asked, of_shown, of_option)[answer].mean()
+        return of_cosines - parts.match(rows, *places[:-1])[answer].mean()
 
+    rng = np.random.default_rng(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model.train()
-        _minimize(loss, groups, steps, "aligning items")
+        draw = partial(rng.integers, len(questions), size=BATCH_SIZE)
+        _minimize(lambda: loss(*asked.batch(draw())), groups, steps, "aligning items")
         model.eval()
+
+
+class _Asked:
+    """Questions as rows of the catalog, those of their bundles' versions included."""
+
+    def __init__(self, questions: Sequence[Question], catalog: ItemCatalog, versions: CrossFitted | None):
+        self.shown, self.options = [], []
+        self.answers = [question.answer_index for question in questions]
+        for question in questions:
+            shift = row_shift(question.bundle_id, versions, len(catalog))
+            self.shown.append(np.array(catalog.rows(question.partial)) + shift)
+            self.options.append(np.array(catalog.rows(question.candidates)) + shift)
+
+    def batch(self, chosen: Sequence[int] | np.ndarray) -> tuple[torch.Tensor, ...]:
+        """Return the rows of some questions, each once, the places to `match` them, and the answers' places."""
+        lists = (self.shown, self.options)
+        sizes = [[len(rows[index]) for index in chosen] for rows in lists]
+        of_shown, of_option = (torch.arange(len(chosen)).repeat_interleave(torch.tensor(size)) for size in sizes)
+        ids = torch.from_numpy(np.concatenate([rows[index] for rows in lists for index in chosen]))
+        rows, places = ids.unique(return_inverse=True)
+        shown, options = places.split([len(of_shown), len(of_option)])
+        answers = torch.tensor([self.answers[index] for index in chosen])
+        return rows, shown, options, of_shown, of_option, torch.tensor([0, *sizes[1][:-1]]).cumsum(0) + answers
 
 
 def _contrast(

@@ -19,6 +19,7 @@ from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.modeling.modeling_bundle_mllm import BundleMLLMForCausalLM
 from bundle_mllm.modeling.processing_bundle_mllm import BundleMLLMProcessor
 from bundle_mllm.training.config import SCRATCH, RunConfig
+from bundle_mllm.training.relations import load_relations
 from bundle_mllm.training.scratch import scratch_backbone
 
 
@@ -45,12 +46,18 @@ def build_model(config: RunConfig, data: DatasetFolder) -> tuple[BundleMLLMForCa
         torch.manual_seed(config.seed)
         modalities = store.modalities if store else {}
         fields = vars(config.fusion) | ({} if modalities else {"matching_hidden_size": None})
+        fields.pop("backbone_weights")
+        allowed = fields.pop("relations") if fields["matching_hidden_size"] else ()
+        relations = load_relations(data, [name for name in allowed if name in modalities])
+        fields["relations"] = dict.fromkeys(relations, 0)
         model, processor = wrap_backbone(backbone, tokenizer, data.catalog, modalities, **fields)
     if separator is not None:
         model.model.separator.weight.data[0] = separator
     if store is not None:
         features, present = store.load()
-        model.set_catalog(features, present, fit_statistics=config.fusion.standardize_features)
+        model.set_catalog(
+            features, present, fit_statistics=config.fusion.standardize_features, relations=relations
+        )
     return model, processor
 
 

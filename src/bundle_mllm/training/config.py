@@ -50,6 +50,8 @@ class StageConfig:
     alignment_steps: int = 0
     """Steps of alignment before the stage (ours, see `training/alignment.py`): of words where titles only are shown,
     of item embeddings and matching where items are shown. For backbones without pretraining."""
+    alignment_questions: int = 48_000
+    """Questions that the alignment of items draws its batches from: it reads no text, so it can see more of them."""
     batch_size: int = 16
     """Questions per forward and backward pass."""
     gradient_accumulation_steps: int = 1
@@ -106,7 +108,15 @@ class FusionSettings:
     normalize_item_embeddings: bool = False
     matching_hidden_size: int | None = None
     matching_dropout: float = 0.1
+    matching_relation_dropout: float = 0.1
+    relations: tuple[str, ...] = ("bundle_item", "user_item")
+    """Modalities of which the matching also sees the bundles or users themselves, where the data folder has them. The
+    model folder then holds the pairs (users by number): leave out "user_item" if it is to be shared and they are not.
+    """
     backbone_weight: float = 0.25
+    """What the checkpoints are chosen with."""
+    backbone_weights: tuple[float, ...] = (0.1, 0.25, 0.5, 1.0)
+    """What the validation questions choose from after the last stage."""
 
 
 @dataclass(frozen=True)
@@ -180,15 +190,20 @@ def default_run(base_model: str, *, data: Path, output_dir: Path) -> RunConfig:
         output_dir=output_dir,
         base_model=base_model,
         num_threads=1,
-        fusion=FusionSettings(standardize_features=True, normalize_item_embeddings=True, matching_hidden_size=64),
+        fusion=FusionSettings(
+            standardize_features=True,
+            normalize_item_embeddings=True,
+            matching_hidden_size=64,
+            matching_dropout=0.5,
+        ),
         stage_one=StageOneConfig(
             num_questions=12_800, max_tokens=1_000_000, trains=("backbone",), alignment_steps=600, **full
         ),
         stage_two=StageTwoConfig(
-            num_questions=48_000,
-            max_tokens=4_500_000,
+            num_questions=24_000,
+            max_tokens=2_250_000,
             trains=("backbone", "fusion", "projector", "separator"),
-            alignment_steps=1_500,
+            alignment_steps=1_000,
             **full,
         ),
     )

@@ -51,10 +51,13 @@ class VersionedCatalog(BundleMLLMItemCatalog):
     def __init__(self, catalog: BundleMLLMItemCatalog, versions: CrossFitted):
         torch.nn.Module.__init__(self)
         self.modalities, self.features, self.versioned = catalog.modalities, catalog.features, versions.modality
+        self.relations = catalog.relations
         self.register_buffer("present", catalog.present)
         table = catalog.features[versions.modality]
         self.register_buffer("versions", versions.features.flatten(0, 1).to(table), persistent=False)
         self.register_buffer("versions_present", versions.present.flatten().to(table.device), persistent=False)
+        folds = torch.tensor([fold for _, fold in sorted(versions.fold_of_bundle.items())], device=table.device)
+        self.register_buffer("fold_of_group", folds, persistent=False)
 
     @property
     def num_items(self) -> int:
@@ -72,6 +75,17 @@ class VersionedCatalog(BundleMLLMItemCatalog):
         features[self.versioned][other] = self.versions[rows[other] - num_items]
         present[other, column] = self.versions_present[rows[other] - num_items]
         return features, present
+
+    def gather_edges(
+        self, rows: torch.LongTensor, present: torch.BoolTensor
+    ) -> dict[str, tuple[torch.LongTensor, torch.LongTensor, torch.LongTensor]]:
+        """Read the edges of the given rows, but for the bundles of a version's own fold; see the base class."""
+        edges = super().gather_edges(rows % len(self.present), present)
+        if self.versioned in edges:
+            owner, group, size = edges[self.versioned]
+            kept = self.fold_of_group[group] != rows[owner] // len(self.present) - 1
+            edges[self.versioned] = owner[kept], group[kept], size[kept]
+        return edges
 
 
 @contextmanager

@@ -29,7 +29,7 @@ from bundle_mllm.modeling.processing_bundle_mllm import BundleMLLMProcessor
 from bundle_mllm.training.backbone import build_model
 from bundle_mllm.training.config import RunConfig, StageConfig, as_dict
 from bundle_mllm.training.cross_fitting import load_versions
-from bundle_mllm.training.stage import run_stage
+from bundle_mllm.training.stage import choose_backbone_weight, run_stage
 
 logger = logging.get_logger(__name__)
 
@@ -101,8 +101,14 @@ def _run_stages(config: RunConfig, data: DatasetFolder, record: dict[str, Any]) 
                     data=data,
                     train_questions=_training_questions(config, stage, data, seed, versions),
                     validation_questions=validation,
+                    alignment_questions=_alignment_questions(config, stage, data, seed, versions),
                     seed=seed,
                     versions=versions,
+                )
+                _write_record(out, record)
+            if stage.max_steps and stage.shows_items and model.model.matching is not None and validation:
+                record["backbone_weights"] = choose_backbone_weight(
+                    model, processor, validation, config.fusion.backbone_weights
                 )
                 _write_record(out, record)
             with new_folder(folder / "model") as temporary:
@@ -141,6 +147,15 @@ def _training_questions(
         fold_of_bundle=None if versions is None else versions.fold_of_bundle,
         seed=seed,
     )
+
+
+def _alignment_questions(
+    config: RunConfig, stage: StageConfig, data: DatasetFolder, seed: int, versions: CrossFitted | None
+) -> list[Question]:
+    if not (stage.shows_items and stage.alignment_steps):
+        return []
+    asked = dataclasses.replace(stage, num_questions=stage.alignment_questions)
+    return _training_questions(config, asked, data, seed, versions)
 
 
 def _within_budget(

@@ -44,6 +44,7 @@ def run_stage(
     data: DatasetFolder,
     train_questions: Sequence[Question],
     validation_questions: Sequence[Question],
+    alignment_questions: Sequence[Question] = (),
     seed: int,
     versions: CrossFitted | None = None,
 ) -> tuple[BundleMLLMForCausalLM, list[dict[str, Any]]]:
@@ -60,6 +61,7 @@ def run_stage(
         data: The items, and the training bundles for alignment.
         train_questions: Questions in sampling order.
         validation_questions: Questions that choose the checkpoint; none keeps the last one.
+        alignment_questions: Questions that the alignment of items sees.
         seed: Seed of data order, dropout and adapter.
         versions: Cross-fitted features, which training questions see where items are shown.
 
@@ -73,7 +75,7 @@ def run_stage(
     with versions_of_items(model, versions):
         steps = stage.alignment_steps
         if steps and stage.shows_items:
-            align_items(model, data.catalog, train_questions, steps=steps, seed=seed, versions=versions)
+            align_items(model, data.catalog, alignment_questions, steps=steps, seed=seed, versions=versions)
         elif steps:
             align_words(model, processor, data.catalog, data.bundles.train, steps=steps, seed=seed)
         trainer = _trainer(model, processor, stage, folder, ordered, validation_questions, seed, versions)
@@ -89,6 +91,34 @@ def run_stage(
     merged = merge_lora(trained)
     merged.match_letters()
     return merged, [entry for entry in history if "validation_hit_rate@1" in entry]
+
+
+def choose_backbone_weight(
+    model: BundleMLLMForCausalLM,
+    processor: BundleMLLMProcessor,
+    questions: Sequence[Question],
+    weights: Sequence[float],
+) -> dict[str, float]:
+    """Set the model's `backbone_weight` to that under which the answers of some questions are likeliest.
+
+    Which of the two experts, backbone and matching, knows more differs from data to data.
+
+    Args:
+        model: A model with a matching.
+        processor: Its processor.
+        questions: Validation questions.
+        weights: What to choose from; none keeps what the model has.
+
+    Returns:
+        The mean log-likelihood of the answers under each weight, as text.
+    """
+    found = {}
+    for weight in weights:
+        model.config.backbone_weight = weight
+        found[weight] = log_likelihood(score_questions(model, processor, questions, progress=False))
+    if found:
+        model.config.backbone_weight = max(found, key=found.__getitem__)
+    return {str(weight): round(value, 4) for weight, value in found.items()}
 
 
 def _trainer(

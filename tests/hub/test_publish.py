@@ -16,9 +16,12 @@ from tiny_models import MODALITIES
 from transformers import pipeline
 
 from bundle_mllm.data import SPLITS, DatasetFolder, load_questions
+from bundle_mllm.encoders import encode_folder
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.folder import fingerprint, load_model, save_model
 from bundle_mllm.hub.publish import publish
+from bundle_mllm.training.backbone import build_model
+from bundle_mllm.training.config import default_run
 
 NEW_ITEM = {"title": "new hat", "features": {name: [0.5] * width for name, width in MODALITIES.items()}}
 ASKED = [
@@ -246,3 +249,19 @@ def test_what_trl_leaves_in_a_folder_and_names_of_local_folders_stay_at_home(mod
 def test_a_name_that_is_none_is_refused(model_folder, tmp_path, name):
     with pytest.raises(BundleMLLMError, match=r"is not the name of a Hub repository.*owner/name"):
         publish(model_folder, name, dry_run=True, output_dir=tmp_path / "out")
+
+
+def test_a_model_that_holds_a_user_log_is_published_only_when_told_to(tiny_data, tmp_path):
+    for file in ("items.jsonl", "bundles.jsonl"):
+        (tmp_path / file).symlink_to(tiny_data / file)
+    items = [item.item_id for item in DatasetFolder.open(tiny_data).catalog]
+    pairs = [f"u{user},{items[(user + step) % len(items)]}" for user in range(20) for step in (1, 2, 5)]
+    (tmp_path / "interactions.csv").write_text("user_id,item_id\n" + "\n".join(pairs) + "\n")
+    encode_folder(tmp_path, relational="user_item:svd")
+    run = default_run("scratch", data=tmp_path, output_dir=tmp_path / "out")
+    save_model(*build_model(run, DatasetFolder.open(tmp_path)), tmp_path / "model")
+    settings = {"dry_run": True, "allow_no_metrics": True, "output_dir": tmp_path / "hub"}
+    with pytest.raises(BundleMLLMError, match=r"60 pairs of user and item.*--share-user-log"):
+        publish(tmp_path / "model", "acme/logs", **settings)
+    assert not (tmp_path / "hub").exists()
+    assert publish(tmp_path / "model", "acme/logs", share_user_log=True, **settings).verification

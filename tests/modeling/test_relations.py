@@ -172,5 +172,3 @@ def test_long_lists_of_groups_do_not_mix_questions():
     rows, *where = places(questions)
     found = model.model.compare(rows, torch.ones(8, len(MODALITIES), dtype=torch.bool), *where)
     assert found[:, 2].tolist() == [1.0, 0.0, 0.0, 0.0]
-
-

@@ -85,9 +85,7 @@ def test_only_what_is_wanted_is_read(data, tmp_path):
     assert list(build(data, tmp_path)[0].config.relations) == ["bundle_item", "user_item"]
     assert list(build(data, tmp_path, relations=("user_item",))[0].config.relations) == ["user_item"]
     assert build(data, tmp_path, matching_hidden_size=None)[0].config.relations == {}
-    run = dataclasses.replace(
-        default_run("scratch", data=data.path, output_dir=tmp_path), modalities=("user_item",)
-    )
+    run = dataclasses.replace(default_run("scratch", data=data.path, output_dir=tmp_path), modalities=("user_item",))
     assert list(build_model(run, data)[0].config.relations) == ["user_item"]
 
 

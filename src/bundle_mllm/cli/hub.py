@@ -22,6 +22,7 @@ def publish(
     base_model: str | None = None,
     datasets: tuple[str, ...] = (),
     license: str = "unknown",
+    share_user_log: bool = False,
     output_dir: Path | None = None,
 ) -> None:
     """Publish a model folder on the Hub: write the repository and its card, verify it in a clean process, upload it.
@@ -39,6 +40,7 @@ def publish(
         base_model: Hub name of the base model, if it was trained from a local folder.
         datasets: Hub names of the data sets it was trained on.
         license: The Hub's identifier of the license of the weights.
+        share_user_log: Publish a model that holds which users met which items.
         output_dir: The repository folder; by default the model folder's name with "-hub" at its end.
     """
     from bundle_mllm.hub.publish import publish as run
@@ -53,6 +55,7 @@ def publish(
         base_model=base_model,
         datasets=datasets,
         license=license,
+        share_user_log=share_user_log,
         output_dir=output_dir,
     )
     _print_report(report)

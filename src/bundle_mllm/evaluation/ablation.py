@@ -117,9 +117,7 @@ def without_titles(processor: BundleMLLMProcessor) -> BundleMLLMProcessor:
 
 def _rows(
     model: BundleMLLMForCausalLM,
-) -> tuple[
-    dict[str, torch.Tensor], dict[str, torch.Tensor], dict[str, tuple[torch.LongTensor, torch.LongTensor]]
-]:
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], dict[str, tuple[torch.LongTensor, torch.LongTensor]]]:
     """Return features and presence mask of each modality, and item and group of each pair of each relation."""
     catalog = model.model.catalog
     features = {name: catalog.features[name] for name in catalog.modalities}

@@ -27,6 +27,7 @@ from bundle_mllm.hub.repository import (
 )
 from bundle_mllm.hub.upload import check_login, check_repo_id, upload
 from bundle_mllm.hub.verify import Verification, check_complete, verify_repository
+from bundle_mllm.training.relations import USER_ITEM
 
 CARD, PUBLISHED_RECORD = "README.md", "training_record.json"
 TAKEN = (
@@ -89,6 +90,7 @@ def publish(
     base_model: str | None = None,
     datasets: Sequence[str] = (),
     license: str = LICENSE_UNKNOWN,
+    share_user_log: bool = False,
     output_dir: str | os.PathLike | None = None,
     commit_message: str = "Publish with bundle-mllm",
 ) -> PublishReport:
@@ -109,6 +111,7 @@ def publish(
         base_model: Hub name of the base model, where the run record names a local folder.
         datasets: Hub names of the data sets it was trained on.
         license: The Hub's identifier of the license of the weights.
+        share_user_log: Publish a model that holds which users met which items.
         output_dir: The repository folder; by default `model_dir` with "-hub" at its end.
         commit_message: Title of the commit.
 
@@ -117,14 +120,16 @@ def publish(
 
     Raises:
         BundleMLLMError: The name is none, there is no valid token, metrics are missing, a file is missing, cut short
-            or unsafe, the folder answers differently without this package, or the Hub cannot be reached. Then nothing
-            has become visible.
+            or unsafe, the model holds a user log that is not to be shared, the folder answers differently without
+            this package, or the Hub cannot be reached. Then nothing has become visible.
     """
     source = Path(model_dir)
     check_repo_id(repo_id)
     if not source.is_dir():
         raise BundleMLLMError(f"{source} is no folder: give the output folder of `bundle-mllm train`.")
     check_complete(source)
+    if not share_user_log:
+        _check_no_user_log(source)
     measurements = read_measurements(source, [Path(path) for path in metrics])
     report = read_report(source)
     card = render_model_card(
@@ -175,6 +180,17 @@ def publish(
     used |= {source / REPORT_FOLDER} if report is not None else set()
     left_out = tuple(sorted(path.name for path in source.iterdir() if path not in used and path.name[0] != "."))
     return PublishReport(repo_id, folder, files, left_out, verified[0], commit_url)
+
+
+def _check_no_user_log(source: Path) -> None:
+    """Refuse a model whose matching compares items by their users: it holds every pair."""
+    pairs = (read_json(source / "config.json").get("relations") or {}).get(USER_ITEM, 0)
+    if pairs:
+        raise BundleMLLMError(
+            f"{source} holds the {pairs} pairs of user and item of your interactions table (users by number, without "
+            "ids), and whoever downloads it can read who met what: train with --fusion.relations bundle_item to leave "
+            "them out, or add --share-user-log."
+        )
 
 
 def _files_of(folder: Path) -> list[Path]:

@@ -44,10 +44,12 @@ class BundleMLLMMatching(nn.Module):
 
     where `x_m` are the standardized features of modality m, and `t` and `w` are learned: two towers, as in retrieval,
     beside the plain likeness of features. With relations, a small MLP of this score and of what `compare` tells of the
-    groups that option and partial bundle share, exactly, is added to it. The log-probabilities among the K options of a question, plus log K, are
-    added to `backbone_weight` times the logits of their letters, so that the answer is a product of two experts, the
-    backbone and the matching. This is done in the hidden state from which the answer is read, with one vector per
-    letter: whatever reads the head (an adapter, generation) reads it, too.
+    groups that option and partial bundle share, exactly, is added to it.
+
+    The log-probabilities among the K options of a question, plus log K, are added to `backbone_weight` times the
+    logits of their letters, so that the answer is a product of two experts, the backbone and the matching. This is
+    done in the hidden state from which the answer is read, with one vector per letter: whatever reads the head (an
+    adapter, generation) reads it, too.
 
     In training mode the matching is silent, so that the backbone learns to answer alone. A backbone that was trained
     beside it learned what the matching had left over of the training answers, which is mostly chance.

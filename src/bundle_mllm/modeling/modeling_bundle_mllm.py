@@ -179,8 +179,8 @@ class BundleMLLMModel(BundleMLLMPreTrainedModel):
                 [num_pairs] both. Items of a relation that is left out are in no group.
 
         Raises:
-            ValueError: An unknown modality or relation, a wrong shape, a value that is not finite in a present row, or statistics
-                asked of a configuration without `standardize_features`.
+            ValueError: An unknown modality or relation, a wrong shape, a value that is not finite in a present row, or
+                statistics asked of a configuration without `standardize_features`.
         """
         if fit_statistics and not self.config.standardize_features:
             raise ValueError(
@@ -323,6 +323,7 @@ class BundleMLLMModel(BundleMLLMPreTrainedModel):
         past_key_values: Cache | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         extra_items: dict | None = None,
+        positions_to_keep: torch.LongTensor | None = None,
         **kwargs,
     ) -> tuple | BaseModelOutputWithPast:
         """Run the backbone on text and items.
@@ -336,10 +337,11 @@ class BundleMLLMModel(BundleMLLMPreTrainedModel):
             extra_items: Items that the catalog does not hold, for this call only: `{"features": {modality: [n,
                 width]}, "present": [n, num_modalities] bool}` (`present` may be left out). Row `j` of them has the id
                 `item_token_offset + num_items + j`.
+            positions_to_keep: [batch, kept] of each row; all if not given. A head then reads no other position.
             **kwargs: Passed to the backbone.
 
         Returns:
-            The output of the backbone, with `last_hidden_state` [batch, length, hidden_size].
+            The output of the backbone, with `last_hidden_state` [batch, length or kept, hidden_size].
 
         Raises:
             ValueError: Both or neither of `input_ids` and `inputs_embeds`, or an id without a row.
@@ -355,6 +357,10 @@ class BundleMLLMModel(BundleMLLMPreTrainedModel):
         outputs = self.language_model(inputs_embeds=inputs_embeds, attention_mask=attention_mask, **kwargs)
         if self.matching is not None and input_ids is not None and not self.training:
             outputs.last_hidden_state = self._add_matching(outputs.last_hidden_state, input_ids, extra_items)
+        if positions_to_keep is not None:
+            outputs.last_hidden_state = outputs.last_hidden_state.take_along_dim(
+                positions_to_keep.unsqueeze(-1), dim=1
+            )
         return outputs
 
 

@@ -55,9 +55,7 @@ def build_model(config: RunConfig, data: DatasetFolder) -> tuple[BundleMLLMForCa
         model.model.separator.weight.data[0] = separator
     if store is not None:
         features, present = store.load()
-        model.set_catalog(
-            features, present, fit_statistics=config.fusion.standardize_features, relations=relations
-        )
+        model.set_catalog(features, present, fit_statistics=config.fusion.standardize_features, relations=relations)
     return model, processor
 
 

@@ -18,9 +18,7 @@ MAX_GROUPS = 512
 """Of an item in more groups the smallest are kept, which tell most: the cost of a question has a bound."""
 
 
-def load_relations(
-    data: DatasetFolder, names: Sequence[str]
-) -> dict[str, tuple[torch.LongTensor, torch.LongTensor]]:
+def load_relations(data: DatasetFolder, names: Sequence[str]) -> dict[str, tuple[torch.LongTensor, torch.LongTensor]]:
     """Return the pairs of item and group of each relation that the folder has.
 
     Training bundles are numbered in the order of their sorted ids. They are left out if the folder has no cross-fitted

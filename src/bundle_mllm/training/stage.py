@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import SFTConfig, SFTTrainer
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from bundle_mllm.data.cross_fitted import CrossFitted
 from bundle_mllm.data.files import atomic_path
@@ -25,7 +26,7 @@ from bundle_mllm.evaluation.scoring import score_questions
 from bundle_mllm.training.alignment import align_items, align_words
 from bundle_mllm.training.config import StageConfig
 from bundle_mllm.training.cross_fitting import versions_of_items
-from bundle_mllm.training.dataset import batch_by_length, check_lengths, training_dataset
+from bundle_mllm.training.dataset import IGNORED, batch_by_length, check_lengths, training_dataset
 from bundle_mllm.training.trainable import load_trainable, make_trainable, merge_lora, save_trainable
 
 if TYPE_CHECKING:
@@ -158,13 +159,33 @@ def _trainer(
         max_length=None,  # a prompt is never cut; the processor refuses one that is too long
         dataset_kwargs={"skip_prepare_dataset": True},  # tokenized on the fly
     )
+    tokenizer = processor.tokenizer
+    padding = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id  # as TRL chooses
     return SFTTrainer(
         model=make_trainable(model, stage.trains, stage.lora, seed=seed),
         args=arguments,
         train_dataset=training_dataset(questions, processor, shows_items=stage.shows_items, versions=versions),
-        processing_class=processor.tokenizer,
+        processing_class=tokenizer,
+        data_collator=AnswerCollator(pad_token_id=padding),
         callbacks=[KeepBest(processor, validation_questions, folder)],
     )
+
+
+class AnswerCollator(DataCollatorForLanguageModeling):
+    """TRL's collator, which also says which positions the loss falls on: the head reads no other.
+
+    Without a GPU TRL scores every position of a prompt over the whole vocabulary and throws most of it away.
+    """
+
+    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        """Pad a batch, and add `positions_to_keep` and their `shift_labels`, [batch, kept]."""
+        batch = super().torch_call(examples)
+        labels = batch["labels"][:, 1:]
+        is_scored = labels != IGNORED
+        kept = int(is_scored.sum(dim=1).max())
+        batch["positions_to_keep"] = (~is_scored).long().argsort(dim=1, stable=True)[:, :kept]
+        batch["shift_labels"] = labels.gather(1, batch["positions_to_keep"])
+        return batch
 
 
 class KeepBest(TrainerCallback):

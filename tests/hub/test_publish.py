@@ -265,3 +265,4 @@ def test_a_model_that_holds_a_user_log_is_published_only_when_told_to(tiny_data,
         publish(tmp_path / "model", "acme/logs", **settings)
     assert not (tmp_path / "hub").exists()
     assert publish(tmp_path / "model", "acme/logs", share_user_log=True, **settings).verification
+    assert "60 pairs of item and user" in (tmp_path / "hub" / "README.md").read_text()

@@ -166,6 +166,8 @@ def render_model_card(
         or escape_markdown(_data_name(record) or "not published"),
         num_items=config.get("num_items", 0),
         modalities=config.get("modalities") or {},
+        matching=config.get("matching_hidden_size") is not None,
+        relations=config.get("relations") or {},
         dtype=str(config.get("dtype") or "float32"),
         license_text="not stated; those of base model and data apply" if license == LICENSE_UNKNOWN else license,
         example=_example(model_dir),

@@ -174,8 +174,8 @@ class BundleMLLMItemCatalog(nn.Module):
         self,
         features: dict[str, torch.Tensor],
         present: dict[str, torch.Tensor] | None,
-        relations: dict[str, tuple[torch.LongTensor, torch.LongTensor]] | None,
         dtype: torch.dtype,
+        relations: dict[str, tuple[torch.LongTensor, torch.LongTensor]] | None = None,
     ):
         """Replace all rows; see `BundleMLLMModel.set_catalog`."""
         if not features:

@@ -187,7 +187,7 @@ class BundleMLLMModel(BundleMLLMPreTrainedModel):
                 "fit_statistics=True, but the configuration has standardize_features=False, so the statistics would "
                 "not be used: set standardize_features=True when the model is created, or drop fit_statistics."
             )
-        self.catalog.replace(features, present, relations, self.fusion.no_features.weight.dtype)
+        self.catalog.replace(features, present, self.fusion.no_features.weight.dtype, relations)
         self.config.num_items, self.config.items_hash = self.catalog.num_items, None
         self.config.relations = {name: len(relation.groups) for name, relation in self.catalog.relations.items()}
         if fit_statistics:

@@ -12,8 +12,10 @@ import torch
 
 from bundle_mllm.data.cross_fitted import is_current
 from bundle_mllm.data.folder import DatasetFolder
+from bundle_mllm.encoders.cross_fitting import edges
+from bundle_mllm.training.cross_fitting import MODALITY as BUNDLE_ITEM
 
-BUNDLE_ITEM, USER_ITEM = "bundle_item", "user_item"
+USER_ITEM = "user_item"
 MAX_GROUPS = 512
 """Of an item in more groups the smallest are kept, which tell most: the cost of a question has a bound."""
 
@@ -34,8 +36,8 @@ def load_relations(data: DatasetFolder, names: Sequence[str]) -> dict[str, tuple
     found = {}
     if BUNDLE_ITEM in names and is_current(data.path / "features", BUNDLE_ITEM):
         bundles = sorted(data.bundles.train, key=lambda bundle: bundle.bundle_id)
-        rows = [np.array(data.catalog.rows(bundle.items), dtype=np.int64) for bundle in bundles]
-        found[BUNDLE_ITEM] = (np.concatenate(rows), np.repeat(np.arange(len(rows)), [len(items) for items in rows]))
+        groups, rows = edges([np.array(data.catalog.rows(bundle.items)) for bundle in bundles])
+        found[BUNDLE_ITEM] = (rows, groups)
     if USER_ITEM in names and data.interactions is not None and len(data.interactions):
         found[USER_ITEM] = (data.interactions.rows, data.interactions.user_index)
     return {name: _smallest_groups(*pairs) for name, pairs in found.items()}

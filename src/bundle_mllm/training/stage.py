@@ -111,12 +111,12 @@ def choose_backbone_weight(
         weights: What to choose from; none keeps what the model has.
 
     Returns:
-        The mean log-likelihood of the answers under each weight, as text.
+        The mean log-likelihood of the answers, by the weight written as text.
     """
     found = {}
     for weight in weights:
         model.config.backbone_weight = weight
-        found[weight] = log_likelihood(score_questions(model, processor, questions, progress=False))
+        found[weight] = log_likelihood(score_questions(model, processor, questions))
     if found:
         model.config.backbone_weight = max(found, key=found.__getitem__)
     return {str(weight): round(value, 4) for weight, value in found.items()}

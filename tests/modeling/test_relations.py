@@ -147,9 +147,56 @@ def _order(model):
 
 def test_pairs_count_once_and_rows_beyond_the_catalog_are_in_no_group():
     relation = BundleMLLMRelation(3, 0)
-    relation.replace(torch.tensor([2, 0, 2, 2]), torch.tensor([1, 1, 0, 1]), 3)
+    relation.replace(3, torch.tensor([2, 0, 2, 2]), torch.tensor([1, 1, 0, 1]))
     owner, group, size = relation.gather(torch.tensor([2, 3, 0, 9, 1]))
     assert (owner.tolist(), group.tolist(), size.tolist()) == ([0, 0, 2], [0, 1, 1], [1, 2, 2])
+
+
+def test_items_of_one_node_are_in_the_same_groups_and_items_of_none_in_none():
+    relation = BundleMLLMRelation(4, 0)
+    edges = (torch.tensor([0, 1, 1]), torch.tensor([0, 0, 2]), torch.tensor([1, -1, 0, 1]))
+    relation.replace(4, *edges)
+    owner, group, size = relation.gather(torch.tensor([0, 1, 2, 3, 4]))
+    assert (owner.tolist(), group.tolist(), size.tolist()) == ([0, 0, 2, 3, 3], [0, 2, 0, 0, 2], [2, 1, 2, 2, 1])
+    assert all(torch.equal(*pair) for pair in zip(relation.edges(), edges, strict=True))
+    with pytest.raises(ValueError, match="one node per item"):
+        relation.replace(4, *edges[:2], torch.tensor([1, -1, 0]))
+    with pytest.raises(ValueError, match="one node per item"):
+        relation.replace(4, *edges[:2], torch.tensor([1, -1, 0, 4]))
+
+
+@torch.no_grad()
+def test_bundles_of_categories_are_compared_without_popularity_and_go_with_those_of_items():
+    """Items 0 and 3 are of one category, 1 of another, 5 of none."""
+    processor = make_processor(marks_options=True, max_length=512)
+    model = make_model(
+        separator_token_id=processor.separator_token_id,
+        standardize_features=True,
+        matching_hidden_size=8,
+        modalities=MODALITIES | {"bundle_item": 3},
+        relations={"bundle_category": 0},
+        **processor.matching_fields(),
+    )
+    features = make_features() | {"bundle_item": torch.randn(8, 3)}
+    category = torch.tensor([0, 1, 1, 0, 1, -1, 0, 1])
+    pairs = (torch.tensor([0, 1, 0, 1]), torch.tensor([0, 0, 1, 2]), category)
+    present = {"bundle_item": torch.zeros(8, dtype=torch.bool)}  # a cold item's category is known all the same
+    model.set_catalog(features, present, fit_statistics=True, relations={"bundle_category": pairs})
+
+    def compared():
+        rows, *where = places([([0], [1, 3, 5])])
+        return model.model.compare(rows, model.model.catalog.gather(rows)[1], *where)
+
+    by_hand = [[2**-0.5 / 2, 1.0, 0.0], [(2**-0.5 + 1) / 2, 1.0, 0.0], [0.0, 0.0, 0.0]]
+    assert torch.allclose(compared(), torch.tensor(by_hand), atol=1e-6)
+    with only(model, processor, list(MODALITIES)):
+        assert not compared().any()
+    before = compared()
+    with shuffled(model, processor, seed=0):
+        assert not torch.equal(compared(), before)
+        nodes = model.model.catalog.relations["bundle_category"].node_of_item
+        assert sorted(nodes.tolist()) == sorted(category.tolist())
+    assert torch.equal(compared(), before)
 
 
 def test_what_no_item_or_no_model_has_is_refused():

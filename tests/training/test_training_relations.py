@@ -11,11 +11,11 @@ from bundle_mllm.data import DatasetFolder, make_questions, sample_training_ques
 from bundle_mllm.encoders import encode_folder
 from bundle_mllm.evaluation.metrics import log_likelihood
 from bundle_mllm.evaluation.scoring import score_questions
-from bundle_mllm.training import relations
+from bundle_mllm.training import alignment, relations
 from bundle_mllm.training.alignment import align_items
 from bundle_mllm.training.backbone import build_model
 from bundle_mllm.training.config import default_run
-from bundle_mllm.training.cross_fitting import load_versions, versions_of_items
+from bundle_mllm.training.cross_fitting import held_out_bundles, load_versions, versions_of_items
 from bundle_mllm.training.relations import load_relations
 from bundle_mllm.training.stage import choose_backbone_weight
 
@@ -55,6 +55,8 @@ def data(path):
 
 def build(data, tmp_path, **fields):
     run = default_run("scratch", data=data.path, output_dir=tmp_path)
+    if "relations" in fields:
+        run = dataclasses.replace(run, relations=fields.pop("relations"))
     return build_model(dataclasses.replace(run, fusion=dataclasses.replace(run.fusion, **fields)), data)
 
 
@@ -79,6 +81,93 @@ def test_a_popular_item_keeps_its_smallest_groups(data, monkeypatch):
         all_groups, kept = everything[1][everything[0] == row], groups[rows == row]
         assert len(kept) == min(2, len(all_groups))
         assert sorted(sizes[kept].tolist()) == sorted(sizes[all_groups].tolist())[: len(kept)]
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory):
+    """24 titled items of three categories, one of them in none; shirts go with shoes."""
+    folder = tmp_path_factory.mktemp("shop")
+    kinds = ("Shirt", "Shoes", "Hat")
+    items = [{"item_id": f"i{n}", "title": f"red thing {n}", "category": kinds[n % 3]} for n in range(24)]
+    items[23] = {"item_id": "i23", "title": "RED, red socks"}
+    (folder / "items.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
+    bundles = [
+        {"bundle_id": f"b{n}", "items": [f"i{n % 21}", f"i{(n + 1) % 21}"], "split": "test" if n % 7 == 3 else "train"}
+        for n in range(70)
+    ]
+    (folder / "bundles.jsonl").write_text("".join(json.dumps(bundle) + "\n" for bundle in bundles))
+    encode_folder(folder, relational=["bundle_item:svd"], textual="tfidf")
+    return DatasetFolder.open(folder)
+
+
+def test_words_are_those_of_texts_and_bundles_of_a_category_are_those_of_its_items(shop):
+    found = load_relations(shop, ("bundle_category", "bundle_item", "textual"))
+    rows, groups = found["textual"]
+    of_word = {number: set(rows[groups == number].tolist()) for number in set(groups.tolist())}
+    everything = set(range(24))
+    assert len(of_word) == 2 + 23 + 1 + 3  # red, thing; numbers; socks; categories
+    assert everything in of_word.values()  # red
+    assert everything - {23} in of_word.values()  # thing
+    assert {n for n in range(24) if n % 3 == 1} in of_word.values()  # shoes
+    rows, groups = found["bundle_item"]
+    nodes, bundles, category = found["bundle_category"]
+    assert category.tolist() == [{0: 1, 1: 2, 2: 0}[n % 3] for n in range(23)] + [-1]  # Hat, Shirt, Shoes
+    expected = {(int(category[row]), int(group)) for row, group in zip(rows, groups, strict=True)}
+    assert set(zip(nodes.tolist(), bundles.tolist(), strict=True)) == expected
+    assert set(load_relations(shop, ("textual",))) == {"textual"}
+
+
+def test_a_question_does_not_see_its_folds_bundles_by_way_of_the_category(shop, tmp_path):
+    model, _ = build(shop, tmp_path)
+    assert list(model.config.relations) == ["bundle_category", "bundle_item", "textual"]
+    versions = load_versions(shop, model.config.modalities)
+    train = sorted(shop.bundles.train, key=lambda bundle: bundle.bundle_id)
+    rows, fold = torch.arange(24), 1
+    with versions_of_items(model, versions):
+        catalog = model.model.catalog
+        found = catalog.gather_edges(rows + (fold + 1) * 24, catalog.gather(rows)[1])["bundle_category"]
+    in_fold = {n for n, bundle in enumerate(train) if versions.fold_of_bundle[bundle.bundle_id] == fold}
+    assert in_fold and set(found[1].tolist()) == set(range(len(train))) - in_fold
+    assert 23 not in found[0].tolist()
+
+
+def test_a_fifth_of_the_bundles_is_held_out_with_or_without_versions(shop):
+    versions = load_versions(shop, ["bundle_item"])
+    number = len(shop.bundles.train)
+    for held_out in (held_out_bundles(shop, versions), held_out_bundles(shop, None)):
+        assert held_out < {bundle.bundle_id for bundle in shop.bundles.train}
+        assert 0.1 * number <= len(held_out) <= 0.35 * number
+        assert held_out_bundles(shop, None) == held_out_bundles(shop, None)
+        items = [{*bundle.items} for bundle in shop.bundles.train if bundle.bundle_id in held_out]
+        rest = [{*bundle.items} for bundle in shop.bundles.train if bundle.bundle_id not in held_out]
+        assert not any(bundle in rest for bundle in items)  # copies stay together
+
+
+def test_trust_is_learned_from_held_out_bundles_and_all_else_from_all(data, tmp_path, monkeypatch):
+    model, _ = build(data, tmp_path)
+    questions, held_out = asked(data), held_out_bundles(data, None)
+    matching, seen = model.model.matching, {}
+    batch, minimize = alignment._Asked.batch, alignment._minimize
+
+    def note(self, chosen):
+        seen.setdefault(note.name, set()).update(questions[index].bundle_id for index in chosen)
+        return batch(self, chosen)
+
+    def run(loss, groups, steps, name):
+        note.name = name
+        before = {key: value.clone() for key, value in matching.state_dict().items()}
+        minimize(loss, groups, steps, name)
+        changed = {key for key, value in matching.state_dict().items() if not torch.equal(value, before[key])}
+        assert changed and all(key.startswith("weigh.") == (name == "weighing") for key in changed)
+
+    note.name = "statistics"
+    monkeypatch.setattr(alignment._Asked, "batch", note)
+    monkeypatch.setattr(alignment, "_minimize", run)
+    align_items(model, data.catalog, questions, steps=40, seed=0, held_out=held_out)
+    train = {bundle.bundle_id for bundle in data.bundles.train}
+    assert seen["statistics"] <= held_out and seen["weighing"] == held_out
+    assert seen["matching"] == train - held_out and seen["aligning items"] == train
+    assert hit_rate(model, data, compares=False) > 0.5  # of 6: the features were trained again after weighing
 
 
 def test_only_what_is_wanted_is_read(data, tmp_path):
@@ -117,13 +206,13 @@ def asked(data, **settings):
     return sample_training_questions(data.bundles.train, data.catalog, **settings)
 
 
-def hit_rate(model, data):
+def hit_rate(model, data, **settings):
     hits = []
     for question in make_questions(data.bundles.test, data.catalog, data.bundles, num_candidates=6, seed=0):
         rows = torch.tensor(data.catalog.rows([*question.partial, *question.candidates]))
         places, shown = torch.arange(len(rows)), len(question.partial)
         zeros = torch.zeros_like(places)
-        scores = model.model.match(rows, places[:shown], places[shown:], zeros[:shown], zeros[shown:])
+        scores = model.model.match(rows, places[:shown], places[shown:], zeros[:shown], zeros[shown:], **settings)
         hits.append(int(scores.argmax()) == question.answer_index)
     return float(np.mean(hits))
 

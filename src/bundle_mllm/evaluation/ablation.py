@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from bundle_mllm.errors import BundleMLLMError
+from bundle_mllm.modeling.configuration_bundle_mllm import BUNDLE_CATEGORY
 from bundle_mllm.modeling.processing_bundle_mllm import BundleMLLMProcessor
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 TITLES = "titles"
 """What titles are called among the modalities."""
+KNOWN_FROM = {BUNDLE_CATEGORY: "bundle_item"}
+"""What must be kept for a relation that is no modality."""
 
 
 def ablations(sources: Sequence[str]) -> dict[str, tuple[str, ...]]:
@@ -68,6 +71,7 @@ def only(
     with restored(model):
         features, present, relations = _rows(model)
         present = {name: mask & (name in kept) for name, mask in present.items()}
+        relations = {name: edges for name, edges in relations.items() if KNOWN_FROM.get(name, name) in kept}
         model.set_catalog(features, present, relations=relations)
         yield model, processor if TITLES in kept else without_titles(processor)
 
@@ -91,7 +95,7 @@ def shuffle_features(model: BundleMLLMForCausalLM, seed: int) -> None:
     model.set_catalog(
         {name: matrix[rows] for name, matrix in features.items()},
         {name: mask[rows] for name, mask in present.items()},
-        relations={name: (rows.argsort()[items], groups) for name, (items, groups) in relations.items()},
+        relations={name: (*pairs, node_of_item[rows]) for name, (*pairs, node_of_item) in relations.items()},
     )
 
 
@@ -117,10 +121,9 @@ def without_titles(processor: BundleMLLMProcessor) -> BundleMLLMProcessor:
 
 def _rows(
     model: BundleMLLMForCausalLM,
-) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], dict[str, tuple[torch.LongTensor, torch.LongTensor]]]:
-    """Return features and presence mask of each modality, and item and group of each pair of each relation."""
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], dict[str, tuple[torch.LongTensor, ...]]]:
+    """Return features and presence mask of each modality, and each relation's edges, as `set_catalog` takes them."""
     catalog = model.model.catalog
     features = {name: catalog.features[name] for name in catalog.modalities}
-    everything = torch.arange(catalog.num_items, device=catalog.present.device)
-    relations = {name: relation.gather(everything)[:2] for name, relation in catalog.relations.items()}
+    relations = {name: relation.edges() for name, relation in catalog.relations.items()}
     return features, {name: catalog.present[:, column] for column, name in enumerate(catalog.modalities)}, relations

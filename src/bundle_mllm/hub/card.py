@@ -34,6 +34,12 @@ TAGS = ("bundle-mllm", "product-bundling", "recommendation", "multimodal", "cust
 LICENSE_UNKNOWN = "unknown"
 RECORDS = (RECORD, "conversion.json")
 """What says how a model folder was made: by `bundle-mllm train`, or by `bundle-mllm convert`."""
+PAIR_NAMES = {
+    "user_item": "item and user",
+    "bundle_item": "item and training bundle",
+    "bundle_category": "category and training bundle",
+    "textual": "item and word",
+}
 _LICENSE = re.compile(r"[a-z0-9][a-z0-9.\-]*")
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~$&])")
 
@@ -168,6 +174,7 @@ def render_model_card(
         modalities=config.get("modalities") or {},
         matching=config.get("matching_hidden_size") is not None,
         relations=config.get("relations") or {},
+        pair_names=PAIR_NAMES,
         dtype=str(config.get("dtype") or "float32"),
         license_text="not stated; those of base model and data apply" if license == LICENSE_UNKNOWN else license,
         example=_example(model_dir),

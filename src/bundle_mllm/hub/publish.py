@@ -188,8 +188,8 @@ def _check_no_user_log(source: Path) -> None:
     if pairs:
         raise BundleMLLMError(
             f"{source} holds the {pairs} pairs of user and item of your interactions table (users by number, without "
-            "ids), and whoever downloads it can read who met what: train with --fusion.relations bundle_item to leave "
-            "them out, or add --share-user-log."
+            "ids), and whoever downloads it can read who met what: train with --relations bundle_category "
+            "bundle_item textual to leave them out, or add --share-user-log."
         )
 
 

@@ -27,6 +27,8 @@ CUSTOM_PIPELINES = {
 # With the package installed the pipeline registry serves the task; a config that carries `custom_pipelines` would
 # demand `trust_remote_code=True` all the same. Only code that was loaded from a repository needs the entry.
 _IS_REMOTE_CODE = __name__.startswith("transformers_modules.")
+BUNDLE_CATEGORY = "bundle_category"
+"""The relation that is no modality: the bundles that any item of an item's category is in."""
 _MODALITY_NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
 
 
@@ -67,17 +69,17 @@ class BundleMLLMConfig(PreTrainedConfig):
             Width of the vectors that `BundleMLLMMatching` compares; without one there is no matching (ours). It needs
             `standardize_features`, `option_separator_token_id`, `answer_token_ids` and `answer_distance`.
         relations (`dict[str, int]`, *optional*, defaults to no relation):
-            The modalities of which the catalog also knows the groups (bundles, users) that each item is in, and the
-            number of such pairs; the matching compares items by the groups they share. `set_catalog` keeps the numbers
-            up to date.
+            The modalities of which the catalog also knows the groups (bundles, users, words) of each item, and the
+            number of such pairs; "bundle_category" (the bundles of all items of its category) may be among them. The
+            matching compares items by the groups they share. `set_catalog` keeps the numbers up to date.
         backbone_weight (`float`, *optional*, defaults to 0.25):
             With a matching, the power of the backbone's probabilities in the product of the two: by itself a small
             backbone is surer of its answers than it should be.
         matching_dropout (`float`, *optional*, defaults to 0.1):
             Dropout of the matching's features and hidden units.
         matching_relation_dropout (`float`, *optional*, defaults to 0.1):
-            The same for the modalities in `relations`. What a picture or a title goes with can be learned by heart;
-            relations that are cross-fitted cannot, and lose by more dropout.
+            The same for the modalities in `relations`, but for "textual". What a picture or a title goes with can be
+            learned by heart; relations that are cross-fitted cannot, and lose by more dropout.
         item_token_offset (`int`, *optional*, defaults to `1 << 20`):
             First id of the virtual item vocabulary: id `item_token_offset + k` is row `k` of the catalog.
         separator_token_id (`int`, *optional*):
@@ -174,10 +176,11 @@ class BundleMLLMConfig(PreTrainedConfig):
                     "options or read raw features: take the values from the processor's `matching_fields()` and set "
                     "standardize_features=True, or set matching_hidden_size=None."
                 )
-        if self.relations and (self.matching_hidden_size is None or not set(self.relations) <= set(self.modalities)):
+        known = [*self.modalities, BUNDLE_CATEGORY]
+        if self.relations and (self.matching_hidden_size is None or not set(self.relations) <= set(known)):
             raise ValueError(
                 f"relations are {sorted(self.relations)}, which only a matching reads and only of a modality: set "
-                f"matching_hidden_size, name some of {list(self.modalities)}, or leave relations out."
+                f"matching_hidden_size, name some of {known}, or leave relations out."
             )
         if self.num_items < 0:
             raise ValueError(f"num_items is {self.num_items}; a catalog has 0 or more rows: give their number.")

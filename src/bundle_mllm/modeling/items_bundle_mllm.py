@@ -43,33 +43,57 @@ class BundleMLLMTable(nn.Module):
 
 
 class BundleMLLMRelation(nn.Module):
-    """The groups (bundles, users) that each item is in, by number: the exact form of what its features sum up."""
+    """The groups (bundles, users, words) that each item is in, by number: the exact form of what features sum up.
+
+    Items may share a node of the relation, such as their category, and then are in the same groups.
+    """
 
     def __init__(self, num_items: int, num_edges: int):
         super().__init__()
+        self.register_buffer("node_of_item", torch.arange(num_items, dtype=torch.int32))
         self.register_buffer("offsets", torch.zeros(num_items + 1, dtype=torch.long))
         self.register_buffer("groups", torch.zeros(num_edges, dtype=torch.int32))
         self.register_buffer("sizes", torch.ones(num_edges, dtype=torch.int32))
 
-    def replace(self, rows: torch.LongTensor, groups: torch.LongTensor, num_items: int) -> None:
+    def replace(
+        self,
+        num_items: int,
+        nodes: torch.LongTensor,
+        groups: torch.LongTensor,
+        node_of_item: torch.LongTensor | None = None,
+    ) -> None:
         """Replace all edges.
 
         Args:
-            rows: [num_edges] row of the item of each edge.
-            groups: [num_edges] number of the group, from 0.
             num_items: Length of the catalog.
+            nodes: [num_edges] node of each edge: the row of an item, unless `node_of_item` is given.
+            groups: [num_edges] number of the group, from 0.
+            node_of_item: [num_items] the node that stands for each item, -1 for none.
         """
-        if rows.shape != groups.shape or (len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < num_items):
+        if node_of_item is None:
+            node_of_item = torch.arange(num_items)
+        if nodes.shape != groups.shape or (len(nodes) and not 0 <= int(nodes.min()) <= int(nodes.max()) < num_items):
             raise ValueError(
-                f"a relation has {len(rows)} rows and {len(groups)} groups for {num_items} items, so some edges have "
+                f"a relation has {len(nodes)} rows and {len(groups)} groups for {num_items} items, so some edges have "
                 "no item: give one catalog row per group, from 0 to the number of items less one."
             )
+        if node_of_item.shape != (num_items,) or bool(((node_of_item < -1) | (node_of_item >= num_items)).any()):
+            raise ValueError(
+                f"node_of_item has shape {list(node_of_item.shape)} for {num_items} items, or names a node outside "
+                "-1 … num_items - 1, so some items would have another's groups: give one node per item."
+            )
         device = self.offsets.device
-        edges = torch.stack([rows, groups]).unique(dim=1).to(device)  # sorted by item; repeated pairs count once
+        self.node_of_item = node_of_item.to(device=device, dtype=torch.int32)
+        edges = torch.stack([nodes, groups]).unique(dim=1).to(device)  # sorted by node; repeated pairs count once
         self.offsets = torch.zeros(num_items + 1, dtype=torch.long, device=device)
         self.offsets[1:] = edges[0].bincount(minlength=num_items).cumsum(0)
         self.groups = edges[1].int()
         self.sizes = edges[1].bincount()[edges[1]].int() if edges.shape[1] else edges[1].int()
+
+    def edges(self) -> tuple[torch.LongTensor, torch.LongTensor, torch.LongTensor]:
+        """Return node and group of all edges [num_edges], and the node of each item, as `replace` takes them."""
+        nodes = torch.arange(len(self.offsets) - 1, device=self.offsets.device)
+        return nodes.repeat_interleave(self.offsets.diff()), self.groups.long(), self.node_of_item.long()
 
     def gather(self, rows: torch.LongTensor) -> tuple[torch.LongTensor, torch.LongTensor, torch.LongTensor]:
         """Read the edges of the given rows, and no other; a row beyond the catalog has none.
@@ -80,9 +104,13 @@ class BundleMLLMRelation(nn.Module):
         Returns:
             [num_edges] each: index below n (rising), group, and number of items in the group.
         """
-        last = len(self.offsets) - 1
-        first, end = self.offsets[rows.clamp(max=last)], self.offsets[(rows + 1).clamp(max=last)]
-        owner, edge = expand(first, end - first)
+        num_items = len(self.node_of_item)
+        if num_items == 0:
+            rows = rows[:0]
+        node = self.node_of_item[rows.clamp(max=num_items - 1)].long()
+        node = torch.where(rows < num_items, node, -1)
+        first, end = self.offsets[node.clamp(min=0)], self.offsets[node + 1]
+        owner, edge = expand(first, torch.where(node < 0, 0, end - first))
         return owner, self.groups[edge].long(), self.sizes[edge].long()
 
 
@@ -143,13 +171,14 @@ class BundleMLLMItemCatalog(nn.Module):
 
         Args:
             rows: [n] rows of the catalog; rows beyond it are in no group.
-            present: [n, num_modalities]; an item whose modality is absent is in no group.
+            present: [n, num_modalities]; an item whose modality is absent is in none of its groups.
         """
         edges, columns = {}, list(self.modalities)
         for name, relation in self.relations.items():
-            found = relation.gather(rows)
-            kept = present[found[0], columns.index(name)]
-            edges[name] = tuple(values[kept] for values in found)
+            edges[name] = relation.gather(rows)
+            if name in columns:
+                kept = present[edges[name][0], columns.index(name)]
+                edges[name] = tuple(values[kept] for values in edges[name])
         return edges
 
     def _check_extra_items(self, extra_items: dict) -> tuple[dict[str, torch.Tensor], torch.BoolTensor]:
@@ -175,7 +204,7 @@ class BundleMLLMItemCatalog(nn.Module):
         features: dict[str, torch.Tensor],
         present: dict[str, torch.Tensor] | None,
         dtype: torch.dtype,
-        relations: dict[str, tuple[torch.LongTensor, torch.LongTensor]] | None = None,
+        relations: dict[str, tuple[torch.LongTensor, ...]] | None = None,
     ):
         """Replace all rows; see `BundleMLLMModel.set_catalog`."""
         if not features:
@@ -215,7 +244,7 @@ class BundleMLLMItemCatalog(nn.Module):
             )
         nothing = torch.zeros(0, dtype=torch.long)
         for name, relation in self.relations.items():
-            relation.replace(*(relations or {}).get(name, (nothing, nothing)), num_items)
+            relation.replace(num_items, *(relations or {}).get(name, (nothing, nothing)))
 
 
 class BundleMLLMFeatureMLP(nn.Module):

@@ -7,11 +7,12 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from .configuration_bundle_mllm import BundleMLLMConfig
+from .configuration_bundle_mllm import BUNDLE_CATEGORY, BundleMLLMConfig
 from .items_bundle_mllm import expand
 
-NUM_SHARED = 3
-"""What is compared of each relation."""
+OF_CONTENT = (BUNDLE_CATEGORY, "textual")
+"""Relations that follow from what an item is rather than from who met it. The number of its groups says nothing of it,
+and would only set apart items that come later, which have none."""
 
 
 class BundleMLLMMatchingLinear(nn.Linear):
@@ -44,7 +45,8 @@ class BundleMLLMMatching(nn.Module):
 
     where `x_m` are the standardized features of modality m, and `t` and `w` are learned: two towers, as in retrieval,
     beside the plain likeness of features. With relations, a small MLP of this score and of what `compare` tells of the
-    groups that option and partial bundle share, exactly, is added to it.
+    groups that option and partial bundle share, exactly, is added to it. It is trained after the rest, on bundles that
+    the rest has not seen (stacking; Wolpert, 1992): on bundles that it has, the score looks surer than it is.
 
     The log-probabilities among the K options of a question, plus log K, are added to `backbone_weight` times the
     logits of their letters, so that the answer is a product of two experts, the backbone and the matching. This is
@@ -61,12 +63,13 @@ class BundleMLLMMatching(nn.Module):
         self.width = width
         self.maps = nn.ModuleDict()
         for name, dim in config.modalities.items():
-            dropout = config.matching_relation_dropout if name in config.relations else config.matching_dropout
+            is_met = name in config.relations and name not in OF_CONTENT
+            dropout = config.matching_relation_dropout if is_met else config.matching_dropout
             self.maps[name] = BundleMLLMFeatureMap(dim, 2 * width + 1, dropout, config)
         self.temperature = nn.Parameter(torch.empty(1))
         self.likeness = nn.Parameter(torch.empty(len(self.maps)))
         self.register_buffer("letters", torch.empty(len(config.answer_token_ids), embedding_size))
-        num_shared = NUM_SHARED * len(config.relations) + 1
+        num_shared = 1 + sum(2 if name in OF_CONTENT else 3 for name in config.relations)
         self.register_buffer("shared_mean", torch.zeros(num_shared))
         self.register_buffer("shared_std", torch.ones(num_shared))
         self.weigh = None
@@ -96,7 +99,7 @@ class BundleMLLMMatching(nn.Module):
         self,
         features: dict[str, torch.Tensor],
         present: torch.BoolTensor,
-        shared: torch.Tensor,
+        shared: torch.Tensor | None,
         shown: torch.LongTensor,
         options: torch.LongTensor,
         question_of_shown: torch.LongTensor,
@@ -107,7 +110,7 @@ class BundleMLLMMatching(nn.Module):
         Args:
             features: [n, width] of each modality, standardized.
             present: [n, num_modalities]
-            shared: [num_options, num_shared], what `compare` returned.
+            shared: [num_options, num_shared], what `compare` returned; `None` for the score of features alone.
             shown: [num_shown] indices below n: the items of all partial bundles.
             options: [num_options] indices below n: the options of all questions.
             question_of_shown: [num_shown] number of the question.
@@ -134,7 +137,7 @@ class BundleMLLMMatching(nn.Module):
             unit = functional.normalize(features[name].float(), dim=-1) * present[:, column, None]
             likeness = (gather(unit) / counts * unit[options]).sum(dim=-1)
             scores = scores + self.likeness[column].float() * likeness
-        if self.weigh is None:
+        if shared is None:
             return scores
         shared = (shared - self.shared_mean.float()) / self.shared_std.float()
         inputs = torch.cat([shared, scores.unsqueeze(-1)], dim=-1)
@@ -158,7 +161,8 @@ class BundleMLLMMatching(nn.Module):
             max_{g in G_c} |P in g| / |P|,
 
         that is, its popularity, its likeness to the shown items (as in item-based nearest neighbors) and the likeness
-        of the group that is most like the partial bundle (as in user-based ones); last, log |P|.
+        of the group that is most like the partial bundle (as in user-based ones); last, log |P|. Relations in
+        `OF_CONTENT` lack the first.
 
         Args:
             edges: What `gather_edges` returned for n items.
@@ -174,7 +178,7 @@ class BundleMLLMMatching(nn.Module):
         num_options = len(options)
         num_shown = question_of_shown.bincount(minlength=int(question_of_option.max()) + 1)[question_of_option]
         num_shown, columns = num_shown.clamp(min=1).float(), []
-        for owner, group, size in edges.values():
+        for name, (owner, group, size) in edges.items():
             degree = owner.bincount(minlength=num_items)  # [n]
             first = degree.cumsum(0) - degree
 
@@ -191,8 +195,13 @@ class BundleMLLMMatching(nn.Module):
             zeros = norm.new_zeros(num_options)
             alike = zeros.index_add(0, place, weight[found] * of_group) * norm[options]
             most = zeros.scatter_reduce(0, place, count[found], "amax")
-            columns += [degree[options].float().log1p(), alike / num_shown, most / num_shown]
+            columns += [] if name in OF_CONTENT else [degree[options].float().log1p()]
+            columns += [alike / num_shown, most / num_shown]
         return torch.stack([*columns, num_shown.log()], dim=-1)
+
+    def feature_parameters(self) -> list[nn.Parameter]:
+        """Return all parameters but those of the MLP that weighs their score."""
+        return [parameter for name, parameter in self.named_parameters() if not name.startswith("weigh.")]
 
     @torch.no_grad()
     def fit_statistics(self, shared: torch.Tensor) -> None:

@@ -165,7 +165,7 @@ class BundleMLLMModel(BundleMLLMPreTrainedModel):
         features: dict[str, torch.Tensor],
         present: dict[str, torch.Tensor] | None = None,
         fit_statistics: bool = False,
-        relations: dict[str, tuple[torch.LongTensor, torch.LongTensor]] | None = None,
+        relations: dict[str, tuple[torch.LongTensor, ...]] | None = None,
     ) -> None:
         """Replace the rows of the item catalog. New items are new rows; nothing is resized or retrained.
 
@@ -175,8 +175,10 @@ class BundleMLLMModel(BundleMLLMPreTrainedModel):
             present: [num_items] of each modality, true where an item has it. All true where left out.
             fit_statistics: Also set the mean and standard deviation used by `standardize_features`. Leave it off when
                 a trained model gets new items.
-            relations: Of each of `config.relations` the row and the number of the group (bundle, user) of each pair,
-                [num_pairs] both. Items of a relation that is left out are in no group.
+            relations: Of each of `config.relations` the row and the number of the group (bundle, user, word) of each
+                pair, [num_pairs] both. Where items share their groups (as those of a category do), the pairs hold
+                numbers of nodes instead, and a third tensor [num_items] the node of each item, -1 for none. Items of a
+                relation that is left out are in no group.
 
         Raises:
             ValueError: An unknown modality or relation, a wrong shape, a value that is not finite in a present row, or
@@ -232,21 +234,26 @@ class BundleMLLMModel(BundleMLLMPreTrainedModel):
         return embeds
 
     def match(
-        self, rows: torch.LongTensor, *places: torch.LongTensor, extra_items: dict | None = None
+        self,
+        rows: torch.LongTensor,
+        *places: torch.LongTensor,
+        extra_items: dict | None = None,
+        compares: bool = True,
     ) -> torch.Tensor:
-        """Score options by their features alone; see `BundleMLLMMatching.forward`.
+        """Score options by their features and groups, without the backbone; see `BundleMLLMMatching.forward`.
 
         Args:
             rows: [n] rows of the catalog (then of `extra_items`).
             *places: `shown`, `options`, `question_of_shown` and `question_of_option`, of indices below n.
             extra_items: See `forward`.
+            compares: Whether shared groups count, too, where the model has relations.
 
         Returns:
             [num_options] float32, log-probabilities among the options of a question.
         """
         rows = rows.to(self.catalog.present.device)
         features, present = self.catalog.gather(rows, extra_items)
-        shared = self.compare(rows, present, *places)
+        shared = self.compare(rows, present, *places) if compares and self.config.relations else None
         scores = self.matching(self.fusion.prepare(features, present), present, shared, *places)
         return log_softmax_by(scores, places[3])
 

@@ -11,7 +11,7 @@ it is what fusion and projector make of its features. The layers of the scratch 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -91,11 +91,15 @@ def align_items(
     steps: int,
     seed: int,
     versions: CrossFitted | None = None,
+    held_out: Collection[str] = (),
 ) -> None:
     """Train fusion, projector and matching in place to answer questions without the backbone.
 
     The loss is the cross-entropy of the answer among the options, by the cosine of the projected items with the mean
     of the partial bundle (temperature 0.1), and, where the model has a matching, by its scores as well.
+
+    How far the matching is to trust these scores beside shared groups is learned before, by stacking: it is trained
+    without the bundles that are held out, then `weigh` on them alone, and then the rest begins again with all bundles.
 
     Args:
         model: Its catalog holds the features, and those of the versions, if any.
@@ -104,37 +108,58 @@ def align_items(
         steps: Optimizer steps.
         seed: Seed of the batches and of dropout.
         versions: Cross-fitted features of the questions' bundles.
+        held_out: Ids of the bundles that are held out; none: all bundles serve both.
     """
     parts, matching = model.model, model.model.matching
-    groups = [
-        {"params": [*parts.fusion.parameters(), *parts.projector.parameters()], "lr": 1e-3, "weight_decay": 0.01}
-    ]
-    if matching is not None:
-        groups.append({"params": [*matching.parameters()], "lr": 2e-3, "weight_decay": 0.05})
-    for parameter in chain.from_iterable(group["params"] for group in groups):
-        parameter.requires_grad_(True)
-    asked = _Asked(questions, catalog, versions)
-    if matching is not None:
-        rows, *places, _ = asked.batch(range(min(len(questions), FITTED_TO)))
-        matching.fit_statistics(parts.compare(rows, parts.catalog.gather(rows)[1], *places))
+    asked, rng = _Asked(questions, catalog, versions), np.random.default_rng(seed)
 
-    def loss(rows: torch.Tensor, *places: torch.Tensor) -> torch.Tensor:
+    def score(rows: torch.Tensor, *places: torch.Tensor, compares: bool = False) -> torch.Tensor:
+        return -parts.match(rows, *places[:-1], compares=compares)[places[-1]].mean()
+
+    def align(rows: torch.Tensor, *places: torch.Tensor) -> torch.Tensor:
         shown, options, of_shown, of_option, answer = places
         vectors = F.normalize(model.get_item_embeddings(rows).float(), dim=-1)
         bundle = vectors.new_zeros(len(answer), vectors.shape[1]).index_add(0, of_shown, vectors[shown])
         cosines = (F.normalize(bundle, dim=-1)[of_option] * vectors[options]).sum(-1)
         of_cosines = -log_softmax_by(cosines / TEMPERATURE, of_option)[answer].mean()
-        if matching is None:
-            return of_cosines
-        return of_cosines - parts.match(rows, *places[:-1])[answer].mean()
+        return of_cosines if matching is None else of_cosines + score(rows, *places)
 
-    rng = np.random.default_rng(seed)
+    def fit(loss: Callable[..., torch.Tensor], groups: list[dict], steps: int, name: str, among: np.ndarray) -> None:
+        model.requires_grad_(False)
+        for parameter in chain.from_iterable(group["params"] for group in groups):
+            parameter.requires_grad_(True)
+        _minimize(lambda: loss(*asked.batch(rng.choice(among, BATCH_SIZE))), groups, steps, name)
+
+    everything, groups = np.arange(len(questions)), []
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
+        if matching is not None:
+            groups = [{"params": matching.feature_parameters(), "lr": 2e-3, "weight_decay": 0.05}]
+        if matching is not None and matching.weigh is not None:
+            seen, unseen = _part(questions, held_out)
+            rows, *places, _ = asked.batch(unseen[:FITTED_TO])
+            matching.fit_statistics(parts.compare(rows, parts.catalog.gather(rows)[1], *places))
+            begin = [parameter.detach().clone() for parameter in groups[0]["params"]]
+            model.train()
+            fit(score, groups, steps, "matching", seen)
+            model.eval()  # no dropout: what is weighed are the scores as they will be
+            weighing = [{"params": [*matching.weigh.parameters()], "lr": 2e-3, "weight_decay": 0.05}]
+            fit(partial(score, compares=True), weighing, steps // 2, "weighing", unseen)
+            for parameter, value in zip(groups[0]["params"], begin, strict=True):
+                parameter.data.copy_(value)
         model.train()
-        draw = partial(rng.integers, len(questions), size=BATCH_SIZE)
-        _minimize(lambda: loss(*asked.batch(draw())), groups, steps, "aligning items")
+        of_items = [*parts.fusion.parameters(), *parts.projector.parameters()]
+        groups = [{"params": of_items, "lr": 1e-3, "weight_decay": 0.01}, *groups]
+        fit(align, groups, steps, "aligning items", everything)
         model.eval()
+
+
+def _part(questions: Sequence[Question], held_out: Collection[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the indices of questions about other bundles, and about those held out; all twice if one has none."""
+    is_held_out = np.array([question.bundle_id in held_out for question in questions])
+    if is_held_out.all() or not is_held_out.any():
+        return (np.arange(len(questions)),) * 2
+    return (~is_held_out).nonzero()[0], is_held_out.nonzero()[0]
 
 
 class _Asked:
@@ -185,7 +210,7 @@ def _contrast(
 
 def _minimize(loss: Callable[[], torch.Tensor], groups: list[dict[str, Any]], steps: int, name: str) -> None:
     """Take optimizer steps down a loss, each group with its own highest learning rate and weight decay."""
-    optimizer = torch.optim.AdamW(groups)
+    optimizer = torch.optim.AdamW([dict(group) for group in groups])  # it writes into what it is given
     rates = [group["lr"] for group in groups]
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=max(2, steps), pct_start=0.1)
     for _ in tqdm(range(steps), desc=name):

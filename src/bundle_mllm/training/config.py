@@ -109,14 +109,8 @@ class FusionSettings:
     matching_hidden_size: int | None = None
     matching_dropout: float = 0.1
     matching_relation_dropout: float = 0.1
-    relations: tuple[str, ...] = ("bundle_item", "user_item")
-    """Modalities of which the matching also sees the bundles or users themselves, where the data folder has them. The
-    model folder then holds the pairs (users by number): leave out "user_item" if it is to be shared and they are not.
-    """
     backbone_weight: float = 0.25
     """What the checkpoints are chosen with."""
-    backbone_weights: tuple[float, ...] = (0.1, 0.25, 0.5, 1.0)
-    """What the validation questions choose from after the last stage."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +125,12 @@ class RunConfig:
     """Hub name or local folder of a causal LM, or "scratch"."""
     modalities: tuple[str, ...] | None = None
     """Feature files to use, by modality name; all that the data folder holds if not given."""
+    relations: tuple[str, ...] = ("bundle_category", "bundle_item", "textual", "user_item")
+    """Modalities of which a matching also sees the bundles, users or words themselves, where the data folder has them,
+    and the bundles of an item's category. The model folder then holds the pairs (users by number): leave out
+    "user_item" if it is to be shared and they are not."""
+    backbone_weights: tuple[float, ...] = (0.1, 0.25, 0.5, 1.0)
+    """Weights of the backbone beside a matching that the validation questions choose from after the last stage."""
     seed: int = 0
     """Seed of new weights, sampled questions, their order and dropout."""
     max_partial: int = 10

@@ -14,14 +14,20 @@ from transformers.utils import logging
 
 from bundle_mllm.data.cross_fitted import CrossFitted
 from bundle_mllm.data.folder import DatasetFolder
+from bundle_mllm.encoders.cross_fitting import assign_folds
+from bundle_mllm.modeling.configuration_bundle_mllm import BUNDLE_CATEGORY
 from bundle_mllm.modeling.items_bundle_mllm import BundleMLLMItemCatalog
 
 if TYPE_CHECKING:
     from bundle_mllm.modeling.modeling_bundle_mllm import BundleMLLMForCausalLM
 
 logger = logging.get_logger(__name__)
+HELD_OUT = 5
+"""One fold in so many tells the matching how far to trust its scores."""
 MODALITY = "bundle_item"
 """The modality that knows the training bundles."""
+OF_BUNDLES = (MODALITY, BUNDLE_CATEGORY)
+"""The relations whose groups are the training bundles."""
 
 
 def load_versions(data: DatasetFolder, modalities: Sequence[str]) -> CrossFitted | None:
@@ -81,10 +87,10 @@ class VersionedCatalog(BundleMLLMItemCatalog):
     ) -> dict[str, tuple[torch.LongTensor, torch.LongTensor, torch.LongTensor]]:
         """Read the edges of the given rows, but for the bundles of a version's own fold; see the base class."""
         edges = super().gather_edges(rows % len(self.present), present)
-        if self.versioned in edges:
-            owner, group, size = edges[self.versioned]
+        for name in edges.keys() & set(OF_BUNDLES):
+            owner, group, size = edges[name]
             kept = self.fold_of_group[group] != rows[owner] // len(self.present) - 1
-            edges[self.versioned] = owner[kept], group[kept], size[kept]
+            edges[name] = owner[kept], group[kept], size[kept]
         return edges
 
 
@@ -98,6 +104,15 @@ def versions_of_items(model: BundleMLLMForCausalLM, versions: CrossFitted | None
         yield
     finally:
         model.model.catalog = catalog
+
+
+def held_out_bundles(data: DatasetFolder, versions: CrossFitted | None) -> set[str]:
+    """Return the training bundles of every fifth fold, that is, a fifth of them; near-duplicates are not parted."""
+    if versions is not None:
+        fold_of = versions.fold_of_bundle
+    else:
+        fold_of = assign_folds({bundle.bundle_id: bundle.items for bundle in data.bundles.train}, HELD_OUT, seed=0)
+    return {bundle_id for bundle_id, fold in fold_of.items() if fold % HELD_OUT == 0}
 
 
 def row_shift(bundle_id: str, versions: CrossFitted | None, num_items: int) -> int:

@@ -1,4 +1,4 @@
-"""Read who meets which item, for the matching: users of the log, training bundles.
+"""Read who meets which item, for the matching: users of the log, training bundles, words of texts.
 
 Knows nothing about models or how groups are compared.
 """
@@ -13,41 +13,64 @@ import torch
 from bundle_mllm.data.cross_fitted import is_current
 from bundle_mllm.data.folder import DatasetFolder
 from bundle_mllm.encoders.cross_fitting import edges
+from bundle_mllm.encoders.textual import item_text, words
+from bundle_mllm.modeling.configuration_bundle_mllm import BUNDLE_CATEGORY
 from bundle_mllm.training.cross_fitting import MODALITY as BUNDLE_ITEM
 
-USER_ITEM = "user_item"
+USER_ITEM, TEXTUAL = "user_item", "textual"
 MAX_GROUPS = 512
 """Of an item in more groups the smallest are kept, which tell most: the cost of a question has a bound."""
+MAX_GROUPS_OF_CATEGORY = 128
+"""The same for a category, which is in many more bundles than an item is; more of them changed no figure."""
 
 
-def load_relations(data: DatasetFolder, names: Sequence[str]) -> dict[str, tuple[torch.LongTensor, torch.LongTensor]]:
-    """Return the pairs of item and group of each relation that the folder has.
+def load_relations(data: DatasetFolder, names: Sequence[str]) -> dict[str, tuple[torch.LongTensor, ...]]:
+    """Return the pairs of item and group of each relation that the folder has, as `set_catalog` takes them.
 
     Training bundles are numbered in the order of their sorted ids. They are left out if the folder has no cross-fitted
     versions of `bundle_item`: a training question would find its own bundle, and the model would learn nothing else.
 
     Args:
         data: The dataset folder.
-        names: "bundle_item", "user_item"; others have no groups.
+        names: "bundle_category", "bundle_item", "textual", "user_item"; others have no groups.
 
     Returns:
-        By name, row of the item and number of the group, [num_pairs] both.
+        By name, row of the item and number of the group, [num_pairs] both; of `bundle_category` the number of the
+        category and that of the bundle, and the category of each item [num_items], -1 for none.
     """
-    found = {}
-    if BUNDLE_ITEM in names and is_current(data.path / "features", BUNDLE_ITEM):
+    found: dict[str, tuple[torch.LongTensor, ...]] = {}
+    if {BUNDLE_ITEM, BUNDLE_CATEGORY} & set(names) and is_current(data.path / "features", BUNDLE_ITEM):
         bundles = sorted(data.bundles.train, key=lambda bundle: bundle.bundle_id)
         groups, rows = edges([np.array(data.catalog.rows(bundle.items)) for bundle in bundles])
-        found[BUNDLE_ITEM] = (rows, groups)
+        if BUNDLE_ITEM in names:
+            found[BUNDLE_ITEM] = _smallest_groups(rows, groups, MAX_GROUPS)
+        category = _categories(data)
+        known = category[rows] >= 0
+        if BUNDLE_CATEGORY in names and known.any():
+            pairs = _smallest_groups(category[rows][known], groups[known], MAX_GROUPS_OF_CATEGORY)
+            found[BUNDLE_CATEGORY] = (*pairs, torch.from_numpy(category))
+    if TEXTUAL in names:
+        of_items = [sorted(set(words(item_text(item) or ""))) for item in data.catalog]
+        number = {word: index for index, word in enumerate(sorted({word for each in of_items for word in each}))}
+        rows = np.repeat(np.arange(len(of_items)), [len(each) for each in of_items])
+        groups = np.array([number[word] for each in of_items for word in each], dtype=np.int64)
+        found[TEXTUAL] = _smallest_groups(rows, groups, MAX_GROUPS)
     if USER_ITEM in names and data.interactions is not None and len(data.interactions):
-        found[USER_ITEM] = (data.interactions.rows, data.interactions.user_index)
-    return {name: _smallest_groups(*pairs) for name, pairs in found.items()}
+        found[USER_ITEM] = _smallest_groups(data.interactions.rows, data.interactions.user_index, MAX_GROUPS)
+    return found
 
 
-def _smallest_groups(rows: np.ndarray, groups: np.ndarray) -> tuple[torch.LongTensor, torch.LongTensor]:
-    """Drop, of each item, all but its `MAX_GROUPS` smallest groups."""
+def _categories(data: DatasetFolder) -> np.ndarray:
+    """Return the number of each item's category among the sorted ones, -1 for none."""
+    number = {category: index for index, category in enumerate(sorted(set(data.catalog.categories) - {None}))}
+    return np.array([number.get(category, -1) for category in data.catalog.categories], dtype=np.int64)
+
+
+def _smallest_groups(rows: np.ndarray, groups: np.ndarray, number: int) -> tuple[torch.LongTensor, torch.LongTensor]:
+    """Drop, of each row, all but so many of its smallest groups."""
     rows, groups = np.unique(np.stack([rows, groups]), axis=1)
     order = np.lexsort((groups, np.bincount(groups)[groups], rows))
     rows, groups = rows[order], groups[order]
-    first = np.searchsorted(rows, rows)  # of the item's edges
-    kept = np.arange(len(rows)) - first < MAX_GROUPS
+    first = np.searchsorted(rows, rows)  # of the row's edges
+    kept = np.arange(len(rows)) - first < number
     return torch.from_numpy(rows[kept].astype(np.int64)), torch.from_numpy(groups[kept].astype(np.int64))

@@ -108,7 +108,7 @@ def _run_stages(config: RunConfig, data: DatasetFolder, record: dict[str, Any]) 
                 _write_record(out, record)
             if stage.max_steps and stage.shows_items and model.model.matching is not None and validation:
                 record["backbone_weights"] = choose_backbone_weight(
-                    model, processor, validation, config.fusion.backbone_weights
+                    model, processor, validation, config.backbone_weights
                 )
                 _write_record(out, record)
             with new_folder(folder / "model") as temporary:

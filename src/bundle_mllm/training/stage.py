@@ -25,7 +25,7 @@ from bundle_mllm.evaluation.metrics import compute_metrics, log_likelihood
 from bundle_mllm.evaluation.scoring import score_questions
 from bundle_mllm.training.alignment import align_items, align_words
 from bundle_mllm.training.config import StageConfig
-from bundle_mllm.training.cross_fitting import versions_of_items
+from bundle_mllm.training.cross_fitting import held_out_bundles, versions_of_items
 from bundle_mllm.training.dataset import IGNORED, batch_by_length, check_lengths, training_dataset
 from bundle_mllm.training.trainable import load_trainable, make_trainable, merge_lora, save_trainable
 
@@ -76,7 +76,16 @@ def run_stage(
     with versions_of_items(model, versions):
         steps = stage.alignment_steps
         if steps and stage.shows_items:
-            align_items(model, data.catalog, alignment_questions, steps=steps, seed=seed, versions=versions)
+            held_out = held_out_bundles(data, versions)
+            align_items(
+                model,
+                data.catalog,
+                alignment_questions,
+                steps=steps,
+                seed=seed,
+                versions=versions,
+                held_out=held_out,
+            )
         elif steps:
             align_words(model, processor, data.catalog, data.bundles.train, steps=steps, seed=seed)
         trainer = _trainer(model, processor, stage, folder, ordered, validation_questions, seed, versions)

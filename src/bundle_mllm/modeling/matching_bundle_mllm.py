@@ -69,11 +69,11 @@ class BundleMLLMMatching(nn.Module):
         self.temperature = nn.Parameter(torch.empty(1))
         self.likeness = nn.Parameter(torch.empty(len(self.maps)))
         self.register_buffer("letters", torch.empty(len(config.answer_token_ids), embedding_size))
-        num_shared = 1 + sum(2 if name in OF_CONTENT else 3 for name in config.relations)
-        self.register_buffer("shared_mean", torch.zeros(num_shared))
-        self.register_buffer("shared_std", torch.ones(num_shared))
         self.weigh = None
         if config.relations:
+            num_shared = 1 + sum(2 if name in OF_CONTENT else 3 for name in config.relations)
+            self.register_buffer("shared_mean", torch.zeros(num_shared))
+            self.register_buffer("shared_std", torch.ones(num_shared))
             sizes = [num_shared + 1, config.matching_hidden_size // 2 or 1, config.matching_hidden_size // 2 or 1]
             layers = [BundleMLLMMatchingLinear(*pair) for pair in zip(sizes, [*sizes[1:], 1], strict=True)]
             self.weigh = nn.Sequential(layers[0], nn.GELU(), layers[1], nn.GELU(), layers[2])

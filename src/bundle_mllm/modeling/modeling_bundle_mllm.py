@@ -74,8 +74,9 @@ class BundleMLLMPreTrainedModel(PreTrainedModel):
             init.constant_(module.temperature, 5.0)
             init.constant_(module.likeness, 1.0)
             init.zeros_(module.letters)
-            init.zeros_(module.shared_mean)
-            init.ones_(module.shared_std)
+            if module.weigh is not None:
+                init.zeros_(module.shared_mean)
+                init.ones_(module.shared_std)
         elif isinstance(module, BundleMLLMTable):
             for buffer in module.buffers():
                 init.constant_(buffer, module.fill)

@@ -49,6 +49,7 @@ def test_nested_values_replace_defaults_and_leave_the_rest():
         ({"stage_one": {"num_candidates": [10, 27]}}, "2 to 26 options"),
         ({"stage_two": {"num_questions": 3}}, "less than one batch"),
         ({"stage_two": {"trains": []}}, "stage_two.trains is empty"),
+        ({"relations": ["user_items"]}, r"\['user_items'\] have no groups.*choose from bundle_category"),
     ],
 )
 def test_a_wrong_value_is_named(values, said):

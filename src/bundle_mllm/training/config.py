@@ -17,6 +17,9 @@ from bundle_mllm.errors import BundleMLLMError
 SCRATCH = "scratch"
 """The `base_model` that needs no download: a small Llama, trained in full (see `training/scratch.py`)."""
 
+RELATIONS = ("bundle_category", "bundle_item", "textual", "user_item")
+"""What a matching can compare items by, see `training/relations.py`."""
+
 ParameterGroup = Literal["lora", "backbone", "fusion", "projector", "separator"]
 
 
@@ -125,7 +128,7 @@ class RunConfig:
     """Hub name or local folder of a causal LM, or "scratch"."""
     modalities: tuple[str, ...] | None = None
     """Feature files to use, by modality name; all that the data folder holds if not given."""
-    relations: tuple[str, ...] = ("bundle_category", "bundle_item", "textual", "user_item")
+    relations: tuple[str, ...] = RELATIONS
     """Modalities of which a matching also sees the bundles, users or words themselves, where the data folder has them,
     and the bundles of an item's category. The model folder then holds the pairs (users by number): leave out
     "user_item" if it is to be shared and they are not."""
@@ -150,6 +153,11 @@ class RunConfig:
     def __post_init__(self):
         if self.num_threads is not None and self.num_threads < 1:
             raise BundleMLLMError(f"num_threads is {self.num_threads}: give 1 or more, or leave it out.")
+        if unknown := sorted(set(self.relations) - set(RELATIONS)):
+            raise BundleMLLMError(
+                f"relations are {list(self.relations)}, of which {unknown} have no groups that items could share: "
+                f"choose from {', '.join(RELATIONS)}."
+            )
         if self.fusion.matching_hidden_size and self.stage_two.max_steps and not self.stage_two.alignment_steps:
             raise BundleMLLMError(
                 f"fusion.matching_hidden_size is {self.fusion.matching_hidden_size}, but the matching is trained by "

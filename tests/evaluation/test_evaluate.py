@@ -69,6 +69,32 @@ def test_runs_on_one_manifest_compare_and_others_do_not(model, tiny_data, ask, t
         compare_metrics(tmp_path / "other.json", tmp_path / "once.json")
 
 
+def test_what_is_hidden_or_shuffled_is_missing_from_the_answers_and_the_metrics_are_not_of_this_model(
+    model, tiny_data, ask, tmp_path
+):
+    questions = ask(num_candidates=4)
+    rows = {}
+    for name, options in {
+        "whole": {},
+        "hidden": {"hidden": ["visual"]},
+        "untitled": {"hidden": ["titles"]},
+        "shuffled": {"shuffled": ["visual"]},
+        "both": {"shuffled": ["visual"], "hidden": ["visual"]},
+    }.items():
+        metrics = evaluate(model, tiny_data, questions, tmp_path / f"{name}.json", **options)
+        assert {k: v for k, v in metrics["asked"].items() if k in ("hidden", "shuffled")} == options
+        assert metrics["fingerprint"] == (None if options else fingerprint(model))
+        rows[name] = [q.option_logits for q in load_results(tmp_path / f"{name}.json")[1]]
+    assert rows["both"] == rows["hidden"]
+    different = ("whole", "hidden", "untitled", "shuffled")
+    assert len({str(rows[name]) for name in different}) == 4
+    assert compare_metrics(tmp_path / "hidden.json", tmp_path / "whole.json")["mrr"]["se"] > 0
+    with pytest.raises(BundleMLLMError, match=r"\['smell'\] cannot be hidden.*'titles', 'visual'"):
+        evaluate(model, tiny_data, questions, hidden=["smell"])
+    with pytest.raises(BundleMLLMError, match=r"\['titles'\] cannot be shuffled.*'visual'"):
+        evaluate(model, tiny_data, questions, shuffled=["titles"])
+
+
 def test_questions_of_more_than_26_candidates_are_evaluated(model, tiny_data, ask):
     metrics = evaluate(model, tiny_data, ask(num_candidates=28))
     assert list(metrics["slices"]["num_candidates"]) == ["28"]

@@ -138,6 +138,25 @@ def test_hiding_a_modality_hides_its_groups_and_shuffling_moves_them_with_the_fe
     assert torch.equal(compared(), before)
 
 
+@torch.no_grad()
+def test_groups_move_with_their_own_modality_alone():
+    model, processor = make_pair()
+    other = next(name for name in MODALITIES if name != RELATION)
+    rows, *where = places()
+
+    def compared():
+        return model.model.compare(rows, model.model.catalog.gather(rows)[1], *where)
+
+    before, features = compared(), make_features()
+    with shuffled(model, processor, 0, [other]):
+        assert torch.equal(compared(), before)
+        assert torch.equal(model.model.catalog.features[RELATION], features[RELATION].to(model.dtype))
+        assert not torch.equal(model.model.catalog.features[other], features[other].to(model.dtype))
+    with shuffled(model, processor, 0, [RELATION]):
+        assert not torch.equal(compared(), before)
+        assert torch.equal(model.model.catalog.features[other], features[other].to(model.dtype))
+
+
 def _order(model):
     """Which item's features each row has now."""
     now, name = model.model.catalog.features[RELATION], RELATION

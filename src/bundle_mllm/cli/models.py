@@ -65,6 +65,8 @@ def evaluate(
     max_options: int | None = None,
     group_size: int | None = None,
     seed: int = 0,
+    hidden: tuple[str, ...] = (),
+    shuffled: tuple[str, ...] = (),
 ) -> None:
     """Score a question file and write hit rates, valid_ratio, ranks, calibration, slices and position bias.
 
@@ -83,12 +85,18 @@ def evaluate(
         max_options: Longest list asked in one prompt, up to 26; what the model was trained on if not given. Longer
             ones are ranked in groups.
         group_size: Most candidates of a group.
-        seed: Of candidate orders, groups and baselines.
+        seed: Of candidate orders, groups, shuffling and baselines.
+        hidden: What the model is not to know of any item, to see what it had from there: modalities, titles.
+        shuffled: Modalities of which every item gets the features of another, for the same.
     """
     from bundle_mllm.evaluation.evaluate import evaluate as run
 
     if model is None and not baselines:
         raise BundleMLLMError("There is nothing to evaluate: give --model OUT, --baselines all, or both.")
+    if model is None and (hidden or shuffled):
+        raise BundleMLLMError(
+            "--hidden and --shuffled change what a model knows, but there is none: give --model OUT."
+        )
     options: dict[str, Any] = {
         "batch_size": batch_size,
         "permutations": permutations,
@@ -98,7 +106,7 @@ def evaluate(
     }
     rows: dict[str, tuple[dict[str, Any], float | None]] = {}
     if model is not None:
-        metrics = run(model, data, questions, output, **options)
+        metrics = run(model, data, questions, output, hidden=hidden, shuffled=shuffled, **options)
         for name in ("hit_rate@1", "hit_rate@3", "hit_rate@5", "mrr"):
             print(f"{name:11}  {metrics[name]:.4f} ± {metrics[f'{name}_se']:.4f}")
         print(

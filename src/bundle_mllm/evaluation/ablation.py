@@ -78,24 +78,43 @@ def only(
 
 @contextmanager
 def shuffled(
-    model: BundleMLLMForCausalLM, processor: BundleMLLMProcessor, seed: int
+    model: BundleMLLMForCausalLM,
+    processor: BundleMLLMProcessor,
+    seed: int,
+    modalities: Sequence[str] | None = None,
 ) -> Iterator[tuple[BundleMLLMForCausalLM, BundleMLLMProcessor]]:
     """Give every item the features of another for a while; see [`shuffle_features`]."""
     with restored(model):
-        shuffle_features(model, seed)
+        shuffle_features(model, seed, modalities)
         yield model, processor
 
 
-def shuffle_features(model: BundleMLLMForCausalLM, seed: int) -> None:
-    """Give every item the features of another, drawn at random: what the model loses, it had from them."""
+def shuffle_features(model: BundleMLLMForCausalLM, seed: int, modalities: Sequence[str] | None = None) -> None:
+    """Give every item the features of another, drawn at random: what the model loses, it had from them.
+
+    Args:
+        model: The model; changed in place.
+        seed: Of the order.
+        modalities: Which features, with the groups that belong to them; all if not given.
+
+    Raises:
+        BundleMLLMError: One of `modalities` is unknown.
+    """
+    known = list(model.model.catalog.modalities)
+    if unknown := sorted(set(modalities or ()) - set(known)):
+        raise BundleMLLMError(f"{unknown} cannot be shuffled, since this model knows {known}: choose among these.")
+    moved = set(known if modalities is None else modalities)
     order = list(range(model.model.catalog.num_items))
     random.Random(seed).shuffle(order)
     rows = torch.tensor(order)
     features, present, relations = _rows(model)
     model.set_catalog(
-        {name: matrix[rows] for name, matrix in features.items()},
-        {name: mask[rows] for name, mask in present.items()},
-        relations={name: (*pairs, node_of_item[rows]) for name, (*pairs, node_of_item) in relations.items()},
+        {name: matrix[rows] if name in moved else matrix for name, matrix in features.items()},
+        {name: mask[rows] if name in moved else mask for name, mask in present.items()},
+        relations={
+            name: (*pairs, node_of_item[rows] if KNOWN_FROM.get(name, name) in moved else node_of_item)
+            for name, (*pairs, node_of_item) in relations.items()
+        },
     )
 
 

@@ -5,21 +5,28 @@ Knows nothing about training.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bundle_mllm.data.bundles import BundleSplits, find_bundles
 from bundle_mllm.data.catalog import ItemCatalog
 from bundle_mllm.data.manifest import read_manifest
 from bundle_mllm.data.questions import Question, load_questions
 from bundle_mllm.errors import BundleMLLMError
+from bundle_mllm.evaluation.ablation import TITLES, only
+from bundle_mllm.evaluation.ablation import shuffled as shuffled_features
 from bundle_mllm.evaluation.metrics import ScoredQuestion, compute_metrics
 from bundle_mllm.evaluation.results import check_writable, save_results
 from bundle_mllm.evaluation.scoring import score_questions
 from bundle_mllm.evaluation.slices import compute_slices, position_bias
 from bundle_mllm.folder import fingerprint, load_model
 from bundle_mllm.modeling.ranking_bundle_mllm import GROUP_SIZE
+
+if TYPE_CHECKING:
+    from bundle_mllm.modeling.modeling_bundle_mllm import BundleMLLMForCausalLM
+    from bundle_mllm.modeling.processing_bundle_mllm import BundleMLLMProcessor
 
 
 def evaluate(
@@ -33,6 +40,8 @@ def evaluate(
     max_options: int | None = None,
     group_size: int | None = None,
     seed: int = 0,
+    hidden: Sequence[str] = (),
+    shuffled: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Score a question file and compute its metrics.
 
@@ -47,12 +56,15 @@ def evaluate(
         max_options: Longest list of candidates asked in one prompt, 3 to 26, by default the processor's; longer ones
             are ranked in groups.
         group_size: Most candidates of a group; by default 10, or `max_options` if that is less.
-        seed: Of candidate orders and groups.
+        seed: Of candidate orders, groups and shuffling.
+        hidden: What the model is not to know of any item: modalities, "titles".
+        shuffled: Modalities of which every item gets the features of another.
 
     Returns:
         See [`describe`]; and `questions` (path and SHA-256 of the file, fewest and most options of a question and,
-        where a note beside the file says so, how it was made), `asked` (permutations, max_options, group_size and
-        seed), `model` and its `fingerprint`, `data`.
+        where a note beside the file says so, how it was made), `asked` (permutations, max_options, group_size, seed,
+        and what was hidden or shuffled), `model` and its `fingerprint` (none if something was hidden or shuffled: it
+        was not this model that answered), `data`.
 
     Raises:
         BundleMLLMError: A path is wrong, `output` cannot be written, an option is out of range, a question is
@@ -75,18 +87,41 @@ def evaluate(
     max_options = max_options or processor.max_options
     group_size = group_size or min(GROUP_SIZE, max_options)
     settings = {"permutations": permutations, "max_options": max_options, "group_size": group_size, "seed": seed}
-    scored = score_questions(model, processor, questions, batch_size=batch_size, progress=True, **settings)
+    with _altered(model, processor, hidden, shuffled, seed) as asked_of:
+        scored = score_questions(*asked_of, questions, batch_size=batch_size, progress=True, **settings)
+    altered = {name: list(names) for name, names in (("hidden", hidden), ("shuffled", shuffled)) if names}
     num_candidates = [len(question.candidates) for question in questions]
     metrics = describe(questions, scored, train_items) | {
         "questions": {**manifest, "num_candidates": [min(num_candidates), max(num_candidates)]},
-        "asked": settings,
-        "fingerprint": fingerprint(model_dir),
+        "asked": settings | altered,
+        "fingerprint": None if altered else fingerprint(model_dir),
         "model": str(model_dir),
         "data": str(data),
     }
     if output is not None:
         save_results(output, metrics, scored)
     return metrics
+
+
+@contextmanager
+def _altered(
+    model: BundleMLLMForCausalLM,
+    processor: BundleMLLMProcessor,
+    hidden: Sequence[str],
+    shuffled: Sequence[str],
+    seed: int,
+) -> Iterator[tuple[BundleMLLMForCausalLM, BundleMLLMProcessor]]:
+    """Take from a model what is to be hidden, and shuffle what is to be shuffled."""
+    known = [TITLES, *model.model.catalog.modalities]
+    if unknown := sorted(set(hidden) - set(known)):
+        raise BundleMLLMError(f"{unknown} cannot be hidden, since this model knows {known}: choose among these.")
+    with ExitStack() as stack:
+        pair = model, processor
+        if shuffled:
+            pair = stack.enter_context(shuffled_features(*pair, seed, shuffled))
+        if hidden:
+            pair = stack.enter_context(only(*pair, [name for name in known if name not in hidden]))
+        yield pair
 
 
 def describe(

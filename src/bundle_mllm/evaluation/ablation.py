@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from bundle_mllm.errors import BundleMLLMError
-from bundle_mllm.modeling.configuration_bundle_mllm import BUNDLE_CATEGORY
+from bundle_mllm.modeling.configuration_bundle_mllm import modality_of
 from bundle_mllm.modeling.processing_bundle_mllm import BundleMLLMProcessor
 
 if TYPE_CHECKING:
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
 TITLES = "titles"
 """What titles are called among the modalities."""
-KNOWN_FROM = {BUNDLE_CATEGORY: "bundle_item"}
-"""What must be kept for a relation that is no modality."""
 
 
 def ablations(sources: Sequence[str]) -> dict[str, tuple[str, ...]]:
@@ -71,7 +69,7 @@ def only(
     with restored(model):
         features, present, relations = _rows(model)
         present = {name: mask & (name in kept) for name, mask in present.items()}
-        relations = {name: edges for name, edges in relations.items() if KNOWN_FROM.get(name, name) in kept}
+        relations = {name: edges for name, edges in relations.items() if modality_of(name) in kept}
         model.set_catalog(features, present, relations=relations)
         yield model, processor if TITLES in kept else without_titles(processor)
 
@@ -112,7 +110,7 @@ def shuffle_features(model: BundleMLLMForCausalLM, seed: int, modalities: Sequen
         {name: matrix[rows] if name in moved else matrix for name, matrix in features.items()},
         {name: mask[rows] if name in moved else mask for name, mask in present.items()},
         relations={
-            name: (*pairs, node_of_item[rows] if KNOWN_FROM.get(name, name) in moved else node_of_item)
+            name: (*pairs, node_of_item[rows] if modality_of(name) in moved else node_of_item)
             for name, (*pairs, node_of_item) in relations.items()
         },
     )

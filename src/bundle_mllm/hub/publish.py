@@ -27,6 +27,7 @@ from bundle_mllm.hub.repository import (
 )
 from bundle_mllm.hub.upload import check_login, check_repo_id, upload
 from bundle_mllm.hub.verify import Verification, check_complete, verify_repository
+from bundle_mllm.training.config import RELATIONS
 from bundle_mllm.training.relations import USER_ITEM
 
 CARD, PUBLISHED_RECORD = "README.md", "training_record.json"
@@ -188,8 +189,8 @@ def _check_no_user_log(source: Path) -> None:
     if pairs:
         raise BundleMLLMError(
             f"{source} holds the {pairs} pairs of user and item of your interactions table (users by number, without "
-            "ids), and whoever downloads it can read who met what: train with --relations bundle_category "
-            "bundle_item textual to leave them out, or add --share-user-log."
+            "ids), and whoever downloads it can read who met what: train with --relations "
+            f"{' '.join(name for name in RELATIONS if name != USER_ITEM)} to leave them out, or add --share-user-log."
         )
 
 

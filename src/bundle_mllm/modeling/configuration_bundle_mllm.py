@@ -29,6 +29,13 @@ CUSTOM_PIPELINES = {
 _IS_REMOTE_CODE = __name__.startswith("transformers_modules.")
 BUNDLE_CATEGORY = "bundle_category"
 """The relation that is no modality: the bundles that any item of an item's category is in."""
+
+
+def modality_of(relation: str) -> str:
+    """Return the modality that knows what a relation knows: itself, unless it is that of categories."""
+    return "bundle_item" if relation == BUNDLE_CATEGORY else relation
+
+
 _MODALITY_NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
 
 

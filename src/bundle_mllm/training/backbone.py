@@ -16,11 +16,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from bundle_mllm.data.catalog import ItemCatalog
 from bundle_mllm.data.folder import DatasetFolder
 from bundle_mllm.errors import BundleMLLMError
-from bundle_mllm.modeling.configuration_bundle_mllm import BUNDLE_CATEGORY
+from bundle_mllm.modeling.configuration_bundle_mllm import modality_of
 from bundle_mllm.modeling.modeling_bundle_mllm import BundleMLLMForCausalLM
 from bundle_mllm.modeling.processing_bundle_mllm import BundleMLLMProcessor
 from bundle_mllm.training.config import SCRATCH, RunConfig
-from bundle_mllm.training.cross_fitting import MODALITY as BUNDLE_ITEM
 from bundle_mllm.training.relations import load_relations
 from bundle_mllm.training.scratch import scratch_backbone
 
@@ -48,9 +47,8 @@ def build_model(config: RunConfig, data: DatasetFolder) -> tuple[BundleMLLMForCa
         torch.manual_seed(config.seed)
         modalities = store.modalities if store else {}
         fields = vars(config.fusion) | ({} if modalities else {"matching_hidden_size": None})
-        known = {*modalities, *([BUNDLE_CATEGORY] if BUNDLE_ITEM in modalities else [])}
-        compared = [name for name in config.relations if name in known] if fields["matching_hidden_size"] else []
-        relations = load_relations(data, compared)
+        allowed = config.relations if fields["matching_hidden_size"] else ()
+        relations = load_relations(data, [name for name in allowed if modality_of(name) in modalities])
         fields["relations"] = dict.fromkeys(relations, 0)
         model, processor = wrap_backbone(backbone, tokenizer, data.catalog, modalities, **fields)
     if separator is not None:

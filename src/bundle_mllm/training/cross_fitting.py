@@ -15,7 +15,7 @@ from transformers.utils import logging
 from bundle_mllm.data.cross_fitted import CrossFitted
 from bundle_mllm.data.folder import DatasetFolder
 from bundle_mllm.encoders.cross_fitting import assign_folds
-from bundle_mllm.modeling.configuration_bundle_mllm import BUNDLE_CATEGORY
+from bundle_mllm.modeling.configuration_bundle_mllm import modality_of
 from bundle_mllm.modeling.items_bundle_mllm import BundleMLLMItemCatalog
 
 if TYPE_CHECKING:
@@ -26,8 +26,6 @@ HELD_OUT = 5
 """One fold in so many tells the matching how far to trust its scores."""
 MODALITY = "bundle_item"
 """The modality that knows the training bundles."""
-OF_BUNDLES = (MODALITY, BUNDLE_CATEGORY)
-"""The relations whose groups are the training bundles."""
 
 
 def load_versions(data: DatasetFolder, modalities: Sequence[str]) -> CrossFitted | None:
@@ -87,10 +85,10 @@ class VersionedCatalog(BundleMLLMItemCatalog):
     ) -> dict[str, tuple[torch.LongTensor, torch.LongTensor, torch.LongTensor]]:
         """Read the edges of the given rows, but for the bundles of a version's own fold; see the base class."""
         edges = super().gather_edges(rows % len(self.present), present)
-        for name in edges.keys() & set(OF_BUNDLES):
-            owner, group, size = edges[name]
-            kept = self.fold_of_group[group] != rows[owner] // len(self.present) - 1
-            edges[name] = owner[kept], group[kept], size[kept]
+        for name, (owner, group, size) in edges.items():
+            if modality_of(name) == self.versioned:
+                kept = self.fold_of_group[group] != rows[owner] // len(self.present) - 1
+                edges[name] = owner[kept], group[kept], size[kept]
         return edges
 
 

@@ -5,6 +5,7 @@ import sys
 import time
 from collections import Counter
 
+import numpy as np
 import pytest
 
 from bundle_mllm.data import (
@@ -18,6 +19,7 @@ from bundle_mllm.data import (
     save_questions,
     write_records,
 )
+from bundle_mllm.data.questions import spread
 from bundle_mllm.errors import BundleMLLMError
 
 SAMPLING = {"num_questions": 3000, "num_candidates": (2, 10), "hard_fraction": 0.5, "seed": 0}
@@ -42,6 +44,17 @@ def assert_proper(question, bundle):
 @pytest.fixture
 def by_id(splits):
     return {bundle.bundle_id: bundle for bundle in splits}
+
+
+def test_bundles_are_spread_over_a_sorted_file():
+    bundles = [Bundle(f"b{number}", ("x", "y") if number % 5 else ("x",), "test") for number in range(50)]
+    asked = [bundle for bundle in bundles if len(bundle.items) == 2]
+    for number in (1, 7, 39, 40, 41):
+        found = spread(bundles, number)
+        assert len(found) == min(number, 40) and found[0] is asked[0]
+        gaps = np.diff([asked.index(bundle) for bundle in found])
+        assert len(set(gaps)) <= 2 and (len(gaps) == 0 or gaps.max() - gaps.min() <= 1)
+    assert spread(bundles, 0) == spread([], 3) == []
 
 
 @pytest.mark.parametrize("negatives", ["uniform", "hard"])

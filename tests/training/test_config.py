@@ -47,6 +47,13 @@ def test_nested_values_replace_defaults_and_leave_the_rest():
         ({"stage_one": {"learning_rate": "fast"}}, "stage_one.learning_rate must be a number"),
         ({"stage_one": {"num_candidates": 10}}, "stage_one.num_candidates must be a list"),
         ({"stage_one": {"num_candidates": [10, 27]}}, "2 to 26 options"),
+        ({"stage_one": {"num_candidates": [10]}}, "stage_one.num_candidates must be a list of 2"),
+        ({"stage_two": {"trains": ["fusion", "projecter"]}}, "stage_two.trains must be one of .*, not 'projecter'"),
+        ({"stage_one": {"max_tokens": "many"}}, "stage_one.max_tokens must be of type int, not 'many'"),
+        ({"modalities": "visual"}, "modalities must be a list, not 'visual'"),
+        ({"dtype": "float99"}, "dtype must be one of 'float32', 'bfloat16', 'auto', not 'float99'"),
+        ({"seed": None}, "seed must be of type int, not None"),
+        ({"stage_two": {"batch_size": 0}}, "stage_two.batch_size is 0, so no step"),
         ({"stage_two": {"num_questions": 3}}, "less than one batch"),
         ({"stage_two": {"trains": []}}, "stage_two.trains is empty"),
         ({"relations": ["user_items"]}, r"\['user_items'\] have no groups.*choose from bundle_category"),
@@ -55,6 +62,14 @@ def test_nested_values_replace_defaults_and_leave_the_rest():
 def test_a_wrong_value_is_named(values, said):
     with pytest.raises(BundleMLLMError, match=said):
         with_overrides(default_run("scratch", data=DATA, output_dir=OUT), values)
+
+
+def test_what_may_be_left_out_may_be_null():
+    run = default_run("scratch", data=DATA, output_dir=OUT)
+    values = {"num_threads": None, "stage_one": {"max_tokens": None}, "fusion": {"matching_hidden_size": None}}
+    changed = with_overrides(run, values)
+    assert run.num_threads and run.stage_one.max_tokens and run.fusion.matching_hidden_size
+    assert (changed.num_threads, changed.stage_one.max_tokens, changed.fusion.matching_hidden_size) == (None,) * 3
 
 
 def test_a_yaml_file_is_read_and_a_broken_one_is_refused(tmp_path):

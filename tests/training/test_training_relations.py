@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from bundle_mllm.data import DatasetFolder, make_questions, sample_training_questions
+from bundle_mllm.baselines import evaluate_baselines
+from bundle_mllm.data import DatasetFolder, make_questions, sample_training_questions, save_questions
 from bundle_mllm.encoders import encode_folder
+from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.evaluation.metrics import log_likelihood
 from bundle_mllm.evaluation.scoring import score_questions
 from bundle_mllm.training import alignment, relations
@@ -70,6 +72,28 @@ def test_pairs_are_those_of_training_bundles_and_users(data):
     log = data.interactions
     expected = {(int(row), int(user)) for row, user in zip(log.rows, log.user_index, strict=True)}
     assert set(zip(rows.tolist(), groups.tolist(), strict=True)) == expected
+
+
+def test_a_log_whose_users_are_held_out_bundles_is_refused(path, data, tmp_path, caplog):
+    for name in ("items.jsonl", "bundles.jsonl"):
+        (tmp_path / name).symlink_to(path / name)
+    held_out = [*data.bundles.validation, *data.bundles.test]
+    lines = [f"{bundle.bundle_id},{item_id}\n" for bundle in held_out for item_id in bundle.items]
+    (tmp_path / "interactions.csv").write_text("user_id,item_id\n" + "".join(lines))
+    leaking = DatasetFolder.open(tmp_path)
+    with pytest.raises(BundleMLLMError, match=r"encode held-out bundles.*--allow-leakage"):
+        load_relations(leaking, ["user_item"])
+    assert load_relations(leaking, ["textual"]).keys() == {"textual"}
+    assert load_relations(leaking, ["user_item"], allow_leakage=True).keys() == {"user_item"}
+    made = make_questions(leaking.bundles.validation, leaking.catalog, leaking.bundles, num_candidates=4, seed=0)
+    save_questions(tmp_path / "q.jsonl", made)
+    evaluate_baselines(tmp_path, tmp_path / "q.jsonl", ["random"])
+    assert "the log of" in caplog.text and "has the answers" in caplog.text
+
+
+def test_a_run_remembers_the_user_log_it_read(data, tmp_path):
+    before = data.input_hashes()
+    assert {"items.jsonl", "bundles.jsonl", "interactions.csv"} < set(before)
 
 
 def test_a_popular_item_keeps_its_smallest_groups(data, monkeypatch):

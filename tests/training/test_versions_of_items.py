@@ -1,13 +1,18 @@
 """Cross-fitted features in training: a question sees its items as they look without its bundle's fold."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 
+from bundle_mllm.cli import main
 from bundle_mllm.data import DatasetFolder, sample_training_questions
 from bundle_mllm.data.cross_fitted import CrossFitted
 from bundle_mllm.data.features import write_modality
+from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.evaluation.scoring import score_questions
+from bundle_mllm.folder import save_model
 from bundle_mllm.training import cross_fitting
 from bundle_mllm.training.alignment import align_items
 from bundle_mllm.training.backbone import build_model
@@ -44,6 +49,24 @@ def folder(tiny_data, tmp_path):
 @pytest.fixture
 def parts(folder, tmp_path):
     return build_model(default_run("scratch", data=folder.path, output_dir=tmp_path / "out"), folder)
+
+
+def test_a_catalog_follows_what_stood_for_it_to_another_device(folder, parts):
+    model, versions = parts[0], load_versions(folder, ["bundle_item", "visual"])
+    with versions_of_items(model, versions):
+        model.to("meta")  # as a trainer moves a model to a GPU
+    assert {value.device.type for value in model.model.catalog.state_dict().values()} == {"meta"}
+
+
+def test_stale_versions_are_refused_before_stage_one(folder, tmp_path):
+    path = folder.path / "bundles.jsonl"
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    path.unlink()  # a link
+    records.append({"bundle_id": "new", "items": records[0]["items"], "split": "train"})
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    with pytest.raises(BundleMLLMError, match="encode"):
+        train(default_run("scratch", data=folder.path, output_dir=tmp_path / "out"))
+    assert not (tmp_path / "out" / "training").exists()
 
 
 def test_rows_of_a_fold_hold_its_version_and_all_else_of_the_item(folder, parts):
@@ -143,3 +166,12 @@ def test_features_without_versions_are_used_with_a_warning(folder, monkeypatch):
     assert load_versions(folder, ["visual"]) is None and not said
     assert load_versions(folder, ["bundle_item", "visual"]) is None
     assert len(said) == 1 and "bundle-mllm encode" in said[0]
+
+
+@pytest.mark.parametrize(("options", "warns"), [([], True), (["--titles-only"], False)])
+def test_questions_for_stock_trl_say_when_features_know_the_answers(folder, parts, tmp_path, capsys, options, warns):
+    save_model(*parts, tmp_path / "m")
+    command = ["questions", "--data", str(folder.path), "--split", "train", "--num-questions", "20"]
+    command += ["--num-candidates", "4", "--format", "prompt-completion", "--model", str(tmp_path / "m")]
+    assert main([*command, "--output", str(tmp_path / "q.jsonl"), *options]) == 0
+    assert ("know the training bundles" in capsys.readouterr().err) == warns

@@ -5,6 +5,7 @@ Knows nothing that the Python API does not offer.
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any, Literal
 
@@ -96,6 +97,7 @@ def questions(
         save_questions,
         write_records,
     )
+    from bundle_mllm.data.cross_fitted import BUNDLE_ITEM
     from bundle_mllm.data.manifest import write_manifest
 
     folder = DatasetFolder.open(data)
@@ -126,6 +128,13 @@ def questions(
         from bundle_mllm.training.scratch import scratch_processor
 
         processor = scratch_processor(folder.catalog) if model is None else load_processor(model)
+        if split == "train" and not titles_only and BUNDLE_ITEM in processor.modalities:
+            print(
+                f"Note: {model} has {BUNDLE_ITEM!r} features, which know the training bundles and so the answers "
+                "to these questions; what trains on them will trust such features too much. `bundle-mllm train` shows "
+                "features fitted without them; for `trl sft`, make the model with --modalities without them.",
+                file=sys.stderr,
+            )
         rows = prompt_completion_dataset(made, processor, shows_items=not titles_only, split=split)
         write_records(output, rows)
     print(f"{len(made)} questions about {len({q.bundle_id for q in made})} {split} bundles -> {output}")

@@ -23,6 +23,8 @@ from .files import atomic_path
 from .folder import DatasetFolder
 
 FOLDER = "cross_fitted"
+BUNDLE_ITEM = "bundle_item"
+"""The modality that knows the training bundles."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +53,7 @@ class CrossFitted:
         return len(self.features)
 
     @classmethod
-    def load(cls, folder: DatasetFolder, modality: str = "bundle_item") -> CrossFitted | None:
+    def load(cls, folder: DatasetFolder, modality: str = BUNDLE_ITEM) -> CrossFitted | None:
         """Read the versions of a modality.
 
         Args:

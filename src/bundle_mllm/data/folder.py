@@ -85,7 +85,9 @@ class DatasetFolder:
         return [*([] if items is None else [items]), *(path for path, _ in find_bundles(self.path))]
 
     def input_hashes(self) -> dict[str, str]:
-        """Return the SHA-256 of each file a training run reads: items, bundles, features, cross-fitted versions."""
+        """Return the SHA-256 of each file a training run reads: tables, features, cross-fitted versions."""
         folders = (self.path / "features", self.path / "features" / "cross_fitted")
         features = [path for folder in folders for path in sorted(folder.glob("[!.]*.safetensors"))]
-        return {path.relative_to(self.path).as_posix(): sha256(path) for path in (*self.tables(), *features)}
+        interactions = find_table(self.path, "interactions")
+        log = [] if interactions is None else [interactions]
+        return {path.relative_to(self.path).as_posix(): sha256(path) for path in (*self.tables(), *log, *features)}

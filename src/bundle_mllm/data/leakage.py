@@ -251,8 +251,8 @@ def check_interactions(
     encoded = _encoded(folder, log, _accuracy(questions, folder.catalog, scorer), num_bundles, seed)
     if encoded is not None and encoded.is_refused and not allow_leakage:
         raise BundleMLLMError(
-            f"The interactions of {folder.path} encode held-out bundles, so user_item features would be told the "
-            f"answers: {encoded}. Remove the interactions table or the users that are bundles, or pass "
+            f"The interactions of {folder.path} encode held-out bundles, so what is learned of users would be told "
+            f"the answers: {encoded}. Remove the interactions table or the users that are bundles, or pass "
             "allow_leakage=True (--allow-leakage) to use it nevertheless."
         )
     return encoded

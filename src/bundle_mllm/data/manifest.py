@@ -30,7 +30,7 @@ def write_manifest(path: str | os.PathLike, made: Mapping[str, Any]) -> Path:
     Returns:
         The note's path, such as `q.jsonl.json`.
     """
-    note = _note(path)
+    note = manifest_path(path)
     with atomic_path(note) as temporary:
         temporary.write_text(json.dumps({"sha256": sha256(path), "made": dict(made)}, indent=2) + "\n", "utf-8")
     return note
@@ -51,7 +51,7 @@ def read_manifest(path: str | os.PathLike) -> dict[str, Any]:
     if not Path(path).is_file():
         raise BundleMLLMError(f"There is no file {path}: check the path.")
     manifest = {"path": str(path), "sha256": sha256(path)}
-    note = _note(path)
+    note = manifest_path(path)
     if not note.is_file():
         return manifest
     try:
@@ -71,6 +71,7 @@ def read_manifest(path: str | os.PathLike) -> dict[str, Any]:
     return {**manifest, "made": made}
 
 
-def _note(path: str | os.PathLike) -> Path:
+def manifest_path(path: str | os.PathLike) -> Path:
+    """Return where the note beside a question file stands, whether there is one or not."""
     path = Path(path)
     return path.with_name(path.name + SUFFIX)

@@ -53,6 +53,13 @@ class Question:
         return self.candidates[self.answer_index]
 
 
+def spread(bundles: Sequence[Bundle], number: int) -> list[Bundle]:
+    """Return at most `number` of the bundles of two items or more, at equal distances: a file may be sorted."""
+    bundles = [bundle for bundle in bundles if len(bundle.items) >= 2]
+    number = min(number, len(bundles))
+    return [bundles[place * len(bundles) // number] for place in range(number)]
+
+
 def make_questions(
     bundles: Sequence[Bundle],
     catalog: ItemCatalog,

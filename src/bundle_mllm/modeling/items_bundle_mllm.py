@@ -102,7 +102,7 @@ class BundleMLLMRelation(nn.Module):
             rows: [n]
 
         Returns:
-            [num_edges] each: index below n (rising), group, and number of items in the group.
+            [num_edges] each: index below n (rising), group, and size of the group (in nodes that have an edge to it).
         """
         num_items = len(self.node_of_item)
         if num_items == 0:

@@ -48,7 +48,8 @@ def build_model(config: RunConfig, data: DatasetFolder) -> tuple[BundleMLLMForCa
         modalities = store.modalities if store else {}
         fields = vars(config.fusion) | ({} if modalities else {"matching_hidden_size": None})
         allowed = config.relations if fields["matching_hidden_size"] else ()
-        relations = load_relations(data, [name for name in allowed if modality_of(name) in modalities])
+        relations = [name for name in allowed if modality_of(name) in modalities]
+        relations = load_relations(data, relations, allow_leakage=config.allow_leakage)
         fields["relations"] = dict.fromkeys(relations, 0)
         model, processor = wrap_backbone(backbone, tokenizer, data.catalog, modalities, **fields)
     if separator is not None:
@@ -83,7 +84,7 @@ def wrap_backbone(
     processor = BundleMLLMProcessor.from_backbone_tokenizer(
         tokenizer, catalog.item_ids, catalog.titles, marks_options=matches
     )
-    processor.max_length = backbone.config.max_position_embeddings
+    processor.max_length = getattr(backbone.config, "max_position_embeddings", None)  # BLOOM has no longest prompt
     processor.modalities = dict(modalities)
     config |= processor.matching_fields() if matches else {}
     model = BundleMLLMForCausalLM.from_backbone(

@@ -8,7 +8,8 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from types import NoneType, UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -134,6 +135,8 @@ class RunConfig:
     "user_item" if it is to be shared and they are not."""
     backbone_weights: tuple[float, ...] = (0.1, 0.25, 0.5, 1.0)
     """Weights of the backbone beside a matching that the validation questions choose from after the last stage."""
+    allow_leakage: bool = False
+    """Take a user log even if held-out bundles are among its users."""
     seed: int = 0
     """Seed of new weights, sampled questions, their order and dropout."""
     max_partial: int = 10
@@ -153,6 +156,10 @@ class RunConfig:
     def __post_init__(self):
         if self.num_threads is not None and self.num_threads < 1:
             raise BundleMLLMError(f"num_threads is {self.num_threads}: give 1 or more, or leave it out.")
+        for name in ("stage_one", "stage_two"):
+            for size in ("batch_size", "gradient_accumulation_steps"):
+                if (value := getattr(getattr(self, name), size)) < 1:
+                    raise BundleMLLMError(f"{name}.{size} is {value}, so no step could be taken: give 1 or more.")
         if unknown := sorted(set(self.relations) - set(RELATIONS)):
             raise BundleMLLMError(
                 f"relations are {list(self.relations)}, of which {unknown} have no groups that items could share: "
@@ -238,36 +245,45 @@ def with_overrides(config: Any, values: dict[str, Any], prefix: str = "") -> Any
     Raises:
         BundleMLLMError: If a name is not a field, or a value does not fit the field's type.
     """
-    fields = {f.name: f for f in dataclasses.fields(config)}
+    hints = get_type_hints(type(config))
     changes: dict[str, Any] = {}
     for name, value in values.items():
-        if name not in fields:
-            raise BundleMLLMError(f"Unknown setting {prefix + name!r}: the settings here are {', '.join(fields)}.")
-        current = getattr(config, name)
-        if dataclasses.is_dataclass(current):
+        if name not in hints:
+            raise BundleMLLMError(f"Unknown setting {prefix + name!r}: the settings here are {', '.join(hints)}.")
+        if dataclasses.is_dataclass(hints[name]):
             if not isinstance(value, dict):
                 raise BundleMLLMError(f"{prefix + name} is a group of settings; give a mapping, not {value!r}.")
-            changes[name] = with_overrides(current, value, prefix=f"{prefix}{name}.")
+            changes[name] = with_overrides(getattr(config, name), value, prefix=f"{prefix}{name}.")
         else:
-            changes[name] = _fit(prefix + name, value, current)
+            changes[name] = _fit(prefix + name, value, hints[name])
     return dataclasses.replace(config, **changes)
 
 
-def _fit(name: str, value: Any, current: Any) -> Any:
-    """Bring a YAML value to the type of the present one (path, tuple, float), or say why it does not fit."""
-    if isinstance(current, Path) and isinstance(value, str):
+def _fit(name: str, value: Any, hint: Any) -> Any:
+    """Bring a YAML value to a field's type (path, tuple, number, choice), or say why it does not fit."""
+    kind, inner = get_origin(hint), get_args(hint)
+    if kind is UnionType:  # with None, of every field here
+        [wanted] = [each for each in inner if each is not NoneType]
+        return None if value is None else _fit(name, value, wanted)
+    if kind is Literal:
+        if value not in inner:
+            raise BundleMLLMError(f"{name} must be one of {', '.join(map(repr, inner))}, not {value!r}.")
+        return value
+    if kind is tuple:
+        any_number = inner[-1] is Ellipsis
+        if not isinstance(value, list) or (not any_number and len(value) != len(inner)):
+            raise BundleMLLMError(f"{name} must be a list{'' if any_number else f' of {len(inner)}'}, not {value!r}.")
+        hints = inner[:1] * len(value) if any_number else inner
+        return tuple(_fit(name, each, of_each) for each, of_each in zip(value, hints, strict=True))
+    if hint is Path and isinstance(value, str):
         return Path(value)
-    if isinstance(current, tuple) or (current is None and isinstance(value, list)):
-        if not isinstance(value, list):
-            raise BundleMLLMError(f"{name} must be a list, not {value!r}.")
-        return tuple(value)
-    if isinstance(current, float) and isinstance(value, (int, float, str)) and not isinstance(value, bool):
+    if hint is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
         try:
             return float(value)  # YAML reads 1e-3 as text
         except ValueError as error:
             raise BundleMLLMError(f"{name} must be a number, not {value!r}.") from error
-    if current is not None and type(value) is not type(current):
-        raise BundleMLLMError(f"{name} must be of type {type(current).__name__}, not {value!r}.")
+    if type(value) is not hint:
+        raise BundleMLLMError(f"{name} must be of type {hint.__name__}, not {value!r}.")
     return value
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from transformers.utils import logging
 
-from bundle_mllm.data.cross_fitted import CrossFitted
+from bundle_mllm.data.cross_fitted import BUNDLE_ITEM, CrossFitted
 from bundle_mllm.data.folder import DatasetFolder
 from bundle_mllm.encoders.cross_fitting import assign_folds
 from bundle_mllm.modeling.configuration_bundle_mllm import modality_of
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 logger = logging.get_logger(__name__)
 HELD_OUT = 5
 """One fold in so many tells the matching how far to trust its scores."""
-MODALITY = "bundle_item"
-"""The modality that knows the training bundles."""
 
 
 def load_versions(data: DatasetFolder, modalities: Sequence[str]) -> CrossFitted | None:
@@ -35,10 +33,10 @@ def load_versions(data: DatasetFolder, modalities: Sequence[str]) -> CrossFitted
         data: The dataset folder.
         modalities: What the model uses.
     """
-    versions = CrossFitted.load(data, MODALITY) if MODALITY in modalities else None
-    if versions is None and MODALITY in modalities:
+    versions = CrossFitted.load(data, BUNDLE_ITEM) if BUNDLE_ITEM in modalities else None
+    if versions is None and BUNDLE_ITEM in modalities:
         logger.warning(
-            f"{data.path} has {MODALITY!r} features without cross-fitted versions: they know the bundles that "
+            f"{data.path} has {BUNDLE_ITEM!r} features without cross-fitted versions: they know the bundles that "
             "training asks about, so the model will trust them more than it may. `bundle-mllm encode` makes both."
         )
     return versions
@@ -101,7 +99,7 @@ def versions_of_items(model: BundleMLLMForCausalLM, versions: CrossFitted | None
     try:
         yield
     finally:
-        model.model.catalog = catalog
+        model.model.catalog = catalog.to(model.model.catalog.present.device)  # the trainer moved what stood for it
 
 
 def held_out_bundles(data: DatasetFolder, versions: CrossFitted | None) -> set[str]:

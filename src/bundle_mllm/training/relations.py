@@ -10,12 +10,12 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from bundle_mllm.data.cross_fitted import is_current
+from bundle_mllm.data.cross_fitted import BUNDLE_ITEM, is_current
 from bundle_mllm.data.folder import DatasetFolder
+from bundle_mllm.data.leakage import check_interactions
 from bundle_mllm.encoders.cross_fitting import edges
 from bundle_mllm.encoders.textual import item_text, words
 from bundle_mllm.modeling.configuration_bundle_mllm import BUNDLE_CATEGORY
-from bundle_mllm.training.cross_fitting import MODALITY as BUNDLE_ITEM
 
 USER_ITEM, TEXTUAL = "user_item", "textual"
 MAX_GROUPS = 512
@@ -24,7 +24,9 @@ MAX_GROUPS_OF_CATEGORY = 128
 """The same for a category, which is in many more bundles than an item is; more of them changed no figure."""
 
 
-def load_relations(data: DatasetFolder, names: Sequence[str]) -> dict[str, tuple[torch.LongTensor, ...]]:
+def load_relations(
+    data: DatasetFolder, names: Sequence[str], *, allow_leakage: bool = False
+) -> dict[str, tuple[torch.LongTensor, ...]]:
     """Return the pairs of item and group of each relation that the folder has, as `set_catalog` takes them.
 
     Training bundles are numbered in the order of their sorted ids. They are left out if the folder has no cross-fitted
@@ -33,10 +35,14 @@ def load_relations(data: DatasetFolder, names: Sequence[str]) -> dict[str, tuple
     Args:
         data: The dataset folder.
         names: "bundle_category", "bundle_item", "textual", "user_item"; others have no groups.
+        allow_leakage: Take a user log that encodes held-out bundles, too.
 
     Returns:
         By name, row of the item and number of the group, [num_pairs] both; of `bundle_category` the number of the
         category and that of the bundle, and the category of each item [num_items], -1 for none.
+
+    Raises:
+        BundleMLLMError: The user log encodes held-out bundles; see `check_interactions`.
     """
     found: dict[str, tuple[torch.LongTensor, ...]] = {}
     if {BUNDLE_ITEM, BUNDLE_CATEGORY} & set(names) and is_current(data.path / "features", BUNDLE_ITEM):
@@ -56,6 +62,7 @@ def load_relations(data: DatasetFolder, names: Sequence[str]) -> dict[str, tuple
         groups = np.array([number[word] for each in of_items for word in each], dtype=np.int64)
         found[TEXTUAL] = _smallest_groups(rows, groups, MAX_GROUPS)
     if USER_ITEM in names and data.interactions is not None and len(data.interactions):
+        check_interactions(data, allow_leakage=allow_leakage)
         found[USER_ITEM] = _smallest_groups(data.interactions.rows, data.interactions.user_index, MAX_GROUPS)
     return found
 

@@ -22,7 +22,7 @@ from transformers.utils import logging
 from bundle_mllm.data.cross_fitted import CrossFitted
 from bundle_mllm.data.files import atomic_path, new_folder
 from bundle_mllm.data.folder import DatasetFolder
-from bundle_mllm.data.questions import MAX_OPTIONS, Question, make_questions, sample_training_questions
+from bundle_mllm.data.questions import MAX_OPTIONS, Question, make_questions, sample_training_questions, spread
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.folder import load_model, save_model
 from bundle_mllm.modeling.processing_bundle_mllm import BundleMLLMProcessor
@@ -78,6 +78,11 @@ def train(config: RunConfig) -> Path:
 def _run_stages(config: RunConfig, data: DatasetFolder, record: dict[str, Any]) -> None:
     out = config.output_dir
     validation = _validation_questions(config, data)
+    shows_items = any(stage.shows_items and stage.max_steps for stage in (config.stage_one, config.stage_two))
+    store = data.features(config.modalities) if shows_items else None
+    cross_fitted = (
+        load_versions(data, list(store.modalities)) if store else None
+    )  # before stage one: they may be stale
     model, processor = None, None
     previous: Path | None = None
     for number, (name, stage) in enumerate((("stage_one", config.stage_one), ("stage_two", config.stage_two))):
@@ -88,7 +93,7 @@ def _run_stages(config: RunConfig, data: DatasetFolder, record: dict[str, Any]) 
                 processor.max_options = _longest_list(config)
             else:
                 model, processor = load_model(previous)
-            versions = load_versions(data, list(model.config.modalities)) if stage.shows_items else None
+            versions = cross_fitted if stage.shows_items else None
             seed = config.seed + number
             stage = _within_budget(config, stage, data, processor)
             if stage.max_steps:
@@ -184,14 +189,17 @@ def _longest_list(config: RunConfig) -> int:
 
 
 def _validation_questions(config: RunConfig, data: DatasetFolder) -> list[Question]:
-    """Half uniform, half hard; no validation bundles (or a size of 0) keeps the last checkpoint."""
+    """Half uniform, half hard, about bundles at equal distances; without any, the last checkpoint is kept."""
+    bundles = spread(data.bundles.validation, config.validation_questions // 2)
+    if not bundles:
+        logger.warning(
+            f"There are no validation questions ({len(data.bundles.validation)} validation bundles, "
+            f"validation_questions {config.validation_questions}), so each stage keeps its last checkpoint."
+        )
     chosen: list[Question] = []
-    if not config.validation_questions or not data.bundles.validation:
-        logger.warning("There are no validation questions, so each stage keeps its last checkpoint.")
-        return chosen
     for negatives in ("uniform", "hard"):
         made = make_questions(
-            data.bundles.validation,
+            bundles,
             data.catalog,
             data.bundles,
             num_candidates=config.validation_candidates,
@@ -200,8 +208,7 @@ def _validation_questions(config: RunConfig, data: DatasetFolder) -> list[Questi
             questions_per_bundle=1,
             seed=config.seed,
         )
-        renamed = [dataclasses.replace(q, question_id=f"{q.question_id}-{negatives}") for q in made]
-        chosen += renamed[: config.validation_questions // 2]
+        chosen += [dataclasses.replace(q, question_id=f"{q.question_id}-{negatives}") for q in made]
     return chosen
 
 

@@ -73,8 +73,10 @@ def run_stage(
     processor.show_items = stage.shows_items
     check_lengths([*train_questions, *validation_questions], processor, data.catalog)
     ordered = batch_by_length(train_questions, data.catalog, batch_size=stage.batch_size, seed=seed)
+    steps = stage.alignment_steps
+    if steps:
+        model.cpu()  # where alignment computes; after stage one it may be on a GPU
     with versions_of_items(model, versions):
-        steps = stage.alignment_steps
         if steps and stage.shows_items:
             held_out = held_out_bundles(data, versions)
             align_items(

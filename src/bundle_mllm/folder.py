@@ -6,18 +6,20 @@ Knows nothing about training or evaluation.
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
+from transformers.utils import CONFIG_NAME
 
 from bundle_mllm.data.files import sha256
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.modeling.modeling_bundle_mllm import BundleMLLMForCausalLM
 from bundle_mllm.modeling.processing_bundle_mllm import BundleMLLMProcessor
 
-ANSWERS_WITH = ("*.safetensors", "items.jsonl", "tokenizer.json", "processor_config.json")
-"""The files of a model folder that decide its answers."""
+ANSWERS_WITH = ("*.safetensors", "items.jsonl", "tokenizer.json", "processor_config.json", "chat_template.jinja")
+"""The files of a model folder that decide its answers, beside its configuration."""
 
 
 def save_model(model: BundleMLLMForCausalLM, processor: BundleMLLMProcessor, folder: Path) -> None:
@@ -66,7 +68,7 @@ def check_same_items(model: BundleMLLMForCausalLM, processor: BundleMLLMProcesso
 
 
 def fingerprint(folder: str | Path) -> str | None:
-    """Return a SHA-256 over what a model folder answers with: weights, catalog, items, tokenizer and wording.
+    """Return a SHA-256 over what a model folder answers with: weights, settings, catalog, items, tokenizer, wording.
 
     Returns:
         The hexadecimal digest, or `None` for a Hub repository, whose commit says as much.
@@ -77,6 +79,10 @@ def fingerprint(folder: str | Path) -> str | None:
     digest = hashlib.sha256()
     for path in files:
         digest.update(f"{path.name} {sha256(path)}\n".encode())
+    if (config := Path(folder) / CONFIG_NAME).is_file():
+        settings = json.loads(config.read_text(encoding="utf-8"))
+        settings.pop("transformers_version", None)  # says who wrote it
+        digest.update(json.dumps(settings, sort_keys=True).encode())
     return digest.hexdigest()
 
 

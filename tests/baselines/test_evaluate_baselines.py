@@ -7,6 +7,7 @@ import pytest
 from tiny_models import make_backbone, make_tokenizer
 
 from bundle_mllm.baselines import ALL, BASELINES, baseline_path, evaluate_baselines
+from bundle_mllm.baselines.base import Asked
 from bundle_mllm.baselines.learning import Schedule
 from bundle_mllm.cli import main
 from bundle_mllm.data import DatasetFolder, make_questions, save_questions
@@ -119,6 +120,19 @@ def test_a_folder_of_nothing_but_ids_serves_what_it_can(tmp_path):
     assert results["set_transformer"].metrics and results["multivae"].metrics
     with pytest.raises(BundleMLLMError, match="no titles, which is all that a language model is told"):
         evaluate_baselines(tmp_path, tmp_path / "q.jsonl", ["llm:gpt2"])
+
+
+def test_long_lists_are_scored_in_parts_and_to_the_same_scores(tiny_data, questions, monkeypatch):
+    names = ["co_occurrence", "tfidf", "similarity:visual", "category_pmi", "random"]
+    scores = {}
+    for number in (50_000, 9, 1):
+        monkeypatch.setattr("bundle_mllm.baselines.evaluate.CANDIDATES_AT_ONCE", number)
+        results = evaluate_baselines(tiny_data, questions, names)
+        scores[number] = [result.metrics["mrr"] for result in results]
+    assert scores[50_000] == scores[9] == scores[1]
+    asked = Asked([[0]] * 5, [[1, 2, 3], [4, 5, 6], [1], [2], list(range(9))], 32)
+    assert [[len(c) for c in part.candidates] for part in asked.batches(4)] == [[3], [3, 1], [1], [9]]
+    assert [len(part) for part in asked.batches(100)] == [5]
 
 
 def test_without_training_bundles_what_counts_them_is_left_out(tiny_data, questions, tmp_path):

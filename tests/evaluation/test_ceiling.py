@@ -85,12 +85,15 @@ def test_hard_negatives_other_folders_and_other_question_files_are_refused(asked
     folder, data, questions = asked
     save_questions(tmp_path / "hard.jsonl", questions)
     write_manifest(tmp_path / "hard.jsonl", {"negatives": "hard"})
-    with pytest.raises(BundleMLLMError, match="--negatives uniform"):
-        bayes_optimal(folder / "data", tmp_path / "hard.jsonl")
+    save_questions(tmp_path / "nobody_knows.jsonl", questions)
+    for name, negatives in (("hard", "hard"), ("nobody_knows", "unknown")):
+        with pytest.raises(BundleMLLMError, match=f"has {negatives} negatives.*--negatives uniform"):
+            bayes_optimal(folder / "data", tmp_path / f"{name}.jsonl")
     with pytest.raises(BundleMLLMError, match="bundle-mllm studio"):
         bayes_optimal(tiny_data, folder / "q.jsonl")
     bayes_optimal(folder / "data", folder / "q.jsonl", tmp_path / "a.json")
     save_questions(tmp_path / "fewer.jsonl", load_questions(folder / "q.jsonl", data.catalog)[:-1])
+    write_manifest(tmp_path / "fewer.jsonl", {"negatives": "uniform"})
     bayes_optimal(folder / "data", tmp_path / "fewer.jsonl", tmp_path / "b.json")
     with pytest.raises(BundleMLLMError, match="different question files"):
         share_of_ceiling(tmp_path / "a.json", tmp_path / "b.json")

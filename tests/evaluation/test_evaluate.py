@@ -1,10 +1,13 @@
 """A model folder on a question file: what the metrics file says, and that two runs can be compared."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
+import torch
 
+from bundle_mllm.baselines import evaluate_baselines
 from bundle_mllm.data import DatasetFolder, make_questions, save_questions
 from bundle_mllm.data.files import sha256
 from bundle_mllm.data.manifest import write_manifest
@@ -14,6 +17,7 @@ from bundle_mllm.evaluation.evaluate import describe, evaluate
 from bundle_mllm.evaluation.metrics import as_scored
 from bundle_mllm.evaluation.results import compare_metrics, load_results
 from bundle_mllm.folder import fingerprint, load_model, save_model
+from bundle_mllm.modeling.modeling_bundle_mllm import BundleMLLMForCausalLM
 from bundle_mllm.training.backbone import build_model
 from bundle_mllm.training.config import default_run
 
@@ -124,7 +128,49 @@ def test_accuracy_by_number_of_candidates_has_both_methods_where_both_can(model,
         (8, "groups", 4),
         (28, "groups", 12),
     ]
-    assert {row["num_questions"] for row in rows} == {3}
+    assert {row["num_questions"] for row in rows} == {4}
+
+
+def test_lists_longer_than_the_model_is_asked_have_no_letters(model, tiny_data, ask):
+    questions = ask(num_candidates=8)
+    assert evaluate(model, tiny_data, questions, max_options=8)["position"]
+    in_groups = evaluate(model, tiny_data, questions, max_options=6)
+    assert in_groups["position"] == {} and in_groups["slices"]["position"] == {}
+
+
+def test_without_training_bundles_no_item_is_cold(model, tiny_data, ask, tmp_path):
+    questions = ask(num_candidates=4)
+    shutil.copytree(tiny_data, tmp_path / "data")
+    bundles = [b for line in (tmp_path / "data" / "bundles.jsonl").read_text().splitlines() if
+               (b := json.loads(line))["split"] == "test"]  # fmt: skip
+    (tmp_path / "data" / "bundles.jsonl").write_text("".join(json.dumps(bundle) + "\n" for bundle in bundles))
+    assert "answer" not in evaluate(model, tmp_path / "data", questions)["slices"]
+    [said] = evaluate_baselines(tmp_path / "data", questions, ["random"])
+    assert "answer" not in said.metrics["slices"]
+
+
+def test_the_model_runs_where_it_is_told_to(model, tiny_data, ask, monkeypatch):
+    seen = []
+    monkeypatch.setattr(BundleMLLMForCausalLM, "to", lambda self, device: seen.append(device))
+    monkeypatch.setattr("bundle_mllm.device.torch.cuda.is_available", lambda: False)
+    questions = ask(num_candidates=4)
+    evaluate(model, tiny_data, questions)
+    evaluate(model, tiny_data, questions, device="cpu")
+    assert seen == [torch.device("cpu")] * 2
+    with pytest.raises(BundleMLLMError, match="There is no device 'nowhere'"):
+        evaluate(model, tiny_data, questions, device="nowhere")
+
+
+def test_a_fingerprint_is_of_all_that_decides_answers(model, tmp_path):
+    shutil.copytree(model, tmp_path / "m")
+    assert fingerprint(tmp_path / "m") == fingerprint(model)
+    config = json.loads((model / "config.json").read_text())
+    (tmp_path / "m" / "config.json").write_text(json.dumps(config | {"transformers_version": "6.0.0"}))
+    assert fingerprint(tmp_path / "m") == fingerprint(model)
+    (tmp_path / "m" / "config.json").write_text(json.dumps(config | {"backbone_weight": 0.75}))
+    other = fingerprint(tmp_path / "m")
+    (tmp_path / "m" / "chat_template.jinja").write_text("{{ messages }}")
+    assert len({fingerprint(model), other, fingerprint(tmp_path / "m")}) == 3
 
 
 def test_a_model_that_lacks_an_item_cannot_be_asked(model, tiny_data, ask, tmp_path):
@@ -143,14 +189,17 @@ def test_a_model_that_lacks_an_item_cannot_be_asked(model, tiny_data, ask, tmp_p
         (".", "is a folder, so no metrics can be written there: give the name of a file"),
         ("taken.json", "taken.questions.jsonl is a folder"),
         ("q.jsonl/metrics.json", "cannot be written"),
+        ("q.jsonl", "would overwrite .*q.jsonl, which the questions are in"),
+        ("q.jsonl.json", "would overwrite .*q.jsonl.json"),
+        ("q.json", "would overwrite .*q.questions.jsonl"),
     ],
 )
 def test_a_place_that_cannot_be_written_is_refused_before_scoring(
     model, tiny_data, ask, tmp_path, monkeypatch, output, message
 ):
-    questions = ask(num_candidates=4)
+    questions = ask("q.questions.jsonl" if output == "q.json" else "q.jsonl", num_candidates=4)
     (tmp_path / "taken.questions.jsonl").mkdir()
     monkeypatch.setattr("bundle_mllm.evaluation.evaluate.score_questions", lambda *_, **__: pytest.fail("scored"))
     with pytest.raises(BundleMLLMError, match=message):
         evaluate(model, tiny_data, questions, tmp_path / output)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["q.jsonl", "taken.questions.jsonl"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [questions.name, "taken.questions.jsonl"]

@@ -166,7 +166,7 @@ def test_the_json_says_what_was_asked_of_what_and_names_no_folder(made, model, t
         file = target / "questions" / f"{question_set['name']}.jsonl"
         assert question_set["sha256"] == sha256(file)
         assert question_set["made"]["negatives"] == question_set["name"].removeprefix("validation_")
-        assert question_set["num_questions"] == question_set["num_bundles"] == 5
+        assert question_set["num_questions"] == question_set["num_bundles"] == 6
     assert set(result["left_out"]) == {"baselines", "ceiling", "backbones"}
     for file in (target / "report.json", target / "report.html"):
         assert not {str(path) for path in (model.parent, tiny_data, target.parent)} & set(
@@ -230,6 +230,16 @@ def test_what_was_measured_are_metrics_files_and_only_the_whole_model_may_be_pub
     whole = {target / asked["metrics"] for asked in result["questions"]}
     for file in folder.glob("*.validation_*.json"):
         assert json.loads(file.read_text())["fingerprint"] == (fingerprint(model) if file in whole else None)
+
+
+def test_what_one_bundle_cannot_tell_is_left_empty(model, made, tiny_data, tmp_path):
+    line, *_ = (made[1] / "questions" / "validation_hard.jsonl").read_text().splitlines()
+    (tmp_path / "one.jsonl").write_text(line + "\n")
+    result = report([model], tiny_data, tmp_path / "r", questions=[tmp_path / "one.jsonl"], sizes=())
+    json.dumps(result["sections"], allow_nan=False)
+    assert all(row.get("hit_rate@1_se") is None for row in result["sections"]["by_stage"]["rows"])
+    cells = Page((tmp_path / "r" / "report.html").read_text()).cells
+    assert cells and not [cell for cell in cells if "nan" in cell]
 
 
 def test_a_killed_report_continues_and_ends_with_the_same_numbers(made, model, tiny_data, tmp_path, monkeypatch):
@@ -352,7 +362,7 @@ def test_a_mistake_is_said_before_anything_is_measured(
     (tmp_path / "again").mkdir()
     for name, source in (("q", "uniform"), ("same", "uniform"), ("again/q", "hard"), ("m", "hard")):
         shutil.copy(made[1] / "questions" / f"validation_{source}.jsonl", f"{name}.jsonl")
-    scored = as_scored(load_questions(tmp_path / "m.jsonl", DatasetFolder.open(tiny_data).catalog), [[0.0] * 4] * 5)
+    scored = as_scored(load_questions(tmp_path / "m.jsonl", DatasetFolder.open(tiny_data).catalog), [[0.0] * 4] * 6)
     save_results("m.json", {"questions": {"path": "m.jsonl", "sha256": sha256("m.jsonl")}}, scored)
     options = {"models": [model], "data": tiny_data, "output_dir": "out", **changed}
     for name in ("models", "questions", "metrics"):

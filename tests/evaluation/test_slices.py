@@ -43,6 +43,15 @@ def test_numbers_of_candidates_are_in_order_and_long_lists_have_no_letter():
     assert slices["position"]["A"]["num_questions"] == 1
 
 
+def test_what_is_ranked_in_groups_has_other_letters_than_in_its_list():
+    asked = [question(number, candidates=size, answer=1) for number, size in enumerate((12, 13))]
+    scored = as_scored(asked, [[0.0] * len(q.candidates) for q in asked])
+    assert compute_slices(asked, scored, max_options=12)["position"]["B"]["num_questions"] == 1
+    assert compute_slices(asked, scored)["position"]["B"]["num_questions"] == 2
+    assert position_bias(scored, max_options=12)["share_right"] == {"A": 0, "B": 1}
+    assert position_bias(scored, max_options=11) == {}
+
+
 def test_a_model_that_always_says_the_first_letter_is_biased():
     asked = [question(number, answer=number % 4) for number in range(8)]
     bias = position_bias(as_scored(asked, [[1, 0, 0, 0]] * 8))

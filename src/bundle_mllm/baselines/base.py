@@ -5,7 +5,7 @@ It must not know which candidate is the answer, how scores become metrics, nor a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
@@ -73,12 +73,16 @@ class Asked:
         """How many items each question shows: `[questions]`."""
         return np.fromiter(map(len, self.partials), dtype=np.int64)
 
-    def batches(self, size: int) -> list[Asked]:
-        """Cut into parts of `size` questions."""
-        return [
-            Asked(self.partials[start : start + size], self.candidates[start : start + size], self.num_items)
-            for start in range(0, len(self), size)
-        ]
+    def batches(self, max_candidates: int) -> Iterator[Asked]:
+        """Cut into parts of at most so many candidates in all; a longer question is a part of its own."""
+        start = total = 0
+        for end, candidates in enumerate(self.candidates):
+            if end > start and total + len(candidates) > max_candidates:
+                yield Asked(self.partials[start:end], self.candidates[start:end], self.num_items)
+                start, total = end, 0
+            total += len(candidates)
+        if start < len(self):
+            yield Asked(self.partials[start:], self.candidates[start:], self.num_items)
 
     def split(self, scores: np.ndarray) -> list[np.ndarray]:
         """Cut `[total]` scores into those of each question."""
@@ -139,7 +143,7 @@ class Relation:
             `[total]`.
         """
         sums = [np.empty(0)]
-        for part in asked.batches(256):  # so that the groups of popular items are not all held at once
+        for part in asked.batches(2_560):  # so that the groups of popular items are not all held at once
             shown = part.shown if weights is None else part.shown @ sparse.diags_array(weights)
             profile = sparse.csr_array(shown @ self.groups_of)  # [questions, groups]
             sums.append(profile[part.question].multiply(self.groups_of[part.candidate]).sum(axis=1))

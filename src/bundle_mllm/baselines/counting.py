@@ -141,7 +141,7 @@ class CategoryPMI:
     def score(self, asked: Asked) -> np.ndarray:
         """Look the categories up."""
         scores = [np.empty(0)]
-        for part in asked.batches(1024):
+        for part in asked.batches(10_240):
             sizes = part.num_shown[part.question]  # [total]
             target = np.repeat(np.arange(len(sizes)), sizes)  # [pairs]: each candidate with each item shown
             firsts = part.shown.indptr[part.question]

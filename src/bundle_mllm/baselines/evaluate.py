@@ -12,16 +12,25 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from transformers.utils import logging
+
 from ..data.bundles import BundleSplits
 from ..data.folder import DatasetFolder
+from ..data.leakage import check_interactions
 from ..data.manifest import read_manifest
 from ..data.questions import Question, load_questions
 from ..errors import BundleMLLMError
-from ..evaluation.evaluate import describe
+from ..evaluation.evaluate import describe, warm_items
 from ..evaluation.metrics import ScoredQuestion, as_scored
 from ..evaluation.results import check_writable, save_results
+from ..modeling.ranking_bundle_mllm import GROUP_SIZE, MAX_OPTIONS
 from .base import Asked, UnavailableError
 from .specs import LLM, expand, make_baseline
+
+logger = logging.get_logger(__name__)
+CANDIDATES_AT_ONCE = 50_000
+"""Features of more candidates than this are not held at a time."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +63,7 @@ def evaluate_baselines(
     max_options: int | None = None,
     group_size: int | None = None,
     seed: int = 0,
+    device: str | None = None,
     report: Callable[[BaselineResult], None] | None = None,
 ) -> list[BaselineResult]:
     """Measure baselines.
@@ -69,6 +79,7 @@ def evaluate_baselines(
         max_options: Longest list of candidates in one prompt.
         group_size: Most candidates of a group of a longer list.
         seed: Of what is random: chance, weights, folds.
+        device: Where a language model runs; the GPU if there is one, unless told otherwise.
         report: Called with each result as soon as it is there and written.
 
     Returns:
@@ -82,10 +93,13 @@ def evaluate_baselines(
     manifest = read_manifest(questions_path)
     folder = DatasetFolder.open(data)
     chosen = expand(names, folder)
-    paths = _paths(output, list(chosen))
+    paths = _paths(output, list(chosen), questions_path)
     questions = load_questions(questions_path, folder.catalog)
     train = folder.bundles.train
-    train_items = frozenset(item_id for bundle in train for item_id in bundle.items)
+    known = warm_items(folder.bundles)
+    encoded = check_interactions(folder, allow_leakage=True)
+    if encoded is not None and encoded.is_refused:
+        logger.warning(f"What baselines score by users is no prediction: the log of {data} has the answers. {encoded}")
     folder = replace(folder, bundles=BundleSplits(train=train))  # all that a baseline can see
     lengths = [len(question.candidates) for question in questions]
     common = {
@@ -94,6 +108,8 @@ def evaluate_baselines(
         "train_bundles": len(train),
         "data": str(data),
     }
+    max_options = max_options or MAX_OPTIONS
+    group_size = group_size or min(GROUP_SIZE, max_options)
     asked = {"permutations": permutations, "max_options": max_options, "group_size": group_size, "seed": seed}
     results = []
     for name, named in chosen.items():
@@ -105,7 +121,7 @@ def evaluate_baselines(
 
                 model = name.partition(":")[2]
                 scored = score_by_language_model(
-                    model, folder.catalog, questions, batch_size=batch_size, progress=True, **asked
+                    model, folder.catalog, questions, device=device, batch_size=batch_size, progress=True, **asked
                 )
             else:
                 scored = _score(name, folder, questions, seed)
@@ -114,7 +130,10 @@ def evaluate_baselines(
                 raise UnavailableError(f"The baseline {name!r} cannot be measured: {error}") from error
             result = BaselineResult(name, None, skipped=str(error))
         else:
-            metrics = {"baseline": name} | describe(questions, scored, train_items, probabilities=is_llm) | common
+            lettered = {"max_options": max_options} if is_llm else {}
+            metrics = (
+                {"baseline": name} | describe(questions, scored, known, probabilities=is_llm, **lettered) | common
+            )
             if is_llm:
                 metrics["asked"] = asked
             if (path := paths.get(name)) is not None:
@@ -143,10 +162,11 @@ def _score(name: str, folder: DatasetFolder, questions: Sequence[Question], seed
         raise UnavailableError(f"{folder.path} has no training bundles: add some, or leave it out.")
     baseline.fit(folder, folder.bundles.train)
     asked = Asked.of(questions, folder.catalog)
-    return as_scored(questions, [row.tolist() for row in asked.split(baseline.score(asked))])
+    scores = np.concatenate([baseline.score(part) for part in asked.batches(CANDIDATES_AT_ONCE)])
+    return as_scored(questions, [row.tolist() for row in asked.split(scores)])
 
 
-def _paths(output: Path | None, names: Sequence[str]) -> dict[str, Path]:
+def _paths(output: Path | None, names: Sequence[str], questions_path: Path) -> dict[str, Path]:
     if output is None:
         return {}
     name_of: dict[Path, str] = {}
@@ -157,5 +177,5 @@ def _paths(output: Path | None, names: Sequence[str]) -> dict[str, Path]:
                 f"The baselines {other!r} and {name!r} would write the same file {path}: measure them one after the "
                 "other, with another --output."
             )
-        check_writable(path)
+        check_writable(path, questions_path)
     return {name: path for path, name in name_of.items()}

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..data.catalog import ItemCatalog
 from ..data.questions import Question
+from ..device import choose_device
 from ..evaluation.metrics import ScoredQuestion
 from ..evaluation.scoring import score_questions
 from ..training.backbone import load_backbone, wrap_backbone
@@ -20,6 +21,8 @@ def score_by_language_model(
     name: str,
     catalog: ItemCatalog,
     questions: Sequence[Question],
+    *,
+    device: str | None = None,
     **options: Any,
 ) -> list[ScoredQuestion]:
     """Score questions by the letters' logits of a causal language model that was not trained on bundles.
@@ -31,6 +34,7 @@ def score_by_language_model(
         name: Hub name or folder of a model that `AutoModelForCausalLM` loads.
         catalog: The items.
         questions: The questions.
+        device: Where it runs; the GPU if there is one, unless told otherwise.
         **options: Of `score_questions`.
 
     Returns:
@@ -44,4 +48,5 @@ def score_by_language_model(
         raise UnavailableError("The items have no titles, which is all that a language model is told: leave it out.")
     model, processor = wrap_backbone(*load_backbone(name), catalog, {})
     processor.show_items = False
+    model.to(choose_device(device))
     return score_questions(model, processor, questions, **options)

@@ -176,7 +176,7 @@ def train_network(
 def score_by_network(network: nn.Module, asked: Asked) -> np.ndarray:
     """Return the logits of all candidates, `[total]` float64, question by question."""
     scores = [np.empty(0)]
-    for part in asked.batches(64):
+    for part in asked.batches(640):
         columns, place = np.unique(part.candidate, return_inverse=True)
         logits = network.logits(pad(part.partials), torch.from_numpy(columns))
         scores.append(logits.double().numpy()[part.question, place])

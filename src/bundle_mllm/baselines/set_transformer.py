@@ -13,14 +13,13 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
 from ..data.bundles import Bundle
+from ..data.cross_fitted import BUNDLE_ITEM
 from ..data.folder import DatasetFolder
 from ..encoders.relational import item_svd
 from ..encoders.textual import TfidfEncoder
 from .base import Asked
 from .learning import ABSENT, PartialBundles, Schedule, askable_rows, hold_out, score_by_network, train_network
 
-FITTED_TO_BUNDLES = "bundle_item"
-"""The modality that knows the bundles a network would be trained on; item embeddings stand for it."""
 MIN_BUNDLES = 2
 """Items of fewer bundles have no embedding: it would know nothing but the bundle that is asked about."""
 TEMPERATURE = 0.2
@@ -69,7 +68,7 @@ def _item_features(folder: DatasetFolder) -> list[tuple[torch.Tensor, torch.Tens
     """Return features `[num_items, dim]`, centered and of length 1, and presence `[num_items]` of each modality."""
     store = folder.features()
     found = {} if store is None else dict(zip(store.modalities, _unzip(store.load()), strict=True))
-    found.pop(FITTED_TO_BUNDLES, None)
+    found.pop(BUNDLE_ITEM, None)  # item embeddings stand for it
     if "textual" not in found and any(folder.catalog.titles):
         text = TfidfEncoder().encode(folder)
         found["textual"] = torch.as_tensor(text.features), torch.as_tensor(text.present)

@@ -67,6 +67,7 @@ def evaluate(
     seed: int = 0,
     hidden: tuple[str, ...] = (),
     shuffled: tuple[str, ...] = (),
+    device: str | None = None,
 ) -> None:
     """Score a question file and write hit rates, valid_ratio, ranks, calibration, slices and position bias.
 
@@ -88,6 +89,7 @@ def evaluate(
         seed: Of candidate orders, groups, shuffling and baselines.
         hidden: What the model is not to know of any item, to see what it had from there: modalities, titles.
         shuffled: Modalities of which every item gets the features of another, for the same.
+        device: cpu or cuda; a GPU if there is one, if not given.
     """
     from bundle_mllm.evaluation.evaluate import evaluate as run
 
@@ -103,6 +105,7 @@ def evaluate(
         "max_options": max_options,
         "group_size": group_size,
         "seed": seed,
+        "device": device,
     }
     rows: dict[str, tuple[dict[str, Any], float | None]] = {}
     if model is not None:
@@ -155,6 +158,7 @@ def report(
     length_questions: int = 150,
     batch_size: int = 32,
     seed: int = 42,
+    device: str | None = None,
 ) -> None:
     """Draw the paper's figures on your data: stages, number of candidates, training, cold start, ablation, size.
 
@@ -175,6 +179,7 @@ def report(
         length_questions: Questions for each of these numbers; fewer where they would cost more than 4,000 prompts.
         batch_size: Prompts per forward pass.
         seed: Seed of questions, shuffling and groups.
+        device: cpu or cuda; a GPU if there is one, if not given.
     """
     from bundle_mllm.evaluation.by_length import SIZES
     from bundle_mllm.evaluation.report import report as run
@@ -193,6 +198,7 @@ def report(
         length_questions=length_questions,
         batch_size=batch_size,
         seed=seed,
+        device=device,
         progress=True,
     )
     for row in result["sections"]["by_stage"]["rows"]:
@@ -207,6 +213,7 @@ def complete(
     candidates: str | None = None,
     top_k: int = 5,
     as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
+    device: str | None = None,
 ) -> None:
     """Rank candidates for a partial bundle.
 
@@ -217,12 +224,15 @@ def complete(
             in groups, at about 0.15 questions per candidate.
         top_k: How many to print.
         as_json: Print JSON.
+        device: cpu or cuda; a GPU if there is one, if not given.
     """
     from bundle_mllm.demo import render_ranking
+    from bundle_mllm.device import choose_device
     from bundle_mllm.evaluation.ranking import rank_candidates
     from bundle_mllm.folder import load_model
 
     loaded, processor = load_model(model)
+    loaded.to(choose_device(device))
     partial = _ids(bundle)
     chosen = None if candidates is None else _ids(candidates)
     ranked = rank_candidates(loaded, processor, partial, chosen, top_k=top_k)

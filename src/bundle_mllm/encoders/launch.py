@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
+from ..device import choose_device
 from ..errors import BundleMLLMError
-from .pretrained import choose_device
 
 if TYPE_CHECKING:
     from accelerate import PartialState

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from safetensors.torch import load, save
 
+from ..device import choose_device
 from ..errors import BundleMLLMError
 from .batches import Batch, BatchEncoder, Reading, Rows, collate, embed_batch, read_source
-from .pretrained import choose_device
 from .shards import Shards
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from bundle_mllm.data.folder import DatasetFolder
-from bundle_mllm.data.questions import Negatives, make_questions
+from bundle_mllm.data.questions import Negatives, make_questions, spread
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.evaluation.metrics import compute_metrics
 from bundle_mllm.evaluation.scoring import score_questions
@@ -60,10 +60,10 @@ def accuracy_by_num_candidates(
         BundleMLLMError: There is no bundle to ask about, or an option is out of range.
     """
     rows: list[dict[str, Any]] = []
-    bundles = [bundle for bundle in folder.bundles[split] if len(bundle.items) >= 2]
+    bundles = folder.bundles[split]
+    bundles = spread(bundles, len(bundles) if max_questions is None else max_questions)
     if not bundles:
         raise BundleMLLMError(f"{folder.path} has no {split} bundle of two items: there is nothing to ask.")
-    bundles = bundles[:: -(-len(bundles) // max_questions) if max_questions else 1]
     room = len(folder.catalog) - max(len(bundle.items) for bundle in bundles) + 1
     for size in sorted(size for size in set(sizes) if size <= room):
         questions = make_questions(

@@ -59,16 +59,17 @@ def bayes_optimal(data: Path, questions_path: Path, output: Path | None = None) 
         their answers (ties broken at random).
 
     Raises:
-        BundleMLLMError: The folder is of another kind, or the questions have hard negatives, whose distribution is
-            unknown.
+        BundleMLLMError: The folder is of another kind, or no note beside the questions says that their negatives are
+            uniform: the distribution of others is unknown.
     """
     if output is not None:
-        check_writable(output)
+        check_writable(output, questions_path)
     manifest = read_manifest(questions_path)
-    if manifest.get("made", {}).get("negatives", "uniform") != "uniform":
+    negatives = manifest.get("made", {}).get("negatives", "unknown")
+    if negatives != "uniform":
         raise BundleMLLMError(
-            f"{questions_path} has {manifest['made']['negatives']} negatives, and the best possible answer is known "
-            "for uniform ones only: make the questions with --negatives uniform."
+            f"{questions_path} has {negatives} negatives (by the note beside it), and the best possible answer is "
+            "known for uniform ones only: make the questions with `bundle-mllm questions --negatives uniform`."
         )
     planted = PlantedBundles.load(data)
     catalog = ItemCatalog.load(data)

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from bundle_mllm.data.bundles import BundleSplits, find_bundles
 from bundle_mllm.data.catalog import ItemCatalog
 from bundle_mllm.data.manifest import read_manifest
-from bundle_mllm.data.questions import Question, load_questions
+from bundle_mllm.data.questions import MAX_OPTIONS, Question, load_questions
+from bundle_mllm.device import choose_device
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.evaluation.ablation import TITLES, only
 from bundle_mllm.evaluation.ablation import shuffled as shuffled_features
@@ -42,6 +43,7 @@ def evaluate(
     seed: int = 0,
     hidden: Sequence[str] = (),
     shuffled: Sequence[str] = (),
+    device: str | None = None,
 ) -> dict[str, Any]:
     """Score a question file and compute its metrics.
 
@@ -59,6 +61,7 @@ def evaluate(
         seed: Of candidate orders, groups and shuffling.
         hidden: What the model is not to know of any item: modalities, "titles".
         shuffled: Modalities of which every item gets the features of another.
+        device: Where the model runs; the GPU if there is one, unless told otherwise.
 
     Returns:
         See [`describe`]; and `questions` (path and SHA-256 of the file, fewest and most options of a question and,
@@ -72,12 +75,13 @@ def evaluate(
         ValueError: A prompt is too long, or a score is not finite.
     """
     if output is not None:
-        check_writable(output)
+        check_writable(output, questions_path)
     manifest = read_manifest(questions_path)
     catalog = ItemCatalog.load(data)
     questions = load_questions(questions_path, catalog)
     train_items = load_train_items(data, catalog)
     model, processor = load_model(model_dir)
+    model.to(choose_device(device))
     asked = {item_id for q in questions for item_id in (*q.partial, *q.candidates)}
     if unknown := sorted(asked - set(processor.item_ids)):
         raise BundleMLLMError(
@@ -91,7 +95,7 @@ def evaluate(
         scored = score_questions(*asked_of, questions, batch_size=batch_size, progress=True, **settings)
     altered = {name: list(names) for name, names in (("hidden", hidden), ("shuffled", shuffled)) if names}
     num_candidates = [len(question.candidates) for question in questions]
-    metrics = describe(questions, scored, train_items) | {
+    metrics = describe(questions, scored, train_items, max_options=max_options) | {
         "questions": {**manifest, "num_candidates": [min(num_candidates), max(num_candidates)]},
         "asked": settings | altered,
         "fingerprint": None if altered else fingerprint(model_dir),
@@ -129,6 +133,7 @@ def describe(
     scored: Sequence[ScoredQuestion],
     train_items: Collection[str] | None = None,
     *,
+    max_options: int = MAX_OPTIONS,
     probabilities: bool = True,
 ) -> dict[str, Any]:
     """Compute everything that is reported of a method, a model or a baseline, on a list of questions.
@@ -137,6 +142,7 @@ def describe(
         questions: The questions.
         scored: What was said to each, in the same order (`as_scored` makes it of plain scores).
         train_items: The items of all training bundles, for the slice `answer`; see [`load_train_items`].
+        max_options: Longest list that was asked in one prompt; what is said of letters is of these.
         probabilities: Whether the scores are log-probabilities up to a constant.
 
     Returns:
@@ -146,13 +152,18 @@ def describe(
     return {
         **compute_metrics(scored, probabilities=probabilities),
         "random_hit_rate@1": sum(1 / len(question.candidates) for question in questions) / len(questions),
-        "slices": compute_slices(questions, scored, train_items),
-        "position": position_bias(scored),
+        "slices": compute_slices(questions, scored, train_items, max_options=max_options),
+        "position": position_bias(scored, max_options=max_options),
     }
 
 
 def load_train_items(data: Path, catalog: ItemCatalog) -> frozenset[str] | None:
-    """Return the items of all training bundles of a dataset folder; `None` if it has no bundles file."""
+    """Return the items of all training bundles of a dataset folder; `None` if it has none: no item is cold then."""
     if not find_bundles(data):
         return None
-    return frozenset(item_id for bundle in BundleSplits.load(data, catalog).train for item_id in bundle.items)
+    return warm_items(BundleSplits.load(data, catalog))
+
+
+def warm_items(bundles: BundleSplits) -> frozenset[str] | None:
+    """Return the items of all training bundles; `None` if there are none."""
+    return frozenset(item_id for bundle in bundles.train for item_id in bundle.items) or None

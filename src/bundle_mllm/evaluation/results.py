@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bundle_mllm.data.files import atomic_path, sha256
+from bundle_mllm.data.manifest import manifest_path
 from bundle_mllm.data.tables import iter_records, write_records
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.evaluation.metrics import ScoredQuestion, paired_differences
@@ -35,17 +36,28 @@ def save_results(path: str | os.PathLike, metrics: Mapping[str, Any], scored: Se
     write_records(rows, map(_to_record, scored))
     metrics = {**metrics, "results": {"path": rows.name, "sha256": sha256(rows)}}
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(_without_nan(metrics), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(without_nan(metrics), indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def check_writable(path: str | os.PathLike) -> None:
+def check_writable(path: str | os.PathLike, questions: str | os.PathLike) -> None:
     """Refuse a place where [`save_results`] could not write, before anything is measured.
 
+    Args:
+        path: Where the metrics are to go.
+        questions: The question file.
+
     Raises:
-        BundleMLLMError: A folder is in the place of a file, or files cannot be written there.
+        BundleMLLMError: A folder is in the place of a file, the question file or its note would be overwritten, or
+            files cannot be written there.
     """
     path = Path(path)
+    kept = {file.resolve() for file in (Path(questions), manifest_path(questions))}
     for file in (path, _rows_path(path)):
+        if file.resolve() in kept:
+            raise BundleMLLMError(
+                f"Metrics in {path} would overwrite {file}, which the questions are in: give another file, such as "
+                "metrics.json."
+            )
         if file.is_dir():
             raise BundleMLLMError(
                 f"{file} is a folder, so no metrics can be written there: give the name of a file that is not taken, "
@@ -116,6 +128,15 @@ def compare_metrics(a: str | os.PathLike, b: str | os.PathLike) -> dict[str, Any
     return {"a": str(a), "b": str(b), "questions": used[0], **differences}
 
 
+def without_nan(value: Any) -> Any:
+    """Return JSON values with null for every number that is not finite."""
+    if isinstance(value, Mapping):
+        return {name: without_nan(entry) for name, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [without_nan(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _rows_path(path: Path) -> Path:
     return path.with_name(path.name.removesuffix(".json") + ".questions.jsonl")
 
@@ -139,9 +160,3 @@ def _from_record(record: Mapping[str, Any]) -> ScoredQuestion:
         tuple(record["option_logits"]),
         record["free_answer"],
     )
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {name: _without_nan(entry) for name, entry in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bundle_mllm.data.questions import MAX_OPTIONS
 from bundle_mllm.evaluation.metrics import ScoredQuestion, compute_metrics
 
 if TYPE_CHECKING:
@@ -22,7 +23,11 @@ SLICE_METRICS = ("hit_rate@1", "hit_rate@1_se", "mrr", "mrr_se", "num_questions"
 
 
 def compute_slices(
-    questions: Sequence[Question], scored: Sequence[ScoredQuestion], train_items: Collection[str] | None = None
+    questions: Sequence[Question],
+    scored: Sequence[ScoredQuestion],
+    train_items: Collection[str] | None = None,
+    *,
+    max_options: int = MAX_OPTIONS,
 ) -> dict[str, dict[str, dict[str, float | int]]]:
     """Compute metrics of the questions that have something in common.
 
@@ -30,6 +35,7 @@ def compute_slices(
         questions: The questions.
         scored: What was said to each, in the same order.
         train_items: The items of all training bundles; without them there is no slice `answer`.
+        max_options: Longest list that was asked in one prompt.
 
     Returns:
         `{slice: {value: metrics}}`, with the metrics named in `SLICE_METRICS`:
@@ -37,12 +43,13 @@ def compute_slices(
         - `answer`: `cold` (the answer is in no training bundle) or `warm`;
         - `partial_length`: how many items are shown: `1` to `5`, `6-10`, `11+`;
         - `num_candidates`: how many candidates there are;
-        - `position`: the letter of the answer in the question's own order (questions of up to 26 candidates).
+        - `position`: the letter of the answer in the question's own order (questions asked in one prompt: in groups a
+          candidate has other letters than in its list).
     """
     labels: dict[str, Sequence[str | None]] = {
         "partial_length": [_length(len(question.partial)) for question in questions],
         "num_candidates": [str(len(question.candidates)) for question in questions],
-        "position": [_letter(question) for question in questions],
+        "position": [_letter(question, max_options) for question in questions],
     }
     if train_items is not None:
         known = frozenset(train_items)
@@ -50,11 +57,15 @@ def compute_slices(
     return {name: _by_label(values, scored) for name, values in labels.items()}
 
 
-def position_bias(scored: Sequence[ScoredQuestion]) -> dict[str, Any]:
+def position_bias(scored: Sequence[ScoredQuestion], *, max_options: int = MAX_OPTIONS) -> dict[str, Any]:
     """Measure how much the place of a candidate in its list matters, where only the candidate should.
 
     It is measured on what was said to each question in its own order; averaging over orders hides it, as it should.
-    Questions of more than 26 candidates, which have no letters, are left out.
+    Questions that were ranked in groups, where a candidate has other letters than in its list, are left out.
+
+    Args:
+        scored: What was said to each question.
+        max_options: Longest list that was asked in one prompt.
 
     Returns:
         - `accuracy_by_letter`: by letter, the share of hits among the questions whose answer stands there;
@@ -68,9 +79,9 @@ def position_bias(scored: Sequence[ScoredQuestion]) -> dict[str, Any]:
         - `answer_change`: how often another candidate is best;
         - `hit_rate@1_own_order`: the share of hits in the question's own order alone.
 
-        Empty if no question has up to 26 candidates.
+        Empty if no question was asked in one prompt.
     """
-    lettered = [question for question in scored if len(question.option_logits) <= len(string.ascii_uppercase)]
+    lettered = [question for question in scored if len(question.option_logits) <= max_options]
     if not lettered:
         return {}
     own = [_own_order(question) for question in lettered]
@@ -131,6 +142,6 @@ def _length(number: int) -> str:
     return str(number) if number <= 5 else "6-10" if number <= 10 else "11+"
 
 
-def _letter(question: Question) -> str | None:
-    letters = string.ascii_uppercase
-    return letters[question.answer_index] if len(question.candidates) <= len(letters) else None
+def _letter(question: Question, max_options: int) -> str | None:
+    in_one_prompt = len(question.candidates) <= max_options
+    return string.ascii_uppercase[question.answer_index] if in_one_prompt else None

@@ -14,15 +14,18 @@ from typing import Any, Literal
 
 from bundle_mllm.data.files import sha256
 from bundle_mllm.data.folder import DatasetFolder
-from bundle_mllm.data.questions import MIN_CANDIDATES
+from bundle_mllm.data.questions import MIN_CANDIDATES, spread
+from bundle_mllm.device import choose_device
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.evaluation.by_length import SIZES
+from bundle_mllm.evaluation.evaluate import warm_items
 from bundle_mllm.evaluation.report import sections
 from bundle_mllm.evaluation.report.baselines import load_baselines
 from bundle_mllm.evaluation.report.figures import check_drawable, draw
 from bundle_mllm.evaluation.report.measure import FULL, SHUFFLED, STAGE_ONE, MeasuredModel, Settings, write_json
 from bundle_mllm.evaluation.report.page import describe_figure, write_page
-from bundle_mllm.evaluation.report.questions import make_question_sets, open_question_sets, spread
+from bundle_mllm.evaluation.report.questions import make_question_sets, open_question_sets
+from bundle_mllm.evaluation.results import without_nan
 
 REPORT = "report.json"
 PACKAGES = ("bundle-mllm", "torch", "transformers", "matplotlib")
@@ -42,6 +45,7 @@ def report(
     length_questions: int = 150,
     batch_size: int = 32,
     seed: int = 42,
+    device: str | None = None,
     progress: bool = False,
 ) -> dict[str, Any]:
     """Draw the paper's figures on a data set: by stage, by number of candidates, training, cold start, ablation, size.
@@ -69,6 +73,7 @@ def report(
         length_questions: Questions of each of these sizes; fewer where they would cost more than 4,000 prompts.
         batch_size: Prompts per forward pass.
         seed: Of questions, shuffling and groups.
+        device: Where models run; the GPU if there is one, unless told otherwise.
         progress: Whether to show progress bars.
 
     Returns:
@@ -92,8 +97,8 @@ def report(
     folder = DatasetFolder.open(data)
     target = models[0] / "report" if output_dir is None else output_dir
     key = {"bundle_mllm": version("bundle-mllm"), "tables": {path.name: sha256(path) for path in folder.tables()}}
-    train_items = frozenset(item_id for bundle in folder.bundles.train for item_id in bundle.items) or None
-    settings = Settings(target, folder, train_items, key, batch_size, seed, progress)
+    known = warm_items(folder.bundles)
+    settings = Settings(target, folder, known, key, batch_size, seed, choose_device(device), progress)
     measured = [MeasuredModel(path, name, settings) for path, name in zip(models, _names(models), strict=True)]
     _check_target(target)
     made = dict(max_questions=max_questions, num_candidates=num_candidates, seed=seed)
@@ -108,7 +113,7 @@ def report(
     stages = {STAGE_ONE: first.stage_one(sets), FULL: full, SHUFFLED: first.shuffled(sets)}
     stages = {name: said for name, said in stages.items() if said is not None}
     trained = {name: said for name, said in stages.items() if name != SHUFFLED}
-    askable = bool(spread(folder, split, 1)) and bool(sizes)
+    askable = bool(spread(folder.bundles[split], 1)) and bool(sizes)
     compared = [(_about(model), model.full(sets)) for model in measured] if len(measured) > 1 else []
     rows = {
         "by_stage": sections.by_stage(sets, stages),
@@ -116,11 +121,12 @@ def report(
         "ceiling": sections.ceiling(sets, stages, others),
         "by_length": first.by_length(split, sizes, length_questions) if askable else [],
         "ablation": sections.ablation(sets, full, ablated) if (ablated := first.ablations(sets)) else [],
-        "cold_start": sections.cold_start(sets, trained, train_items),
+        "cold_start": sections.cold_start(sets, trained, known),
         "training": sections.training(first.history()),
-        "position": sections.position(sets, full),
+        "position": sections.position(sets, full, first.max_options),
         "backbones": sections.backbones(sets, compared) if compared else [],
     }
+    rows = {name: without_nan(found) for name, found in rows.items()}
     chances = {asked.name: asked.chance for asked in sets}
     result: dict[str, Any] = {
         "models": [_about(model) for model in measured],
@@ -154,7 +160,7 @@ _MISSING = {
     "by_length": "no number of candidates was asked for, or the split has no bundle of two items.",
     "ablation": "the model knows its items by one thing alone, so nothing can be taken from it.",
     "training": "the model folder has no history of its training.",
-    "position": "every question has more than 26 candidates, which have no letters.",
+    "position": "every question has more candidates than one prompt, so they have no letters of their own.",
     "baselines": "no metrics files of other methods were given (--metrics).",
     "ceiling": "no metrics file of the best possible answers was given; they are known of invented data alone.",
     "backbones": "one model was given; give several to compare their sizes.",

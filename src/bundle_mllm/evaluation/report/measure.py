@@ -6,7 +6,6 @@ Knows nothing about how the figures look.
 from __future__ import annotations
 
 import json
-import math
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from transformers.utils import logging
 
 from bundle_mllm.data.files import atomic_path
@@ -26,7 +26,7 @@ from bundle_mllm.evaluation.by_length import accuracy_by_num_candidates
 from bundle_mllm.evaluation.evaluate import describe
 from bundle_mllm.evaluation.metrics import ScoredQuestion
 from bundle_mllm.evaluation.report.questions import QuestionSet
-from bundle_mllm.evaluation.results import load_results, save_results
+from bundle_mllm.evaluation.results import load_results, save_results, without_nan
 from bundle_mllm.evaluation.scoring import score_questions
 from bundle_mllm.folder import fingerprint, load_model, load_processor
 from bundle_mllm.modeling.ranking_bundle_mllm import GROUP_SIZE, num_questions
@@ -61,6 +61,7 @@ class Settings:
         key: What a step depends on besides its model and questions: versions and the data's tables.
         batch_size: Prompts per forward pass.
         seed: Of shuffling and groups.
+        device: Where models run.
         progress: Whether to show progress bars.
     """
 
@@ -70,6 +71,7 @@ class Settings:
     key: Mapping[str, Any]
     batch_size: int
     seed: int
+    device: torch.device
     progress: bool
 
 
@@ -101,7 +103,12 @@ class MeasuredModel:
     @cached_property
     def loaded(self) -> tuple[BundleMLLMForCausalLM, BundleMLLMProcessor]:
         """Model and processor, loaded when the first step needs them."""
-        return load_model(self.path)
+        return self._load(self.path)
+
+    @property
+    def max_options(self) -> int:
+        """Longest list that the model is asked in one prompt."""
+        return self._processor.max_options
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -139,7 +146,7 @@ class MeasuredModel:
         digest = fingerprint(path)
         if digest is None:
             return None
-        return self._ask(STAGE_ONE, lambda: nullcontext(load_model(path)), sets, {"stage_one": digest})
+        return self._ask(STAGE_ONE, lambda: nullcontext(self._load(path)), sets, {"stage_one": digest})
 
     def shuffled(self, sets: Sequence[QuestionSet]) -> Measured | None:
         """Ask with the features shuffled among items; `None` where there are none."""
@@ -170,7 +177,7 @@ class MeasuredModel:
         Returns:
             Its rows, with `negatives` and `chance` in front.
         """
-        group_size = min(GROUP_SIZE, self._processor.max_options)
+        group_size = min(GROUP_SIZE, self.max_options)
         rows = []
         for negatives in ("uniform", "hard"):
             for size in sorted(set(sizes)):
@@ -204,6 +211,10 @@ class MeasuredModel:
                         "again."
                     ) from error
         return found
+
+    def _load(self, path: Path) -> tuple[BundleMLLMForCausalLM, BundleMLLMProcessor]:
+        model, processor = load_model(path)
+        return model.to(self.settings.device), processor
 
     def _info(self) -> dict[str, Any]:
         model, _ = self.loaded
@@ -259,14 +270,13 @@ class MeasuredModel:
     ) -> list[ScoredQuestion]:
         settings = self.settings
         logger.info(f"{self.name}, {variant}: {len(asked.questions)} questions of {asked.name}")
-        start = time.monotonic()
+        start, max_options = time.monotonic(), processor.max_options
         scored = score_questions(
             model, processor, asked.questions, batch_size=settings.batch_size, seed=0, progress=settings.progress
         )
         seconds = round(time.monotonic() - start, 1)
         sizes = [len(question.candidates) for question in asked.questions]
-        max_options = processor.max_options
-        metrics = describe(asked.questions, scored, settings.train_items) | {
+        metrics = describe(asked.questions, scored, settings.train_items, max_options=max_options) | {
             "questions": {**asked.manifest, "num_candidates": [min(sizes), max(sizes)]},
             "asked": {
                 "permutations": 1,
@@ -336,15 +346,6 @@ def write_json(path: Path, value: Any) -> None:
     with atomic_path(path) as temporary:
         text = json.dumps(without_nan(value), indent=2, ensure_ascii=False, allow_nan=False)
         temporary.write_text(text + "\n", encoding="utf-8")
-
-
-def without_nan(value: Any) -> Any:
-    """Return JSON values with null for every number that is not finite."""
-    if isinstance(value, Mapping):
-        return {name: without_nan(entry) for name, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [without_nan(entry) for entry in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _slug(name: str) -> str:

@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bundle_mllm.data.bundles import Bundle
 from bundle_mllm.data.folder import DatasetFolder
 from bundle_mllm.data.manifest import read_manifest, write_manifest
-from bundle_mllm.data.questions import Question, load_questions, make_questions, save_questions
+from bundle_mllm.data.questions import Question, load_questions, make_questions, save_questions, spread
 from bundle_mllm.errors import BundleMLLMError
 
 KINDS = ("uniform", "hard")
@@ -81,7 +80,7 @@ def open_question_sets(paths: Sequence[Path], folder: DatasetFolder) -> list[Que
 def make_question_sets(
     target: Path, folder: DatasetFolder, split: str, *, max_questions: int, num_candidates: int, seed: int
 ) -> list[Path]:
-    """Write a question file of each kind, one question for each of the bundles that [`spread`] chooses.
+    """Write a question file of each kind, one question for each of some bundles at equal distances.
 
     Args:
         target: The folder that receives them; what is there already is written again, to the same bytes.
@@ -97,7 +96,7 @@ def make_question_sets(
     Raises:
         BundleMLLMError: There is no bundle to ask about, or the catalog is too small.
     """
-    bundles = spread(folder, split, max_questions)
+    bundles = spread(folder.bundles[split], max_questions)
     if not bundles:
         raise BundleMLLMError(
             f"{folder.path} has no {split} bundle of two items, so there is nothing to ask: give --questions FILE, or "
@@ -112,9 +111,3 @@ def make_question_sets(
         write_manifest(path, {"split": split, **made, "max_questions": max_questions})
         paths.append(path)
     return paths
-
-
-def spread(folder: DatasetFolder, split: str, number: int) -> list[Bundle]:
-    """Return at most `number` bundles of two items or more of a split, at equal distances, as `by_length` does."""
-    bundles = [bundle for bundle in folder.bundles[split] if len(bundle.items) >= 2]
-    return bundles[:: max(1, -(-len(bundles) // number))]

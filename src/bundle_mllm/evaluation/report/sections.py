@@ -91,11 +91,11 @@ def cold_start(
     return rows
 
 
-def position(sets: Sequence[QuestionSet], full: Measured) -> list[Row]:
+def position(sets: Sequence[QuestionSet], full: Measured, max_options: int) -> list[Row]:
     """Say for each letter how often the answer and the model's choice stand there, and how often it is then right."""
     rows: list[Row] = []
     for asked in sets:
-        bias = position_bias(full[asked.name])
+        bias = position_bias(full[asked.name], max_options=max_options)
         for letter in bias.get("share_right", {}):
             rows.append(
                 {

@@ -112,7 +112,7 @@ def test_cold_answers_are_those_of_no_training_bundle(tiny_data):
     asked = make_questions(data.bundles.test, data.catalog, data.bundles, num_candidates=4, seed=0)
     scored = as_scored(asked, [[0.0] * 4 for _ in asked])
     known = {item_id for bundle in data.bundles.train for item_id in bundle.items} - {asked[0].answer}
-    cold = describe(asked, scored, known, probabilities=False)["slices"]["answer"]["cold"]
+    cold = describe({}, asked, scored, known, probabilities=False)["slices"]["answer"]["cold"]
     assert cold["num_questions"] == sum(question.answer not in known for question in asked) > 0
 
 

@@ -101,9 +101,7 @@ def evaluate_baselines(
     if encoded is not None and encoded.is_refused:
         logger.warning(f"What baselines score by users is no prediction: the log of {data} has the answers. {encoded}")
     folder = replace(folder, bundles=BundleSplits(train=train))  # all that a baseline can see
-    lengths = [len(question.candidates) for question in questions]
     common = {
-        "questions": {**manifest, "num_candidates": [min(lengths), max(lengths)]},
         "seed": seed,
         "train_bundles": len(train),
         "data": str(data),
@@ -130,10 +128,8 @@ def evaluate_baselines(
                 raise UnavailableError(f"The baseline {name!r} cannot be measured: {error}") from error
             result = BaselineResult(name, None, skipped=str(error))
         else:
-            lettered = {"max_options": max_options} if is_llm else {}
-            metrics = (
-                {"baseline": name} | describe(questions, scored, known, probabilities=is_llm, **lettered) | common
-            )
+            kind: dict[str, Any] = {"probabilities": is_llm, **({"max_options": max_options} if is_llm else {})}
+            metrics = {"baseline": name} | describe(manifest, questions, scored, known, **kind) | common
             if is_llm:
                 metrics["asked"] = asked
             if (path := paths.get(name)) is not None:

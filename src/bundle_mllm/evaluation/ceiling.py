@@ -75,9 +75,7 @@ def bayes_optimal(data: Path, questions_path: Path, output: Path | None = None) 
     catalog = ItemCatalog.load(data)
     questions = load_questions(questions_path, catalog)
     expected, scored = bayes_scores(planted, questions)
-    numbers = [len(question.candidates) for question in questions]
-    metrics = describe(questions, scored, load_train_items(data, catalog)) | {
-        "questions": {**manifest, "num_candidates": [min(numbers), max(numbers)]},
+    metrics = describe(manifest, questions, scored, load_train_items(data, catalog)) | {
         "model": "the best possible scores",
         "data": str(data),
     }

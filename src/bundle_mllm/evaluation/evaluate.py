@@ -5,7 +5,7 @@ Knows nothing about training.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,8 +64,7 @@ def evaluate(
         device: Where the model runs; the GPU if there is one, unless told otherwise.
 
     Returns:
-        See [`describe`]; and `questions` (path and SHA-256 of the file, fewest and most options of a question and,
-        where a note beside the file says so, how it was made), `asked` (permutations, max_options, group_size, seed,
+        See [`describe`]; and `asked` (permutations, max_options, group_size, seed,
         and what was hidden or shuffled), `model` and its `fingerprint` (none if something was hidden or shuffled: it
         was not this model that answered), `data`.
 
@@ -94,9 +93,7 @@ def evaluate(
     with _altered(model, processor, hidden, shuffled, seed) as asked_of:
         scored = score_questions(*asked_of, questions, batch_size=batch_size, progress=True, **settings)
     altered = {name: list(names) for name, names in (("hidden", hidden), ("shuffled", shuffled)) if names}
-    num_candidates = [len(question.candidates) for question in questions]
-    metrics = describe(questions, scored, train_items, max_options=max_options) | {
-        "questions": {**manifest, "num_candidates": [min(num_candidates), max(num_candidates)]},
+    metrics = describe(manifest, questions, scored, train_items, max_options=max_options) | {
         "asked": settings | altered,
         "fingerprint": None if altered else fingerprint(model_dir),
         "model": str(model_dir),
@@ -129,6 +126,7 @@ def _altered(
 
 
 def describe(
+    manifest: Mapping[str, Any],
     questions: Sequence[Question],
     scored: Sequence[ScoredQuestion],
     train_items: Collection[str] | None = None,
@@ -139,6 +137,7 @@ def describe(
     """Compute everything that is reported of a method, a model or a baseline, on a list of questions.
 
     Args:
+        manifest: What `read_manifest` says of the question file.
         questions: The questions.
         scored: What was said to each, in the same order (`as_scored` makes it of plain scores).
         train_items: The items of all training bundles, for the slice `answer`; see [`load_train_items`].
@@ -146,12 +145,15 @@ def describe(
         probabilities: Whether the scores are log-probabilities up to a constant.
 
     Returns:
-        The metrics of `compute_metrics`, `random_hit_rate@1` (what guessing would reach), `slices` of
-        `compute_slices` and `position` of `position_bias`.
+        `questions` (path and SHA-256 of the file, fewest and most candidates of a question and, where a note beside
+        the file says so, how it was made), the metrics of `compute_metrics`, `random_hit_rate@1` (what guessing would
+        reach), `slices` of `compute_slices` and `position` of `position_bias`.
     """
+    sizes = [len(question.candidates) for question in questions]
     return {
+        "questions": {**manifest, "num_candidates": [min(sizes), max(sizes)]},
         **compute_metrics(scored, probabilities=probabilities),
-        "random_hit_rate@1": sum(1 / len(question.candidates) for question in questions) / len(questions),
+        "random_hit_rate@1": sum(1 / size for size in sizes) / len(sizes),
         "slices": compute_slices(questions, scored, train_items, max_options=max_options),
         "position": position_bias(scored, max_options=max_options),
     }

@@ -275,9 +275,8 @@ class MeasuredModel:
             model, processor, asked.questions, batch_size=settings.batch_size, seed=0, progress=settings.progress
         )
         seconds = round(time.monotonic() - start, 1)
-        sizes = [len(question.candidates) for question in asked.questions]
-        metrics = describe(asked.questions, scored, settings.train_items, max_options=max_options) | {
-            "questions": {**asked.manifest, "num_candidates": [min(sizes), max(sizes)]},
+        known = settings.train_items
+        metrics = describe(asked.manifest, asked.questions, scored, known, max_options=max_options) | {
             "asked": {
                 "permutations": 1,
                 "max_options": max_options,

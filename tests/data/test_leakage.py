@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from bundle_mllm.data import DatasetFolder, write_modality, write_records
-from bundle_mllm.data.leakage import check_interactions, measure_leakage
+from bundle_mllm.data.leakage import Accuracy, Encoded, check_interactions, measure_leakage
 from bundle_mllm.encoders.relational import BundleItemSVD
 from bundle_mllm.errors import BundleMLLMError
 
@@ -169,3 +169,8 @@ def test_a_gap_without_questions_is_none(tmp_path):
     lines = str(measure_leakage(folder)).splitlines()
     assert all(line.split()[-3:] == ["no", "question", "-"] for line in lines[1:])
     assert "nan" not in "".join(lines)
+
+
+@pytest.mark.parametrize(("num_questions", "refused"), [(1, False), (19, False), (20, True)])
+def test_a_few_questions_may_be_answered_by_chance(num_questions, refused):
+    assert Encoded(num_questions, 0.0, 0.0, Accuracy(1.0, 0.0, num_questions)).is_refused == refused

@@ -286,7 +286,7 @@ def test_a_question_may_name_its_answer(catalog, tmp_path, extra):
         ({"candidates": ["i5", "x", "y"]}, "`candidates`: The catalog has no item 'x', 'y'"),
         ({"answer_index": 3}, "answer_index 3 for 3 candidates: use 0 to 2"),
         ({"answer_index": -1}, "answer_index -1 for 3 candidates"),
-        ({"answer_index": "1"}, "answer_index '1' for 3 candidates"),
+        ({"answer_index": "-1"}, "answer_index '-1' for 3 candidates"),
         ({"answer_index": True}, "answer_index True for 3 candidates"),
         ({"answer": "i9"}, "answer 'i9', which is not among its candidates"),
         ({"answer": "i5"}, "answer 'i5', but answer_index 1 is 'i6': set answer_index to 0"),
@@ -319,3 +319,10 @@ def test_repeated_or_no_questions_are_refused(catalog, tmp_path):
     write_records(tmp_path / "q.jsonl", [])
     with pytest.raises(BundleMLLMError, match="holds no question"):
         load_questions(tmp_path / "q.jsonl", catalog)
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".csv.gz", ".parquet"])
+def test_questions_are_the_same_in_every_format(catalog, splits, tmp_path, suffix):
+    made = make_questions(splits.train, catalog, splits, num_candidates=4, seed=0)
+    save_questions(tmp_path / f"q{suffix}", made)
+    assert load_questions(tmp_path / f"q{suffix}", catalog) == made

@@ -40,3 +40,10 @@ def test_missing_texts_are_none_and_numbers_become_text():
     assert [to_text(value, "title", "t") for value in (None, float("nan"), "", "x", 300)] == [None] * 3 + ["x", "300"]
     with pytest.raises(BundleMLLMError, match="t row 2 has a list as `title`"):
         to_text(["x"], "title", "t row 2")
+
+
+def test_half_a_character_is_refused_where_it_is():
+    for call in (lambda: to_text("nice \ud83d", "title", "t row 4"), lambda: to_id("\ud83d", "t row 4")):
+        with pytest.raises(BundleMLLMError, match="t row 4 has half a character"):
+            call()
+    assert to_text("nice \U0001f600", "title", "t") == "nice \U0001f600"

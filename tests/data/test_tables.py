@@ -104,3 +104,17 @@ def test_find_table_finds_the_only_format_and_refuses_two(tmp_path):
         find_table(tmp_path, "items")
     with pytest.raises(BundleMLLMError, match="no folder"):
         find_table(tmp_path / "missing", "items")
+
+
+@pytest.mark.parametrize("title", ["one\rtwo", "one\r\ntwo", "long " * 40_000])
+def test_csv_keeps_line_ends_and_long_texts(tmp_path, title):
+    rows = [{"item_id": "1", "title": title}, {"item_id": "2", "title": None}]
+    write_records(tmp_path / "t.csv", rows)
+    assert read_records(tmp_path / "t.csv") == rows
+
+
+@pytest.mark.parametrize("value", [{}, 2**70])
+def test_what_parquet_cannot_hold_is_refused_with_the_way_out(tmp_path, value):
+    with pytest.raises(BundleMLLMError, match=r"t\.parquet cannot be written.*or write \.jsonl"):
+        write_records(tmp_path / "t.parquet", [{"a": value}])
+    assert not list(tmp_path.iterdir())

@@ -108,3 +108,8 @@ def test_features_that_encode_made_before_it_marked_them_are_its_own(tmp_path):
     write_modality(path.parent, "visual", np.ones((4, 256), np.float32), None, entry["provenance"])
     assert MARK.encode() not in path.read_bytes()
     assert encode_folder(folder, visual="descriptor")["visual"].kept is None
+
+
+def test_a_folder_that_offers_nothing_is_told_what_it_could_have(tmp_path):
+    with pytest.raises(BundleMLLMError, match="fewer than 10 training bundles; add one of them"):
+        offered(folder_of(tmp_path, {}))

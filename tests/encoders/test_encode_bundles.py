@@ -133,3 +133,15 @@ def test_versions_of_replaced_features_are_refused_and_encoders_without_any_leav
 
     assert encode_folder(folder, relational=Own())["bundle_item"].num_folds is None
     assert versions(folder) is None
+
+
+def test_features_of_other_training_bundles_are_refused_until_they_are_made_again(folder):
+    encode(folder)
+    bundles = DatasetFolder.open(folder).bundles
+    write_records(folder / "bundles.jsonl", [vars(bundle) for bundle in reversed(bundles.train)])
+    DatasetFolder.open(folder).features()  # the same ones in another order
+    write_bundles(folder, 40, seed=1)  # the same ids
+    with pytest.raises(BundleMLLMError, match=r"fitted to other training bundles.*encode 'bundle_item' again"):
+        DatasetFolder.open(folder).features()
+    encode(folder)
+    assert "bundle_item" in DatasetFolder.open(folder).features().modalities

@@ -12,11 +12,13 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 from slow_encoder import SlowEncoder
 
 from bundle_mllm.data import write_records
 from bundle_mllm.encoders import encode_folder
+from bundle_mllm.encoders.batches import Rows
 from bundle_mllm.encoders.shards import SHARD_BATCHES
 
 SHARD = SHARD_BATCHES * SlowEncoder.batch_size
@@ -194,3 +196,14 @@ def test_ray_shares_the_work_with_no_change(copies):
 def test_without_ray_the_extra_to_install_is_named(copies):
     with pytest.raises(Exception, match=r'needs Ray: pip install "bundle-mllm\[ray\]"'):
         encode_folder(copies[1], visual=SlowEncoder(), engine="ray")
+
+
+@torch.inference_mode()
+def test_a_vector_of_nan_is_a_problem_of_its_item_alone():
+    rows = Rows(torch.tensor([[1.0, 2.0], [torch.nan, 0.0]]), torch.tensor([True, True]), torch.zeros(2, 32), ())
+    features = rows.features
+    with torch.inference_mode(False):
+        told = rows.to_host()
+    assert told.features.tolist() == [[1.0, 2.0], [0.0, 0.0]] and told.present.tolist() == [True, False]
+    assert told.reports == ((1, "described by NaN or infinity", False),)
+    assert features[1, 0].isnan()

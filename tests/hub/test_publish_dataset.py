@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 
 from bundle_mllm.data import DatasetFolder, write_records
 from bundle_mllm.data.cross_fitted import CrossFitted
+from bundle_mllm.data.tables import read_records
 from bundle_mllm.encoders import encode_folder
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.hub.dataset import WRITTEN, publish_dataset
@@ -178,3 +179,10 @@ def test_cross_fitted_versions_go_along_and_still_belong_to_their_features(folde
     assert there.fold_of_bundle == here.fold_of_bundle
     assert there.features.equal(here.features)
     assert "`features/cross_fitted/` holds versions" in (report.folder / "README.md").read_text()
+
+
+def test_who_made_a_bundle_is_published_only_with_the_user_log(folder):
+    write_records(folder / "bundles.csv", [{**BUNDLES[0], "user_id": "ann"}])
+    for options, columns in (({}, set()), ({"include_interactions": True}, {"user_id"})):
+        [row] = read_records(dry_run(folder, **options).folder / "bundles" / "train.parquet")
+        assert set(row) == {"bundle_id", "items", "split", "season"} | columns

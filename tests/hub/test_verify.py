@@ -180,3 +180,11 @@ def test_nothing_is_written_for_a_folder_that_cannot_be_published(folder, spoil,
     with pytest.raises(BundleMLLMError, match=message):
         publish(folder, "acme/outfits", dry_run=True)
     assert [path.name for path in folder.parent.iterdir()] == ["model"]
+
+
+def test_the_options_of_a_question_fit_into_one_prompt_of_the_model(folder):
+    _, processor = load_model(folder)
+    for max_options in (3, 10):
+        processor.max_options = max_options
+        sizes = {len(question["candidates"]) for question in sample_questions(processor, {})}
+        assert sizes == {min(4, max_options)}

@@ -5,9 +5,12 @@ It must not know torch, tokenizers or the language model.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +54,14 @@ class BundleSplits:
     validation: tuple[Bundle, ...] = ()
     test: tuple[Bundle, ...] = ()
     num_repeated_items: int = 0
+
+    @cached_property
+    def train_sha256(self) -> str:
+        """SHA-256 of the training bundles, whatever their order: their ids and items."""
+        digest = hashlib.sha256()
+        for bundle in sorted(self.train, key=lambda bundle: bundle.bundle_id):
+            digest.update(json.dumps([bundle.bundle_id, sorted(bundle.items)]).encode())
+        return digest.hexdigest()
 
     @classmethod
     def from_records(

@@ -24,6 +24,8 @@ from .files import atomic_path, sha256
 KNOWN_MODALITIES = ("acoustic", "bundle_item", "textual", "user_item", "visual")
 MANIFEST = "manifest.json"
 FEATURES, PRESENT = "features", "present"
+FITTED_TO = "train_bundles_sha256"
+"""What provenance calls the training bundles that features were fitted to, if they were; see `BundleSplits`."""
 _DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
 
 
@@ -120,6 +122,7 @@ class FeatureStore:
         modalities: Sequence[str] | None = None,
         *,
         items_hash: str | None = None,
+        train_sha256: str | None = None,
     ) -> FeatureStore:
         """Open the files of a folder; this reads their headers and presence masks, not the features.
 
@@ -130,6 +133,7 @@ class FeatureStore:
             num_items: Length of the catalog the rows belong to.
             modalities: The modalities to open; `None` opens all.
             items_hash: `catalog.content_hash`; when given, features whose manifest names another one are refused.
+            train_sha256: The same of the training bundles, see `BundleSplits`.
 
         Returns:
             The store.
@@ -158,6 +162,12 @@ class FeatureStore:
                     f"{path} was written for other items (hash {written_for[:12]}…, the catalog now has "
                     f"{items_hash[:12]}…), so its rows may belong to other items: encode {modality!r} again "
                     "(bundle-mllm encode), or restore the items file."
+                )
+            fitted_to = entry.get("provenance", {}).get(FITTED_TO) if entry.get("file") == path.name else None
+            if None not in (train_sha256, fitted_to) and train_sha256 != fitted_to:
+                raise BundleMLLMError(
+                    f"{path} was fitted to other training bundles than the folder has now, so it may know held-out "
+                    f"ones: encode {modality!r} again (bundle-mllm encode), or restore the bundles file."
                 )
             features[modality], present[modality] = _open_file(path, num_items)
         return cls(num_items, features, present)

@@ -70,14 +70,18 @@ class DatasetFolder:
             The store, or `None` if the folder has no features and none were named.
 
         Raises:
-            BundleMLLMError: If a modality is missing or its file does not fit the catalog.
+            BundleMLLMError: If a modality is missing, its file does not fit the catalog, or it was fitted to other
+                training bundles.
         """
         from .features import FeatureStore
 
         folder = self.path / "features"
         if modalities is None and not any(folder.glob("[!.]*.safetensors")):
             return None
-        return FeatureStore.open(folder, len(self.catalog), modalities, items_hash=self.catalog.content_hash)
+        hashes = {"items_hash": self.catalog.content_hash}
+        if self.bundles.train:
+            hashes["train_sha256"] = self.bundles.train_sha256
+        return FeatureStore.open(folder, len(self.catalog), modalities, **hashes)
 
     def tables(self) -> list[Path]:
         """Return the files of items and bundles; the bundles may be one table per split."""

@@ -29,6 +29,7 @@ NUM_QUESTIONS = 1_000
 GAP, GAP_ERRORS = 0.05, 3.0  # a gap is large if it is above both, the second in standard errors
 ENCODED_WARNING, ENCODED_REFUSAL = 0.05, 0.5  # shares of held-out bundles that users have, beyond chance
 ANSWERED_REFUSAL = 0.9  # share of hard held-out questions that interactions answer
+FEWEST = 20  # questions, of which ANSWERED_REFUSAL is no accident
 NEARLY_ALL = 0.8  # a user "has" a bundle with this share of its items
 _NEGATIVES: tuple[Negatives, ...] = ("uniform", "hard")
 
@@ -118,7 +119,8 @@ class Encoded:
     @property
     def is_refused(self) -> bool:
         """Whether the interactions encode the held-out bundles."""
-        return self.beyond_chance >= ENCODED_REFUSAL or self.answered.value >= ANSWERED_REFUSAL
+        is_answered = self.answered.num_questions >= FEWEST and self.answered.value >= ANSWERED_REFUSAL
+        return self.beyond_chance >= ENCODED_REFUSAL or is_answered
 
     def __str__(self) -> str:
         return (

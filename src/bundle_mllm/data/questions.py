@@ -278,6 +278,8 @@ def _to_question(record: Mapping[str, Any], catalog: ItemCatalog, where: str) ->
     partial = to_ids(record["partial"], "partial", where)
     candidates = to_ids(record["candidates"], "candidates", where)
     answer_index = record["answer_index"]
+    if isinstance(answer_index, str) and answer_index.isdecimal():  # a cell of a CSV file
+        answer_index = int(answer_index)
     catalog.rows(partial, where=f"{where}, `partial`")
     catalog.rows(candidates, where=f"{where}, `candidates`")
     _check_num_candidates(len(candidates), where)

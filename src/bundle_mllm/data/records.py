@@ -39,7 +39,7 @@ def to_id(value: Any, where: str) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if isinstance(value, str) and value.strip():
-        return value
+        return _whole(value, "id", where)
     raise BundleMLLMError(f"{where} has the id {value!r}, which names nothing: an id is text or an integer.")
 
 
@@ -71,5 +71,16 @@ def to_text(value: Any, name: str, where: str) -> str | None:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
     if isinstance(value, str | int | float):
-        return str(value) or None
+        return _whole(str(value), name, where) or None
     raise BundleMLLMError(f"{where} has a {type(value).__name__} as `{name}`: write it as text.")
+
+
+def _whole(text: str, name: str, where: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise BundleMLLMError(
+            f"{where} has half a character in `{name}` ({text!r}, at {error.start}), which no file can hold: it was "
+            "probably cut inside an emoji; cut it elsewhere."
+        ) from error
+    return text

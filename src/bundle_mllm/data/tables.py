@@ -147,6 +147,9 @@ def _iter_jsonl(stream: TextIO, path: Path) -> Iterator[dict[str, Any]]:
         yield record
 
 
+csv.field_size_limit(2**31 - 1)  # a bundle of many items, a long description; the default is 131,072 characters
+
+
 def _iter_csv(stream: TextIO, path: Path, delimiter: str) -> Iterator[dict[str, Any]]:
     reader = csv.reader(stream, strict=True, delimiter=delimiter)
     try:
@@ -186,7 +189,9 @@ def _write_jsonl(stream: TextIO, path: Path, rows: Iterable[Mapping[str, Any]]) 
 def _write_csv(stream: TextIO, path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     rows = list(rows)
     columns = _columns(rows)
-    writer = csv.writer(stream, lineterminator="\n")
+    # Python before 3.13 leaves a carriage return without quotes, which then ends the line
+    quoting = csv.QUOTE_ALL if any("\r" in str(cell) for row in rows for cell in row.values()) else csv.QUOTE_MINIMAL
+    writer = csv.writer(stream, lineterminator="\n", quoting=quoting)
     if columns:
         writer.writerow(columns)
     for number, row in enumerate(rows, start=1):
@@ -202,11 +207,12 @@ def _write_parquet(temporary: Path, path: Path, rows: Iterable[Mapping[str, Any]
     rows = list(rows)
     try:
         table = pyarrow.table({column: [row.get(column) for row in rows] for column in _columns(rows)})
-    except pyarrow.ArrowException as error:
+        pyarrow.parquet.write_table(table, temporary)
+    except (pyarrow.ArrowException, OverflowError) as error:
         raise BundleMLLMError(
-            f"{path} cannot be written, a column mixes types ({error}): give it one type, or write .jsonl."
+            f"{path} cannot be written, a column mixes types or holds what Parquet cannot ({error}): give it one "
+            "type, integers of 64 bits and objects that are not empty, or write .jsonl."
         ) from error
-    pyarrow.parquet.write_table(table, temporary)
 
 
 def _columns(rows: list[Mapping[str, Any]]) -> list[str]:

@@ -139,7 +139,7 @@ class Rows:
         bad = present & ~features.isfinite().all(dim=1)
         if not bad.any():
             return Rows(features, present, self.digests, self.reports)
-        features[bad], present[bad] = 0.0, False
+        features, present[bad] = features.masked_fill(bad[:, None], 0.0), False
         worse = ((int(position), "described by NaN or infinity", False) for position in bad.nonzero()[:, 0])
         return Rows(features, present, self.digests, (*self.reports, *worse))
 

@@ -71,7 +71,7 @@ def offered(folder: DatasetFolder) -> list[tuple[str, str]]:
     if not chosen:
         raise BundleMLLMError(
             f"{folder.path} offers nothing to encode: its items have neither `image` nor `audio` nor text, it has no "
-            "interactions table and fewer than {NUM_FOLDS} training bundles; add one of them."
+            f"interactions table and fewer than {NUM_FOLDS} training bundles; add one of them."
         )
     return chosen
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from ..data import cross_fitted
-from ..data.features import MANIFEST, features_path, read_manifest, renew_items_hash, write_modality
+from ..data.features import FITTED_TO, MANIFEST, features_path, read_manifest, renew_items_hash, write_modality
 from ..data.files import sha256
 from ..data.folder import DatasetFolder
 from ..data.leakage import check_interactions
@@ -208,6 +208,8 @@ class _Run:
     def _encode_whole(self, encoder: ItemEncoder) -> ModalitySummary:
         """Run an encoder that looks at all items together."""
         identity = {"encoder": encoder.name, "dim": encoder.dim, "sources_sha256": _tables_sha256(self.folder)}
+        if isinstance(encoder, BundleItemEncoder):
+            identity[FITTED_TO] = self.folder.bundles.train_sha256
         summary = self._up_to_date(encoder, identity)
         if summary is None:
             report = None if self.progress is None else partial(self.progress, encoder.modality)

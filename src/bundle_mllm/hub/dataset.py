@@ -56,6 +56,8 @@ WRITTEN = (
 
 _ROWS_AT_ONCE = 8192
 
+USER = "user_id"
+
 
 @dataclass(frozen=True)
 class _Table:
@@ -92,7 +94,8 @@ def publish_dataset(
         repo_id: The repository, `owner/name`.
         private: Whether only its owner may see it.
         dry_run: Stop before uploading; needs no token and no network.
-        include_interactions: Publish the user log, too. It is personal data, so only if you may.
+        include_interactions: Publish the user log, too, and a `user_id` of bundles. They are personal data, so only if
+            you may.
         include_media: Publish the pictures and sounds that the items name, too. Only if you may.
         license: The Hub's identifier of the license.
         output_dir: The repository folder; by default `data_dir` with "-hub" at its end.
@@ -123,7 +126,7 @@ def publish_dataset(
 
     def write(target: Path) -> None:
         tables.append(_write_items(data, media, target, sources))
-        tables.append(_write_bundles(data, target, sources))
+        tables.append(_write_bundles(data, target, sources, include_interactions))
         tables.extend(_write_questions(data, target, used, sources))
         features = _place_features(data, target, Places(source, folder))
         interactions = find_table(source, "interactions") if include_interactions else None
@@ -185,15 +188,16 @@ def _write_items(
     return _table("items", {"items": ("items.parquet", len(data.catalog))}, target)
 
 
-def _write_bundles(data: DatasetFolder, target: Path, sources: dict[str, Path]) -> _Table:
-    """Write a file per split, with every field that the records have."""
+def _write_bundles(data: DatasetFolder, target: Path, sources: dict[str, Path], with_users: bool) -> _Table:
+    """Write a file per split, with every field that the records have; who made a bundle only if that is asked for."""
     by_id = {bundle.bundle_id: bundle for bundle in data.bundles}
     rows: dict[str, list[Mapping[str, Any]]] = {split: [] for split in SPLITS}
     for path, _ in find_bundles(data.path):
         for record in iter_records(path):
             bundle = by_id[str(record["bundle_id"])]
             known = {"bundle_id": bundle.bundle_id, "items": list(bundle.items), "split": bundle.split}
-            rows[bundle.split].append({**record, **known})
+            kept = {name: value for name, value in record.items() if with_users or name != USER}
+            rows[bundle.split].append({**kept, **known})
             sources[f"bundles/{bundle.split}.parquet"] = path
     splits = {}
     for split, records in rows.items():

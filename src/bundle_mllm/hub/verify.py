@@ -120,7 +120,7 @@ def sample_questions(
     questions: list[dict[str, list]] = []
     for _ in range(number):
         shown = rng.sample(processor.item_ids, min(6, processor.num_items))
-        split = max(1, len(shown) - 4)
+        split = max(1, len(shown) - min(4, processor.max_options))  # options of one prompt
         questions.append({"partial": shown[:split], "candidates": shown[split:]})
     if modalities:
         features = {name: [rng.gauss(0, 1) for _ in range(width)] for name, width in modalities.items()}

@@ -192,6 +192,12 @@ def _check_item(entry: Any, known: Collection[str]) -> str | None:
                 f"{key} of item {name_of(entry)} is {shorten(entry[key])}, which cannot be read: give it as "
                 f"{example}, or leave it out."
             )
+    for text in (entry.get("item_id"), entry.get("title")):
+        if isinstance(text, str) and any("\ud800" <= character <= "\udfff" for character in text):
+            raise ValueError(
+                f"item {name_of(entry)} has half a character in {shorten(text)}, which no tokenizer reads: it was "
+                "probably cut inside an emoji; cut it elsewhere."
+            )
     item_id = entry.get("item_id")
     if not entry.get("title") and not entry.get("features"):
         if item_id in known:

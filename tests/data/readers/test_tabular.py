@@ -335,3 +335,16 @@ def test_only_the_first_equals_sign_parts_a_pair():
 def test_a_pair_that_is_none_is_refused(pair):
     with pytest.raises(BundleMLLMError, match=r"--columns has .*: write NAME=VALUE"):
         parse_pairs("--columns", ["title=name", pair])
+
+
+def test_pictures_of_one_name_stay_those_of_their_items(shop, tmp_path, items):
+    (shop / "images").mkdir(exist_ok=True)
+    (shop / "a.jpg").write_bytes(b"of one")
+    (shop / "images" / "a.jpg").write_bytes(b"of two")
+    paths = ("a.jpg", "images/a.jpg", "a.jpg")
+    shown = [{**item, "image": path} for item, path in zip(items, paths, strict=False)]
+    write_records(shop / "items.csv", [*shown, *items[3:]])
+    import_tabular(shop, tmp_path / "data")
+    catalog = DatasetFolder.open(tmp_path / "data").catalog
+    found = [(tmp_path / "data" / catalog[row].image).read_bytes() for row in range(3)]
+    assert found == [b"of one", b"of two", b"of one"]

@@ -5,6 +5,7 @@ It must not decode them.
 
 from __future__ import annotations
 
+import itertools
 import re
 import shutil
 from collections.abc import Sequence
@@ -48,6 +49,7 @@ class MediaFolder:
         self._base = None if base is None else base.resolve()
         self._roots = [root.resolve() for root in ([] if base is None else [base]) + list(caches)]
         self._findings = findings
+        self._source_of: dict[str, Path | int] = {}
 
     def __call__(self, kind: str, row: int, value: Any, item: str) -> str | None:
         """Store the picture or sound of one item.
@@ -75,7 +77,7 @@ class MediaFolder:
     def _write(self, kind: str, row: int, data: bytes, path: str | None, item: str) -> str | None:
         if not data:
             return self._report(kind, "has no bytes", item)
-        name = f"{FOLDERS[kind]}/{row:07d}{_suffix(data, path)}"
+        name = self._claim(f"{FOLDERS[kind]}/{row:07d}{_suffix(data, path)}", row)
         target = self._folder / name
         target.parent.mkdir(exist_ok=True)
         target.write_bytes(data)
@@ -105,11 +107,21 @@ class MediaFolder:
             name = str(relative if inside else PurePosixPath(FOLDERS[kind]) / relative)
         else:
             name = f"{FOLDERS[kind]}/{row:07d}{_suffix(b'', path)}"
+        name = self._claim(name, source)
         target = self._folder / name
         if not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, target)
         return name
+
+    def _claim(self, name: str, source: Path | int) -> str:
+        """Return a name that no other source has: a path of a file, or the row of bytes."""
+        path = PurePosixPath(name)
+        for number in itertools.count(2):
+            if self._source_of.setdefault(name, source) == source:
+                return name
+            name = str(path.with_stem(f"{path.stem}-{number}"))
+        raise AssertionError("there is always another number")
 
     def _report(self, kind: str, reason: str, example: str) -> None:
         what = {"image": "pictures", "audio": "sounds"}[kind]

@@ -137,6 +137,20 @@ def test_without_features_stage_two_is_refused_with_the_way_out(tiny_data, tmp_p
     assert AutoProcessor.from_pretrained(titles_only).show_items is False
 
 
+def test_items_without_titles_are_told_that_stage_one_is_in_vain(tiny_data, tmp_path, caplog):
+    for name in ("bundles.jsonl", "features/visual.safetensors"):
+        (tmp_path / "data" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "data" / name).write_bytes((tiny_data / name).read_bytes())
+    items = [json.loads(line) for line in (tiny_data / "items.jsonl").read_text().splitlines()]
+    lines = [json.dumps({"item_id": item["item_id"]}) + "\n" for item in items]
+    (tmp_path / "data" / "items.jsonl").write_text("".join(lines))
+    run = tiny_run(tmp_path / "data", tmp_path / "out")
+    train(replace(run, stage_one=replace(run.stage_one, num_questions=0)))
+    assert "has a title" not in caplog.text
+    train(replace(run, output_dir=tmp_path / "both"))
+    assert "stage_one.num_questions=0 saves its time" in caplog.text
+
+
 def test_the_checkpoint_with_the_best_validation_is_kept(tiny_data, tmp_path, monkeypatch):
     """Pretend that the first checkpoint is right about everything and the second about nothing."""
     seen = []

@@ -83,6 +83,11 @@ def _run_stages(config: RunConfig, data: DatasetFolder, record: dict[str, Any]) 
     cross_fitted = (
         load_versions(data, list(store.modalities)) if store else None
     )  # before stage one: they may be stale
+    if config.stage_one.max_steps and not config.stage_one.shows_items and not any(data.catalog.titles):
+        logger.warning(
+            f"No item of {data.path} has a title, so stage one can learn little but how a question is answered: "
+            "stage_one.num_questions=0 saves its time."
+        )
     model, processor = None, None
     previous: Path | None = None
     for number, (name, stage) in enumerate((("stage_one", config.stage_one), ("stage_two", config.stage_two))):

@@ -5,7 +5,6 @@ It must not decode them.
 
 from __future__ import annotations
 
-import itertools
 import re
 import shutil
 from collections.abc import Sequence
@@ -116,12 +115,11 @@ class MediaFolder:
 
     def _claim(self, name: str, source: Path | int) -> str:
         """Return a name that no other source has: a path of a file, or the row of bytes."""
-        path = PurePosixPath(name)
-        for number in itertools.count(2):
-            if self._source_of.setdefault(name, source) == source:
-                return name
+        path, number = PurePosixPath(name), 1
+        while self._source_of.setdefault(name, source) != source:
+            number += 1
             name = str(path.with_stem(f"{path.stem}-{number}"))
-        raise AssertionError("there is always another number")
+        return name
 
     def _report(self, kind: str, reason: str, example: str) -> None:
         what = {"image": "pictures", "audio": "sounds"}[kind]

@@ -24,7 +24,8 @@ def studio(
 
     Args:
         output_dir: The dataset folder to write.
-        needs: The modality that tells which items go together; all others are there and tell nothing of it.
+        needs: The modality that tells which items go together. All others are there and tell nothing of it, but for
+            the training bundles, which always do: train without `bundle_item`, unless it is what is needed.
         seed: The same seed gives the same files, byte by byte.
         fidelity: Probability that an item of a bundle fits it; the best possible accuracy rises with it.
     """

@@ -129,7 +129,7 @@ def questions(
         from bundle_mllm.training.scratch import scratch_processor
 
         processor = scratch_processor(folder.catalog) if model is None else load_processor(model)
-        if split == "train" and not titles_only and BUNDLE_ITEM in processor.modalities:
+        if split == "train" and not titles_only and BUNDLE_ITEM in (processor.modalities or {}):
             print(
                 f"Note: {model} has {BUNDLE_ITEM!r} features, which know the training bundles and so the answers "
                 "to these questions; what trains on them will trust such features too much. `bundle-mllm train` shows "

@@ -8,7 +8,7 @@ from transformers import pipeline
 
 from bundle_mllm.data import ItemCatalog
 from bundle_mllm.errors import BundleMLLMError
-from bundle_mllm.folder import load_model, save_model
+from bundle_mllm.model_folder import load_model, save_model
 from bundle_mllm.modeling import BundleMLLMForCausalLM, BundleMLLMProcessor
 
 PAIRS = list(zip(ITEM_IDS, TITLES, strict=True))

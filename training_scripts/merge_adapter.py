@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 
 from bundle_mllm.data.files import new_folder
 from bundle_mllm.errors import BundleMLLMError
-from bundle_mllm.folder import load_model, save_model
+from bundle_mllm.model_folder import load_model, save_model
 from bundle_mllm.training.trainable import merge_lora
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"

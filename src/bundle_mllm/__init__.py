@@ -9,11 +9,11 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .companions import check_companions as _check_companions
+from bundle_mllm.companions import check_companions as _check_companions
 
 _check_companions()  # before transformers meets them
 
-from . import modeling as _modeling  # noqa: E402
+from bundle_mllm import modeling as _modeling  # noqa: E402
 
 _LAZY = {
     "BundleCompletionPipeline": "modeling",
@@ -38,15 +38,15 @@ _LAZY = {
     "compute_metrics": "evaluation.metrics",
     "evaluate": "evaluation.evaluate",
     "rank_candidates": "evaluation.ranking",
-    "report": "evaluation.report",
+    "report": "report",
     "score_questions": "evaluation.scoring",
-    "convert_checkpoint": "hub.convert",
+    "convert_checkpoint": "interop.convert",
     "publish_dataset": "hub.dataset",
-    "export_stock": "hub.export",
+    "export_stock": "interop.export",
     "publish": "hub.publish",
     "verify_repository": "hub.verify",
-    "load_model": "folder",
-    "save_model": "folder",
+    "load_model": "model_folder",
+    "save_model": "model_folder",
     "RunConfig": "training.config",
     "StageOneConfig": "training.config",
     "StageTwoConfig": "training.config",
@@ -69,8 +69,8 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:
-    from .baselines import evaluate_baselines
-    from .data import (
+    from bundle_mllm.baselines import evaluate_baselines
+    from bundle_mllm.data import (
         BundleSplits,
         DatasetFolder,
         ItemCatalog,
@@ -80,21 +80,20 @@ if TYPE_CHECKING:
         sample_training_questions,
         save_questions,
     )
-    from .encoders.encode import encode_folder
-    from .errors import BundleMLLMError
-    from .evaluation.evaluate import evaluate
-    from .evaluation.metrics import as_scored, compute_metrics
-    from .evaluation.ranking import rank_candidates
-    from .evaluation.report import report
-    from .evaluation.results import compare_metrics
-    from .evaluation.scoring import score_questions
-    from .folder import load_model, save_model
-    from .hub.convert import convert_checkpoint
-    from .hub.dataset import publish_dataset
-    from .hub.export import export_stock
-    from .hub.publish import publish
-    from .hub.verify import verify_repository
-    from .modeling import (
+    from bundle_mllm.encoders.encode import encode_folder
+    from bundle_mllm.errors import BundleMLLMError
+    from bundle_mllm.evaluation.evaluate import evaluate
+    from bundle_mllm.evaluation.metrics import as_scored, compute_metrics
+    from bundle_mllm.evaluation.ranking import rank_candidates
+    from bundle_mllm.evaluation.results import compare_metrics
+    from bundle_mllm.evaluation.scoring import score_questions
+    from bundle_mllm.hub.dataset import publish_dataset
+    from bundle_mllm.hub.publish import publish
+    from bundle_mllm.hub.verify import verify_repository
+    from bundle_mllm.interop.convert import convert_checkpoint
+    from bundle_mllm.interop.export import export_stock
+    from bundle_mllm.model_folder import load_model, save_model
+    from bundle_mllm.modeling import (
         BundleCompletionPipeline,
         BundleMLLMConfig,
         BundleMLLMForCausalLM,
@@ -102,5 +101,6 @@ if TYPE_CHECKING:
         BundleMLLMProcessor,
         BundleMLLMTokenizerFast,
     )
-    from .training.config import RunConfig, StageOneConfig, StageTwoConfig, default_run
-    from .training.run import train
+    from bundle_mllm.report import report
+    from bundle_mllm.training.config import RunConfig, StageOneConfig, StageTwoConfig, default_run
+    from bundle_mllm.training.run import train

@@ -17,12 +17,12 @@ from transformers.utils import logging
 from bundle_mllm.data.files import atomic_path
 from bundle_mllm.data.folder import DatasetFolder
 from bundle_mllm.data.questions import Question, make_questions, save_questions
-from bundle_mllm.data.studio import make_studio
 from bundle_mllm.encoders.encode import encode_folder
 from bundle_mllm.evaluation.ablation import shuffle_features
 from bundle_mllm.evaluation.metrics import compute_metrics
 from bundle_mllm.evaluation.scoring import score_questions
-from bundle_mllm.folder import load_model
+from bundle_mllm.model_folder import load_model
+from bundle_mllm.synthetic.studio import make_studio
 from bundle_mllm.training.config import SCRATCH, RunConfig, default_run
 from bundle_mllm.training.run import train
 

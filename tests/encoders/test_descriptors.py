@@ -13,9 +13,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from bundle_mllm.data import DatasetFolder
-from bundle_mllm.data.studio import DOMAINS, make_studio
 from bundle_mllm.encoders import ImageDescriptor, SoundDescriptor, UserItemSVD
 from bundle_mllm.encoders.media import UnreadableFileError
+from bundle_mllm.synthetic.studio import DOMAINS, make_studio
 
 RNG = np.random.default_rng(0)
 PIXELS = RNG.integers(0, 256, size=(48, 80, 3), dtype=np.uint8)

@@ -7,8 +7,8 @@ import torch
 from bundle_mllm.data import DatasetFolder, write_records
 from bundle_mllm.encoders import BundleItemSVD, UserItemSVD
 from bundle_mllm.encoders.lightgcn import LightGCN
+from bundle_mllm.encoders.registry import make_encoder
 from bundle_mllm.encoders.relational import BundleItemLightGCN, UserItemLightGCN, item_svd
-from bundle_mllm.encoders.specs import make_encoder
 from bundle_mllm.errors import BundleMLLMError
 
 

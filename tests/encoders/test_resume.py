@@ -150,7 +150,7 @@ def test_what_a_killed_writer_left_is_swept_up(copies):
 
 
 def script(folder, *, pause=0.0, workers=0):
-    return [str(Path(__file__).with_name("slow_encoder.py")), str(folder), str(pause), str(workers)]
+    return [str(Path(__file__).parents[1] / "helpers" / "slow_encoder.py"), str(folder), str(pause), str(workers)]
 
 
 def test_accelerate_launch_shares_the_work_with_no_change(copies):
@@ -176,7 +176,7 @@ def test_ray_shares_the_work_with_no_change(copies):
     import ray
 
     whole, again = copies
-    here = str(Path(__file__).parent)
+    here = str(Path(__file__).parents[1] / "helpers")
     ray.init(
         num_cpus=2,
         include_dashboard=False,

@@ -16,7 +16,7 @@ from bundle_mllm.evaluation.by_length import accuracy_by_num_candidates
 from bundle_mllm.evaluation.evaluate import describe, evaluate
 from bundle_mllm.evaluation.metrics import as_scored
 from bundle_mllm.evaluation.results import compare_metrics, load_results
-from bundle_mllm.folder import fingerprint, load_model, save_model
+from bundle_mllm.model_folder import fingerprint, load_model, save_model
 from bundle_mllm.modeling.modeling_bundle_mllm import BundleMLLMForCausalLM
 from bundle_mllm.training.backbone import build_model
 from bundle_mllm.training.config import default_run

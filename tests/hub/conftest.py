@@ -9,8 +9,8 @@ from tiny_models import ITEM_IDS, TITLES, make_model, make_processor
 
 from bundle_mllm.data import DatasetFolder, make_questions, save_questions, write_records
 from bundle_mllm.evaluation.evaluate import evaluate
-from bundle_mllm.evaluation.report import report
-from bundle_mllm.folder import save_model
+from bundle_mllm.model_folder import save_model
+from bundle_mllm.report import report
 from bundle_mllm.training.config import as_dict, default_run
 
 QUESTIONS = [

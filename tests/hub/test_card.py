@@ -9,8 +9,8 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 
 from bundle_mllm.errors import BundleMLLMError
-from bundle_mllm.folder import fingerprint
 from bundle_mllm.hub.card import escape_markdown, read_measurements, render_model_card, split_name
+from bundle_mllm.model_folder import fingerprint
 
 REPO = "acme/outfits"
 

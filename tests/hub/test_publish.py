@@ -18,8 +18,8 @@ from transformers import pipeline
 from bundle_mllm.data import SPLITS, DatasetFolder, load_questions
 from bundle_mllm.encoders import encode_folder
 from bundle_mllm.errors import BundleMLLMError
-from bundle_mllm.folder import fingerprint, load_model, save_model
 from bundle_mllm.hub.publish import publish
+from bundle_mllm.model_folder import fingerprint, load_model, save_model
 from bundle_mllm.training.backbone import build_model
 from bundle_mllm.training.config import default_run
 
@@ -50,7 +50,7 @@ def act(role, server, home, **arguments):
         "HF_HUB_DISABLE_XET": "1",  # without it contents would go to the Hub's own storage service
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     }
-    script = Path(__file__).with_name("clients.py")
+    script = Path(__file__).parents[1] / "helpers" / "clients.py"
     command = [sys.executable, str(script), role, str(request), str(outcomes)]
     process = subprocess.run(command, env=environment, cwd=home, capture_output=True, text=True, check=False)
     assert process.returncode == 0, process.stderr[-5000:]

@@ -11,7 +11,7 @@ import torch
 from tiny_models import make_model, make_processor
 from transformers import AutoModel, AutoModelForCausalLM, AutoProcessor, AutoTokenizer, pipeline
 
-from bundle_mllm.folder import save_model
+from bundle_mllm.model_folder import save_model
 from bundle_mllm.modeling import BundleMLLMForCausalLM, BundleMLLMProcessor
 from bundle_mllm.training.config import LoraSettings
 from bundle_mllm.training.trainable import make_trainable
@@ -55,7 +55,7 @@ def installed(tmp_path_factory):
 def found(installed):
     work = installed[0]
     (work / "questions.json").write_text(json.dumps(QUESTIONS))
-    script = Path(__file__).with_name("clean_process.py")
+    script = Path(__file__).parents[1] / "helpers" / "clean_process.py"
     clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     run = subprocess.run(
         [sys.executable, str(script), str(work / "folder"), str(work / "adapter"), str(work)],

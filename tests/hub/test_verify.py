@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from bundle_mllm.errors import BundleMLLMError
-from bundle_mllm.folder import load_model, save_model
 from bundle_mllm.hub.publish import TAKEN, matches, publish
 from bundle_mllm.hub.verify import check_complete, check_safe, sample_questions, verify_repository
+from bundle_mllm.model_folder import load_model, save_model
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny_models import ITEM_IDS, MODALITIES, make_backbone, make_features, make_model, make_processor
 
-from bundle_mllm.folder import load_model, save_model
+from bundle_mllm.model_folder import load_model, save_model
 from bundle_mllm.modeling import BundleMLLMConfig
 from bundle_mllm.modeling.matching_bundle_mllm import log_softmax_by
 

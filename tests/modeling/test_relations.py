@@ -7,7 +7,7 @@ import torch
 from tiny_models import MODALITIES, make_features, make_model, make_processor
 
 from bundle_mllm.evaluation.ablation import only, shuffled
-from bundle_mllm.folder import load_model, save_model
+from bundle_mllm.model_folder import load_model, save_model
 from bundle_mllm.modeling import BundleMLLMConfig
 from bundle_mllm.modeling.items_bundle_mllm import BundleMLLMRelation
 

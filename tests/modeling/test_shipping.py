@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoProces
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 import bundle_mllm.modeling
-from bundle_mllm.folder import save_model
+from bundle_mllm.model_folder import save_model
 from bundle_mllm.modeling import BundleMLLMForCausalLM, BundleMLLMModel, BundleMLLMProcessor, BundleMLLMTokenizerFast
 
 SOURCES = sorted(Path(bundle_mllm.modeling.__file__).parent.glob("*_bundle_mllm.py"))

@@ -9,7 +9,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from tiny_models import make_model, make_processor
 
-from bundle_mllm.folder import load_model, save_model
+from bundle_mllm.model_folder import load_model, save_model
 
 SCRIPT = Path(__file__).parents[2] / "training_scripts" / "merge_adapter.py"
 

@@ -24,7 +24,7 @@ from bundle_mllm.cli import main
 from bundle_mllm.data import DatasetFolder, make_questions, sample_training_questions, save_questions
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.evaluation.scoring import score_questions
-from bundle_mllm.folder import load_model
+from bundle_mllm.model_folder import load_model
 from bundle_mllm.training.config import RunConfig, StageOneConfig, StageTwoConfig
 from bundle_mllm.training.dataset import batch_by_length, prompt_completion_dataset
 from bundle_mllm.training.run import train

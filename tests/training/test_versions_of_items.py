@@ -12,7 +12,7 @@ from bundle_mllm.data.cross_fitted import CrossFitted
 from bundle_mllm.data.features import write_modality
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.evaluation.scoring import score_questions
-from bundle_mllm.folder import save_model
+from bundle_mllm.model_folder import save_model
 from bundle_mllm.training import cross_fitting
 from bundle_mllm.training.alignment import align_items
 from bundle_mllm.training.backbone import build_model
@@ -143,7 +143,7 @@ def test_a_run_trains_on_versions_and_saves_the_features_themselves(folder, tmp_
         ),
     )
     out = train(config)
-    from bundle_mllm.folder import load_model
+    from bundle_mllm.model_folder import load_model
 
     model, processor = load_model(out)
     mean, std = (model.model.fusion.__getattr__(f"feature_{name}")["bundle_item"] for name in ("mean", "std"))

@@ -3,9 +3,9 @@
 They must not know the answers of questions, nor any bundle outside the training split.
 """
 
-from .base import Asked, Baseline, UnavailableError
-from .evaluate import BaselineResult, baseline_path, evaluate_baselines
-from .specs import ALL, BASELINES, make_baseline
+from bundle_mllm.baselines.base import Asked, Baseline, UnavailableError
+from bundle_mllm.baselines.evaluate import BaselineResult, baseline_path, evaluate_baselines
+from bundle_mllm.baselines.registry import ALL, BASELINES, make_baseline
 
 __all__ = [
     "ALL",

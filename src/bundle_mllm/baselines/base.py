@@ -14,11 +14,11 @@ from typing import Protocol
 import numpy as np
 from scipy import sparse
 
-from ..data.bundles import Bundle
-from ..data.catalog import ItemCatalog
-from ..data.folder import DatasetFolder
-from ..data.questions import Question
-from ..errors import BundleMLLMError
+from bundle_mllm.data.bundles import Bundle
+from bundle_mllm.data.catalog import ItemCatalog
+from bundle_mllm.data.folder import DatasetFolder
+from bundle_mllm.data.questions import Question
+from bundle_mllm.errors import BundleMLLMError
 
 
 class UnavailableError(BundleMLLMError):

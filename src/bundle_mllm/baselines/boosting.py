@@ -16,11 +16,11 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from sklearn.ensemble import HistGradientBoostingClassifier
 
-from ..data.bundles import Bundle
-from ..data.folder import DatasetFolder
-from ..data.questions import Question, sample_training_questions
-from ..encoders.cross_fitting import assign_folds
-from .base import Asked, Baseline, UnavailableError
+from bundle_mllm.baselines.base import Asked, Baseline, UnavailableError
+from bundle_mllm.data.bundles import Bundle
+from bundle_mllm.data.folder import DatasetFolder
+from bundle_mllm.data.questions import Question, sample_training_questions
+from bundle_mllm.encoders.cross_fitting import assign_folds
 
 NUM_FOLDS = 5
 NUM_QUESTIONS = 8_000

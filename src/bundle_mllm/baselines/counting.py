@@ -10,9 +10,9 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import sparse
 
-from ..data.bundles import Bundle
-from ..data.folder import DatasetFolder
-from .base import Asked, Relation, UnavailableError, bundle_edges, bundle_relation, user_edges
+from bundle_mllm.baselines.base import Asked, Relation, UnavailableError, bundle_edges, bundle_relation, user_edges
+from bundle_mllm.data.bundles import Bundle
+from bundle_mllm.data.folder import DatasetFolder
 
 
 class Chance:

@@ -15,18 +15,18 @@ from typing import Any
 import numpy as np
 from transformers.utils import logging
 
-from ..data.bundles import BundleSplits
-from ..data.folder import DatasetFolder
-from ..data.leakage import check_interactions
-from ..data.manifest import read_manifest
-from ..data.questions import Question, load_questions
-from ..errors import BundleMLLMError
-from ..evaluation.evaluate import describe, warm_items
-from ..evaluation.metrics import ScoredQuestion, as_scored
-from ..evaluation.results import check_writable, save_results
-from ..modeling.ranking_bundle_mllm import GROUP_SIZE, MAX_OPTIONS
-from .base import Asked, UnavailableError
-from .specs import LLM, expand, make_baseline
+from bundle_mllm.baselines.base import Asked, UnavailableError
+from bundle_mllm.baselines.registry import LLM, expand, make_baseline
+from bundle_mllm.data.bundles import BundleSplits
+from bundle_mllm.data.folder import DatasetFolder
+from bundle_mllm.data.leakage import check_interactions
+from bundle_mllm.data.manifest import read_manifest
+from bundle_mllm.data.questions import Question, load_questions
+from bundle_mllm.errors import BundleMLLMError
+from bundle_mllm.evaluation.evaluate import describe, warm_items
+from bundle_mllm.evaluation.metrics import ScoredQuestion, as_scored
+from bundle_mllm.evaluation.results import check_writable, save_results
+from bundle_mllm.modeling.ranking_bundle_mllm import GROUP_SIZE, MAX_OPTIONS
 
 logger = logging.get_logger(__name__)
 CANDIDATES_AT_ONCE = 50_000
@@ -115,7 +115,7 @@ def evaluate_baselines(
         is_llm = name.startswith(f"{LLM}:")
         try:
             if is_llm:
-                from .language_model import score_by_language_model
+                from bundle_mllm.baselines.language_model import score_by_language_model
 
                 model = name.partition(":")[2]
                 scored = score_by_language_model(

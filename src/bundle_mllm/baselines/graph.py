@@ -9,10 +9,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..data.bundles import Bundle
-from ..data.folder import DatasetFolder
-from ..encoders.lightgcn import LightGCN
-from .base import Asked, bundle_edges, user_edges
+from bundle_mllm.baselines.base import Asked, bundle_edges, user_edges
+from bundle_mllm.data.bundles import Bundle
+from bundle_mllm.data.folder import DatasetFolder
+from bundle_mllm.encoders.lightgcn import LightGCN
 
 
 class BundleLightGCN:

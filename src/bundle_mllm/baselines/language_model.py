@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..data.catalog import ItemCatalog
-from ..data.questions import Question
-from ..device import choose_device
-from ..evaluation.metrics import ScoredQuestion
-from ..evaluation.scoring import score_questions
-from ..training.backbone import load_backbone, wrap_backbone
-from .base import UnavailableError
+from bundle_mllm.baselines.base import UnavailableError
+from bundle_mllm.data.catalog import ItemCatalog
+from bundle_mllm.data.questions import Question
+from bundle_mllm.device import choose_device
+from bundle_mllm.evaluation.metrics import ScoredQuestion
+from bundle_mllm.evaluation.scoring import score_questions
+from bundle_mllm.training.backbone import load_backbone, wrap_backbone
 
 
 def score_by_language_model(

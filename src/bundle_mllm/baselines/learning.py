@@ -19,10 +19,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..data.bundles import Bundle
-from ..data.folder import DatasetFolder
-from ..encoders.cross_fitting import assign_folds
-from .base import Asked, UnavailableError
+from bundle_mllm.baselines.base import Asked, UnavailableError
+from bundle_mllm.data.bundles import Bundle
+from bundle_mllm.data.folder import DatasetFolder
+from bundle_mllm.encoders.cross_fitting import assign_folds
 
 ABSENT = -1
 """Fills the places of short lists."""

@@ -12,10 +12,18 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
-from ..data.bundles import Bundle
-from ..data.folder import DatasetFolder
-from .base import Asked
-from .learning import ABSENT, PartialBundles, Schedule, askable_rows, hold_out, score_by_network, train_network
+from bundle_mllm.baselines.base import Asked
+from bundle_mllm.baselines.learning import (
+    ABSENT,
+    PartialBundles,
+    Schedule,
+    askable_rows,
+    hold_out,
+    score_by_network,
+    train_network,
+)
+from bundle_mllm.data.bundles import Bundle
+from bundle_mllm.data.folder import DatasetFolder
 
 BETA = 0.2
 """Weight of the KL divergence after annealing (the paper's, §2.2.2)."""

@@ -12,13 +12,21 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
-from ..data.bundles import Bundle
-from ..data.cross_fitted import BUNDLE_ITEM
-from ..data.folder import DatasetFolder
-from ..encoders.relational import item_svd
-from ..encoders.textual import TfidfEncoder
-from .base import Asked
-from .learning import ABSENT, PartialBundles, Schedule, askable_rows, hold_out, score_by_network, train_network
+from bundle_mllm.baselines.base import Asked
+from bundle_mllm.baselines.learning import (
+    ABSENT,
+    PartialBundles,
+    Schedule,
+    askable_rows,
+    hold_out,
+    score_by_network,
+    train_network,
+)
+from bundle_mllm.data.bundles import Bundle
+from bundle_mllm.data.cross_fitted import BUNDLE_ITEM
+from bundle_mllm.data.folder import DatasetFolder
+from bundle_mllm.encoders.relational import item_svd
+from bundle_mllm.encoders.textual import TfidfEncoder
 
 MIN_BUNDLES = 2
 """Items of fewer bundles have no embedding: it would know nothing but the bundle that is asked about."""

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from ..data.bundles import Bundle
-from ..data.folder import DatasetFolder
-from ..encoders.batches import item_text
-from ..encoders.textual import tfidf, words
-from .base import Asked, UnavailableError
+from bundle_mllm.baselines.base import Asked, UnavailableError
+from bundle_mllm.data.bundles import Bundle
+from bundle_mllm.data.folder import DatasetFolder
+from bundle_mllm.encoders.batches import item_text
+from bundle_mllm.encoders.textual import tfidf, words
 
 CENTERING_ROWS = 20_000
 """The mean of a modality is taken over at most so many items, at equal distances."""

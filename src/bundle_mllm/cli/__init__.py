@@ -11,9 +11,9 @@ from collections.abc import Sequence
 
 import tyro
 
-from .data import ceiling, check, encode, import_data, questions, studio
-from .hub import convert, export, publish, publish_dataset
-from .models import compare, complete, demo, evaluate, report, run_train, train
+from bundle_mllm.cli.data import ceiling, check, encode, import_data, questions, studio
+from bundle_mllm.cli.hub import convert, export, publish, publish_dataset
+from bundle_mllm.cli.models import compare, complete, demo, evaluate, report, run_train, train
 
 DEBUG = "BUNDLE_MLLM_TRACEBACK"
 """Environment variable that shows the traceback of an error instead of its message alone."""

@@ -2,6 +2,6 @@
 
 import sys
 
-from . import main
+from bundle_mllm.cli import main
 
 sys.exit(main())

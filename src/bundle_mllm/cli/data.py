@@ -29,7 +29,7 @@ def studio(
         seed: The same seed gives the same files, byte by byte.
         fidelity: Probability that an item of a bundle fits it; the best possible accuracy rises with it.
     """
-    from bundle_mllm.data.studio_ceiling import make_ceiling_studio
+    from bundle_mllm.synthetic.studio_ceiling import make_ceiling_studio
 
     world = make_ceiling_studio(output_dir, needs, seed=seed, fidelity=fidelity)
     print(f"{len(world.item_ids)} invented items, {len(world.bundles['train'])} training bundles -> {output_dir}")
@@ -44,7 +44,7 @@ def ceiling(data: Path, questions: Path, output: Path = Path("ceiling.json"), me
         output: Where the best possible metrics are written, in the form of `evaluate`: `compare` reads them.
         metrics: Files of `bundle-mllm evaluate` on the same questions, whose share of the ceiling is printed.
     """
-    from bundle_mllm.evaluation.ceiling import bayes_optimal, share_of_ceiling
+    from bundle_mllm.synthetic.ceiling import bayes_optimal, share_of_ceiling
 
     best = bayes_optimal(data, questions, output)["ceiling"]
     print(f"ceiling  {best['expected']:.4f} expected, {best['realized']:.4f} realized -> {output}")
@@ -124,7 +124,7 @@ def questions(
         save_questions(output, made)
         write_manifest(output, {"split": split, **made_by})
     else:
-        from bundle_mllm.folder import load_processor
+        from bundle_mllm.model_folder import load_processor
         from bundle_mllm.training.dataset import prompt_completion_dataset
         from bundle_mllm.training.scratch import scratch_processor
 
@@ -172,7 +172,7 @@ def import_data(
         revision: Commit, branch or tag of a data set on the Hub.
         strict: Stop at anything that would be left out.
     """
-    from bundle_mllm.data.readers import import_dataset, parse_pairs
+    from bundle_mllm.importers import import_dataset, parse_pairs
 
     summary = import_dataset(
         format,

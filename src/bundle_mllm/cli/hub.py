@@ -120,7 +120,7 @@ def convert(
         fusion_value_map: It was trained with `w_v` among the official --components.
         shows_separator: Questions show the soft separator; not so if it was trained with --del_sp=True.
     """
-    from bundle_mllm.hub.convert import convert_checkpoint
+    from bundle_mllm.interop.convert import convert_checkpoint
 
     folder = convert_checkpoint(
         checkpoint,
@@ -143,7 +143,7 @@ def export(model: str, output_dir: Path, modalities: str | None = None, without_
         modalities: Modalities of the item tokens, separated by commas; all if not given.
         without_matching: Export the backbone alone of a model that has a matching (those trained from "scratch").
     """
-    from bundle_mllm.hub.export import export_stock
+    from bundle_mllm.interop.export import export_stock
 
     chosen = None if modalities is None else [name.strip() for name in modalities.split(",") if name.strip()]
     folder = export_stock(model, output_dir, modalities=chosen, without_matching=without_matching)

@@ -182,7 +182,7 @@ def report(
         device: cpu or cuda; a GPU if there is one, if not given.
     """
     from bundle_mllm.evaluation.by_length import SIZES
-    from bundle_mllm.evaluation.report import report as run
+    from bundle_mllm.report import report as run
 
     target = model[0] / "report" if output_dir is None else output_dir
     result = run(
@@ -229,7 +229,7 @@ def complete(
     from bundle_mllm.demo import render_ranking
     from bundle_mllm.device import choose_device
     from bundle_mllm.evaluation.ranking import rank_candidates
-    from bundle_mllm.folder import load_model
+    from bundle_mllm.model_folder import load_model
 
     loaded, processor = load_model(model)
     loaded.to(choose_device(device))

@@ -6,19 +6,22 @@ It must not know tokenizers or the language model.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .bundles import SPLITS, Bundle, BundleSplits
-from .catalog import Item, ItemCatalog
-from .folder import DatasetFolder
-from .interactions import Interactions
-from .questions import Question, load_questions, make_questions, sample_training_questions, save_questions
-from .tables import find_table, iter_records, read_records, write_records
+from bundle_mllm.data.bundles import SPLITS, Bundle, BundleSplits
+from bundle_mllm.data.catalog import Item, ItemCatalog
+from bundle_mllm.data.folder import DatasetFolder
+from bundle_mllm.data.interactions import Interactions
+from bundle_mllm.data.questions import (
+    Question,
+    load_questions,
+    make_questions,
+    sample_training_questions,
+    save_questions,
+)
+from bundle_mllm.data.tables import find_table, iter_records, read_records, write_records
 
 if TYPE_CHECKING:
-    from .features import FeatureStore, write_modality
-    from .readers import import_dataset
-    from .splitting import split_bundles
-    from .studio import make_studio
-    from .studio_ceiling import make_ceiling_studio
+    from bundle_mllm.data.features import FeatureStore, write_modality
+    from bundle_mllm.data.splitting import split_bundles
 
 
 __all__ = [
@@ -32,12 +35,9 @@ __all__ = [
     "ItemCatalog",
     "Question",
     "find_table",
-    "import_dataset",
     "iter_records",
     "load_questions",
-    "make_ceiling_studio",
     "make_questions",
-    "make_studio",
     "read_records",
     "sample_training_questions",
     "save_questions",
@@ -48,9 +48,6 @@ __all__ = [
 
 _LAZY = {
     "FeatureStore": "features",  # torch
-    "import_dataset": "readers",
-    "make_ceiling_studio": "studio_ceiling",  # pictures
-    "make_studio": "studio",
     "split_bundles": "splitting",  # scipy
     "write_modality": "features",
 }

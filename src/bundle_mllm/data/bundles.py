@@ -14,10 +14,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ..errors import BundleMLLMError
-from .catalog import ItemCatalog
-from .records import require_fields, to_id, to_ids, to_text
-from .tables import find_table, iter_records, write_records
+from bundle_mllm.data.catalog import ItemCatalog
+from bundle_mllm.data.records import require_fields, to_id, to_ids, to_text
+from bundle_mllm.data.tables import find_table, iter_records, write_records
+from bundle_mllm.errors import BundleMLLMError
 
 SPLITS = ("train", "validation", "test")
 

@@ -14,9 +14,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, overload
 
-from ..errors import BundleMLLMError
-from .records import require_fields, to_id, to_text
-from .tables import find_table, iter_records, write_records
+from bundle_mllm.data.records import require_fields, to_id, to_text
+from bundle_mllm.data.tables import find_table, iter_records, write_records
+from bundle_mllm.errors import BundleMLLMError
 
 _TEXT_FIELDS = ("title", "description", "category", "image", "audio")
 

@@ -16,11 +16,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from ..errors import BundleMLLMError
-from .bundles import Bundle
-from .features import read_manifest
-from .files import atomic_path
-from .folder import DatasetFolder
+from bundle_mllm.data.bundles import Bundle
+from bundle_mllm.data.features import read_manifest
+from bundle_mllm.data.files import atomic_path
+from bundle_mllm.data.folder import DatasetFolder
+from bundle_mllm.errors import BundleMLLMError
 
 FOLDER = "cross_fitted"
 BUNDLE_ITEM = "bundle_item"

@@ -18,8 +18,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from ..errors import BundleMLLMError
-from .files import atomic_path, sha256
+from bundle_mllm.data.files import atomic_path, sha256
+from bundle_mllm.errors import BundleMLLMError
 
 KNOWN_MODALITIES = ("acoustic", "bundle_item", "textual", "user_item", "visual")
 MANIFEST = "manifest.json"

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..errors import BundleMLLMError
+from bundle_mllm.errors import BundleMLLMError
 
 
 @contextmanager

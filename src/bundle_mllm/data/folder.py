@@ -12,15 +12,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import BundleMLLMError
-from .bundles import BundleSplits, find_bundles
-from .catalog import ItemCatalog
-from .files import sha256
-from .interactions import Interactions
-from .tables import find_table
+from bundle_mllm.data.bundles import BundleSplits, find_bundles
+from bundle_mllm.data.catalog import ItemCatalog
+from bundle_mllm.data.files import sha256
+from bundle_mllm.data.interactions import Interactions
+from bundle_mllm.data.tables import find_table
+from bundle_mllm.errors import BundleMLLMError
 
 if TYPE_CHECKING:
-    from .features import FeatureStore
+    from bundle_mllm.data.features import FeatureStore
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +73,7 @@ class DatasetFolder:
             BundleMLLMError: If a modality is missing, its file does not fit the catalog, or it was fitted to other
                 training bundles.
         """
-        from .features import FeatureStore
+        from bundle_mllm.data.features import FeatureStore
 
         folder = self.path / "features"
         if modalities is None and not any(folder.glob("[!.]*.safetensors")):

@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import BundleMLLMError
-from .catalog import ItemCatalog
-from .records import require_fields, to_id
-from .tables import find_table
-from .user_log import NUM_EXAMPLES, read_log
+from bundle_mllm.data.catalog import ItemCatalog
+from bundle_mllm.data.records import require_fields, to_id
+from bundle_mllm.data.tables import find_table
+from bundle_mllm.data.user_log import NUM_EXAMPLES, read_log
+from bundle_mllm.errors import BundleMLLMError
 
 
 @dataclass(frozen=True, eq=False)

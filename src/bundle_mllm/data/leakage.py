@@ -17,13 +17,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import sparse
 
-from ..errors import BundleMLLMError
-from .bundles import Bundle
-from .catalog import ItemCatalog
-from .cross_fitted import CrossFitted
-from .folder import DatasetFolder
-from .interactions import Interactions
-from .questions import Negatives, Question, make_questions
+from bundle_mllm.data.bundles import Bundle
+from bundle_mllm.data.catalog import ItemCatalog
+from bundle_mllm.data.cross_fitted import CrossFitted
+from bundle_mllm.data.folder import DatasetFolder
+from bundle_mllm.data.interactions import Interactions
+from bundle_mllm.data.questions import Negatives, Question, make_questions
+from bundle_mllm.errors import BundleMLLMError
 
 NUM_QUESTIONS = 1_000
 GAP, GAP_ERRORS = 0.05, 3.0  # a gap is large if it is above both, the second in standard errors

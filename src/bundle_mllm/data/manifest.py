@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import BundleMLLMError
-from .files import atomic_path, sha256
+from bundle_mllm.data.files import atomic_path, sha256
+from bundle_mllm.errors import BundleMLLMError
 
 SUFFIX = ".json"
 """What the name of the note beside a question file adds to the file's."""

@@ -9,9 +9,9 @@ import random
 from collections.abc import Iterable, Sequence, Set
 from itertools import chain
 
-from ..errors import BundleMLLMError
-from .bundles import Bundle
-from .catalog import ItemCatalog
+from bundle_mllm.data.bundles import Bundle
+from bundle_mllm.data.catalog import ItemCatalog
+from bundle_mllm.errors import BundleMLLMError
 
 MIN_POOL = 50  # ours: hard negatives are drawn from at least this many items …
 POOL_PER_CANDIDATE = 5  # … and from at least this many per candidate

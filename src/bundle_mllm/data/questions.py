@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Any, Literal, get_args
 
-from ..errors import BundleMLLMError
-from .bundles import Bundle, BundleSplits
-from .catalog import ItemCatalog
-from .negatives import NegativeSampler
-from .records import require_fields, to_id, to_ids
-from .tables import iter_records, write_records
+from bundle_mllm.data.bundles import Bundle, BundleSplits
+from bundle_mllm.data.catalog import ItemCatalog
+from bundle_mllm.data.negatives import NegativeSampler
+from bundle_mllm.data.records import require_fields, to_id, to_ids
+from bundle_mllm.data.tables import iter_records, write_records
+from bundle_mllm.errors import BundleMLLMError
 
 MIN_CANDIDATES = 2
 MAX_OPTIONS = 26

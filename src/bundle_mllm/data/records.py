@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ..errors import BundleMLLMError
+from bundle_mllm.errors import BundleMLLMError
 
 
 def require_fields(record: Mapping[str, Any], names: Iterable[str], where: str) -> None:

@@ -15,8 +15,8 @@ import numpy as np
 from scipy.sparse import coo_matrix, csr_matrix
 from scipy.sparse.csgraph import connected_components
 
-from ..errors import BundleMLLMError
-from .bundles import SPLITS
+from bundle_mllm.data.bundles import SPLITS
+from bundle_mllm.errors import BundleMLLMError
 
 NEAR_DUPLICATE = 0.5
 """Jaccard similarity (shared items / all items of both) from which two bundles are near-duplicates (ours)."""

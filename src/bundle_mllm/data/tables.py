@@ -16,8 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from ..errors import BundleMLLMError
-from .files import atomic_path
+from bundle_mllm.data.files import atomic_path
+from bundle_mllm.errors import BundleMLLMError
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".csv", ".csv.gz", ".parquet")
 

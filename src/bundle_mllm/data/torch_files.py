@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ..errors import BundleMLLMError
+from bundle_mllm.errors import BundleMLLMError
 
 
 def load_matrix(path: str | os.PathLike) -> torch.Tensor:

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import BundleMLLMError
-from .catalog import ItemCatalog
-from .records import require_fields, to_id, to_text
-from .tables import iter_records, open_text, suffix_of
+from bundle_mllm.data.catalog import ItemCatalog
+from bundle_mllm.data.records import require_fields, to_id, to_text
+from bundle_mllm.data.tables import iter_records, open_text, suffix_of
+from bundle_mllm.errors import BundleMLLMError
 
 if TYPE_CHECKING:
     import pyarrow
@@ -177,7 +177,7 @@ def write_log(path: str | os.PathLike, log: UserLog, catalog: ItemCatalog) -> No
     import pyarrow
     import pyarrow.parquet
 
-    from .files import atomic_path
+    from bundle_mllm.data.files import atomic_path
 
     users = pyarrow.array(log.users, pyarrow.string())
     items = pyarrow.array(catalog.item_ids, pyarrow.string())

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..errors import BundleMLLMError
-from .batches import Reading
-from .media import read_sound
-from .pretrained import PretrainedEncoder, load_tower, loading, source_name
+from bundle_mllm.encoders.batches import Reading
+from bundle_mllm.encoders.media import read_sound
+from bundle_mllm.encoders.pretrained import PretrainedEncoder, load_tower, loading, source_name
+from bundle_mllm.errors import BundleMLLMError
 
 if TYPE_CHECKING:
     from transformers import ClapFeatureExtractor, ClapModel
@@ -95,7 +95,7 @@ class ClapEncoder(PretrainedEncoder):
     @classmethod
     def load_laion(cls, path: str, device: torch.device) -> ClapEncoder:
         """Read a `.pt` checkpoint of LAION; see `laion.import_checkpoint`."""
-        from .laion import import_checkpoint
+        from bundle_mllm.encoders.laion import import_checkpoint
 
         model, extractor = import_checkpoint(path)
         return cls(model, extractor, device, name=f"laion:{source_name(path)}", source=path)

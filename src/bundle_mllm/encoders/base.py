@@ -11,7 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
-from ..data.folder import DatasetFolder
+from bundle_mllm.data.folder import DatasetFolder
 
 Progress = Callable[[int, int], None]
 """Called with (items done, items in all)."""

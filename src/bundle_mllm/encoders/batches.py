@@ -19,12 +19,12 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from ..data.catalog import Item
-from ..data.files import sha256
-from ..data.folder import DatasetFolder
-from ..errors import BundleMLLMError
-from .base import Encoded, Problem, Progress
-from .media import UnreadableFileError
+from bundle_mllm.data.catalog import Item
+from bundle_mllm.data.files import sha256
+from bundle_mllm.data.folder import DatasetFolder
+from bundle_mllm.encoders.base import Encoded, Problem, Progress
+from bundle_mllm.encoders.media import UnreadableFileError
+from bundle_mllm.errors import BundleMLLMError
 
 FEW_ITEMS = 256
 """Up to this many items are read in this process unless told otherwise: starting workers would take longer."""

@@ -18,8 +18,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 
-from ..data.splitting import near_duplicate_groups
-from ..errors import BundleMLLMError
+from bundle_mllm.data.splitting import near_duplicate_groups
+from bundle_mllm.errors import BundleMLLMError
 
 Fit = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """Takes the group and the item of each edge; returns `[num_items, dim]`."""

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .batches import BatchEncoder, Reading
-from .media import read_picture, read_sound
+from bundle_mllm.encoders.batches import BatchEncoder, Reading
+from bundle_mllm.encoders.media import read_picture, read_sound
 
 PICTURE_SIZE = 64
 SAMPLE_RATE = 16_000

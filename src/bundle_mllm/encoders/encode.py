@@ -17,20 +17,27 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from ..data import cross_fitted
-from ..data.features import FITTED_TO, MANIFEST, features_path, read_manifest, renew_items_hash, write_modality
-from ..data.files import sha256
-from ..data.folder import DatasetFolder
-from ..data.leakage import check_interactions
-from ..data.tables import find_table
-from ..errors import BundleMLLMError
-from .base import Encoded, ItemEncoder, Report, to_reports
-from .batches import BatchEncoder, Rows, embed_batch, item_sources, read_batches, source_root
-from .choosing import MARK, asked_for, kept_file, offered, refuse_to_replace
-from .launch import Launch
-from .relational import BundleItemEncoder
-from .shards import Shards, digests
-from .specs import make_encoder
+from bundle_mllm.data import cross_fitted
+from bundle_mllm.data.features import (
+    FITTED_TO,
+    MANIFEST,
+    features_path,
+    read_manifest,
+    renew_items_hash,
+    write_modality,
+)
+from bundle_mllm.data.files import sha256
+from bundle_mllm.data.folder import DatasetFolder
+from bundle_mllm.data.leakage import check_interactions
+from bundle_mllm.data.tables import find_table
+from bundle_mllm.encoders.base import Encoded, ItemEncoder, Report, to_reports
+from bundle_mllm.encoders.batches import BatchEncoder, Rows, embed_batch, item_sources, read_batches, source_root
+from bundle_mllm.encoders.distributed import Launch
+from bundle_mllm.encoders.registry import make_encoder
+from bundle_mllm.encoders.relational import BundleItemEncoder
+from bundle_mllm.encoders.select import MARK, asked_for, kept_file, offered, refuse_to_replace
+from bundle_mllm.encoders.shards import Shards, digests
+from bundle_mllm.errors import BundleMLLMError
 
 PARTIAL = ".partial"
 _FORMAT = 1  # of what is kept in PARTIAL
@@ -262,7 +269,7 @@ class _Run:
         others = sum(len(shards.shard_rows(shard)) for shard in pending) - left
         advance = _Counter(self.progress, encoder.modality, total=len(sources) - others, left=left)
         if self.engine == "ray":
-            from .ray_engine import encode_on_ray
+            from bundle_mllm.encoders.ray_engine import encode_on_ray
 
             parts = encode_on_ray(make, encoder, root, sources, shards, mine, batch_size, advance)
         else:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from ..errors import BundleMLLMError
+from bundle_mllm.errors import BundleMLLMError
 
 if TYPE_CHECKING:
     from transformers import ClapConfig, ClapFeatureExtractor, ClapModel

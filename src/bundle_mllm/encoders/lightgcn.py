@@ -19,7 +19,7 @@ import torch
 from scipy import sparse
 from torch.nn import functional as F  # noqa: N812
 
-from ..errors import BundleMLLMError
+from bundle_mllm.errors import BundleMLLMError
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import BundleMLLMError
-from .batches import BatchEncoder
+from bundle_mllm.encoders.batches import BatchEncoder
+from bundle_mllm.errors import BundleMLLMError
 
 
 class PretrainedEncoder(BatchEncoder):

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from safetensors.torch import load, save
 
-from ..device import choose_device
-from ..errors import BundleMLLMError
-from .batches import Batch, BatchEncoder, Reading, Rows, collate, embed_batch, read_source
-from .shards import Shards
+from bundle_mllm.device import choose_device
+from bundle_mllm.encoders.batches import Batch, BatchEncoder, Reading, Rows, collate, embed_batch, read_source
+from bundle_mllm.encoders.shards import Shards
+from bundle_mllm.errors import BundleMLLMError
 
 
 class ReadTask:

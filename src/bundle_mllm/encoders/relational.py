@@ -15,12 +15,12 @@ import torch
 from scipy import sparse
 from scipy.sparse.linalg import svds
 
-from ..data.cross_fitted import CrossFitted
-from ..data.folder import DatasetFolder
-from ..errors import BundleMLLMError
-from .base import Encoded, Progress
-from .cross_fitting import assign_folds, cross_fit, edges
-from .lightgcn import LightGCN
+from bundle_mllm.data.cross_fitted import CrossFitted
+from bundle_mllm.data.folder import DatasetFolder
+from bundle_mllm.encoders.base import Encoded, Progress
+from bundle_mllm.encoders.cross_fitting import assign_folds, cross_fit, edges
+from bundle_mllm.encoders.lightgcn import LightGCN
+from bundle_mllm.errors import BundleMLLMError
 
 NUM_FOLDS = 10
 

@@ -16,8 +16,8 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from ..data.files import atomic_path
-from .batches import Rows, digest_source
+from bundle_mllm.data.files import atomic_path
+from bundle_mllm.encoders.batches import Rows, digest_source
 
 SHARD_BATCHES = 4
 """Batches per shard: at most this much work is lost when a run is killed."""

@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from scipy import sparse
 
-from ..data.folder import DatasetFolder
-from ..errors import BundleMLLMError
-from .base import Encoded, Progress
-from .batches import Reading, item_text
-from .pretrained import PretrainedEncoder, load_tower, loading, source_name
-from .relational import truncated_svd
+from bundle_mllm.data.folder import DatasetFolder
+from bundle_mllm.encoders.base import Encoded, Progress
+from bundle_mllm.encoders.batches import Reading, item_text
+from bundle_mllm.encoders.pretrained import PretrainedEncoder, load_tower, loading, source_name
+from bundle_mllm.encoders.relational import truncated_svd
+from bundle_mllm.errors import BundleMLLMError
 
 MAX_TOKENS = 512
 _EAST_ASIAN = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"

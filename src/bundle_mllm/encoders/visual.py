@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
-from ..errors import BundleMLLMError
-from .batches import Reading
-from .media import read_picture
-from .pretrained import PretrainedEncoder, load_tower, loading, source_name
+from bundle_mllm.encoders.batches import Reading
+from bundle_mllm.encoders.media import read_picture
+from bundle_mllm.encoders.pretrained import PretrainedEncoder, load_tower, loading, source_name
+from bundle_mllm.errors import BundleMLLMError
 
 PICTURE_POLICY = "first frame, upright by EXIF, transparency on white"
 

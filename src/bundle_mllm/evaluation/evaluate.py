@@ -18,11 +18,11 @@ from bundle_mllm.device import choose_device
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.evaluation.ablation import TITLES, only
 from bundle_mllm.evaluation.ablation import shuffled as shuffled_features
+from bundle_mllm.evaluation.breakdowns import compute_slices, position_bias
 from bundle_mllm.evaluation.metrics import ScoredQuestion, compute_metrics
 from bundle_mllm.evaluation.results import check_writable, save_results
 from bundle_mllm.evaluation.scoring import score_questions
-from bundle_mllm.evaluation.slices import compute_slices, position_bias
-from bundle_mllm.folder import fingerprint, load_model
+from bundle_mllm.model_folder import fingerprint, load_model
 from bundle_mllm.modeling.ranking_bundle_mllm import GROUP_SIZE
 
 if TYPE_CHECKING:

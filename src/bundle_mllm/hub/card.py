@@ -20,9 +20,9 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from bundle_mllm.errors import BundleMLLMError
-from bundle_mllm.folder import fingerprint
-from bundle_mllm.hub.reported import card_sections, metrics_files, read_report
+from bundle_mllm.hub.report_files import card_sections, metrics_files, read_report
 from bundle_mllm.hub.repository import read_json
+from bundle_mllm.model_folder import fingerprint
 from bundle_mllm.training.config import SCRATCH
 from bundle_mllm.training.run import RECORD
 

@@ -14,9 +14,9 @@ from pathlib import Path
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.hub.card import LICENSE_UNKNOWN, Measurement, find_record, read_measurements, render_model_card
 from bundle_mllm.hub.places import Places
-from bundle_mllm.hub.reported import FILES as REPORT_FILES
-from bundle_mllm.hub.reported import FOLDER as REPORT_FOLDER
-from bundle_mllm.hub.reported import read_report, write_report
+from bundle_mllm.hub.report_files import FILES as REPORT_FILES
+from bundle_mllm.hub.report_files import FOLDER as REPORT_FOLDER
+from bundle_mllm.hub.report_files import read_report, write_report
 from bundle_mllm.hub.repository import (
     place,
     read_json,

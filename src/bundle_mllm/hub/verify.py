@@ -21,9 +21,9 @@ from typing import Any
 import torch
 
 from bundle_mllm.errors import BundleMLLMError
-from bundle_mllm.folder import load_model
 from bundle_mllm.hub.places import Places
 from bundle_mllm.hub.repository import read_json
+from bundle_mllm.model_folder import load_model
 from bundle_mllm.modeling.configuration_bundle_mllm import AUTO_MAP, CUSTOM_PIPELINES
 from bundle_mllm.modeling.processing_bundle_mllm import BundleMLLMProcessor
 

@@ -24,7 +24,7 @@ from bundle_mllm.data.files import atomic_path, new_folder
 from bundle_mllm.data.folder import DatasetFolder
 from bundle_mllm.data.questions import MAX_OPTIONS, Question, make_questions, sample_training_questions, spread
 from bundle_mllm.errors import BundleMLLMError
-from bundle_mllm.folder import load_model, save_model
+from bundle_mllm.model_folder import load_model, save_model
 from bundle_mllm.modeling.processing_bundle_mllm import BundleMLLMProcessor
 from bundle_mllm.training.backbone import build_model
 from bundle_mllm.training.config import RunConfig, StageConfig, as_dict

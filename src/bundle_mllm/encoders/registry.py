@@ -1,0 +1,91 @@
+"""Find an encoder by a short text: `descriptor`, `open_clip:ViT-B-32/laion2b_s34b_b79k`, `transformers:NAME`, …
+
+It must not know how an encoder works, nor load one that is not asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from operator import attrgetter
+
+import torch
+
+from bundle_mllm.encoders.base import ItemEncoder
+from bundle_mllm.errors import BundleMLLMError
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where an encoder is found.
+
+    Attributes:
+        module: Module of this package.
+        maker: What of it makes the encoder: called with nothing, or with a model and a device.
+        example: A model, for encoders that take one.
+    """
+
+    module: str
+    maker: str
+    example: str | None = None
+
+
+ENCODERS: Mapping[str, Mapping[str, Entry]] = {
+    "visual": {
+        "descriptor": Entry("descriptors", "ImageDescriptor"),
+        "open_clip": Entry("visual", "OpenClipEncoder", "ViT-B-32/laion2b_s34b_b79k"),
+        "transformers": Entry("visual", "VisionTowerEncoder", "google/siglip2-base-patch16-224"),
+    },
+    "acoustic": {
+        "descriptor": Entry("descriptors", "SoundDescriptor"),
+        "clap": Entry("acoustic", "ClapEncoder.load", "laion/clap-htsat-unfused"),
+        "laion": Entry("acoustic", "ClapEncoder.load_laion", "630k-audioset-best.pt"),
+    },
+    "textual": {
+        "tfidf": Entry("textual", "TfidfEncoder"),
+        "transformers": Entry("textual", "SentenceEncoder", "sentence-transformers/all-MiniLM-L6-v2"),
+    },
+    "user_item": {
+        "svd": Entry("relational", "UserItemSVD"),
+        "lightgcn": Entry("relational", "UserItemLightGCN"),
+    },
+    "bundle_item": {
+        "svd": Entry("relational", "BundleItemSVD"),
+        "lightgcn": Entry("relational", "BundleItemLightGCN"),
+    },
+}
+"""Every encoder by modality and name."""
+
+
+def make_encoder(modality: str, spec: str, device: torch.device) -> ItemEncoder:
+    """Make the encoder that a spec names.
+
+    Args:
+        modality: A key of `ENCODERS`.
+        spec: A name of `ENCODERS[modality]`, followed by a colon and a model where it takes one.
+        device: Where a model runs.
+
+    Raises:
+        BundleMLLMError: If there is no such encoder, or it cannot be loaded.
+    """
+    name, _, model = spec.partition(":")
+    if modality not in ENCODERS:
+        raise BundleMLLMError(
+            f"No encoder makes the modality {modality!r}: choose from {', '.join(ENCODERS)}, or write the features "
+            "with bundle_mllm.data.write_modality."
+        )
+    entry = ENCODERS[modality].get(name)
+    if entry is None:
+        known = ", ".join(f"{key}:MODEL" if value.example else key for key, value in ENCODERS[modality].items())
+        if not spec:
+            raise BundleMLLMError(f"No encoder is named for {modality}: write one after a colon ({known}).")
+        raise BundleMLLMError(f"There is no {modality} encoder {spec!r}: choose from {known}.")
+    if entry.example and not model:
+        raise BundleMLLMError(
+            f"The {modality} encoder {name!r} needs a model: write {name}:MODEL, such as {name}:{entry.example}."
+        )
+    if model and not entry.example:
+        raise BundleMLLMError(f"The {modality} encoder {name!r} takes no model, but got {model!r}: write {name}.")
+    make = attrgetter(entry.maker)(import_module(f"{__package__}.{entry.module}"))
+    return make(model, device) if entry.example else make()

@@ -1,5 +1,0 @@
-"""The paper's figures on a data set of one's own: measured, drawn, and kept as numbers."""
-
-from bundle_mllm.evaluation.report.build import REPORT, report
-
-__all__ = ["REPORT", "report"]

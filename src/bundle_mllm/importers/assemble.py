@@ -1,0 +1,337 @@
+"""Make clean items, bundles and interactions of foreign records, and write them as a dataset folder.
+
+It must not know where the records come from.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import date, datetime, time
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+from bundle_mllm.data.bundles import SPLITS, Bundle, BundleSplits
+from bundle_mllm.data.catalog import ItemCatalog
+from bundle_mllm.data.records import to_id, to_ids, to_text
+from bundle_mllm.data.splitting import NEAR_DUPLICATE, held_out_near_duplicates, split_bundles
+from bundle_mllm.data.user_log import NUM_EXAMPLES, UserLog, write_log
+from bundle_mllm.errors import BundleMLLMError
+from bundle_mllm.importers.summary import Findings, ImportSummary
+
+MEDIA = ("image", "audio")
+SPLIT_NAMES = {
+    **{name: "train" for name in ("train", "training")},
+    **{name: "validation" for name in ("validation", "valid", "val", "dev", "development")},
+    **{name: "test" for name in ("test", "testing")},
+}
+"""What a split may be called in a foreign table, in any case."""
+
+StoreMedia = Callable[[str, int, Any, str], str | None]
+"""Called with kind (`"image"` or `"audio"`), row of the item, cell and name of the item; returns the path to keep."""
+
+
+@dataclass
+class RawBundle:
+    """A bundle as its source has it.
+
+    Attributes:
+        items: The item ids, with repetitions.
+        split: Its split, if the source says.
+        name: Its name, if the source says.
+    """
+
+    items: list[str] = field(default_factory=list)
+    split: str | None = None
+    name: str | None = None
+
+
+def collect_items(
+    records: Iterable[Mapping[str, Any]], source: str, findings: Findings, store_media: StoreMedia | None = None
+) -> ItemCatalog:
+    """Build the catalog.
+
+    A record that repeats an item word by word is counted and left out; one that says something else about it is an
+    error. Values that JSON lacks become text (dates, decimals) or null (NaN); columns of bytes are left out.
+
+    Args:
+        records: One mapping per item, with the names of fields (see `columns.FIELDS`); others are kept as they are.
+        source: What error messages call the records, such as a file name.
+        findings: Receives what was met.
+        store_media: Puts pictures and sounds into the dataset folder; `None` leaves the paths as they are.
+
+    Raises:
+        BundleMLLMError: If a record is malformed; the message names the row.
+    """
+    first_of: dict[str, tuple[int, dict[str, Any], dict[str, Any]]] = {}
+    left_out: set[str] = set()
+    items = []
+    for number, record in enumerate(records, start=1):
+        where = f"{source} row {number}"
+        item_id = to_id(_need(record, "item_id", where), where)
+        media = {kind: record[kind] for kind in MEDIA if record.get(kind) is not None}
+        plain: dict[str, Any] = {"item_id": item_id}
+        for name, value in record.items():
+            if name not in MEDIA and (name == "" or _holds_bytes(value)):
+                left_out.add(name)
+            elif name not in plain and name not in MEDIA and (value := _to_plain(value)) is not None:
+                plain[name] = value
+        if item_id in first_of:
+            _check_repeated(where, findings, plain, media, *first_of[item_id])
+            continue
+        first_of[item_id] = number, plain, {kind: value for kind, value in media.items() if isinstance(value, str)}
+        item = dict(plain)
+        for kind, value in media.items():
+            path = value if store_media is None else store_media(kind, len(items), value, f"item {item_id!r}")
+            if path is not None:
+                item[kind] = path
+        items.append(item)
+        if not to_text(item.get("title"), "title", where):
+            findings.add("items without a title", f"item {item_id!r}", harmless=True)
+    if left_out:
+        names = ", ".join(name or "(no name)" for name in sorted(left_out))
+        findings.warn(f"{source}: columns that have no name or hold bytes were left out: {names}.")
+    return ItemCatalog.from_records(items, source)
+
+
+def collect_bundles(records: Iterable[Mapping[str, Any]], source: str) -> dict[str, RawBundle]:
+    """Gather the bundles of a table that has a list of items per row, or one row per bundle and item.
+
+    Args:
+        records: Mappings with `bundle_id` and either `items` (a list, or a JSON list as text) or `item_id`;
+            optionally `split` (see `SPLIT_NAMES`) and `name`.
+        source: What error messages call the records, such as a file name.
+
+    Returns:
+        The bundles by id, in order of first appearance.
+
+    Raises:
+        BundleMLLMError: If a record is malformed, a bundle with a list is there twice, or the rows of a bundle
+            disagree on its split or name; the message names the row.
+    """
+    bundles: dict[str, RawBundle] = {}
+    for number, record in enumerate(records, start=1):
+        where = f"{source} row {number}"
+        bundle_id = to_id(_need(record, "bundle_id", where), where)
+        where = f"{where} (bundle {bundle_id!r})"
+        split, name = _to_split(record.get("split"), where), to_text(record.get("name"), "name", where)
+        bundle = bundles.get(bundle_id)
+        if "items" in record:
+            if bundle is not None:
+                raise BundleMLLMError(f"{where} is there twice, so its items are unclear: remove or rename one.")
+            bundles[bundle_id] = RawBundle(to_ids(record["items"], "items", where), split, name)
+            continue
+        item_id = to_id(_need(record, "item_id", where, "`items` or `item_id`"), where)
+        if bundle is None:
+            bundles[bundle_id] = RawBundle([item_id], split, name)
+            continue
+        if (split, name) != (bundle.split, bundle.name):
+            raise BundleMLLMError(
+                f"{where} has split {split!r} and name {name!r}, but an earlier row of the bundle has "
+                f"{bundle.split!r} and {bundle.name!r}: make them agree."
+            )
+        bundle.items.append(item_id)
+    return bundles
+
+
+def settle_bundles(
+    raw: Mapping[str, RawBundle],
+    catalog: ItemCatalog,
+    source: str,
+    findings: Findings,
+    *,
+    fractions: Sequence[float],
+    seed: int,
+) -> BundleSplits:
+    """Keep the known items of each bundle, leave out bundles of fewer than two, and split the rest.
+
+    Splits that the source gives are kept; without any, near-duplicates stay on one side (see `split_bundles`).
+
+    Args:
+        raw: The bundles.
+        catalog: The items.
+        source: What error messages call the bundles.
+        findings: Receives what was met.
+        fractions: The shares of train, validation and test, where the source gives no splits.
+        seed: Seed of these splits.
+
+    Raises:
+        BundleMLLMError: If only some bundles have a split, or none is left.
+    """
+    members: dict[str, tuple[str, ...]] = {}
+    for bundle_id, bundle in raw.items():
+        known = [item_id for item_id in bundle.items if item_id in catalog]
+        unknown = (f"{item_id!r} in {bundle_id!r}" for item_id in bundle.items if item_id not in catalog)
+        findings.add("items of bundles that the catalog lacks, taken out of them", unknown)
+        items = tuple(dict.fromkeys(known))
+        if repeated := len(known) - len(items):
+            what = "items repeated in their bundle, counted once"
+            findings.add(what, f"bundle {bundle_id!r}", count=repeated, harmless=True)
+        if len(items) < 2:
+            findings.add("bundles of fewer than two items, left out", f"bundle {bundle_id!r}")
+        else:
+            members[bundle_id] = items
+    if not members:
+        raise BundleMLLMError(
+            f"{source} has no bundle of two known items, so there is nothing to learn: check the ids."
+        )
+    given = {bundle_id: split for bundle_id in members if (split := raw[bundle_id].split) is not None}
+    if given and len(given) < len(members):
+        lacking = [bundle_id for bundle_id in members if bundle_id not in given]
+        raise BundleMLLMError(
+            f"{source} gives a split for some bundles and none for {len(lacking)}, such as {lacking[0]!r}: give every "
+            "bundle one, or none."
+        )
+    split_of = given or split_bundles(members, fractions=fractions, seed=seed)
+    by_split: dict[str, list[Bundle]] = {split: [] for split in SPLITS}
+    for bundle_id, items in members.items():
+        by_split[split_of[bundle_id]].append(Bundle(bundle_id, items, split_of[bundle_id], raw[bundle_id].name))
+    train, validation, test = (tuple(by_split[split]) for split in SPLITS)
+    bundles = BundleSplits(train, validation, test)
+    if given:
+        warn_of_near_duplicates(bundles, findings)
+        shares = dict.fromkeys(SPLITS, 1.0)
+    else:
+        shares = dict(zip(SPLITS, fractions, strict=True))
+        most = max(abs(len(bundles[split]) - share * len(members)) for split, share in shares.items())
+        if most >= max(1, 0.01 * len(members)):
+            findings.warn(
+                f"near-duplicates, which stay together, make the splits {bundles!r} and not the fractions "
+                f"{tuple(fractions)}."
+            )
+    if empty := [split for split in SPLITS if shares[split] and not bundles[split]]:
+        findings.warn(f"there is no bundle in {' and '.join(empty)}.")
+    return bundles
+
+
+def warn_of_near_duplicates(bundles: BundleSplits, findings: Findings) -> None:
+    """Report how many bundles of validation and test have a near-duplicate in another split."""
+    members = {bundle.bundle_id: bundle.items for bundle in bundles}
+    crossing = held_out_near_duplicates(members, {bundle.bundle_id: bundle.split for bundle in bundles})
+    if crossing:
+        named = ", ".join(map(repr, crossing[:NUM_EXAMPLES])) + ", …" * (len(crossing) > NUM_EXAMPLES)
+        findings.warn(
+            f"the given splits part near-duplicates (Jaccard {NEAR_DUPLICATE} or more): {len(crossing)} bundles of "
+            f"validation and test have one in another split ({named}), which flatters results on them."
+        )
+
+
+def count_log(log: UserLog, source: str, findings: Findings) -> None:
+    """Report what reading a log left out."""
+    findings.add(
+        "interactions with an item that the catalog lacks, left out",
+        (f"{source} row {row}: item {item_id!r}" for row, item_id in log.unknown),
+        count=log.num_unknown,
+    )
+    findings.add(
+        "interactions that name no user or no item, left out",
+        (f"{source} row {row}" for row in log.missing),
+        count=log.num_missing,
+    )
+    findings.add(
+        "interactions that repeat a pair of user and item, counted once", count=log.num_repeated, harmless=True
+    )
+
+
+def write_dataset(
+    folder: Path,
+    output_dir: Path,
+    catalog: ItemCatalog,
+    bundles: BundleSplits,
+    log: UserLog | None,
+    findings: Findings,
+) -> ImportSummary:
+    """Write items, bundles and interactions.
+
+    Args:
+        folder: Receives `items.jsonl`, `bundles.jsonl` and `interactions.parquet`.
+        output_dir: The name that the folder will have.
+        catalog: The items.
+        bundles: The bundles.
+        log: The interactions; `None` writes none.
+        findings: What was met on the way.
+
+    Raises:
+        BundleMLLMError: If the import is strict and something would be lost.
+    """
+    found = findings.check()
+    catalog.save(folder / "items.jsonl")
+    bundles.save(folder / "bundles.jsonl")
+    if log is not None:
+        write_log(folder / "interactions.parquet", log, catalog)
+    return ImportSummary(
+        path=output_dir,
+        num_items=len(catalog),
+        num_bundles={split: len(bundles[split]) for split in SPLITS},
+        num_interactions=0 if log is None else len(log),
+        num_users=0 if log is None else len(log.users),
+        findings=found,
+        warnings=tuple(findings.warnings),
+    )
+
+
+def _need(record: Mapping[str, Any], name: str, where: str, wanted: str = "") -> Any:
+    if name not in record:
+        columns = ", ".join(map(str, record)) or "none"
+        separator = next((mark for mark in (";", "\t", "|") if len(record) == 1 and mark in columns), None)
+        fix = f"map the column that holds it, such as {name}=COLUMN"
+        raise BundleMLLMError(
+            f"{where} has no {wanted or f'`{name}`'} (its columns: {columns}): "
+            f"{fix if separator is None else f'set the delimiter to {separator!r}'}."
+        )
+    return record[name]
+
+
+def _check_repeated(
+    where: str,
+    findings: Findings,
+    plain: dict[str, Any],
+    media: dict[str, Any],
+    first: int,
+    first_plain: dict[str, Any],
+    first_paths: dict[str, Any],
+) -> None:
+    """Report a row that repeats an item; refuse one that contradicts it."""
+    item_id = plain["item_id"]
+    if plain != first_plain:
+        raise BundleMLLMError(
+            f"{where} says something else about the item {item_id!r} than row {first} does, so it is unclear which to "
+            "keep: remove one, or give it another id."
+        )
+    same = media == first_paths
+    what = "rows that repeat an item, counted once" if same else "further pictures or sounds of an item, left out"
+    findings.add(what, f"{where}: item {item_id!r}", harmless=same)
+
+
+def _to_split(value: Any, where: str) -> str | None:
+    text = to_text(value, "split", where)
+    if text is None:
+        return None
+    if (split := SPLIT_NAMES.get(text.strip().lower())) is None:
+        raise BundleMLLMError(f"{where} has the split {text!r}: use one of {', '.join(SPLITS)}.")
+    return split
+
+
+def _holds_bytes(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return any(map(_holds_bytes, value.values()))
+    if isinstance(value, list | tuple):
+        return any(map(_holds_bytes, value))
+    return isinstance(value, bytes | bytearray | memoryview)
+
+
+def _to_plain(value: Any) -> Any:
+    """Return what JSON can hold: text for dates and decimals, null for NaN and infinity."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, date | datetime | time):
+        return value.isoformat()
+    if isinstance(value, Decimal):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {str(name): _to_plain(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_to_plain(inner) for inner in value]
+    return value

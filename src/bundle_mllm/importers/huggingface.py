@@ -1,0 +1,180 @@
+"""Import a data set of the Hugging Face Hub, or a local folder that `datasets` reads.
+
+It must not run code that comes with a data set.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from bundle_mllm.data.files import new_folder
+from bundle_mllm.data.records import require_fields
+from bundle_mllm.data.splitting import FRACTIONS, check_fractions
+from bundle_mllm.data.user_log import ITEM, TIME, USER, collect_log
+from bundle_mllm.errors import BundleMLLMError
+from bundle_mllm.importers.assemble import collect_bundles, collect_items, count_log, settle_bundles, write_dataset
+from bundle_mllm.importers.columns import FIELDS, Columns, check_columns
+from bundle_mllm.importers.media import MediaFolder
+from bundle_mllm.importers.summary import Findings, ImportSummary
+
+if TYPE_CHECKING:
+    import pyarrow
+    from datasets import Dataset
+
+_SAVED = ("state.json", "dataset_dict.json")  # one of them tells a folder of `save_to_disk`
+
+
+def import_huggingface(
+    source: str | os.PathLike,
+    output_dir: str | os.PathLike,
+    *,
+    columns: Mapping[str, str] | None = None,
+    tables: Mapping[str, str] | None = None,
+    revision: str | None = None,
+    fractions: Sequence[float] = FRACTIONS,
+    seed: int = 42,
+    strict: bool = False,
+) -> ImportSummary:
+    """Turn a data set of the Hub or a local one into a dataset folder.
+
+    Items, bundles and, optionally, interactions are configurations of the data set (subsets, as the Hub calls them),
+    or sub-folders that `save_to_disk` wrote. Of items and interactions all splits are read; the splits of bundles are
+    kept, unless the table has a column `split` or a single split, which is how unsplit data come. Columns of the types
+    `Image` and `Audio` are written to files with the bytes they have; nothing is decoded. Names stand in place of the
+    numbers of a `ClassLabel`. What is an error and what is counted is as in [`import_tabular`].
+
+    Args:
+        source: The data set's name on the Hub, or a local folder. Loading scripts and pickled data are refused.
+        output_dir: Receives the dataset folder. It must not exist or be empty, and it appears only when all of it is
+            written.
+        columns: The column of each field that has another name, see `columns.Columns`.
+        tables: The configuration or sub-folder of each of `items`, `bundles` and `interactions` that has another name.
+        revision: The commit, branch or tag of a data set on the Hub.
+        fractions: The shares of train, validation and test, for bundles without splits.
+        seed: Seed of these splits.
+        strict: Refuse to leave anything out.
+
+    Returns:
+        What was written and what was met.
+
+    Raises:
+        BundleMLLMError: If a table cannot be loaded, or its columns or rows are not what they should be.
+    """
+    check_fractions(fractions)
+    check_columns(columns)
+    loaded = _load(source, tables or {}, revision)
+    findings = Findings(strict)
+    with new_folder(output_dir) as folder:
+        base = Path(source) if Path(source).is_dir() else None
+        media = MediaFolder(folder, base, findings, caches=_caches())
+        records = _read(loaded["items"], "items", columns, source, findings)
+        catalog = collect_items(records, f"{source} items", findings, media)
+        raw = collect_bundles(_read(loaded["bundles"], "bundles", columns, source, findings), f"{source} bundles")
+        bundles = settle_bundles(raw, catalog, f"{source} bundles", findings, fractions=fractions, seed=seed)
+        log = None
+        if "interactions" in loaded:
+            batches = _iter_log(loaded["interactions"], Columns("interactions", columns), f"{source} interactions")
+            log = collect_log(batches, catalog, f"{source} interactions")
+            count_log(log, "interactions", findings)
+        return write_dataset(folder, Path(output_dir), catalog, bundles, log, findings)
+
+
+def _load(source: str | os.PathLike, tables: Mapping[str, str], revision: str | None) -> dict[str, dict[str, Dataset]]:
+    """Return the splits of each table."""
+    import datasets
+    from datasets.exceptions import DatasetsError
+
+    if unknown := tables.keys() - FIELDS.keys():
+        raise BundleMLLMError(f"There is no table {min(unknown)!r}: name the subsets of {', '.join(FIELDS)}.")
+    names = {table: tables.get(table, table) for table in FIELDS}
+    folder = Path(source)
+    saved = {
+        table: folder / name for table, name in names.items() if any((folder / name / f).is_file() for f in _SAVED)
+    }
+    try:
+        if saved:
+            found = {table: datasets.load_from_disk(os.fspath(path)) for table, path in saved.items()}
+            subsets = sorted(path.parent.name for file in _SAVED for path in folder.glob(f"*/{file}"))
+        else:
+            subsets = datasets.get_dataset_config_names(os.fspath(source), revision=revision)
+            found = {
+                table: datasets.load_dataset(os.fspath(source), name, revision=revision)
+                for table, name in names.items()
+                if name in subsets
+            }
+    except (DatasetsError, OSError, ValueError, RuntimeError, TypeError) as error:
+        raise BundleMLLMError(
+            f"`datasets` cannot load {source} ({error}): give the name of a data set on the Hub, which must be in "
+            "reach, or a folder of `save_to_disk` or of data files."
+        ) from error
+    for table, name in names.items():
+        if table not in found and (table in tables or table != "interactions"):
+            raise BundleMLLMError(
+                f"{source} has no subset {name!r} for the {table} (its subsets: {', '.join(subsets) or 'none'}): name "
+                f"the one that holds them, such as {table}=SUBSET."
+            )
+    return {
+        table: {str(split): part for split, part in data.items()} if isinstance(data, dict) else {"": data}
+        for table, data in found.items()
+    }
+
+
+def _caches() -> list[Path]:
+    """Return the folders that `datasets` downloads to: media that are files of their own lie there."""
+    import datasets.config
+    import huggingface_hub.constants
+
+    return [Path(datasets.config.HF_DATASETS_CACHE), Path(huggingface_hub.constants.HF_HUB_CACHE)]
+
+
+def _read(
+    parts: Mapping[str, Dataset],
+    table: str,
+    mapping: Mapping[str, str] | None,
+    source: str | os.PathLike,
+    findings: Findings,
+) -> Iterator[dict[str, Any]]:
+    """Yield the records of all splits under the names of fields; those of bundles say their split."""
+    columns = Columns(table, mapping)
+    seen = dict.fromkeys(name for part in parts.values() for name in part.column_names)
+    names_split = table == "bundles" and len(parts) > 1 and columns.name("split") not in seen
+    for split, part in parts.items():
+        for record in columns.rename(_iter_rows(part)):
+            yield {**record, "split": split} if names_split else record
+    columns.check_seen(f"{source} {table}", seen, optional=("item_id",) if columns.name("items") in seen else ())
+    if columns.replaced:
+        names = ", ".join(sorted(columns.replaced))
+        findings.warn(f"{table}: columns whose name another column took were left out: {names}.")
+
+
+def _iter_rows(part: Dataset) -> Iterator[dict[str, Any]]:
+    """Yield the rows as stored: bytes of media are not decoded, and a label is its name."""
+    from datasets import ClassLabel
+
+    labels = {name: feature for name, feature in part.features.items() if isinstance(feature, ClassLabel)}
+    heavy = any("binary" in str(field.type) for field in part.features.arrow_schema)
+    for batch in _iter_arrow(part, 64 if heavy else 10_000):
+        for row in batch.to_pylist():
+            for name, feature in labels.items():
+                number = row[name]
+                row[name] = None if number is None or number < 0 else feature.int2str(number)
+            yield row
+
+
+def _iter_arrow(part: Dataset, num_rows: int) -> Iterator[pyarrow.Table]:
+    return cast("Iterator[pyarrow.Table]", part.with_format("arrow").iter(num_rows))
+
+
+def _iter_log(parts: Mapping[str, Dataset], columns: Columns, source: str) -> Iterator[pyarrow.RecordBatch]:
+    import pyarrow
+
+    for part in parts.values():
+        require_fields(dict.fromkeys(part.column_names), map(columns.name, (USER, ITEM, *columns.of)), source)
+        fields = [field for field in (USER, ITEM, TIME) if columns.name(field) in part.column_names]
+        chosen = part.select_columns([columns.name(field) for field in fields])
+        for table in _iter_arrow(chosen, 200_000):
+            arrays = [table.column(columns.name(field)).combine_chunks() for field in fields]
+            yield pyarrow.record_batch(arrays, names=fields)

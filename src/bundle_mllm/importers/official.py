@@ -1,0 +1,433 @@
+"""Read the data layout that the authors of Bundle-MLLM published (`xhLiu/BundleConstruction`).
+
+It must not know models, prompts or who uses the data.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import chain, repeat
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+import torch
+
+from bundle_mllm.data.bundles import Bundle, BundleSplits
+from bundle_mllm.data.catalog import ItemCatalog
+from bundle_mllm.data.features import write_modality
+from bundle_mllm.data.files import new_folder, sha256
+from bundle_mllm.data.interactions import Interactions
+from bundle_mllm.data.questions import MIN_CANDIDATES, Question, save_questions
+from bundle_mllm.data.torch_files import load_matrix
+from bundle_mllm.data.user_log import UserLog
+from bundle_mllm.errors import BundleMLLMError
+from bundle_mllm.importers.assemble import warn_of_near_duplicates, write_dataset
+from bundle_mllm.importers.summary import Findings, ImportSummary
+
+TITLE = "title_en"
+BUNDLE_ITEM_FEATURES = "_LightGCN_bi_feature.pt"
+MODALITIES = {
+    "visual": "content_feature.pt",
+    "bundle_item": f"*{BUNDLE_ITEM_FEATURES}",
+    "user_item": "item_cf_feature.pt",
+    "textual": "description_feature.pt",
+}
+"""The file of each modality. The official fusion uses all but the last."""
+_SPLIT_OF = {"valid": "validation", "test": "test"}
+_CANDIDATES_FILE = re.compile(r"bi_(valid|test)_cans(\d+)\.txt")
+_OWN_FIELDS = ("item_id", "title", "description", "category", "image", "audio")
+
+
+@dataclass(frozen=True, eq=False)
+class OfficialItems:
+    """The items of a published data folder, in this package's terms.
+
+    Attributes:
+        name: The data set's name, such as `"pog"`; the file of LightGCN features begins with it.
+        catalog: The items; `item_id` is the official index as text, and the title is `title_en`.
+        features: By modality (see `MODALITIES`), the feature matrix `[num_items, dim]`.
+        feature_files: By modality, the file its matrix was read from.
+    """
+
+    name: str
+    catalog: ItemCatalog
+    features: Mapping[str, torch.Tensor]
+    feature_files: Mapping[str, Path]
+
+
+@dataclass(frozen=True, eq=False)
+class OfficialData:
+    """A published data folder, in this package's terms.
+
+    Attributes:
+        items: Its items and their features.
+        bundles: All bundles; `bundle_id` is the official index as text. A bundle of validation or test has the items
+            of its input and its ground truth.
+        questions: The questions of each candidate file, by a name such as `"test_cans10"`. `question_id` is the
+            bundle's id and the number of the question among those about this bundle, such as `"20-0"`.
+        interactions: The distinct pairs of user and item; `user_id` is the official index as text.
+        dropped: How many entries were left out, by what they are and why.
+    """
+
+    items: OfficialItems
+    bundles: BundleSplits
+    questions: Mapping[str, Sequence[Question]]
+    interactions: Interactions
+    dropped: Mapping[str, int]
+
+
+def read_official_items(folder: str | os.PathLike, modalities: Iterable[str] = MODALITIES) -> OfficialItems:
+    """Read what a published data folder says about items, and no other file.
+
+    Args:
+        folder: It holds `count.json`, `item_info.json` and the feature files of `modalities`.
+        modalities: Which of `MODALITIES` to read.
+
+    Raises:
+        BundleMLLMError: If a file is missing or malformed, or the number of items differs between them.
+    """
+    folder = Path(folder)
+    _, _, num_items = _read_counts(folder)
+    catalog = _read_catalog(folder / "item_info.json", num_items)
+    files = {modality: _find_one(folder, MODALITIES[modality]) for modality in modalities}
+    name = _find_one(folder, MODALITIES["bundle_item"]).name.removesuffix(BUNDLE_ITEM_FEATURES)
+    return OfficialItems(
+        name, catalog, {modality: _read_features(path, num_items) for modality, path in files.items()}, files
+    )
+
+
+def read_official(folder: str | os.PathLike) -> OfficialData:
+    """Read a published data folder.
+
+    Nothing is repaired silently: a malformed line, an index that `count.json` does not cover, a missing file or a
+    question that contradicts its bundle is an error. Two repetitions are harmless and counted in `dropped`: a pair of
+    user and item counts once, and a wrong option that a candidate list repeats (the official code draws them with
+    replacement) is kept once.
+
+    Args:
+        folder: It holds `count.json`, `item_info.json`, `bi_train.txt`, `bi_{valid,test}_{input,gt}.txt`,
+            `ui_full.txt`, the feature files of `MODALITIES` and any number of `bi_{valid,test}_cans{K}.txt`. Other
+            files are ignored.
+
+    Raises:
+        BundleMLLMError: If the folder cannot be read; the message names file and line.
+    """
+    folder = Path(folder)
+    num_users, num_bundles, num_items = _read_counts(folder)
+    parts = {
+        part: _read_lists(folder / f"bi_{part}.txt", "bundle", num_bundles, num_items)
+        for part in ("train", "valid_input", "valid_gt", "test_input", "test_gt")
+    }
+    bundles, num_repeated_items = _to_bundles(folder, parts)
+    questions, num_repeated_candidates = {}, 0
+    for path in sorted(folder.glob("bi_*_cans*.txt")):
+        match = _CANDIDATES_FILE.fullmatch(path.name)
+        if match is None:
+            raise BundleMLLMError(f"{path} is no candidate file: call it bi_valid_cans10.txt or bi_test_cans10.txt.")
+        shown, answers = parts[f"{match[1]}_input"], parts[f"{match[1]}_gt"]
+        found, repeated = _read_questions(path, int(match[2]), num_items, shown, answers)
+        questions[f"{_SPLIT_OF[match[1]]}_cans{int(match[2])}"] = found
+        num_repeated_candidates += repeated
+    interactions, num_repeated_pairs = _read_interactions(folder / "ui_full.txt", num_users, num_items)
+    dropped = {
+        "repeated interactions": num_repeated_pairs,
+        "items repeated in their bundle": num_repeated_items,
+        "wrong options repeated in their question": num_repeated_candidates,
+    }
+    return OfficialData(read_official_items(folder), bundles, questions, interactions, dropped)
+
+
+def import_official(
+    source: str | os.PathLike, output_dir: str | os.PathLike, *, strict: bool = False
+) -> ImportSummary:
+    """Turn a published data folder into a dataset folder, which `DatasetFolder.open` and `load_questions` read.
+
+    Args:
+        source: The published folder, see [`read_official`].
+        output_dir: Receives items, bundles, interactions, `features/` and, for each candidate file,
+            `questions/{validation,test}_cans{K}.jsonl`. It must not exist or be empty, and it appears only when all of
+            it is written.
+        strict: Changes nothing, since what [`read_official`] does not refuse is harmless; the other imports have it.
+
+    Returns:
+        What was written.
+
+    Raises:
+        BundleMLLMError: If the source cannot be read, or `output_dir` is not empty.
+    """
+    with new_folder(output_dir) as folder:
+        data = read_official(source)
+        items = data.items
+        findings = Findings(strict)
+        for what, number in data.dropped.items():
+            findings.add(what, count=number, harmless=True)
+        warn_of_near_duplicates(data.bundles, findings)
+        log = UserLog.from_pairs(data.interactions.user_ids, data.interactions.rows)
+        summary = write_dataset(folder, Path(output_dir), items.catalog, data.bundles, log, findings)
+        for modality, features in items.features.items():
+            path = items.feature_files[modality]
+            provenance = {"reader": "official", "file": path.name, "sha256": sha256(path)}
+            items_hash = items.catalog.content_hash
+            write_modality(folder / "features", modality, features, None, provenance, items_hash=items_hash)
+        for name, questions in data.questions.items():
+            save_questions(folder / "questions" / f"{name}.jsonl", questions)
+    return replace(
+        summary,
+        num_questions={f"questions/{name}.jsonl": len(questions) for name, questions in data.questions.items()},
+        modalities={modality: features.shape[1] for modality, features in items.features.items()},
+    )
+
+
+def _read_counts(folder: Path) -> tuple[int, int, int]:
+    """Return the numbers of users, bundles and items."""
+    if not folder.is_dir():
+        raise BundleMLLMError(f"There is no folder {folder}: give the folder that holds count.json.")
+    path = folder / "count.json"
+    counts = _read_object(path)
+    for name in ("#U", "#B", "#I"):
+        if type(counts.get(name)) is not int or counts[name] < 1:
+            raise BundleMLLMError(f"{path} has {counts.get(name)!r} as {name!r}: write a positive number.")
+    return counts["#U"], counts["#B"], counts["#I"]
+
+
+def _read_catalog(path: Path, num_items: int) -> ItemCatalog:
+    info = _read_object(path)
+    records = []
+    for index in map(str, range(num_items)):
+        entry = info.get(index)
+        if not isinstance(entry, dict) or not isinstance(title := entry.get(TITLE), str):
+            raise BundleMLLMError(
+                f'{path} has no {TITLE} for the item {index!r}: write "{index}": {{"{TITLE}": "..."}} for each of the '
+                f"{num_items} items of count.json."
+            )
+        others = {name: value for name, value in entry.items() if name != TITLE and name not in _OWN_FIELDS}
+        records.append({"item_id": index, "title": title, **others})
+    if unknown := info.keys() - {record["item_id"] for record in records}:
+        raise BundleMLLMError(
+            f"{path} describes the item {min(unknown)!r}, but count.json has {num_items} items, 0 to {num_items - 1}: "
+            "the two files are not of one data set."
+        )
+    return ItemCatalog.from_records(records, source=str(path))
+
+
+def _to_bundles(folder: Path, parts: Mapping[str, Mapping[int, list[int]]]) -> tuple[BundleSplits, int]:
+    members = {"train": parts["train"]}
+    for part, split in _SPLIT_OF.items():
+        shown, answers = parts[f"{part}_input"], parts[f"{part}_gt"]
+        for bundle in shown.keys() ^ answers.keys():
+            have, lack = ("input", "gt") if bundle in shown else ("gt", "input")
+            raise BundleMLLMError(
+                f"{folder / f'bi_{part}_{have}.txt'} has the bundle {bundle}, but bi_{part}_{lack}.txt lacks it, so a "
+                "part of it is missing: copy both files again."
+            )
+        members[split] = {bundle: items + answers[bundle] for bundle, items in shown.items()}
+    split_of: dict[int, str] = {}
+    splits: dict[str, tuple[Bundle, ...]] = {}
+    num_items = 0
+    for split, lists in members.items():
+        for bundle in lists:
+            if (other := split_of.setdefault(bundle, split)) != split:
+                raise BundleMLLMError(
+                    f"{folder} has the bundle {bundle} in {other} and in {split}, so its items could be learned and "
+                    "asked for: remove one."
+                )
+        splits[split] = tuple(
+            Bundle(str(bundle), tuple(str(item) for item in dict.fromkeys(items)), split)
+            for bundle, items in lists.items()
+        )
+        num_items += sum(map(len, lists.values()))
+    num_repeated = num_items - sum(len(bundle.items) for bundles in splits.values() for bundle in bundles)
+    return BundleSplits(**splits, num_repeated_items=num_repeated), num_repeated
+
+
+def _read_interactions(path: Path, num_users: int, num_items: int) -> tuple[Interactions, int]:
+    """Return the distinct pairs, user by user, and how many were repetitions."""
+    items_of: dict[int, np.ndarray] = {}
+    num_pairs = 0
+    for user, items in _iter_lists(path, "user", num_users, num_items, may_be_empty=True):
+        num_pairs += len(items)
+        earlier = items_of[user].tolist() if user in items_of else []
+        distinct = dict.fromkeys(earlier + items)
+        items_of[user] = np.fromiter(distinct, dtype=np.int64, count=len(distinct))
+    user_ids = tuple(chain.from_iterable(repeat(str(user), len(items)) for user, items in items_of.items()))
+    rows = np.concatenate(list(items_of.values()))
+    return Interactions(user_ids, rows), num_pairs - len(rows)
+
+
+def _read_questions(
+    path: Path,
+    num_candidates: int,
+    num_items: int,
+    shown: Mapping[int, list[int]],
+    answers: Mapping[int, list[int]],
+) -> tuple[list[Question], int]:
+    """Return the questions, and how many repeated wrong options were dropped."""
+    if num_candidates < MIN_CANDIDATES:
+        raise BundleMLLMError(
+            f"{path} has {num_candidates} candidates per question, so there is nothing to choose: move it away."
+        )
+    questions: list[Question] = []
+    asked: dict[int, int] = {}
+    num_repeated = 0
+    for where, line in _iter_lines(path):
+        match line:
+            case [bundle, [*padded], [answer_index], [*candidates]] if type(bundle) is type(answer_index) is int:
+                pass
+            case _:
+                raise BundleMLLMError(f"{where} is not [bundle, [partial], [answer index], [candidates]]: correct it.")
+        if bundle not in shown:
+            raise BundleMLLMError(f"{where} asks about the bundle {bundle}, which has no input: remove the line.")
+        partial = list(padded)
+        while partial and partial[-1] == num_items:
+            partial.pop()
+        _check_items(partial, num_items, f"{where}, the partial bundle,")
+        _check_items(candidates, num_items, f"{where}, the candidates,")
+        if len(candidates) != num_candidates:
+            raise BundleMLLMError(
+                f"{where} has {len(candidates)} candidates, but the file's name says {num_candidates}: correct one."
+            )
+        if not 0 <= answer_index < num_candidates:
+            raise BundleMLLMError(
+                f"{where} has the answer index {answer_index} for {num_candidates} candidates: use 0 to "
+                f"{num_candidates - 1}."
+            )
+        answer = candidates[answer_index]
+        _check_question(where, bundle, partial, candidates, answer, shown[bundle], answers[bundle])
+        distinct = list(dict.fromkeys(candidates))
+        num_repeated += len(candidates) - len(distinct)
+        number = asked[bundle] = asked.get(bundle, -1) + 1
+        questions.append(
+            Question(
+                question_id=f"{bundle}-{number}",
+                bundle_id=str(bundle),
+                partial=tuple(map(str, partial)),
+                candidates=tuple(map(str, distinct)),
+                answer_index=distinct.index(answer),
+            )
+        )
+    return questions, num_repeated
+
+
+def _check_question(
+    where: str, bundle: int, partial: list[int], candidates: list[int], answer: int, shown: list[int], gt: list[int]
+) -> None:
+    """Check that a question agrees with its bundle's input and ground truth."""
+    if not partial or len(set(partial)) < len(partial):
+        raise BundleMLLMError(f"{where} has the partial bundle {partial}, empty or with an item twice: correct it.")
+    if foreign := sorted(set(partial) - set(shown)):
+        raise BundleMLLMError(f"{where} shows {foreign}, which the input of bundle {bundle} lacks: correct it.")
+    if answer not in gt or answer in partial or candidates.count(answer) > 1:
+        raise BundleMLLMError(
+            f"{where} has the answer {answer}. It must be in the ground truth of bundle {bundle}, not be shown and be "
+            "offered once: correct the answer index or the lists."
+        )
+    if right := sorted((set(candidates) - {answer}) & {*shown, *gt}):
+        raise BundleMLLMError(f"{where} offers {right} as wrong options, but bundle {bundle} has them: replace them.")
+    if len(set(candidates)) < MIN_CANDIDATES:
+        raise BundleMLLMError(f"{where} has no wrong option: a question needs at least {MIN_CANDIDATES} candidates.")
+
+
+def _read_lists(path: Path, owner: str, num_owners: int, num_items: int) -> dict[int, list[int]]:
+    """Read lines `owner, item, item, …`; lines of one owner add up, as in the official code."""
+    lists: dict[int, list[int]] = {}
+    for index, items in _iter_lists(path, owner, num_owners, num_items):
+        lists.setdefault(index, []).extend(items)
+    return lists
+
+
+def _iter_lists(
+    path: Path, owner: str, num_owners: int, num_items: int, may_be_empty: bool = False
+) -> Iterator[tuple[int, list[int]]]:
+    for where, line in _iter_lines(path, brackets="[]"):
+        if not line or not all(type(value) is int for value in line):
+            raise BundleMLLMError(f'{where} is not a list of indices such as "{owner}, item, item": correct the line.')
+        index, *items = line
+        if not 0 <= index < num_owners:
+            raise BundleMLLMError(
+                f"{where} has the {owner} {index}, but count.json has {num_owners}, 0 to {num_owners - 1}: "
+                "the two files are not of one data set."
+            )
+        if not items and not may_be_empty:
+            raise BundleMLLMError(f"{where} has the {owner} {index} without items: remove the line.")
+        _check_items(items, num_items, where)
+        yield index, items
+
+
+def _check_items(items: list[Any], num_items: int, where: str) -> None:
+    for item in items:
+        if type(item) is not int or not 0 <= item < num_items:
+            raise BundleMLLMError(
+                f"{where} has the item {item!r}, but the {num_items} items of count.json are 0 to {num_items - 1}: "
+                "correct it."
+            )
+
+
+def _read_features(path: Path, num_items: int) -> torch.Tensor:
+    features = load_matrix(path)
+    if len(features) != num_items:
+        raise BundleMLLMError(
+            f"{path} has {len(features)} rows, but count.json has {num_items} items, so rows and items do not match: "
+            "use files of one data set."
+        )
+    return features
+
+
+def _find_one(folder: Path, pattern: str) -> Path:
+    found = sorted(folder.glob(pattern))
+    if len(found) != 1:
+        names = " and ".join(path.name for path in found) or "none"
+        raise BundleMLLMError(f"{folder} needs one file {pattern}, and has {names}: copy it again, or keep one.")
+    return found[0]
+
+
+def _iter_lines(path: Path, brackets: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield what to call each line and its value as JSON, once it stands in `brackets`; blank lines are skipped."""
+    before, after = brackets[:1], brackets[1:]
+    empty = True
+    with _open(path) as stream:
+        for number, line in enumerate(stream, start=1):
+            if not line.strip():
+                continue
+            where = f"{path} line {number}"
+            try:
+                value = _parse(f"{before}{line}{after}")
+            except (ValueError, RecursionError) as error:
+                shown = line.strip() if len(line) < 60 else f"{line.strip()[:57]}…"
+                raise BundleMLLMError(f"{where} cannot be read ({shown!r}): correct or remove the line.") from error
+            empty = False
+            yield where, value
+    if empty:
+        raise BundleMLLMError(f"{path} is empty: copy it again.")
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    with _open(path) as stream:
+        text = stream.read()
+    try:
+        value = _parse(text)
+    except (ValueError, RecursionError) as error:
+        raise BundleMLLMError(f"{path} is not JSON ({error}): copy it again.") from error
+    if not isinstance(value, dict):
+        raise BundleMLLMError(f"{path} holds a {type(value).__name__}, not an object {{…}}: copy it again.")
+    return value
+
+
+def _parse(text: str) -> Any:
+    return json.loads(text, parse_constant=lambda _: None)  # NaN in a field that nobody reads is nothing
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[TextIO]:
+    try:
+        with open(path, encoding="utf-8-sig") as stream:
+            yield stream
+    except FileNotFoundError as error:
+        raise BundleMLLMError(f"There is no file {path}: copy the whole data folder.") from error
+    except UnicodeDecodeError as error:
+        raise BundleMLLMError(f"{path} is not UTF-8 text ({error}): copy it again.") from error

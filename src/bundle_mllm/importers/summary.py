@@ -1,0 +1,128 @@
+"""What an import wrote and what it met on the way, for people to check against the source.
+
+It must not know formats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bundle_mllm.data.user_log import NUM_EXAMPLES
+from bundle_mllm.errors import BundleMLLMError
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Like cases that an import met and went on from.
+
+    Attributes:
+        what: What they are and what became of them.
+        count: How many there are.
+        examples: Where the first few are.
+        harmless: Whether nothing is lost, so that a strict import does not mind.
+    """
+
+    what: str
+    count: int
+    examples: tuple[str, ...] = ()
+    harmless: bool = False
+
+    def __str__(self) -> str:
+        examples = ", ".join(self.examples) + (", …" if self.count > len(self.examples) else "")
+        return f"{self.count} {self.what}" + f": {examples}" * bool(self.examples)
+
+
+class Findings:
+    """Collects what an import meets.
+
+    Args:
+        strict: Whether [`~Findings.check`] refuses what is not harmless.
+    """
+
+    def __init__(self, strict: bool = False):
+        self.strict = strict
+        self.warnings: list[str] = []
+        self._findings: dict[str, Finding] = {}
+
+    def add(
+        self, what: str, examples: str | Iterable[str] = (), *, count: int | None = None, harmless: bool = False
+    ) -> None:
+        """Count cases of one kind.
+
+        Args:
+            what: What they are and what becomes of them, in words shared by all like cases.
+            examples: Where they are, or the first few of them.
+            count: How many they are; by default as many as examples.
+            harmless: Whether nothing is lost.
+        """
+        examples = [examples] if isinstance(examples, str) else list(examples)
+        count = len(examples) if count is None else count
+        if count:
+            found = self._findings.get(what, Finding(what, 0, (), harmless))
+            examples = (*found.examples, *examples)[:NUM_EXAMPLES]
+            self._findings[what] = Finding(what, found.count + count, examples, harmless)
+
+    def warn(self, text: str) -> None:
+        """Add a remark that nobody should miss."""
+        self.warnings.append(text)
+
+    def check(self) -> tuple[Finding, ...]:
+        """Return all findings, those that lose something first.
+
+        Raises:
+            BundleMLLMError: If the import is strict and something would be lost.
+        """
+        findings = sorted(self._findings.values(), key=lambda finding: finding.harmless)
+        lost = [finding for finding in findings if not finding.harmless]
+        if self.strict and lost:
+            raise BundleMLLMError(
+                f"A strict import does not go on from {'; '.join(map(str, lost))}. Correct the source, or import "
+                "without strict."
+            )
+        return tuple(findings)
+
+
+@dataclass(frozen=True)
+class ImportSummary:
+    """What an import wrote.
+
+    Attributes:
+        path: The dataset folder.
+        num_items: How many items it has.
+        num_bundles: How many bundles, by split.
+        num_interactions: How many distinct pairs of user and item.
+        num_users: How many users these pairs have.
+        num_questions: How many questions, by the name of their file.
+        modalities: The width of the features, by modality.
+        findings: What was left out, repaired or counted once.
+        warnings: What to know before using the data.
+    """
+
+    path: Path
+    num_items: int
+    num_bundles: Mapping[str, int]
+    num_interactions: int = 0
+    num_users: int = 0
+    num_questions: Mapping[str, int] = field(default_factory=dict)
+    modalities: Mapping[str, int] = field(default_factory=dict)
+    findings: tuple[Finding, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def dropped(self) -> dict[str, int]:
+        """How many entries of the source were left out, repaired or counted once, by what they are."""
+        return {finding.what: finding.count for finding in self.findings}
+
+    def __str__(self) -> str:
+        splits = ", ".join(f"{number} {split}" for split, number in self.num_bundles.items())
+        lines = [
+            f"{self.path}: {self.num_items} items, {sum(self.num_bundles.values())} bundles ({splits})",
+            f"  {self.num_interactions} interactions of {self.num_users} users" * bool(self.num_interactions),
+            *(f"  {number} questions in {name}" for name, number in self.num_questions.items()),
+            *(f"  features: {modality}, {width} wide" for modality, width in self.modalities.items()),
+            *(f"  {finding}" for finding in self.findings),
+            *(f"  warning: {warning}" for warning in self.warnings),
+        ]
+        return "\n".join(filter(None, lines))

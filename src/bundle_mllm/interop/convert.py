@@ -1,0 +1,181 @@
+"""Convert a checkpoint that the authors of Bundle-MLLM published (`xhLiu/Bundle-MLLM`) into a model folder.
+
+Knows nothing about training; what a LoRA checkpoint means is in `lora.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from bundle_mllm.data.files import new_folder, sha256
+from bundle_mllm.data.torch_files import load_weights
+from bundle_mllm.errors import BundleMLLMError
+from bundle_mllm.importers.official import OfficialItems, read_official_items
+from bundle_mllm.interop.lora import SETTINGS_FILE, WEIGHTS_FILE, check_weights, merge_lora_checkpoint, read_settings
+from bundle_mllm.model_folder import save_model
+from bundle_mllm.modeling.modeling_bundle_mllm import BundleMLLMForCausalLM
+from bundle_mllm.modeling.processing_bundle_mllm import BundleMLLMProcessor
+from bundle_mllm.training.backbone import load_backbone, wrap_backbone
+
+FUSION_FILE, PROJECTOR_FILE, SEPARATOR_FILE = "fusion.bin", "projector_model_fuse.bin", "prompt_token.bin"
+CHECKPOINT_FILES = (SETTINGS_FILE, WEIGHTS_FILE, FUSION_FILE, PROJECTOR_FILE, SEPARATOR_FILE)
+RECORD = "conversion.json"
+FUSED_MODALITIES = ("visual", "bundle_item", "user_item")
+"""What the official fusion fuses; the data folder's descriptions are loaded there, too, and not used."""
+
+# Official name -> name in the module it is loaded into. `w_v` stands in every checkpoint, used or not.
+FUSION_WEIGHTS = {
+    f"{theirs}.{leaf}": f"{ours}.{leaf}"
+    for theirs, ours in {
+        "c_encoder.w1": "encoders.visual.linear_1",
+        "c_encoder.w2": "encoders.visual.linear_2",
+        "c_encoder.w3": "encoders.visual.linear_3",
+        "bi_transformation": "encoders.bundle_item",
+        "cf_transformation": "encoders.user_item",
+    }.items()
+    for leaf in ("weight", "bias")
+} | {"w_q.weight": "query.weight", "w_k.weight": "key.weight", "w_v.weight": "value.weight"}
+PROJECTOR_WEIGHTS = {
+    "dense1.weight": "linear_1.weight",
+    "dense1.bias": "linear_1.bias",
+    "output.weight": "linear_2.weight",
+    "output.bias": "linear_2.bias",
+}
+SEPARATOR_WEIGHTS = {"weight": "weight"}
+
+OFFICIAL_LAYOUT = {
+    "prompt_template": "Partial {bundle_noun}: {partial}\n{instruction}\nOptions: {options}\n",
+    "partial_item_template": "{number}. {item}; ",
+    "option_template": "{letter}. {item}; ",
+    "item_separator_text": "",
+    "item_template": "{title}, {separator}{item}",
+    "answer_cue": "Choice:",
+    "conversational": False,
+}
+"""How the official code lays a question out (`BundleMLLM.generate_prompt` and `forward` in its `model.py`): the bundle
+before the question, items numbered or lettered and closed by a semicolon, separator and item token after title and
+comma, a cue at the end, no chat template. Its wording, several sentences, is not here; who needs it sets
+`instruction` and `prompt_template` of the converted folder's processor."""
+WITHOUT_SEPARATOR = "{title}, {item}"
+
+
+def convert_checkpoint(
+    checkpoint: str | os.PathLike,
+    data: str | os.PathLike,
+    base_model: str | os.PathLike,
+    output_dir: str | os.PathLike,
+    *,
+    fusion_layer_norm: bool = False,
+    fusion_value_map: bool = False,
+    shows_separator: bool = True,
+) -> Path:
+    """Turn a published checkpoint into a self-contained model folder.
+
+    LoRA is merged into the backbone; fusion, projector and separator are taken over; the data folder's features become
+    the catalog. How the checkpoint was trained is not told by its files, since a layer norm without weights leaves no
+    trace and `w_v` is saved whether it was used or not: the three options must be given as in its training command.
+
+    Two things have no counterpart. `w_v.weight` is dropped unless `fusion_value_map`. The vector of an item without
+    any feature, which no official item is, is zero.
+
+    Args:
+        checkpoint: The published folder, with `adapter_config.json`, `adapter_model.bin`, `fusion.bin`,
+            `projector_model_fuse.bin` and `prompt_token.bin`. Other files are ignored.
+        data: The published data folder it was trained on; only its items and their features are read.
+        base_model: Folder or Hub name of the language model it was trained on, such as
+            `"meta-llama/Llama-2-7b-hf"`; loaded in the precision it was saved in.
+        output_dir: The model folder to write. It must not exist or be empty, and appears only when it is whole.
+        fusion_layer_norm: The checkpoint was trained with `layernorm` among the official `--components`.
+        fusion_value_map: The checkpoint was trained with `w_v` among the official `--components`.
+        shows_separator: Whether questions show the soft separator; false if the checkpoint was trained with the
+            official `--del_sp=True`. Sets the processor's `item_template`.
+
+    Returns:
+        `output_dir`, which the Auto classes and the pipeline load; `conversion.json` in it says what it was made of.
+
+    Raises:
+        BundleMLLMError: A file is missing, damaged or holds more than tensors; a weight is missing, foreign or of
+            another shape than base model and data need; LoRA has a setting that is not known here; or `output_dir` is
+            not empty.
+    """
+    checkpoint = Path(checkpoint)
+    fusion = {"fusion_layer_norm": fusion_layer_norm, "fusion_value_map": fusion_value_map}
+    with new_folder(output_dir) as folder:
+        _check_files(checkpoint)
+        official = read_official_items(data, FUSED_MODALITIES)
+        backbone, tokenizer = load_backbone(str(base_model))
+        merge_lora_checkpoint(backbone, checkpoint)
+        model, processor = wrap_backbone(
+            backbone,
+            tokenizer,
+            official.catalog,
+            {modality: matrix.shape[1] for modality, matrix in official.features.items()},
+            **fusion,
+        )
+        model.set_catalog(dict(official.features))
+        _load_item_modules(model, checkpoint)
+        _lay_out_questions(processor, official, shows_separator)
+        save_model(model, processor, folder)
+        _write_record(folder / RECORD, checkpoint, official, {**fusion, "shows_separator": shows_separator})
+    return Path(output_dir)
+
+
+def _check_files(checkpoint: Path) -> None:
+    """Find what is missing before a large model is loaded."""
+    for name in CHECKPOINT_FILES:
+        if not (checkpoint / name).is_file():
+            raise BundleMLLMError(
+                f"There is no file {checkpoint / name}: a published checkpoint is a folder of "
+                f"{', '.join(CHECKPOINT_FILES)}. Download all of it."
+            )
+
+
+def _load_item_modules(model: BundleMLLMForCausalLM, checkpoint: Path) -> None:
+    parts = model.model
+    nn.init.zeros_(parts.fusion.no_features.weight)
+    width = model.config.fusion_hidden_size
+    unused = {} if model.config.fusion_value_map else {"w_v.weight": (width, width)}
+    fusion = {theirs: ours for theirs, ours in FUSION_WEIGHTS.items() if theirs not in unused}
+    _load(parts.fusion, checkpoint / FUSION_FILE, fusion, unused)
+    _load(parts.projector, checkpoint / PROJECTOR_FILE, PROJECTOR_WEIGHTS)
+    _load(parts.separator, checkpoint / SEPARATOR_FILE, SEPARATOR_WEIGHTS)
+
+
+@torch.no_grad()
+def _load(
+    module: nn.Module, path: Path, names: Mapping[str, str], unused: Mapping[str, tuple[int, ...]] | None = None
+) -> None:
+    """Copy all weights of a file into a module, by name; those in `unused` must be there and are dropped."""
+    weights, parameters = load_weights(path), dict(module.named_parameters())
+    shapes = {theirs: tuple(parameters[ours].shape) for theirs, ours in names.items()} | dict(unused or {})
+    check_weights(path, weights, shapes, "features of the data folder or the width of the base model")
+    for theirs, ours in names.items():
+        parameters[ours].copy_(weights[theirs])
+
+
+def _lay_out_questions(processor: BundleMLLMProcessor, official: OfficialItems, shows_separator: bool) -> None:
+    layout = OFFICIAL_LAYOUT if shows_separator else {**OFFICIAL_LAYOUT, "item_template": WITHOUT_SEPARATOR}
+    music = official.name.lower().startswith("spotify")  # the official rule
+    nouns = ("song", "music playlist") if music else ("fashion item", "fashion outfit")
+    for field, value in {**layout, "item_noun": nouns[0], "bundle_noun": nouns[1]}.items():
+        setattr(processor, field, value)
+
+
+def _write_record(path: Path, checkpoint: Path, official: OfficialItems, options: Mapping[str, bool]) -> None:
+    """Write what the folder was made of: hashes, the base model's name in the checkpoint, options, versions."""
+    record = {
+        "base_model": read_settings(checkpoint).get("base_model_name_or_path"),
+        "dataset": official.name,
+        "options": dict(options),
+        "inputs": {name: sha256(checkpoint / name) for name in CHECKPOINT_FILES}
+        | {file.name: sha256(file) for file in official.feature_files.values()},
+        "versions": {package: version(package) for package in ("bundle-mllm", "torch", "transformers")},
+    }
+    path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

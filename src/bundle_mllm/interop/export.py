@@ -1,0 +1,450 @@
+"""Fold a trained model into a stock causal language model, which any LLM server runs without this package.
+
+Knows nothing about training, data sets or servers.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import random
+from collections.abc import Collection, Mapping
+from contextlib import suppress
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftConfig, PeftModel
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import initialization as init
+from transformers.utils import logging
+from transformers.utils.peft_utils import find_adapter_config_file
+
+from bundle_mllm.data.files import new_folder
+from bundle_mllm.errors import BundleMLLMError
+from bundle_mllm.interop.export_tokenizer import chat_ids, set_chat_template, stock_tokenizer
+from bundle_mllm.model_folder import check_same_items, load_model, load_processor
+from bundle_mllm.modeling.modeling_bundle_mllm import BundleMLLMForCausalLM
+from bundle_mllm.modeling.processing_bundle_mllm import LETTERS, BundleMLLMProcessor
+
+logger = logging.get_logger(__name__)
+
+RECORD = "bundle_mllm_export.json"
+ITEMS = "items.jsonl"
+MANY_ITEMS = 100_000
+"""Above this, added tokens make tokenizers slow to load (1,000,000 take 27 s and 3 GB; 48,000 about 4 s)."""
+_ROWS_AT_ONCE = 8_192
+_PROBES = ((3, 10), (2, 4), (1, 2))  # items shown, candidates: the first that fits the backbone's context is asked
+_NUM_PROBES = 4
+
+
+@torch.no_grad()
+def export_stock(
+    model_dir: str | Path,
+    output_dir: str | Path,
+    *,
+    modalities: Collection[str] | None = None,
+    without_matching: bool = False,
+) -> Path:
+    """Write a folder that plain `AutoModelForCausalLM` and `AutoTokenizer` load, without remote code.
+
+    The soft separator and every item become rows of the embedding matrix of the backbone's own class, and
+    `<|item_separator|>` and `<|item_0|>`, ... special tokens of a plain tokenizer. The letters' scores are those of
+    the model (the folder is loaded again and compared before it appears). Ours; the paper serves no model.
+
+    *The head.* A stock head has a row for every token, so the new tokens need one, and no row says "never": of zero
+    rows a logit of 0 may well be the highest. They get a copy of one text token's row (and bias): the one that is
+    least probable as an answer to the questions that are compared. A copy ties with its original and has the higher
+    id, so greedy decoding never writes an item, whatever the token, and answers what the model answers. Only sampling
+    could: restrict it to the letters. A head that was tied to the embedding is untied.
+
+    *Precision.* Rows are stored in the dtype of the backbone, so those of a bfloat16 model are rounded to it. Where
+    the embedding module scales what it reads (Gemma 3), rows are divided by that factor first, which rounds again.
+
+    Beside the model stand `items.jsonl` (`item_id`, `title` and `text`, the item as prompts write it) and
+    `bundle_mllm_export.json` (wording, letters, where it comes from): what a client needs to write a question. The
+    chat template turns such a question, sent as one user message, into the prompt that the model was trained on.
+
+    Items given with features at the time of the question cannot be asked about: they are rows of no matrix.
+
+    Args:
+        model_dir: Model folder or Hub repository, or a PEFT adapter of one, which is merged.
+        output_dir: The folder to write; new or empty. It appears when it is whole.
+        modalities: Modalities that the item tokens are computed from; the others count as absent. All by default.
+            None at all is refused: every item would be the same token.
+        without_matching: Leave the matching behind, if the model has one: a stock model cannot add it to the letters.
+            What is exported then scores as the backbone alone does, which may be much worse; refused unless asked for.
+
+    Returns:
+        `output_dir`.
+
+    Raises:
+        BundleMLLMError: The model cannot be read, a modality is unknown, the output exists, or the backbone or its
+            tokenizer does not allow for an exact copy.
+    """
+    with new_folder(output_dir) as folder:
+        model, processor = _load(model_dir)
+        used = _keep_modalities(model, modalities)
+        _check(model, processor, model_dir)
+        if model.config.matching_hidden_size is not None:
+            _drop_matching(model, processor, model_dir, without_matching)
+        questions = _probe_questions(processor)
+        prompts = [processor.render(question) for question in questions]
+        logits = torch.cat([model.last_logits(**processor(question, return_tensors="pt")) for question in questions])
+        if not logits.isfinite().all():
+            raise BundleMLLMError(
+                f"The scores of {model_dir} overflow {str(model.dtype).removeprefix('torch.')} (some are "
+                f"{float(logits[~logits.isfinite()][0])}), so there is nothing to compare an export with: export a "
+                "model whose answers can be ranked."
+            )
+        tokenizer, first_item_id = stock_tokenizer(processor.tokenizer, model.config.num_items)
+        to_stock = first_item_id - model.config.item_token_offset
+        prompt_ids = [
+            [id_ if id_ < model.config.item_token_offset else id_ + to_stock for id_ in ids]
+            for ids in processor(questions)["input_ids"]
+        ]
+        record = _record(model, processor, model_dir, used, first_item_id)
+        items = {item_id: processor.item_text(item_id) for item_id in processor.item_ids}
+        messages = [compose_message(record, items, q["partial"], q["candidates"]) for q in questions]
+        set_chat_template(tokenizer, processor, list(zip(messages, prompt_ids, strict=True)))
+        letters = [letter["token_id"] for letter in record["letters"].values()]
+        letter_ids = [letters[: len(question["candidates"])] for question in questions]
+        expected = [row[ids].float().cpu() for row, ids in zip(logits, letter_ids, strict=True)]
+        dtype = model.dtype
+        stock = _fold(model, len(tokenizer), first_item_id, _least_probable(logits, first_item_id))
+        stock.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        _write_items(folder / ITEMS, processor, items)
+        (folder / RECORD).write_text(json.dumps(record, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+        del model, stock  # a large one need not be in memory twice
+        _verify_tokens(folder, prompts, messages, prompt_ids)
+        _verify_scores(folder, dtype, prompt_ids, letter_ids, expected)
+    return Path(output_dir)
+
+
+def compose_message(
+    record: Mapping[str, Any], items: Mapping[str, str], partial: Collection[str], candidates: Collection[str]
+) -> str:
+    """Write a question as the user message that an exported model answers with a letter.
+
+    All that a client without this package does; its few lines can be copied.
+
+    Args:
+        record: What `bundle_mllm_export.json` holds.
+        items: `text` of `items.jsonl` by `item_id`.
+        partial: Ids of the items that the bundle has.
+        candidates: Ids to choose from.
+    """
+    shown = [record["partial_item_template"].format(number=n, item=items[i]) for n, i in enumerate(partial, start=1)]
+    options = [
+        record["option_template"].format(letter=letter, item=items[i])
+        for letter, i in zip(record["letters"], candidates, strict=False)
+    ]
+    between = record["item_separator_text"]
+    return record["prompt_template"].format(partial=between.join(shown), options=between.join(options))
+
+
+def _load(model_dir: str | Path) -> tuple[BundleMLLMForCausalLM, BundleMLLMProcessor]:
+    """Load a model folder, or an adapter and what it adapts, merged."""
+    try:
+        is_adapter = find_adapter_config_file(str(model_dir)) is not None
+    except (OSError, ValueError):
+        is_adapter = False  # no such folder or repository: load_model says so
+    if not is_adapter:
+        return load_model(model_dir)
+    try:
+        base = PeftConfig.from_pretrained(str(model_dir)).base_model_name_or_path
+    except (OSError, ValueError, TypeError) as error:
+        raise BundleMLLMError(f"The adapter {model_dir} cannot be read: {error} Save it again.") from error
+    if not base:
+        raise BundleMLLMError(
+            f"The adapter {model_dir} does not say what it adapts, so it cannot be merged: set "
+            "base_model_name_or_path in its adapter_config.json to the model folder it was trained on."
+        )
+    model, processor = load_model(base)
+    try:
+        merged = PeftModel.from_pretrained(model, str(model_dir)).merge_and_unload()
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise BundleMLLMError(
+            f"The adapter {model_dir} does not fit {base}, the model it names: {error} Give the adapter of a "
+            "Bundle-MLLM model, or a model folder."
+        ) from error
+    with suppress(BundleMLLMError):  # an adapter that was saved alone is asked by the model's own processor
+        processor = load_processor(model_dir)
+    check_same_items(model, processor, model_dir)
+    return merged.eval(), processor
+
+
+def _check(model: BundleMLLMForCausalLM, processor: BundleMLLMProcessor, model_dir: str | Path) -> None:
+    config = model.config
+    if not processor.item_ids:
+        raise BundleMLLMError(f"{model_dir} has no items, so there is nothing to ask about: train it on a catalog.")
+    if processor.show_items and processor.num_items != config.num_items:
+        raise BundleMLLMError(
+            f"The processor of {model_dir} has {processor.num_items} items and the model {config.num_items}, so "
+            "tokens would name the wrong rows: export the folder that training wrote."
+        )
+    for name, parameter in model.named_parameters():
+        if not parameter.isfinite().all():
+            raise BundleMLLMError(
+                f"The weights {name} of {model_dir} are not finite, so it answers nothing: export a model whose "
+                "training did not diverge."
+            )
+    ids = {
+        "separator_token_id": processor.separator_token_id,
+        "item_token_offset": processor.tokenizer.item_token_offset,
+    }
+    for name, value in ids.items():
+        if getattr(config, name) not in (value, None):
+            raise BundleMLLMError(
+                f"{name} is {getattr(config, name)} in the model of {model_dir} and {value} in its tokenizer, so the "
+                "two were not saved together: export the folder that training wrote."
+            )
+    if config.num_items > MANY_ITEMS:
+        logger.warning(
+            f"{config.num_items} items become added tokens, and tokenizers load these slowly (about 27 s and 3 GB for "
+            f"a million): beyond {MANY_ITEMS} items, serve the model folder itself rather than an export."
+        )
+
+
+def _drop_matching(
+    model: BundleMLLMForCausalLM, processor: BundleMLLMProcessor, model_dir: str | Path, is_allowed: bool
+) -> None:
+    """Leave the backbone to answer alone, and its prompts as they are for it."""
+    if not is_allowed:
+        raise BundleMLLMError(
+            f"{model_dir} adds a matching of item features to the scores of its letters, which a stock language model "
+            "cannot do, so an export would answer worse: serve the model folder itself, train with "
+            "--fusion.matching-hidden-size None, or add --without-matching to export the backbone alone."
+        )
+    model.model.matching, model.config.matching_hidden_size, processor.marks_options = None, None, False
+    model.model.catalog.relations, model.config.relations = torch.nn.ModuleDict(), {}
+
+
+def _keep_modalities(model: BundleMLLMForCausalLM, modalities: Collection[str] | None) -> list[str]:
+    """Mark all other modalities of the catalog as absent, and return what is left."""
+    known = list(model.config.modalities)
+    if modalities is None:
+        return known
+    if unknown := sorted(set(modalities) - set(known)):
+        raise BundleMLLMError(
+            f"There are no modalities {', '.join(map(repr, unknown))} in this model, so its items cannot be computed "
+            f"from them: choose from {', '.join(known) or 'none (it has titles only)'}."
+        )
+    if not modalities:
+        raise BundleMLLMError(
+            "modalities is empty, so every item would be one and the same token: name at least one of "
+            f"{', '.join(known) or 'none (it has titles only)'}, or leave it out for all."
+        )
+    model.model.catalog.present &= torch.tensor([name in modalities for name in known])
+    return [name for name in known if name in modalities]
+
+
+def _probe_questions(processor: BundleMLLMProcessor) -> list[dict[str, list[str]]]:
+    """Draw a few questions over the catalog, always the same ones."""
+    rng, problem = random.Random(0), None
+    for num_partial, num_candidates in _PROBES:
+        num_candidates = min(num_candidates, processor.num_items - num_partial)
+        draws = [rng.sample(processor.item_ids, num_partial + num_candidates) for _ in range(_NUM_PROBES)]
+        questions = [{"partial": drawn[:num_partial], "candidates": drawn[num_partial:]} for drawn in draws]
+        try:
+            processor.answer_token_ids(num_candidates)
+            processor(questions)
+        except ValueError as error:  # too long a prompt, too few letters or too few items
+            problem = error
+            continue
+        return questions
+    raise BundleMLLMError(f"Not even a question of two candidates can be asked of this model: {problem}")
+
+
+def _least_probable(logits: torch.Tensor, num_text_tokens: int) -> int:
+    """Return the text token that is least probable after the prompts [n, vocab_size]."""
+    return int(logits[:, :num_text_tokens].float().log_softmax(dim=-1).mean(dim=0).argmin())
+
+
+def _fold(model: BundleMLLMForCausalLM, num_tokens: int, first_item_id: int, never_id: int) -> PreTrainedModel:
+    """Return the backbone's own class around the backbone, its matrices extended by separator and items."""
+    base, head, config = model.model.language_model, model.lm_head, model.config
+    embedding: nn.Embedding = base.get_input_embeddings()
+    stock = _stock_class(base, head)
+    scale = _embedding_scale(embedding)
+    vocab_size, width = embedding.weight.shape
+    size = max(vocab_size, num_tokens)
+    rows = embedding.weight.new_zeros(size, width)
+    rows[:vocab_size] = embedding.weight
+    targets = {}
+    if config.separator_token_id is not None:
+        targets[config.separator_token_id] = model.model.separator().unsqueeze(0)
+    for start in range(0, config.num_items, _ROWS_AT_ONCE):
+        chunk = torch.arange(start, min(start + _ROWS_AT_ONCE, config.num_items), device=embedding.weight.device)
+        targets[first_item_id + start] = model.get_item_embeddings(chunk)
+    for first, target in targets.items():
+        rows[first : first + len(target)] = (target.double() / scale).to(rows.dtype)
+    embedding.weight, embedding.num_embeddings = nn.Parameter(rows, requires_grad=False), size
+    for first, target in targets.items():
+        _check_embedded(embedding(torch.arange(first, first + len(target), device=rows.device)), target)
+    new = torch.arange(size, device=head.weight.device)
+    new = (new >= vocab_size) | ((new >= first_item_id) & (new < first_item_id + config.num_items))
+    for name, parameter in list(head.named_parameters()):
+        grown = parameter.new_zeros(size, *parameter.shape[1:])  # a copy: the head may share the embedding's weight
+        grown[:vocab_size] = parameter
+        grown[new] = parameter[never_id]
+        setattr(head, name, nn.Parameter(grown, requires_grad=False))
+    head.out_features = size
+    stock.config.get_text_config().vocab_size = size
+    if model.can_generate():
+        stock.generation_config = model.generation_config
+    return stock
+
+
+def _stock_class(base: PreTrainedModel, head: nn.Module) -> PreTrainedModel:
+    """Return the causal language model of a base model's type, around this base model and head, untied."""
+    config = copy.deepcopy(base.config)
+    config.tie_word_embeddings, config.name_or_path = False, ""
+    try:
+        with torch.device("meta"), init.meta_device_safe_creation_ops():
+            stock = AutoModelForCausalLM.from_config(config, dtype=base.dtype)
+    except ValueError as error:
+        raise BundleMLLMError(
+            f"The backbone {config.model_type!r} is no stock causal language model of transformers, so there is "
+            f"nothing to export to: {error}"
+        ) from error
+    if type(stock.base_model) is not type(base):
+        raise BundleMLLMError(
+            f"{type(stock).__name__} is built on {type(stock.base_model).__name__}, not on {type(base).__name__} as "
+            "this model is, so it cannot be exported exactly: serve the model folder itself."
+        )
+    setattr(stock, stock.base_model_prefix, base)
+    stock.set_output_embeddings(head)
+    base.config = stock.config
+    if left := [name for name, tensor in stock.named_parameters() if tensor.is_meta]:
+        raise BundleMLLMError(
+            f"{type(stock).__name__} has weights outside its base model and head ({', '.join(left[:3])}), so it "
+            "cannot be exported exactly: serve the model folder itself."
+        )
+    return stock.eval()
+
+
+def _embedding_scale(embedding: nn.Embedding) -> float:
+    """Measure the factor between the rows of an embedding and what the module returns (Gemma 3: sqrt(hidden))."""
+    some = torch.arange(min(1_024, embedding.weight.shape[0]), device=embedding.weight.device)
+    rows, embedded = embedding.weight.detach()[some].double(), embedding(some).detach().double()
+    if embedded.shape != rows.shape or not rows.any():
+        raise _inexact(embedding)
+    scale = float((rows * embedded).sum() / rows.square().sum())
+    if scale == 0 or not torch.allclose(embedded, scale * rows, rtol=0, atol=_tolerance(embedding.weight, embedded)):
+        raise _inexact(embedding)
+    return scale
+
+
+def _check_embedded(found: torch.Tensor, target: torch.Tensor) -> None:
+    if not torch.allclose(found.double(), target.double(), rtol=0, atol=_tolerance(found, target)):
+        raise BundleMLLMError(
+            "The embedding does not return the item rows that were stored in it (largest difference "
+            f"{float((found.double() - target.double()).abs().max()):.3g}), so this model cannot be exported exactly: "
+            "serve the model folder itself."
+        )
+
+
+def _tolerance(tensor: torch.Tensor, values: torch.Tensor) -> float:
+    return 4 * torch.finfo(tensor.dtype).eps * float(values.abs().max())
+
+
+def _inexact(embedding: nn.Module) -> BundleMLLMError:
+    return BundleMLLMError(
+        f"{type(embedding).__name__} does more than scale the rows of its matrix, so items cannot be stored there and "
+        "this model cannot be exported exactly: serve the model folder itself."
+    )
+
+
+def _record(
+    model: BundleMLLMForCausalLM,
+    processor: BundleMLLMProcessor,
+    model_dir: str | Path,
+    modalities: list[str],
+    first_item_id: int,
+) -> dict[str, Any]:
+    """Return what `bundle_mllm_export.json` holds."""
+    nouns = {"item_noun": processor.item_noun, "bundle_noun": processor.bundle_noun}
+    body = processor.prompt_template.format(
+        instruction=processor.instruction.format(**nouns), partial="\0partial", options="\0options", **nouns
+    )
+    body = body.strip() if processor.is_conversational else body + processor.answer_cue
+    body = body.replace("{", "{{").replace("}", "}}")
+    return {
+        "source": Path(model_dir).resolve().name if Path(model_dir).exists() else str(model_dir),
+        "bundle_mllm_version": version("bundle-mllm"),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "modalities": modalities,
+        "num_items": model.config.num_items,
+        "first_item_token_id": first_item_id,
+        "separator_token_id": processor.separator_token_id,
+        "max_prompt_tokens": processor.max_length,
+        "conversational": processor.is_conversational,
+        "prompt_template": body.replace("\0partial", "{partial}").replace("\0options", "{options}"),
+        "partial_item_template": processor.partial_item_template,
+        "option_template": processor.option_template,
+        "item_separator_text": processor.item_separator_text,
+        "letters": _letters(processor),
+    }
+
+
+def _letters(processor: BundleMLLMProcessor) -> dict[str, dict[str, Any]]:
+    letters = {}
+    for index, letter in enumerate(LETTERS):
+        try:
+            letters[letter] = {
+                "text": processor.completion(index),
+                "token_id": processor.answer_token_ids(index + 1)[index],
+            }
+        except ValueError:  # the tokenizer has fewer letters than the alphabet
+            break
+    return letters
+
+
+def _write_items(path: Path, processor: BundleMLLMProcessor, items: Mapping[str, str]) -> None:
+    with open(path, "w", encoding="utf-8", newline="\n") as file:
+        for title, (item_id, text) in zip(processor.titles, items.items(), strict=True):
+            line = {"item_id": item_id, "title": title, "text": text}
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def _verify_tokens(folder: Path, prompts: list[str], messages: list[str], prompt_ids: list[list[int]]) -> None:
+    """Load the tokenizer as anyone would, and compare what it makes of prompts and of user messages."""
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
+    for prompt, message, ids in zip(prompts, messages, prompt_ids, strict=True):
+        for given, found in (("text", tokenizer(prompt)["input_ids"]), ("message", chat_ids(tokenizer, message))):
+            if found != ids:
+                raise BundleMLLMError(
+                    f"{type(tokenizer).__name__}, which AutoTokenizer loads from the export, tokenizes a question "
+                    f"given as a {given} otherwise than the tokenizer of this model ({found[:8]}... instead of "
+                    f"{ids[:8]}...), so answers would differ: serve the model folder itself."
+                )
+
+
+def _verify_scores(
+    folder: Path,
+    dtype: torch.dtype,
+    prompt_ids: list[list[int]],
+    letter_ids: list[list[int]],
+    expected: list[torch.Tensor],
+) -> None:
+    """Load the model as anyone would, and compare the letters' scores."""
+    stock, info = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, output_loading_info=True)
+    if problems := [str(key) for what in ("missing", "unexpected", "mismatched") for key in info[f"{what}_keys"]]:
+        raise BundleMLLMError(
+            f"{type(stock).__name__} does not read the weights it was saved with ({', '.join(problems[:3])}), so this "
+            "model cannot be exported exactly: serve the model folder itself."
+        )
+    stock.eval()
+    for prompt, letters, scores in zip(prompt_ids, letter_ids, expected, strict=True):
+        found = stock(input_ids=torch.tensor([prompt])).logits[0, -1, letters].float()
+        tolerance = max(1e-5, 8 * torch.finfo(dtype).eps) * max(1.0, float(scores.abs().max()))
+        if not torch.allclose(found, scores, rtol=0, atol=tolerance):
+            raise BundleMLLMError(
+                f"The exported {type(stock).__name__} scores letters differently from this model (largest difference "
+                f"{float((found - scores).abs().max()):.3g}, allowed {tolerance:.3g}), so it cannot be exported "
+                "exactly: serve the model folder itself."
+            )

@@ -1,0 +1,202 @@
+"""Build a report on one or more models: measure, draw, write `report.json` and the page.
+
+Knows nothing about training.
+"""
+
+from __future__ import annotations
+
+import platform
+import re
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+from bundle_mllm.data.files import sha256
+from bundle_mllm.data.folder import DatasetFolder
+from bundle_mllm.data.questions import MIN_CANDIDATES, spread
+from bundle_mllm.device import choose_device
+from bundle_mllm.errors import BundleMLLMError
+from bundle_mllm.evaluation.by_length import SIZES
+from bundle_mllm.evaluation.evaluate import warm_items
+from bundle_mllm.evaluation.results import without_nan
+from bundle_mllm.report import sections
+from bundle_mllm.report.baselines import load_baselines
+from bundle_mllm.report.figures import check_drawable, draw
+from bundle_mllm.report.measure import FULL, SHUFFLED, STAGE_ONE, MeasuredModel, Settings, write_json
+from bundle_mllm.report.page import describe_figure, write_page
+from bundle_mllm.report.questions import make_question_sets, open_question_sets
+
+REPORT = "report.json"
+PACKAGES = ("bundle-mllm", "torch", "transformers", "matplotlib")
+
+
+def report(
+    models: Sequence[Path],
+    data: Path,
+    output_dir: Path | None = None,
+    *,
+    questions: Sequence[Path] = (),
+    metrics: Sequence[Path] = (),
+    split: Literal["train", "validation", "test"] = "validation",
+    max_questions: int = 400,
+    num_candidates: int = 10,
+    sizes: Sequence[int] = SIZES,
+    length_questions: int = 150,
+    batch_size: int = 32,
+    seed: int = 42,
+    device: str | None = None,
+    progress: bool = False,
+) -> dict[str, Any]:
+    """Draw the paper's figures on a data set: by stage, by number of candidates, training, cold start, ablation, size.
+
+    Every step writes what it measured under `measured/` in the report's folder; a report that was killed, or is asked
+    for again, reads these back wherever model, questions and settings are the same. In that folder are then
+    `report.json` (every number), `report.html` (one page that needs nothing else) and `figures/*.png`.
+
+    The model is asked each question file once as it is, once per stage and once per ablation (twice the number of
+    modalities and titles); the lists of growing length cost up to 4,000 prompts each.
+
+    Args:
+        models: Model folders. Everything is measured of the first; of others only how good they are, beside their
+            numbers of parameters.
+        data: The dataset folder.
+        output_dir: The report's folder; by default `report` in the first model's folder, where `publish` finds it.
+        questions: Question files, each asked whole. By default a uniform and a hard one are made from `split`, and
+            written to `questions/` in the report's folder.
+        metrics: Metrics files of other methods on the same question files; one that holds a `ceiling` (the expected
+            hit rate of the best possible answers) gives a section of its own.
+        split: Whose bundles are asked about where questions are made here.
+        max_questions: Size of a question file that is made here; one question a bundle.
+        num_candidates: Candidates of its questions.
+        sizes: Numbers of candidates of the figure by number of candidates; none leaves it out.
+        length_questions: Questions of each of these sizes; fewer where they would cost more than 4,000 prompts.
+        batch_size: Prompts per forward pass.
+        seed: Of questions, shuffling and groups.
+        device: Where models run; the GPU if there is one, unless told otherwise.
+        progress: Whether to show progress bars.
+
+    Returns:
+        What `report.json` holds: `models`, `data`, `questions`, `sections` (each with `rows`, `figure` and `alt`),
+        `left_out` (sections that could not be made, and why), `settings`, `versions`, `seconds`.
+
+    Raises:
+        BundleMLLMError: matplotlib is missing, a path or option is wrong, a model lacks an item, a metrics file is of
+            other questions, or the folder holds something else.
+    """
+    check_drawable()
+    for name, value in (("max_questions", max_questions), ("length_questions", length_questions)):
+        if value < 1:
+            raise BundleMLLMError(f"{name} is {value}, so nothing would be asked: choose 1 or more.")
+    if too_short := [size for size in sizes if size < MIN_CANDIDATES]:
+        raise BundleMLLMError(
+            f"{too_short[0]} candidates leave nothing to choose: give sizes of {MIN_CANDIDATES} or more."
+        )
+    if not models:
+        raise BundleMLLMError("There is no model to report on: give one or more model folders.")
+    folder = DatasetFolder.open(data)
+    target = models[0] / "report" if output_dir is None else output_dir
+    key = {"bundle_mllm": version("bundle-mllm"), "tables": {path.name: sha256(path) for path in folder.tables()}}
+    known = warm_items(folder.bundles)
+    settings = Settings(target, folder, known, key, batch_size, seed, choose_device(device), progress)
+    measured = [MeasuredModel(path, name, settings) for path, name in zip(models, _names(models), strict=True)]
+    _check_target(target)
+    made = dict(max_questions=max_questions, num_candidates=num_candidates, seed=seed)
+    paths = questions or make_question_sets(target / "questions", folder, split, **made)
+    sets = open_question_sets(paths, folder)
+    others = load_baselines(metrics, sets)
+    for model in measured:
+        model.check_knows(sets)
+
+    first = measured[0]
+    full = first.full(sets)
+    stages = {STAGE_ONE: first.stage_one(sets), FULL: full, SHUFFLED: first.shuffled(sets)}
+    stages = {name: said for name, said in stages.items() if said is not None}
+    trained = {name: said for name, said in stages.items() if name != SHUFFLED}
+    askable = bool(spread(folder.bundles[split], 1)) and bool(sizes)
+    compared = [(_about(model), model.full(sets)) for model in measured] if len(measured) > 1 else []
+    rows = {
+        "by_stage": sections.by_stage(sets, stages),
+        "baselines": sections.baselines(sets, full, others),
+        "ceiling": sections.ceiling(sets, stages, others),
+        "by_length": first.by_length(split, sizes, length_questions) if askable else [],
+        "ablation": sections.ablation(sets, full, ablated) if (ablated := first.ablations(sets)) else [],
+        "cold_start": sections.cold_start(sets, trained, known),
+        "training": sections.training(first.history()),
+        "position": sections.position(sets, full, first.max_options),
+        "backbones": sections.backbones(sets, compared) if compared else [],
+    }
+    rows = {name: without_nan(found) for name, found in rows.items()}
+    chances = {asked.name: asked.chance for asked in sets}
+    result: dict[str, Any] = {
+        "models": [_about(model) for model in measured],
+        "data": {
+            "name": folder.path.resolve().name,
+            "num_items": len(folder.catalog),
+            "bundles": {name: len(folder.bundles[name]) for name in ("train", "validation", "test")},
+            "tables": key["tables"],
+        },
+        "questions": [
+            {**asked.describe(), "chance": asked.chance, "metrics": first.metrics_file(asked).as_posix()}
+            for asked in sets
+        ],
+        "sections": {},
+        "left_out": {name: _MISSING[name] for name, found in rows.items() if not found},
+        "settings": {"split": split, "sizes": list(sizes), "length_questions": length_questions, "seed": seed},
+        "versions": {package: version(package) for package in PACKAGES} | {"python": platform.python_version()},
+        "seconds": _seconds(measured),
+    }
+    for name, found in rows.items():
+        if found:
+            figure = f"figures/{name}.png"
+            draw(name, found, chances, target / figure)
+            result["sections"][name] = {"figure": figure, "alt": describe_figure(name, found), "rows": found}
+    write_json(target / REPORT, result)
+    write_page(result, target)
+    return result
+
+
+_MISSING = {
+    "by_length": "no number of candidates was asked for, or the split has no bundle of two items.",
+    "ablation": "the model knows its items by one thing alone, so nothing can be taken from it.",
+    "training": "the model folder has no history of its training.",
+    "position": "every question has more candidates than one prompt, so they have no letters of their own.",
+    "baselines": "no metrics files of other methods were given (--metrics).",
+    "ceiling": "no metrics file of the best possible answers was given; they are known of invented data alone.",
+    "backbones": "one model was given; give several to compare their sizes.",
+}
+"""Why a section may have no rows."""
+
+
+def _about(model: MeasuredModel) -> dict[str, Any]:
+    return {"name": model.name, "fingerprint": model.fingerprint, **model.info}
+
+
+def _names(models: Sequence[Path]) -> list[str]:
+    """Return the folders' own names, told apart by a number where they are the same."""
+    names: list[str] = []
+    for path in models:
+        name = re.sub(r"[^\w.-]+", "_", path.resolve().name) or "model"
+        alike = sum(other == name or other.startswith(f"{name} (") for other in names)
+        names.append(f"{name} ({alike + 1})" if alike else name)
+    return names
+
+
+def _check_target(target: Path) -> None:
+    """Refuse a folder that something else than a report lies in."""
+    if target.is_file():
+        raise BundleMLLMError(f"{target} is a file, so no report can be written there: give a new --output-dir.")
+    mine = {"questions", "measured", "figures", REPORT, "report.html"}
+    other = (
+        sorted(p.name for p in target.iterdir() if p.name not in mine and p.name[0] != ".") if target.exists() else []
+    )
+    if other:
+        raise BundleMLLMError(
+            f"{target} holds {other[0]!r} and is no report's folder, so files in it could be overwritten: give a new "
+            "--output-dir."
+        )
+
+
+def _seconds(models: Sequence[MeasuredModel]) -> dict[str, Any]:
+    steps = {f"{model.name}: {step}": seconds for model in models for step, seconds in model.seconds.items()}
+    return {"total": round(sum(steps.values()), 1), "steps": steps}

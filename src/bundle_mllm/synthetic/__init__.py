@@ -1,0 +1,4 @@
+"""Invented data sets whose best possible accuracy is known.
+
+Knows nothing about models, tokenizers or training.
+"""

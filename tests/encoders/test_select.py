@@ -1,0 +1,115 @@
+"""Without a choice all that a folder offers is encoded, and what others made of it is never replaced."""
+
+import numpy as np
+import pytest
+from safetensors.torch import save_file
+from torch import ones
+
+from bundle_mllm.data import DatasetFolder, features, write_modality, write_records
+from bundle_mllm.encoders import ImageDescriptor, encode_folder
+from bundle_mllm.encoders.select import MARK, asked_for, offered
+from bundle_mllm.errors import BundleMLLMError
+
+
+def folder_of(path, item, num_bundles=0, users=()):
+    write_records(path / "items.jsonl", [{"item_id": str(row), **item} for row in range(4)])
+    bundles = [{"bundle_id": f"b{n}", "items": ["0", str(1 + n % 3)], "split": "train"} for n in range(num_bundles)]
+    write_records(path / "bundles.jsonl", bundles or [{"bundle_id": "b", "items": ["0", "1"], "split": "test"}])
+    if users:
+        write_records(path / "interactions.csv", [{"user_id": user, "item_id": "0"} for user in users])
+    return DatasetFolder.open(path)
+
+
+@pytest.mark.parametrize(
+    ("item", "num_bundles", "users", "expected"),
+    [
+        ({"title": "thing"}, 0, (), [("textual", "tfidf")]),
+        ({"description": "blue"}, 9, (), [("textual", "tfidf")]),
+        ({"image": "a.png", "audio": "a.wav"}, 0, (), [("visual", "descriptor"), ("acoustic", "descriptor")]),
+        ({}, 10, ("u",), [("user_item", "lightgcn"), ("bundle_item", "svd")]),
+    ],
+)
+def test_all_that_a_folder_has_something_of_is_encoded(tmp_path, item, num_bundles, users, expected):
+    assert offered(folder_of(tmp_path, item, num_bundles, users)) == expected
+
+
+def test_what_is_asked_for_is_all_that_is_done():
+    expected = [("visual", "descriptor"), ("user_item", "svd"), ("bundle_item", "lightgcn")]
+    assert asked_for("descriptor", None, None, "user_item:svd, bundle_item:lightgcn") == expected
+    assert asked_for(None, None, None, ()) == []
+
+
+def test_features_from_elsewhere_are_kept_without_a_choice_and_never_replaced(tmp_path):
+    folder = folder_of(tmp_path, {"title": "thing", "image": "a.png"})
+    path = tmp_path / "features" / "visual_clip.safetensors"
+    path.parent.mkdir()
+    save_file({"features": ones(4, 2)}, path)
+    before = path.read_bytes()
+    summaries = encode_folder(folder)
+    assert str(summaries["visual"]) == (
+        "visual: kept visual_clip.safetensors, made otherwise (name an encoder to make others)"
+    )
+    assert summaries["textual"].num_present == 4
+    with pytest.raises(BundleMLLMError, match=r"visual_clip\.safetensors already holds modality 'visual'"):
+        encode_folder(folder, visual="descriptor")
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("write", [lambda path: save_file({"features": ones(4, 2)}, path), None])
+def test_a_file_of_the_very_name_is_no_less_safe(tmp_path, write):
+    folder = folder_of(tmp_path, {"image": "a.png"})
+    path = tmp_path / "features" / "visual.safetensors"
+    encode_folder(folder)  # the manifest knows of it
+    if write is None:
+        write_modality(path.parent, "visual", np.ones((4, 2), np.float32), None, {"encoder": "my own"})
+    else:
+        write(path)
+    before = path.read_bytes()
+    assert encode_folder(folder)["visual"].kept == "visual.safetensors"
+    with pytest.raises(BundleMLLMError, match=r"was not made by `encode`, which would replace it: delete it or move"):
+        encode_folder(folder, visual="descriptor")
+    assert path.read_bytes() == before
+
+
+def test_features_of_a_named_encoder_are_kept_when_none_is_named(tmp_path):
+    folder = folder_of(tmp_path, {"image": "a.png"})
+    mine = ImageDescriptor()
+    mine.name = "better"
+    encode_folder(folder, visual=mine)
+    assert encode_folder(folder)["visual"].kept == "visual.safetensors"
+    assert encode_folder(folder, visual="descriptor")["visual"].encoder == "image-descriptor-1"  # asked for
+    assert encode_folder(folder)["visual"].up_to_date
+
+
+def test_a_run_killed_before_the_manifest_was_written_is_not_taken_for_somebody_elses(tmp_path, monkeypatch):
+    folder = folder_of(tmp_path, {"image": "a.png"})
+
+    class KilledError(Exception):
+        pass
+
+    def kill(*_):
+        raise KilledError
+
+    with monkeypatch.context() as patched, pytest.raises(KilledError):
+        patched.setattr(features, "_write_manifest", kill)
+        encode_folder(folder)
+    assert (tmp_path / "features" / "visual.safetensors").exists()
+    assert not (tmp_path / "features" / "manifest.json").exists()
+    for arguments in ({}, {"visual": "descriptor"}):
+        assert encode_folder(folder, **arguments)["visual"].kept is None
+
+
+def test_features_that_encode_made_before_it_marked_them_are_its_own(tmp_path):
+    folder = folder_of(tmp_path, {"image": "a.png"})
+    encode_folder(folder)
+    path = tmp_path / "features" / "visual.safetensors"
+    assert MARK.encode() in path.read_bytes()
+    entry = features.read_manifest(path.parent)["visual"]
+    write_modality(path.parent, "visual", np.ones((4, 256), np.float32), None, entry["provenance"])
+    assert MARK.encode() not in path.read_bytes()
+    assert encode_folder(folder, visual="descriptor")["visual"].kept is None
+
+
+def test_a_folder_that_offers_nothing_is_told_what_it_could_have(tmp_path):
+    with pytest.raises(BundleMLLMError, match="fewer than 10 training bundles; add one of them"):
+        offered(folder_of(tmp_path, {}))

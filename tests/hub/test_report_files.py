@@ -1,0 +1,89 @@
+"""The report in a model folder: on the card, in the repository, and never of other weights."""
+
+import json
+import re
+import shutil
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from bundle_mllm.errors import BundleMLLMError
+from bundle_mllm.hub.card import read_measurements, render_model_card
+from bundle_mllm.hub.places import Places
+from bundle_mllm.hub.report_files import read_report, write_report
+
+
+@pytest.fixture
+def folder(model_folder, tmp_path):
+    """A copy that a test may change."""
+    return shutil.copytree(model_folder, tmp_path / "model")
+
+
+def render(folder):
+    return str(render_model_card(folder, "acme/outfits", read_measurements(folder), report=read_report(folder)))
+
+
+def test_the_card_shows_stages_lengths_and_ablations_with_the_figures_beside_it(folder, tmp_path):
+    report, text = read_report(folder), render(folder)
+    for row in report["sections"]["ablation"]["rows"]:
+        line = next(line for line in text.splitlines() if f"| {row['variant'].replace('_', chr(92) + '_')} |" in line)
+        assert f"{row['hit_rate@1']:.3f} ± {row['hit_rate@1_se']:.3f}" in line
+    (length,) = (row for row in report["sections"]["by_length"]["rows"] if row["negatives"] == "hard")
+    assert f"| hard | 2 | one prompt | {length['hit_rate@1']:.3f} |" in text
+    write_report(report, folder, tmp_path / "repository", Places(folder))
+    linked = re.findall(r"!\[.*?\]\((.*?)\)", text)
+    assert "report/figures/by_stage.png" in linked
+    assert all((tmp_path / "repository" / path).read_bytes()[:4] == b"\x89PNG" for path in linked)
+
+
+def test_tables_of_the_card_are_whole(folder):
+    lines = render(folder).splitlines()
+    for number, line in enumerate(lines):
+        if re.fullmatch(r"\|(---\|)+", line):
+            assert lines[number - 1].startswith("|") and lines[number + 1].startswith("|")
+            assert lines[number - 1].count("|") == line.count("|")
+
+
+def test_the_report_alone_is_enough_for_a_card(folder):
+    measured = json.loads((folder / "metrics.json").read_text())
+    (folder / "metrics.json").unlink()
+    (measurement,) = read_measurements(folder)
+    assert measurement.values["hit_rate@1"] == measured["hit_rate@1"]
+    assert measurement.split == "test_hard"
+    assert f"**{measured['hit_rate@1']:.3f}" in render(folder)
+
+
+def test_a_report_that_names_a_folder_of_this_machine_is_published_without(folder, tmp_path):
+    report = read_report(folder)
+    report["data"]["name"] = str(folder / "secret" / "shop")
+    write_report(report, folder, tmp_path / "repository", Places(folder))
+    for name in ("report.json", "report.html"):
+        written = (tmp_path / "repository" / "report" / name).read_text()
+        assert "shop" in written and "secret" not in written and str(tmp_path) not in written
+
+
+def test_a_folder_without_a_report_has_none(folder):
+    shutil.rmtree(folder / "report")
+    assert read_report(folder) is None
+    assert "report/" not in render(folder)
+
+
+def test_a_report_of_other_weights_is_refused(folder):
+    file = next(folder.glob("*.safetensors"))
+    save_file({name: tensor + 1 for name, tensor in load_file(file).items()}, file, metadata={"format": "pt"})
+    with pytest.raises(BundleMLLMError, match=r"about other weights.*run `bundle-mllm report"):
+        read_report(folder)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: (folder / "figures" / "ablation.png").unlink(), "lacks the figure 'figures/ablation.png'"),
+        (lambda folder: (folder / "report.json").write_text("{}"), "was not written by this version"),
+        (lambda folder: (folder / "report.json").write_text('{"models": ['), "is not JSON"),
+    ],
+)
+def test_a_damaged_report_is_refused(folder, damage, message):
+    damage(folder / "report")
+    with pytest.raises(BundleMLLMError, match=message):
+        read_report(folder)

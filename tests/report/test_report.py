@@ -1,0 +1,379 @@
+"""A report: every number is what the evaluation gives by hand, the page needs nothing else, a killed one continues."""
+
+import json
+import re
+import shutil
+import sys
+from html.parser import HTMLParser
+
+import pytest
+import torch
+
+from bundle_mllm.cli import main
+from bundle_mllm.data import DatasetFolder, load_questions
+from bundle_mllm.data.files import sha256
+from bundle_mllm.errors import BundleMLLMError
+from bundle_mllm.evaluation.ablation import only, shuffle_features
+from bundle_mllm.evaluation.breakdowns import compute_slices, position_bias
+from bundle_mllm.evaluation.by_length import accuracy_by_num_candidates
+from bundle_mllm.evaluation.evaluate import evaluate
+from bundle_mllm.evaluation.metrics import as_scored, compute_metrics, paired_differences
+from bundle_mllm.evaluation.results import compare_metrics, save_results
+from bundle_mllm.evaluation.scoring import score_questions
+from bundle_mllm.model_folder import fingerprint, load_model, save_model
+from bundle_mllm.report import build, measure, report, sections
+from bundle_mllm.report.figures import FIGURES
+from bundle_mllm.report.questions import QuestionSet
+from bundle_mllm.training.backbone import build_model
+from bundle_mllm.training.config import default_run
+
+SMALL = {"max_questions": 6, "num_candidates": 4, "sizes": (2, 12, 28), "length_questions": 3}
+HISTORY = [
+    {"loss": 1.5, "step": 5},
+    {"step": 10, "validation_hit_rate@1": 0.5, "validation_hit_rate@1_se": 0.1, "validation_num_questions": 8},
+    {"loss": 1.25, "step": 10},
+]
+
+
+@pytest.fixture(scope="module")
+def model(tiny_data, tmp_path_factory):
+    """A model folder as training leaves it; stage one's model answers otherwise."""
+    folder = tmp_path_factory.mktemp("reported") / "shop"
+    loaded, processor = build_model(
+        default_run("scratch", data=tiny_data, output_dir=folder), DatasetFolder.open(tiny_data)
+    )
+    save_model(loaded, processor, folder)
+    processor.show_items = False
+    save_model(loaded, processor, folder / "training" / "stage_one" / "model")
+    for stage in ("stage_one", "stage_two"):
+        (folder / "training" / stage).mkdir(exist_ok=True)
+        (folder / "training" / stage / "history.json").write_text(json.dumps(HISTORY))
+    record = {"settings": {"base_model": f"{folder.parent}/backbones/Tiny"}, "base_model_is_folder": True}
+    (folder / "run.json").write_text(json.dumps(record))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def made(model, tiny_data, tmp_path_factory):
+    """A report and its folder."""
+    target = tmp_path_factory.mktemp("report") / "out"
+    return report([model], tiny_data, target, **SMALL), target
+
+
+@pytest.fixture(scope="module")
+def asked(made, tiny_data):
+    """The questions of both kinds, and what the model said to each."""
+    data, (_, target) = DatasetFolder.open(tiny_data), made
+    return {name: load_questions(target / "questions" / f"{name}.jsonl", data.catalog) for name in NAMES}
+
+
+NAMES = ("validation_uniform", "validation_hard")
+
+
+def rows_of(made, section, **wanted):
+    rows = made[0]["sections"][section]["rows"]
+    return [row for row in rows if all(row[name] == value for name, value in wanted.items())]
+
+
+def blank(section, rows, chances, path):
+    """Stands for `draw` where nobody looks at the figures, which take most of a small report's time."""
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(b"")
+
+
+def check(row, scored, against=None):
+    metrics = compute_metrics(scored)
+    for name in ("hit_rate@1", "hit_rate@1_se", "mrr", "mrr_se", "valid_ratio", "num_questions", "num_bundles"):
+        assert row[name] == metrics[name]
+    if against is None:
+        assert "difference" not in row
+    else:
+        paired = paired_differences(scored, against)["hit_rate@1"]
+        assert (row["difference"], row["difference_se"]) == (paired["difference"], paired["se"])
+
+
+def test_stages_and_ablations_are_what_scoring_gives_by_hand(made, model, asked):
+    loaded, processor = load_model(model)
+    stage_one = load_model(model / "training" / "stage_one" / "model")
+    whole = {name: score_questions(loaded, processor, questions) for name, questions in asked.items()}
+    for name, questions in asked.items():
+        (random,) = rows_of(made, "by_stage", questions=name, variant="random")
+        assert random["hit_rate@1"] == 0.25
+        (one,) = rows_of(made, "by_stage", questions=name, variant="stage one")
+        check(one, score_questions(*stage_one, questions), whole[name])
+        (two,) = rows_of(made, "by_stage", questions=name, variant="stage two")
+        check(two, whole[name])
+        check(rows_of(made, "ablation", questions=name, variant="nothing masked")[0], whole[name])
+        for kept in ("titles", "visual"):
+            with only(loaded, processor, [kept]) as masked:
+                scored = score_questions(*masked, questions)
+            (row,) = rows_of(made, "ablation", questions=name, variant=f"{kept} alone")
+            check(row, scored, whole[name])
+            assert row["kept"] == [kept]
+            assert max(abs(a - b) for q, w in zip(scored, whole[name], strict=True)
+                       for a, b in zip(q.option_logits, w.option_logits, strict=True)) > 1e-4  # fmt: skip
+    shuffle_features(loaded, seed=42)
+    for name, questions in asked.items():
+        (row,) = rows_of(made, "by_stage", questions=name, variant="stage two, features shuffled")
+        check(row, score_questions(loaded, processor, questions), whole[name])
+
+
+def test_slices_letters_lengths_and_history_are_those_of_the_evaluation(made, model, asked, tiny_data):
+    data, loaded = DatasetFolder.open(tiny_data), load_model(model)
+    known = {item_id for bundle in data.bundles.train for item_id in bundle.items}
+    for name, questions in asked.items():
+        scored = score_questions(*loaded, questions)
+        for kind, values in compute_slices(questions, scored, known).items():
+            rows = rows_of(made, "cold_start", questions=name, variant="stage two", slice=kind)
+            if kind in ("answer", "partial_length"):
+                assert {row["value"]: row["hit_rate@1"] for row in rows} == {
+                    value: metrics["hit_rate@1"] for value, metrics in values.items()
+                }
+        bias = position_bias(scored)
+        letters = rows_of(made, "position", questions=name)
+        assert {row["letter"]: row["share_of_answers"] for row in letters} == bias["share_of_answers"]
+        assert {row["letter"]: row["accuracy"] for row in letters if row["accuracy"] is not None} == bias[
+            "accuracy_by_letter"
+        ]
+    for negatives in ("uniform", "hard"):
+        by_hand = accuracy_by_num_candidates(*loaded, data, sizes=(2, 12, 28), negatives=negatives, max_questions=3)
+        rows = rows_of(made, "by_length", negatives=negatives)
+        assert [(r["num_candidates"], r["method"], r["prompts"]) for r in rows] == [
+            (2, "one prompt", 1), (12, "one prompt", 1), (12, "groups", 4), (28, "groups", 5),
+        ]  # fmt: skip
+        assert [(r["hit_rate@1"], r["mrr"]) for r in rows] == [(r["hit_rate@1"], r["mrr"]) for r in by_hand]
+        assert rows[0]["chance"] == 0.5
+    losses = [(row["stage"], row["step"], row["loss"]) for row in rows_of(made, "training") if "loss" in row]
+    assert losses == [
+        (stage, step, loss) for stage in ("stage one", "stage two") for step, loss in ((5, 1.5), (10, 1.25))
+    ]
+
+
+def test_without_training_bundles_no_answer_is_called_cold(asked):
+    questions = asked["validation_hard"]
+    said = {"validation_hard": as_scored(questions, [[1.0, 0.0, 0.0, 0.0] for _ in questions])}
+    sets = [QuestionSet("validation_hard", {"sha256": ""}, questions)]
+    assert {row["slice"] for row in sections.cold_start(sets, {"stage two": said}, None)} == {"partial_length"}
+
+
+def test_the_json_says_what_was_asked_of_what_and_names_no_folder(made, model, tiny_data):
+    result, target = made
+    assert json.loads((target / "report.json").read_text()) == json.loads(json.dumps(measure.without_nan(result)))
+    about = result["models"][0]
+    assert (about["name"], about["fingerprint"], about["base_model"]) == ("shop", fingerprint(model), "Tiny")
+    assert about["parameters"] == sum(p.numel() for p in load_model(model)[0].parameters())
+    for question_set in result["questions"]:
+        file = target / "questions" / f"{question_set['name']}.jsonl"
+        assert question_set["sha256"] == sha256(file)
+        assert question_set["made"]["negatives"] == question_set["name"].removeprefix("validation_")
+        assert question_set["num_questions"] == question_set["num_bundles"] == 6
+    assert set(result["left_out"]) == {"baselines", "ceiling", "backbones"}
+    for file in (target / "report.json", target / "report.html"):
+        assert not {str(path) for path in (model.parent, tiny_data, target.parent)} & set(
+            re.findall(r"/[^\s\"'<>]*", file.read_text())
+        )
+        assert str(model.parent) not in file.read_text()
+
+
+class Page(HTMLParser):
+    """What a browser would load, and the cells of all tables."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.loaded, self.images, self.cells, self.tags, self.inside = [], [], [], set(), None
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        self.tags.add(tag)
+        self.loaded += [attrs[name] for name in ("src", "href", "srcset", "data", "action") if name in attrs]
+        self.images += [attrs] if tag == "img" else []
+        self.inside = tag
+
+    def handle_data(self, data):
+        if self.inside == "td":
+            self.cells.append(data.strip())
+
+
+def test_the_page_needs_nothing_else_and_has_every_figure_and_number(made):
+    result, target = made
+    text = (target / "report.html").read_text()
+    page = Page(text)
+    assert not page.tags & {"script", "link", "iframe", "object", "embed", "base"}
+    assert all(place.startswith(("data:image/png;base64,", "#")) for place in page.loaded)
+    assert not re.search(r"url\(|@import|https?:", text)
+    assert len(page.images) == len(result["sections"]) == 6
+    assert all(len(image["alt"]) > 40 for image in page.images)
+    for name, section in result["sections"].items():
+        assert (target / section["figure"]).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+        for row in section["rows"]:
+            if "hit_rate@1" in row:
+                assert any(cell.startswith(f"{row['hit_rate@1']:.3f}") for cell in page.cells), name
+            assert "loss" not in row or f"{row['loss']:.4f}" in page.cells
+
+
+def test_bars_and_error_bars_are_as_long_as_the_numbers_say(made):
+    rows = rows_of(made, "by_stage")
+    axes = FIGURES["by_stage"](rows, dict.fromkeys(NAMES, 0.25)).axes[0]
+    assert sorted(bar.get_width() for bar in axes.patches) == pytest.approx(sorted(row["hit_rate@1"] for row in rows))
+    spans = [abs(line.get_segments()[0][1][0] - line.get_segments()[0][0][0]) / 2 for line in axes.collections]
+    errors = [row["hit_rate@1_se"] for row in rows if row.get("hit_rate@1_se")]
+    assert sorted(spans) == pytest.approx(sorted(errors))
+
+
+def test_what_was_measured_are_metrics_files_and_only_the_whole_model_may_be_published(made, model):
+    result, target = made
+    folder = target / "measured" / "shop"
+    compared = compare_metrics(folder / "stage_two.validation_hard.json", folder / "visual_alone.validation_hard.json")
+    (row,) = rows_of(made, "ablation", questions="validation_hard", variant="visual alone")
+    assert compared["hit_rate@1"]["difference"] == -row["difference"]
+    whole = {target / asked["metrics"] for asked in result["questions"]}
+    for file in folder.glob("*.validation_*.json"):
+        assert json.loads(file.read_text())["fingerprint"] == (fingerprint(model) if file in whole else None)
+
+
+def test_what_one_bundle_cannot_tell_is_left_empty(model, made, tiny_data, tmp_path):
+    line, *_ = (made[1] / "questions" / "validation_hard.jsonl").read_text().splitlines()
+    (tmp_path / "one.jsonl").write_text(line + "\n")
+    result = report([model], tiny_data, tmp_path / "r", questions=[tmp_path / "one.jsonl"], sizes=())
+    json.dumps(result["sections"], allow_nan=False)
+    assert all(row.get("hit_rate@1_se") is None for row in result["sections"]["by_stage"]["rows"])
+    cells = Page((tmp_path / "r" / "report.html").read_text()).cells
+    assert cells and not [cell for cell in cells if "nan" in cell]
+
+
+def test_a_killed_report_continues_and_ends_with_the_same_numbers(made, model, tiny_data, tmp_path, monkeypatch):
+    calls = []
+
+    def counted(*arguments, **options):
+        calls.append(1)
+        if len(calls) == stop:
+            raise KeyboardInterrupt
+        return score_questions(*arguments, **options)
+
+    monkeypatch.setattr(measure, "score_questions", counted)
+    target, stop = tmp_path / "report", 5
+    with pytest.raises(KeyboardInterrupt):
+        report([model], tiny_data, target, **SMALL)
+    assert not (target / "report.json").exists()
+    (target / "measured" / "shop" / "stage_two.validation_hard.questions.jsonl").write_text("cut sh")
+    stop = 0
+    again = report([model], tiny_data, target, **SMALL)
+    assert len(calls) == 5 + 10 - 4 + 1  # 5 variants of 2 files; 4 were done, of which one was damaged
+    assert json.dumps(again["sections"]) == json.dumps(made[0]["sections"])
+    for figure in (target / "figures").iterdir():
+        assert figure.read_bytes() == (made[1] / "figures" / figure.name).read_bytes()
+    calls.clear()
+    monkeypatch.setattr(build, "draw", blank)
+    report([model], tiny_data, target, **SMALL)
+    assert not calls
+    report([model], tiny_data, target, **{**SMALL, "num_candidates": 5})
+    assert len(calls) == 10
+
+
+def test_other_weights_are_measured_again(model, tiny_data, tmp_path, monkeypatch):
+    monkeypatch.setattr(build, "draw", blank)
+    small = {"max_questions": 2, "num_candidates": 3, "sizes": ()}
+    folder = shutil.copytree(model, tmp_path / "shop")
+    before = report([folder], tiny_data, **small)
+    assert (folder / "report" / "report.html").exists()
+    loaded, processor = load_model(folder)
+    with torch.no_grad():
+        loaded.model.language_model.get_input_embeddings().weight.mul_(-1.0)
+    save_model(loaded, processor, folder)
+    after = report([folder], tiny_data, **small)
+    assert before["models"][0]["fingerprint"] != after["models"][0]["fingerprint"]
+    metrics = evaluate(folder, tiny_data, folder / "report" / "questions" / "validation_hard.jsonl")
+    (row,) = rows_of((after,), "by_stage", questions="validation_hard", variant="stage two")
+    assert row["mrr"] == metrics["mrr"]
+    assert after["left_out"]["by_length"].startswith("no number of candidates")
+
+
+def test_several_models_and_other_methods_stand_beside_each_other(made, model, asked, tiny_data, tmp_path):
+    questions = made[1] / "questions" / "validation_hard.jsonl"
+    method = as_scored(asked["validation_hard"], [[1.0, 1.0, 0.0, 0.0] for _ in asked["validation_hard"]])
+    told = {"questions": {"path": "q", "sha256": sha256(questions)}, "baseline": "llm:/models/popularity"}
+    save_results(tmp_path / "popularity.json", compute_metrics(method, probabilities=False) | told, method)
+    ceiling = {**told, "baseline": "best", "ceiling": {"expected": 0.8}}
+    save_results(tmp_path / "ceiling.json", ceiling, method)
+    data = DatasetFolder.open(tiny_data)
+    smaller = default_run("scratch", data=tiny_data, output_dir=tmp_path)
+    save_model(*build_model(smaller, data), tmp_path / "other" / "shop")
+    models = [model, tmp_path / "other" / "shop"]
+    target, options = (
+        tmp_path / "report",
+        {
+            "questions": [questions],
+            "metrics": [tmp_path / "popularity.json", tmp_path / "ceiling.json"],
+        },
+    )
+    result = report(models, tiny_data, target, sizes=(), **options)
+    assert [one["name"] for one in result["models"]] == ["shop", "shop (2)"]
+    whole = score_questions(*load_model(model), asked["validation_hard"])
+    other = score_questions(*load_model(models[1]), asked["validation_hard"])
+    first, second = rows_of((result,), "backbones")
+    check(first, whole)
+    check(second, other, whole)
+    assert first["parameters"] == second["parameters"] == result["models"][1]["parameters"]
+    ours, theirs = rows_of((result,), "baselines")
+    assert (ours["variant"], theirs["variant"]) == ("this model", "llm:popularity")
+    paired = paired_differences(method, whole, probabilities=False)["hit_rate@1_expected"]
+    assert theirs["hit_rate@1_expected"] == paired["a"] and theirs["difference"] == paired["difference"]
+    assert ours["hit_rate@1_expected"] == paired["b"]
+    shares = {row["variant"]: row["share"] for row in rows_of((result,), "ceiling")}
+    assert list(shares) == ["stage one", "stage two", "stage two, features shuffled"]
+    assert shares["stage two"] == compute_metrics(whole)["hit_rate@1"] / 0.8
+    assert "visual" in result["models"][1]["modalities"]
+
+
+def test_the_command_prints_the_stages_and_where_the_page_is(made, model, tiny_data, capsys):
+    target = made[1]
+    command = ["report", "--model", str(model), "--data", str(tiny_data), "--output-dir", str(target)]
+    options = ["--max-questions", "6", "--num-candidates", "4", "--sizes", "2", "12", "28", "--length-questions", "3"]
+    assert main([*command, *options]) == 0
+    printed = capsys.readouterr().out
+    (row,) = rows_of(made, "by_stage", questions="validation_hard", variant="stage two")
+    assert f"validation_hard           stage two                     {row['hit_rate@1']:.3f} ± " in printed
+    assert str(target / "report.html") in printed
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"models": ["nowhere"]}, "nowhere is no model folder"),
+        ({"models": []}, "no model to report on"),
+        ({"data": "nowhere"}, "nowhere does not exist"),
+        ({"max_questions": 0}, "max_questions is 0"),
+        ({"num_candidates": 40}, "39 wrong options"),
+        ({"sizes": [5, 1]}, "1 candidates leave nothing to choose"),
+        ({"questions": ["q.jsonl", "again/q.jsonl"]}, "called 'q'"),
+        ({"questions": ["q.jsonl", "same.jsonl"]}, "holds the same questions"),
+        ({"questions": ["q.jsonl"], "metrics": ["m.json"]}, "would not compare: give these by --questions"),
+        ({"metrics": ["q.jsonl"]}, "is no metrics file"),
+        ({"output_dir": "again"}, "holds 'q.jsonl' and is no report's folder"),
+        ({"output_dir": "q.jsonl"}, "is a file, so no report"),
+    ],
+)
+def test_a_mistake_is_said_before_anything_is_measured(
+    changed, message, model, made, tiny_data, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(measure, "score_questions", lambda *_, **__: pytest.fail("scored"))
+    (tmp_path / "again").mkdir()
+    for name, source in (("q", "uniform"), ("same", "uniform"), ("again/q", "hard"), ("m", "hard")):
+        shutil.copy(made[1] / "questions" / f"validation_{source}.jsonl", f"{name}.jsonl")
+    scored = as_scored(load_questions(tmp_path / "m.jsonl", DatasetFolder.open(tiny_data).catalog), [[0.0] * 4] * 6)
+    save_results("m.json", {"questions": {"path": "m.jsonl", "sha256": sha256("m.jsonl")}}, scored)
+    options = {"models": [model], "data": tiny_data, "output_dir": "out", **changed}
+    for name in ("models", "questions", "metrics"):
+        options[name] = [tmp_path / path for path in options.get(name, [])]
+    paths = {name: tmp_path / options.pop(name) for name in ("data", "output_dir")}
+    with pytest.raises(BundleMLLMError, match=re.escape(message)):
+        report(**options, **paths)
+
+
+def test_without_matplotlib_the_fix_is_named(model, tiny_data, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(BundleMLLMError, match=r"pip install 'bundle-mllm\[report\]'"):
+        report([model], tiny_data, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

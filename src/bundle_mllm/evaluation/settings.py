@@ -1,0 +1,56 @@
+"""Settings of an evaluation.
+
+Knows nothing about models; imports neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from bundle_mllm.settings import Settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoringOptions(Settings):
+    """How candidates are scored."""
+
+    batch_size: int = 32
+    """Prompts per forward pass."""
+    permutations: int = 1
+    """Score each question in this many orders of its candidates and average, against position bias."""
+    max_options: int | None = None
+    """Longest list of candidates in one prompt, 3 to 26; what the model was trained on if not given. Longer ones are
+    ranked in groups."""
+    group_size: int | None = None
+    """Most candidates of a group; by default 10, or max_options if that is less."""
+    seed: int = 0
+    """Seed of candidate orders, groups, permuted features and baselines."""
+    device: str | None = None
+    """cpu or cuda; a GPU if there is one, if not given."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskingOptions(Settings):
+    """What the model may see, to measure what it uses."""
+
+    mask: tuple[str, ...] = ()
+    """What is hidden of every item: modalities, "titles"."""
+    permute: tuple[str, ...] = ()
+    """Modalities of which every item gets the features of another (permutation importance)."""
+
+
+@dataclass(frozen=True)
+class EvaluationSettings(MaskingOptions, ScoringOptions):
+    """Score a question file and write hit rates, valid_ratio, ranks, calibration, breakdowns and position bias."""
+
+    model: Path
+    """Model folder (the output of `bundle-mllm train`)."""
+    data: Path
+    """Dataset folder whose items the questions name."""
+    questions: Path
+    """Question file (see `bundle-mllm questions`)."""
+    output: Path | None = None
+    """Where the metrics are written, if anywhere. Beside them go the scores of every question
+    (`metrics.questions.jsonl`), the metrics of each part (`metrics.ranker.json`, `metrics.retriever.json`) and those
+    of baselines (`metrics.popularity.json`, ...)."""

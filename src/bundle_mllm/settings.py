@@ -1,0 +1,189 @@
+"""Settings: the arguments of the package's functions as frozen dataclasses, which the command line reads, too.
+
+Knows nothing about what a setting means; imports neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache, wraps
+from numbers import Integral, Real
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, ParamSpec, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+
+from bundle_mllm.errors import BundleMLLMError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+S = TypeVar("S")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Base of settings: a value of a related type becomes that of its field (a string a path, a list a tuple).
+
+    The docstring below a field is its help text. Fields that several functions share stand in a base class with
+    `kw_only=True`; the command line shows each such class as a group of options, under its docstring.
+    """
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value, hint = getattr(self, field.name), field_types(type(self))[field.name]
+            if isinstance(field.default_factory, type) and not isinstance(value, field.default_factory):
+                value = _fit_group(field.default_factory(), value, field.name)
+            else:
+                value = fit(field.name, value, hint)
+            object.__setattr__(self, field.name, value)
+
+
+def configured_by(settings_type: Callable[P, S]) -> Callable[[Callable[[S], R]], Callable[P, R]]:
+    """Give a function of one settings object the fields of its class as arguments.
+
+    Args:
+        settings_type: The dataclass. A call with an instance of it as the only argument works, too.
+
+    Returns:
+        A decorator.
+    """
+
+    def decorate(function: Callable[[S], R]) -> Callable[P, R]:
+        @wraps(function)
+        def call(*args: P.args, **kwargs: P.kwargs) -> R:
+            first: Any = args[0] if len(args) == 1 and not kwargs else None
+            return function(first if isinstance(first, cast(type, settings_type)) else settings_type(*args, **kwargs))
+
+        signature = inspect.signature(function)
+        vars(call)["__signature__"] = inspect.signature(settings_type).replace(
+            return_annotation=signature.return_annotation
+        )
+        return call
+
+    return decorate
+
+
+@cache
+def field_types(settings_type: type) -> dict[str, Any]:
+    """Return the types of a dataclass's fields by name."""
+    hints = get_type_hints(settings_type)
+    return {field.name: hints[field.name] for field in dataclasses.fields(settings_type)}
+
+
+def read_overrides(path: Path) -> dict[str, Any]:
+    """Read a YAML file of settings (nested like their dataclass).
+
+    Raises:
+        BundleMLLMError: If the file is missing or holds something else.
+    """
+    import yaml
+
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise BundleMLLMError(f"The config file {path} does not exist: check --config.") from error
+    except yaml.YAMLError as error:
+        raise BundleMLLMError(f"The config file {path} is not valid YAML: {error}") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise BundleMLLMError(f"The config file {path} holds a {type(values).__name__}; it must map names to values.")
+    return values
+
+
+def with_overrides(settings: Any, values: Mapping[str, Any], prefix: str = "") -> Any:
+    """Return a copy of a dataclass with (nested) values replaced.
+
+    Args:
+        settings: An instance of a dataclass.
+        values: New values by field name; a mapping for a nested dataclass.
+        prefix: How the settings are called in messages.
+
+    Raises:
+        BundleMLLMError: If a name is not a field, or a value does not fit the field's type.
+    """
+    types = field_types(type(settings))
+    changes: dict[str, Any] = {}
+    for name, value in values.items():
+        if name not in types:
+            raise BundleMLLMError(f"Unknown setting {prefix + name!r}: the settings here are {', '.join(types)}.")
+        if dataclasses.is_dataclass(types[name]) and not isinstance(value, types[name]):
+            changes[name] = _fit_group(getattr(settings, name), value, prefix + name)
+        else:
+            changes[name] = fit(prefix + name, value, types[name])
+    return dataclasses.replace(settings, **changes)
+
+
+def _fit_group(settings: Any, value: Any, name: str) -> Any:
+    """Return a nested dataclass with the values of a mapping."""
+    if not isinstance(value, Mapping):
+        raise BundleMLLMError(f"{name} is a group of settings; give a mapping, not {value!r}.")
+    return with_overrides(settings, value, prefix=f"{name}.")
+
+
+def fit(name: str, value: Any, hint: Any) -> Any:
+    """Bring a value to a field's type (path, tuple, number, choice).
+
+    Args:
+        name: How the field is called in messages.
+        value: The value, such as YAML or a caller gives it.
+        hint: The type.
+
+    Raises:
+        BundleMLLMError: If it does not fit.
+    """
+    kind, inner = get_origin(hint), get_args(hint)
+    if kind in (UnionType, Union):
+        return _fit_union(name, value, inner)
+    if kind is Literal:
+        if value not in inner:
+            raise BundleMLLMError(f"{name} must be one of {', '.join(map(repr, inner))}, not {value!r}.")
+        return value
+    if kind is tuple:
+        any_number = inner[-1] is Ellipsis
+        if not isinstance(value, (list, tuple)) or (not any_number and len(value) != len(inner)):
+            raise BundleMLLMError(f"{name} must be a list{'' if any_number else f' of {len(inner)}'}, not {value!r}.")
+        hints = inner[:1] * len(value) if any_number else inner
+        return tuple(fit(name, each, of_each) for each, of_each in zip(value, hints, strict=True))
+    if hint is Path and isinstance(value, (str, os.PathLike)):
+        return Path(value)
+    if hint is float and isinstance(value, (Real, str)) and not isinstance(value, bool):
+        try:
+            return float(value)  # YAML reads 1e-3 as text
+        except ValueError as error:
+            raise BundleMLLMError(f"{name} must be a number, not {value!r}.") from error
+    if hint is int and isinstance(value, Integral) and not isinstance(value, bool):
+        return int(value)
+    expected: Any = kind or hint
+    if not isinstance(value, expected) or (hint is int and isinstance(value, bool)):
+        raise BundleMLLMError(f"{name} must be of type {getattr(hint, '__name__', hint)}, not {value!r}.")
+    return value
+
+
+def _fit_union(name: str, value: Any, hints: tuple[Any, ...]) -> Any:
+    """Bring a value to the first of several types that it fits; the message of a misfit is of the last."""
+    if value is None and NoneType in hints:
+        return None
+    *others, last = [hint for hint in hints if hint is not NoneType]
+    for hint in others:
+        try:
+            return fit(name, value, hint)
+        except BundleMLLMError:
+            continue
+    return fit(name, value, last)
+
+
+def as_dict(settings: Any) -> dict[str, Any]:
+    """Return a dataclass as plain JSON/YAML values."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {name: plain(entry) for name, entry in value.items()}
+        if isinstance(value, (tuple, list)):
+            return [plain(entry) for entry in value]
+        return str(value) if isinstance(value, Path) else value
+
+    return plain(dataclasses.asdict(settings))

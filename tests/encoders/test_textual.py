@@ -12,8 +12,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from bundle_mllm.data import DatasetFolder, write_records
+from bundle_mllm.data.words import words
 from bundle_mllm.encoders import encode_folder
-from bundle_mllm.encoders.textual import tfidf, words
+from bundle_mllm.encoders.textual import tfidf
 from bundle_mllm.errors import BundleMLLMError
 
 TITLES = ["Red shirt", "red  SHOE!", "green shoe, green", "a_shirt of Red", "", "green 2020 shirt", "2020 bag bag red"]
@@ -40,11 +41,6 @@ def test_weights_are_those_of_scikit_learn():
     expected = vectorizer.fit_transform(TITLES).toarray()
     ours = tfidf([Counter(words(title)) for title in TITLES]).toarray()
     np.testing.assert_allclose(ours, expected, atol=1e-12)
-
-
-def test_words_are_cut_alike_whatever_the_script():
-    assert words("Crème_brûlée №5, ＡＢＣ") == ["crème", "brûlée", "no5", "abc"]
-    assert words("红色shirt ドレス") == ["红", "色", "shirt", "ド", "レ", "ス"]
 
 
 def test_likeness_of_texts_is_kept_and_texts_without_words_are_absent(folder):

@@ -14,8 +14,9 @@ import torch
 from bundle_mllm.baselines.base import Asked, UnavailableError
 from bundle_mllm.data.bundles import Bundle
 from bundle_mllm.data.folder import DatasetFolder
+from bundle_mllm.data.words import words
 from bundle_mllm.encoders.batches import item_text
-from bundle_mllm.encoders.textual import tfidf, words
+from bundle_mllm.encoders.textual import tfidf
 
 CENTERING_ROWS = 20_000
 """The mean of a modality is taken over at most so many items, at equal distances."""

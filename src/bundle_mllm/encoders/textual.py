@@ -5,8 +5,6 @@ It must not know pictures, sounds, bundles or users.
 
 from __future__ import annotations
 
-import re
-import unicodedata
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -16,6 +14,7 @@ import torch
 from scipy import sparse
 
 from bundle_mllm.data.folder import DatasetFolder
+from bundle_mllm.data.words import words
 from bundle_mllm.encoders.base import Encoded, Progress
 from bundle_mllm.encoders.batches import Reading, item_text
 from bundle_mllm.encoders.pretrained import PretrainedEncoder, load_tower, loading, source_name
@@ -23,16 +22,14 @@ from bundle_mllm.encoders.relational import truncated_svd
 from bundle_mllm.errors import BundleMLLMError
 
 MAX_TOKENS = 512
-_EAST_ASIAN = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
-_WORD = re.compile(rf"[{_EAST_ASIAN}]|[^\W_{_EAST_ASIAN}]+")
 
 
 class TfidfEncoder:
     """Describe each item by the words of its text: TF-IDF, reduced by truncated SVD.
 
-    Words are runs of letters and digits, lower case; in Chinese, Japanese and Korean text, single characters. A text's
-    weights are (1 + log count) · (log((1 + N) / (1 + df)) + 1), scaled to length 1 (the smoothed form of scikit-learn
-    with sublinear counts); its vector is its row of U S. Only words of two items or more count.
+    A text's weights are (1 + log count) · (log((1 + N) / (1 + df)) + 1), scaled to length 1 (the smoothed form of
+    scikit-learn with sublinear counts); its vector is its row of U S. Only words of two items or more count. See
+    `data.words.words` for what a word is.
 
     Args:
         dim: Length of a vector; columns beyond the rank are zero.
@@ -42,7 +39,7 @@ class TfidfEncoder:
 
     def __init__(self, dim: int = 128):
         self.dim = dim
-        self.name = "tfidf-1" if dim == 128 else f"tfidf-1 ({dim} wide)"
+        self.name = "tfidf-2" if dim == 128 else f"tfidf-2 ({dim} wide)"
 
     def encode(self, folder: DatasetFolder, progress: Progress | None = None) -> Encoded:
         """Describe the texts of a folder; an item without a word that counts is absent."""
@@ -55,11 +52,6 @@ class TfidfEncoder:
         if progress is not None:
             progress(len(counts), len(counts))
         return Encoded(features, np.diff(matrix.indptr) > 0)
-
-
-def words(text: str) -> list[str]:
-    """Split a text into the words that TF-IDF counts."""
-    return _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
 
 
 def tfidf(counts: list[Counter[str]]) -> sparse.csr_array:

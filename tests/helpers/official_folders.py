@@ -71,8 +71,8 @@ def write_lora(folder, backbone, **config):
     config = {"r": 4, "lora_alpha": 16, "target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM", **config}
     model = get_peft_model(backbone, LoraConfig(**config))
     generator = torch.Generator().manual_seed(2)
-    for name, parameter in model.named_parameters():
-        if "lora_" in name:
+    for parameter in model.parameters():
+        if parameter.requires_grad:
             parameter.data.normal_(std=0.2, generator=generator)
     model.peft_config["default"].save_pretrained(folder)
     torch.save(get_peft_model_state_dict(model), folder / "adapter_model.bin")

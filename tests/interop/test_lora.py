@@ -24,6 +24,11 @@ KINDS = {
     "rank-stabilized": (make_backbone, {"use_rslora": True}),
     "other modules": (make_backbone, {"target_modules": ["mlp.down_proj", "self_attn.o_proj"]}),
     "transposed weights": (make_gpt2, {"target_modules": ["c_attn"], "fan_in_fan_out": True}),
+    "trained biases": (make_gpt2, {"target_modules": ["c_attn"], "fan_in_fan_out": True, "bias": "all"}),
+    "DoRA": (make_backbone, {"use_dora": True}),
+    "ranks by module": (make_backbone, {"rank_pattern": {"q_proj": 2}}),
+    "whole modules": (make_backbone, {"modules_to_save": ["lm_head"]}),
+    "some layers": (make_backbone, {"layers_to_transform": [0]}),
 }
 
 
@@ -48,22 +53,23 @@ def checkpoint(tmp_path_factory):
 
 BAD_SETTINGS = {
     "another method": ({"peft_type": "IA3"}, "peft_type to 'IA3'"),
-    "trained biases": ({"bias": "all"}, "bias to 'all'"),
     "a changed base": ({"init_lora_weights": "pissa"}, "init_lora_weights to 'pissa'"),
-    "DoRA": ({"use_dora": True}, "use_dora to True"),
+    "layers twice": ({"layer_replication": [[0, 2], [0, 2]]}, "layer_replication to"),
     "text for true": ({"use_rslora": "false"}, "use_rslora to 'false'"),
-    "ranks by layer": ({"rank_pattern": {"q_proj": 2}}, "rank_pattern to"),
-    "whole modules": ({"modules_to_save": ["lm_head"]}, "modules_to_save to"),
-    "some layers": ({"layers_to_transform": [0]}, "layers_to_transform to"),
     "a setting of the future": ({"lora_swirl": 2}, "lora_swirl to 2"),
-    "no rank": ({"r": None}, "r None"),
-    "alpha that is none": ({"lora_alpha": "16"}, "lora_alpha '16'"),
-    "no modules": ({"target_modules": None}, "target_modules None"),
-    "modules of another model": ({"target_modules": ["c_attn"]}, "adapts c_attn, and the base model has no such"),
+    "no rank": ({"r": None}, "r to None"),
+    "a rank of zero": ({"r": 0}, "does not fit the base model .*positive"),
+    "alpha that is none": ({"lora_alpha": "16"}, "lora_alpha to '16'"),
+    "no modules": ({"target_modules": None}, "target_modules to None"),
+    "modules of another model": ({"target_modules": ["c_attn"]}, "does not fit the base model .*c_attn"),
     "another rank": ({"r": 2}, r"lora_A.weight of shape \[4, 32\], but \[2, 32\]"),
+    "ranks by module": ({"rank_pattern": {"q_proj": 2}}, r"lora_A.weight of shape \[4, 32\], but \[2, 32\]"),
+    "DoRA": ({"use_dora": True}, r"lacks 4 weights \(.*magnitude"),
+    "whole modules": ({"modules_to_save": ["lm_head"]}, r"lacks 1 weights \(.*lm_head"),
+    "some layers": ({"layers_to_transform": [0]}, r"unknown 4 weights \(.*layers.1"),
     "fewer modules": ({"target_modules": ["q_proj"]}, r"unknown 4 weights \(.*v_proj"),
     "more modules": ({"target_modules": ["q_proj", "v_proj", "k_proj"]}, r"lacks 4 weights \(.*k_proj"),
-    "a module that is not linear": ({"target_modules": ["q_proj", "embed_tokens"]}, "embed_tokens', which is a Emb"),
+    "an embedding": ({"target_modules": ["q_proj", "v_proj", "embed_tokens"]}, r"lacks 2 weights \(.*embed_tokens"),
 }
 
 
@@ -79,7 +85,7 @@ def test_a_setting_that_cannot_be_honored_is_an_error(checkpoint, tmp_path, name
 
 def test_an_adapter_on_a_head_that_is_also_the_embedding_is_refused(tmp_path):
     write_lora(tmp_path, make_backbone(), target_modules=["lm_head"])
-    with pytest.raises(BundleMLLMError, match=r"'lm_head'.*not tied"):
+    with pytest.raises(BundleMLLMError, match=r"shares its weight with another"):
         merge_lora_checkpoint(make_backbone(tie_word_embeddings=True), tmp_path)
 
 

@@ -1,113 +1,90 @@
-"""Merge the LoRA adapter of a checkpoint folder into a backbone, accounting for every setting and weight.
+"""Merge the LoRA adapter of a checkpoint folder into a backbone with PEFT, accounting for every setting and weight.
 
 Knows nothing about items or about who trained the adapter.
 
-PEFT would load these files, too, but it warns at most where a weight is missing or foreign, or a setting is of a
-newer version; a published result depends on both.
+PEFT alone warns at most where a weight is missing or foreign, or a setting is of a newer version; a published result
+depends on both.
 """
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import torch
-from torch import nn
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from bundle_mllm.data.torch_files import load_weights
 from bundle_mllm.errors import BundleMLLMError
 
 SETTINGS_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.bin"
-_PREFIX = "base_model.model."
-# The values that can be merged, the default first. Other initializations than these change the base model.
-_KNOWN = {
+_SETTINGS: dict[str, tuple[Any, ...]] = {  # what PEFT merges exactly: values, or types of values; empty for any
     "peft_type": ("LORA",),
-    "bias": ("none",),
-    "init_lora_weights": (True, False, "gaussian"),
-    "use_rslora": (False, True, None),
+    "init_lora_weights": (True, False, "gaussian"),  # others change the base model
+    "r": (int,),
+    "lora_alpha": (int, float),
+    "target_modules": (list, str),
+    "use_rslora": (bool, NoneType),
+    "use_dora": (bool, NoneType),
+    **dict.fromkeys(("alpha_pattern", "bias", "fan_in_fan_out", "layers_pattern", "layers_to_transform"), ()),
+    **dict.fromkeys(("lora_bias", "modules_to_save", "rank_pattern"), ()),
 }
-_HONORED = {*_KNOWN, "r", "lora_alpha", "target_modules"}
-# Of no consequence for trained weights: notes, dropout, and what has no effect beside settings that are off here.
-# `fan_in_fan_out` is told by the kind of layer, as in PEFT, which corrects the setting where the two disagree.
-_IRRELEVANT = {
-    "auto_mapping",
-    "base_model_name_or_path",
-    "fan_in_fan_out",
-    "inference_mode",
-    "layers_pattern",
-    "lora_dropout",
-    "megatron_core",
-    "peft_version",
-    "qalora_group_size",
-    "revision",
-    "task_type",
-}
-_ADVICE = "merge the adapter with PEFT, in the version that made it."
+_NOTES = {"auto_mapping", "base_model_name_or_path", "inference_mode", "lora_dropout", "peft_version", "revision"}
+_NOTES |= {"megatron_core", "qalora_group_size", "task_type"}  # of no consequence for trained weights
 
 
-@dataclass(frozen=True)
-class _Lora:
-    r: int
-    scale: float
-    target_modules: tuple[str, ...]
-
-
-@torch.no_grad()
 def merge_lora_checkpoint(backbone: PreTrainedModel, checkpoint: Path) -> None:
-    """Add `scale * B @ A` to each adapted weight of a backbone, computed in float32.
+    """Merge an adapter into a backbone.
 
     Args:
         backbone: The causal LM that the adapter was trained on; changed in place.
         checkpoint: A folder with `adapter_config.json` and `adapter_model.bin`.
 
     Raises:
-        BundleMLLMError: A file is missing or damaged, a setting is not known here, or a weight is missing, foreign or
-            of another shape than the backbone needs.
+        BundleMLLMError: If a file is missing or damaged, a setting cannot be merged, or a weight is missing, foreign
+            or of another shape than the backbone needs.
     """
-    lora = _to_lora(read_settings(checkpoint), checkpoint / SETTINGS_FILE)
-    suffixes = tuple(f".{name}" for name in lora.target_modules)
-    embedding = backbone.get_input_embeddings().weight
-    targets: dict[str, nn.Linear | Conv1D] = {}
-    shapes: dict[str, tuple[int, ...]] = {}
-    for name, module in backbone.named_modules():
-        if not f".{name}".endswith(suffixes):
-            continue
-        if not isinstance(module, nn.Linear | Conv1D) or module.weight is embedding:
+    settings, path = read_settings(checkpoint), checkpoint / SETTINGS_FILE
+    for name, value in settings.items():
+        allowed = _SETTINGS.get(name, (None, False, "", [], {}))
+        if name not in _NOTES and allowed and value not in allowed and type(value) not in allowed:
             raise BundleMLLMError(
-                f"{checkpoint / SETTINGS_FILE} adapts {name!r}, which is a {type(module).__name__} in the base model: "
-                "only linear layers that are not tied to the embedding can be merged. Give the base model that the "
-                "adapter was trained on."
+                f"{path} sets {name} to {value!r}, which cannot be merged exactly: merge the adapter with PEFT, in the "
+                "version that made it."
             )
-        targets[name] = module
-        inputs, outputs = module.weight.shape if isinstance(module, Conv1D) else reversed(module.weight.shape)
-        shapes[f"{_PREFIX}{name}.lora_A.weight"] = (lora.r, inputs)
-        shapes[f"{_PREFIX}{name}.lora_B.weight"] = (outputs, lora.r)
-    if not targets:
+    weights = load_weights(checkpoint / WEIGHTS_FILE)
+    embedding = backbone.get_input_embeddings().weight
+    config = LoraConfig(**{name: settings[name] for name in _SETTINGS if name in settings})
+    try:
+        adapted = get_peft_model(backbone, config)
+    except (ValueError, TypeError) as error:
         raise BundleMLLMError(
-            f"{checkpoint / SETTINGS_FILE} adapts {', '.join(lora.target_modules)}, and the base model has no such "
-            "modules: give the base model that the adapter was trained on."
+            f"{path} does not fit the base model ({error}): give the base model that the adapter was trained on."
+        ) from error
+    if backbone.config.tie_word_embeddings and any(
+        name.endswith("base_layer.weight") and weight is embedding
+        for name, weight in adapted.named_parameters(remove_duplicate=False)
+    ):
+        raise BundleMLLMError(
+            f"{path} adapts a layer that shares its weight with another (embedding and head), so merging would change "
+            "both: give the base model that the adapter was trained on."
         )
-    path = checkpoint / WEIGHTS_FILE
-    weights = load_weights(path)
-    check_weights(path, weights, shapes, "base model")
-    for name, module in targets.items():
-        a, b = (weights[f"{_PREFIX}{name}.lora_{part}.weight"].float() for part in "AB")
-        delta = lora.scale * (b @ a)  # [out, in]
-        merged = module.weight.float() + (delta.T if isinstance(module, Conv1D) else delta)
-        module.weight.copy_(merged)
+    expected = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    shapes = {name: tuple(tensor.shape) for name, tensor in expected.items()}
+    check_weights(checkpoint / WEIGHTS_FILE, weights, shapes, "base model")
+    set_peft_model_state_dict(adapted, weights)
+    adapted.merge_and_unload()
 
 
 def read_settings(checkpoint: Path) -> dict[str, Any]:
     """Read `adapter_config.json` of a checkpoint folder.
 
     Raises:
-        BundleMLLMError: The file is missing or damaged.
+        BundleMLLMError: If the file is missing or damaged.
     """
     path = checkpoint / SETTINGS_FILE
     try:
@@ -131,7 +108,7 @@ def check_weights(path: Path, weights: Mapping[str, torch.Tensor], shapes: Mappi
         given_by: What the shapes follow from, for messages.
 
     Raises:
-        BundleMLLMError: A weight is missing, foreign or of another shape; the message names it.
+        BundleMLLMError: If a weight is missing, foreign or of another shape; the message names it.
     """
     missing, foreign = shapes.keys() - weights.keys(), weights.keys() - shapes.keys()
     for what, names in (("lacks", missing), ("has the unknown", foreign)):
@@ -147,20 +124,3 @@ def check_weights(path: Path, weights: Mapping[str, torch.Tensor], shapes: Mappi
                 f"{path} has {name} of shape {list(weights[name].shape)}, but {list(shape)} is needed by the "
                 f"{given_by}: give the files that belong together."
             )
-
-
-def _to_lora(settings: Mapping[str, Any], path: Path) -> _Lora:
-    for name, value in settings.items():
-        if name not in _HONORED | _IRRELEVANT and value not in (None, False, "", [], {}):
-            raise BundleMLLMError(f"{path} sets {name} to {value!r}, which is not known here: {_ADVICE}")
-    for name, known in _KNOWN.items():
-        if settings.get(name, known[0]) not in known:
-            raise BundleMLLMError(f"{path} sets {name} to {settings[name]!r}, which cannot be merged: {_ADVICE}")
-    r: Any = settings.get("r")
-    alpha: Any = settings.get("lora_alpha")
-    targets: Any = settings.get("target_modules")
-    if type(r) is not int or r < 1 or type(alpha) not in (int, float) or not 0 < alpha < math.inf:
-        raise BundleMLLMError(f"{path} has r {r!r} and lora_alpha {alpha!r}: both must be positive numbers.")
-    if not isinstance(targets, list) or not targets or not all(isinstance(name, str) for name in targets):
-        raise BundleMLLMError(f"{path} has the target_modules {targets!r}: a list of module names is needed.")
-    return _Lora(r, alpha / (math.sqrt(r) if settings.get("use_rslora") else r), tuple(targets))

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from bundle_mllm.data import DatasetFolder, write_modality, write_records
-from bundle_mllm.data.cross_fitted import CrossFitted, is_current, remove
-from bundle_mllm.encoders.cross_fitting import align, assign_folds, cross_fit, edges
+from bundle_mllm.data.folds import OutOfFoldFeatures, assign_folds, count_folds, remove_folds
+from bundle_mllm.encoders.cross_fitting import align, cross_fit, edges
 from bundle_mllm.encoders.lightgcn import LightGCN
 from bundle_mllm.encoders.relational import BundleItemLightGCN, BundleItemSVD, item_svd
 from bundle_mllm.errors import BundleMLLMError
@@ -39,28 +39,6 @@ def write(folder, encoder):
         items_hash=folder.catalog.content_hash,
     )  # fmt: skip
     return encoded
-
-
-def test_near_duplicates_share_a_fold_and_folds_are_of_equal_size():
-    bundles = {f"b{i}": set(map(int, rows)) for i, rows in enumerate(random_bundles(200))}
-    bundles |= {f"twin{i}": bundles[f"b{i}"] ^ {99} for i in range(20)}
-    folds = assign_folds(bundles, 5, seed=0)
-    assert all(folds[f"b{i}"] == folds[f"twin{i}"] for i in range(20))
-    sizes = np.bincount(list(folds.values()))
-    assert sizes.max() - sizes.min() <= 1
-    assert list(folds) == list(bundles)
-
-
-def test_the_seed_and_not_the_order_of_bundles_chooses_folds():
-    bundles = {f"b{i}": {i} for i in range(30)}
-    folds = assign_folds(bundles, 3, seed=0)
-    assert assign_folds(dict(reversed(bundles.items())), 3, seed=0) == folds
-    assert assign_folds(bundles, 3, seed=1) != folds
-
-
-def test_one_fold_is_refused():
-    with pytest.raises(BundleMLLMError, match="1 folds leave nothing"):
-        assign_folds({"b": {1}}, 1, seed=0)
 
 
 def test_aligning_undoes_a_rotation_and_keeps_inner_products():
@@ -135,11 +113,11 @@ def test_where_bundles_are_pure_noise_only_features_that_know_them_answer():
 def test_encoders_make_versions_that_are_saved_and_loaded(tmp_path, encoder):
     folder = folder_of(tmp_path, random_bundles())
     encoded = write(folder, encoder)
-    assert CrossFitted.load(folder) is None
+    assert OutOfFoldFeatures.load(folder) is None
     versions = encoder.cross_fit(folder, encoded.features)
     path = versions.save(folder)
     assert path == tmp_path / "features" / "cross_fitted" / "bundle_item.safetensors"
-    loaded = CrossFitted.load(folder)
+    loaded = OutOfFoldFeatures.load(folder)
     assert loaded.features.shape == (3, NUM_ITEMS, 9) == (loaded.num_folds, *encoded.features.shape)
     assert loaded.features.equal(versions.features)
     assert loaded.present.equal(versions.present)
@@ -173,32 +151,17 @@ def test_popularity_and_presence_of_a_version_are_counted_without_its_fold(tmp_p
     assert encoded.features[0, -1] == pytest.approx(np.log1p(3 / (8 / NUM_ITEMS)) / 4, rel=1e-5)
 
 
-def test_the_bundles_of_a_version_are_all_but_its_fold(tmp_path):
-    folder, encoder = folder_of(tmp_path, random_bundles()), BundleItemSVD(8, num_folds=3)
-    versions = encoder.cross_fit(folder, write(folder, encoder).features)
-    kept = versions.without_fold(folder.bundles.train, 1)
-    assert 0 < len(kept) < 60
-    assert all(versions.fold_of_bundle[bundle.bundle_id] != 1 for bundle in kept)
-
-
 def test_versions_of_other_features_are_refused_and_can_be_removed(tmp_path):
     folder, encoder = folder_of(tmp_path, random_bundles()), BundleItemSVD(8, num_folds=3)
     versions = encoder.cross_fit(folder, write(folder, encoder).features)
     versions.save(folder)
-    assert is_current(tmp_path / "features", "bundle_item")
+    assert count_folds(tmp_path / "features", "bundle_item")
     write(folder, BundleItemSVD(4))
-    assert not is_current(tmp_path / "features", "bundle_item")
+    assert not count_folds(tmp_path / "features", "bundle_item")
     with pytest.raises(BundleMLLMError, match=r"belongs to other features .* encode 'bundle_item' again"):
-        CrossFitted.load(folder)
-    remove(tmp_path / "features", "bundle_item")
-    assert CrossFitted.load(folder) is None
-
-
-def test_versions_of_other_bundles_are_refused(tmp_path):
-    folder, encoder = folder_of(tmp_path, random_bundles()), BundleItemSVD(8, num_folds=3)
-    encoder.cross_fit(folder, write(folder, encoder).features).save(folder)
-    with pytest.raises(BundleMLLMError, match="fitted to other items or training bundles"):
-        CrossFitted.load(folder_of(tmp_path, random_bundles(61)))
+        OutOfFoldFeatures.load(folder)
+    remove_folds(tmp_path / "features", "bundle_item")
+    assert OutOfFoldFeatures.load(folder) is None
 
 
 def test_a_handful_of_bundles_has_no_versions(tmp_path):

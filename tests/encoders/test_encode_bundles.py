@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from bundle_mllm.data import DatasetFolder, write_modality, write_records
-from bundle_mllm.data.cross_fitted import CrossFitted
+from bundle_mllm.data.folds import OutOfFoldFeatures
 from bundle_mllm.encoders import BundleItemSVD, Encoded, encode_folder
 from bundle_mllm.encoders.relational import BundleItemEncoder
 from bundle_mllm.errors import BundleMLLMError
@@ -45,7 +45,7 @@ def files(folder):
 
 
 def versions(folder):
-    return CrossFitted.load(DatasetFolder.open(folder))
+    return OutOfFoldFeatures.load(DatasetFolder.open(folder))
 
 
 def test_versions_are_written_with_the_features_and_the_summary_says_so(folder):
@@ -91,7 +91,7 @@ def test_a_run_killed_anywhere_ends_with_the_same_bytes_and_never_mixes_versions
         elif moment == "before the versions":
             patched.setattr(BundleItemEncoder, "cross_fit", kill)
         else:
-            patched.setattr("bundle_mllm.data.cross_fitted.save_file", kill)
+            patched.setattr("bundle_mllm.data.folds.save_file", kill)
         encode(folder)
     assert versions(folder) is None
     if moment == "while the versions are written":

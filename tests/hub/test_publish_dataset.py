@@ -8,7 +8,7 @@ from datasets import load_dataset
 from safetensors.torch import save_file
 
 from bundle_mllm.data import DatasetFolder, write_records
-from bundle_mllm.data.cross_fitted import CrossFitted
+from bundle_mllm.data.folds import OutOfFoldFeatures
 from bundle_mllm.data.tables import read_records
 from bundle_mllm.encoders import encode_folder
 from bundle_mllm.errors import BundleMLLMError
@@ -175,7 +175,7 @@ def test_cross_fitted_versions_go_along_and_still_belong_to_their_features(folde
     report = dry_run(folder)
     assert "features/cross_fitted/bundle_item.safetensors" in report.files
     assert matches("features/cross_fitted/bundle_item.safetensors", WRITTEN)
-    there, here = (CrossFitted.load(DatasetFolder.open(path)) for path in (report.folder, folder))
+    there, here = (OutOfFoldFeatures.load(DatasetFolder.open(path)) for path in (report.folder, folder))
     assert there.fold_of_bundle == here.fold_of_bundle
     assert there.features.equal(here.features)
     assert "`features/cross_fitted/` holds versions" in (report.folder / "README.md").read_text()

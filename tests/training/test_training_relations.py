@@ -9,6 +9,7 @@ import torch
 
 from bundle_mllm.baselines import evaluate_baselines
 from bundle_mllm.data import DatasetFolder, make_questions, sample_training_questions, save_questions
+from bundle_mllm.data.folds import held_out_bundles
 from bundle_mllm.encoders import encode_folder
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.evaluation.metrics import log_likelihood
@@ -17,7 +18,7 @@ from bundle_mllm.training import alignment, relations
 from bundle_mllm.training.alignment import align_items
 from bundle_mllm.training.backbone import build_model
 from bundle_mllm.training.config import default_run
-from bundle_mllm.training.cross_fitting import held_out_bundles, load_versions, versions_of_items
+from bundle_mllm.training.cross_fitting import load_versions, versions_of_items
 from bundle_mllm.training.relations import load_relations
 from bundle_mllm.training.stage import choose_backbone_weight
 
@@ -158,10 +159,11 @@ def test_a_question_does_not_see_its_folds_bundles_by_way_of_the_category(shop, 
 def test_a_fifth_of_the_bundles_is_held_out_with_or_without_versions(shop):
     versions = load_versions(shop, ["bundle_item"])
     number = len(shop.bundles.train)
-    for held_out in (held_out_bundles(shop, versions), held_out_bundles(shop, None)):
+    for out_of_fold in (versions, None):
+        held_out = held_out_bundles(shop.bundles.train, 5, out_of_fold=out_of_fold)
         assert held_out < {bundle.bundle_id for bundle in shop.bundles.train}
         assert 0.1 * number <= len(held_out) <= 0.35 * number
-        assert held_out_bundles(shop, None) == held_out_bundles(shop, None)
+        assert held_out_bundles(shop.bundles.train, 5) == held_out_bundles(shop.bundles.train, 5)
         items = [{*bundle.items} for bundle in shop.bundles.train if bundle.bundle_id in held_out]
         rest = [{*bundle.items} for bundle in shop.bundles.train if bundle.bundle_id not in held_out]
         assert not any(bundle in rest for bundle in items)  # copies stay together
@@ -169,7 +171,7 @@ def test_a_fifth_of_the_bundles_is_held_out_with_or_without_versions(shop):
 
 def test_trust_is_learned_from_held_out_bundles_and_all_else_from_all(data, tmp_path, monkeypatch):
     model, _ = build(data, tmp_path)
-    questions, held_out = asked(data), held_out_bundles(data, None)
+    questions, held_out = asked(data), held_out_bundles(data.bundles.train, 5)
     matching, seen = model.model.matching, {}
     batch, minimize = alignment._Asked.batch, alignment._minimize
 

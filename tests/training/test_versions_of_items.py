@@ -8,8 +8,8 @@ import torch
 
 from bundle_mllm.cli import main
 from bundle_mllm.data import DatasetFolder, sample_training_questions
-from bundle_mllm.data.cross_fitted import CrossFitted
 from bundle_mllm.data.features import write_modality
+from bundle_mllm.data.folds import OutOfFoldFeatures
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.evaluation.scoring import score_questions
 from bundle_mllm.model_folder import save_model
@@ -42,7 +42,7 @@ def folder(tiny_data, tmp_path):
     present = torch.ones(NUM_FOLDS, items, dtype=torch.bool)
     present[0, 5] = False
     folds = {bundle.bundle_id: number % NUM_FOLDS for number, bundle in enumerate(data.bundles.train)}
-    CrossFitted("bundle_item", folds, versions.half(), present).save(data)
+    OutOfFoldFeatures("bundle_item", folds, versions.half(), present).save(data)
     return data
 
 

@@ -19,8 +19,8 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from bundle_mllm.baselines.base import Asked, Baseline, UnavailableError
 from bundle_mllm.data.bundles import Bundle
 from bundle_mllm.data.folder import DatasetFolder
+from bundle_mllm.data.folds import assign_folds
 from bundle_mllm.data.questions import Question, sample_training_questions
-from bundle_mllm.encoders.cross_fitting import assign_folds
 
 NUM_FOLDS = 5
 NUM_QUESTIONS = 8_000

@@ -22,7 +22,7 @@ from torch import nn
 from bundle_mllm.baselines.base import Asked, UnavailableError
 from bundle_mllm.data.bundles import Bundle
 from bundle_mllm.data.folder import DatasetFolder
-from bundle_mllm.encoders.cross_fitting import assign_folds
+from bundle_mllm.data.folds import assign_folds
 
 ABSENT = -1
 """Fills the places of short lists."""

@@ -23,8 +23,8 @@ from bundle_mllm.baselines.learning import (
     train_network,
 )
 from bundle_mllm.data.bundles import Bundle
-from bundle_mllm.data.cross_fitted import BUNDLE_ITEM
 from bundle_mllm.data.folder import DatasetFolder
+from bundle_mllm.data.memberships import BUNDLE_ITEM
 from bundle_mllm.encoders.relational import item_svd
 from bundle_mllm.encoders.textual import TfidfEncoder
 

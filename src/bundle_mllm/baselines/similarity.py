@@ -15,7 +15,6 @@ from bundle_mllm.baselines.base import Asked, UnavailableError
 from bundle_mllm.data.bundles import Bundle
 from bundle_mllm.data.folder import DatasetFolder
 from bundle_mllm.data.words import words
-from bundle_mllm.encoders.batches import item_text
 from bundle_mllm.encoders.textual import tfidf
 
 CENTERING_ROWS = 20_000
@@ -34,7 +33,7 @@ class TfidfCosine:
         """Count words."""
         if not any(folder.catalog.titles) and not any(item.description for item in folder.catalog):
             raise UnavailableError(f"{folder.path} has no titles: give `title` to items, or leave it out.")
-        self._vectors = tfidf([Counter(words(item_text(item) or "")) for item in folder.catalog])
+        self._vectors = tfidf([Counter(words(item.text)) for item in folder.catalog])
 
     def score(self, asked: Asked) -> np.ndarray:
         """Compare."""

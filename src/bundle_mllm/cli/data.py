@@ -98,8 +98,8 @@ def questions(
         save_questions,
         write_records,
     )
-    from bundle_mllm.data.cross_fitted import BUNDLE_ITEM
     from bundle_mllm.data.manifest import write_manifest
+    from bundle_mllm.data.memberships import BUNDLE_ITEM
 
     folder = DatasetFolder.open(data)
     made_by: dict[str, Any] = {"num_candidates": num_candidates, "negatives": negatives, "seed": seed}

@@ -43,6 +43,12 @@ class Item:
     audio: str | None = None
     extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
+    @property
+    def text(self) -> str:
+        """Title, category and description in one text; empty if there is none of them."""
+        parts = (part.strip() for part in (self.title, self.category or "", self.description or ""))
+        return ". ".join(part for part in parts if part)
+
 
 class ItemCatalog(Sequence[Item]):
     """An immutable sequence of items; the position of an item is its row, in features as in the model.

@@ -22,6 +22,9 @@ from bundle_mllm.errors import BundleMLLMError
 if TYPE_CHECKING:
     from bundle_mllm.data.features import FeatureStore
 
+OUT_OF_FOLD = "cross_fitted"
+"""The folder of out-of-fold features, inside that of features."""
+
 
 @dataclass(frozen=True, eq=False)
 class DatasetFolder:
@@ -89,8 +92,8 @@ class DatasetFolder:
         return [*([] if items is None else [items]), *(path for path, _ in find_bundles(self.path))]
 
     def input_hashes(self) -> dict[str, str]:
-        """Return the SHA-256 of each file a training run reads: tables, features, cross-fitted versions."""
-        folders = (self.path / "features", self.path / "features" / "cross_fitted")
+        """Return the SHA-256 of each file a training run reads: tables, features, out-of-fold features."""
+        folders = (self.path / "features", self.path / "features" / OUT_OF_FOLD)
         features = [path for folder in folders for path in sorted(folder.glob("[!.]*.safetensors"))]
         interactions = find_table(self.path, "interactions")
         log = [] if interactions is None else [interactions]

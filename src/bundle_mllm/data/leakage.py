@@ -19,9 +19,10 @@ from scipy import sparse
 
 from bundle_mllm.data.bundles import Bundle
 from bundle_mllm.data.catalog import ItemCatalog
-from bundle_mllm.data.cross_fitted import CrossFitted
 from bundle_mllm.data.folder import DatasetFolder
+from bundle_mllm.data.folds import OutOfFoldFeatures
 from bundle_mllm.data.interactions import Interactions
+from bundle_mllm.data.memberships import ItemGroups
 from bundle_mllm.data.questions import Negatives, Question, make_questions
 from bundle_mllm.errors import BundleMLLMError
 
@@ -214,7 +215,7 @@ def measure_leakage(
         scorer = _cosine_scorer(lambda rows, own=own, name=modality: own.gather(rows)[0][name].numpy())
         answered = {key: _accuracy(questions, catalog, scorer) for key, questions in asked.items()}
         evidence += [Evidence(modality, n, answered["train", n], answered["validation", n]) for n in _NEGATIVES]
-        if (versions := CrossFitted.load(folder, modality)) is not None:
+        if (versions := OutOfFoldFeatures.load(folder, modality)) is not None:
             for negatives in _NEGATIVES:
                 train = _cross_fitted_accuracy(folder, versions, negatives, num_questions, seed)
                 evidence.append(Evidence(_cross_fitted(modality), negatives, train, answered["validation", negatives]))
@@ -294,7 +295,7 @@ def _sample(bundles: Sequence[Bundle], number: int, seed: int) -> list[Bundle]:
 
 
 def _cross_fitted_accuracy(
-    folder: DatasetFolder, versions: CrossFitted, negatives: Negatives, number: int, seed: int
+    folder: DatasetFolder, versions: OutOfFoldFeatures, negatives: Negatives, number: int, seed: int
 ) -> Accuracy:
     bundles, hits = _sample(folder.bundles.train, number, seed), []
     for fold in range(versions.num_folds):
@@ -333,9 +334,8 @@ def _cosine_scorer(read: Callable[[list[int]], np.ndarray]) -> Scorer:
 
 
 def _matrix(log: Interactions, num_items: int) -> sparse.csc_array:
-    """Return who meets what, `[num_users, num_items]`."""
-    ones = np.ones(len(log))
-    return sparse.csc_array((ones, (log.user_index, log.rows)), shape=(log.num_users, num_items))
+    """Return which user has which item, `[num_users, num_items]`."""
+    return ItemGroups.of_users(log, num_items).csr().T
 
 
 def _shared_users_scorer(users: sparse.csc_array) -> Scorer:

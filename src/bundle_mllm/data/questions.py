@@ -149,7 +149,7 @@ def sample_training_questions(
         hard_fraction: The probability that the negatives of a question are hard rather than uniform, 0 to 1; see
             [`make_questions`].
         max_partial: At most this many items are shown.
-        fold_of_bundle: The folds of cross-fitted features (`CrossFitted.fold_of_bundle`): hard negatives of a question
+        fold_of_bundle: The folds of out-of-fold features (`fold_of_bundle`): hard negatives of a question
             are then matched on the frequencies outside its bundle's fold, as the features it is asked with were
             fitted outside of it, and as a held-out bundle is in no training bundle. Matched on all training bundles,
             the answer's features would tell it: they alone have lost the bundle that is asked about.

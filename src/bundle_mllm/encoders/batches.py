@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from bundle_mllm.data.catalog import Item
 from bundle_mllm.data.files import sha256
 from bundle_mllm.data.folder import DatasetFolder
 from bundle_mllm.encoders.base import Encoded, Problem, Progress
@@ -107,14 +106,8 @@ class BatchEncoder(ABC):
 def item_sources(field: str, folder: DatasetFolder) -> list[str | None]:
     """Return what an encoder reads of each item: a path relative to the folder, a text, or `None`."""
     if field == "text":
-        return [item_text(item) for item in folder.catalog]
+        return [item.text or None for item in folder.catalog]
     return [item.image if field == "image" else item.audio for item in folder.catalog]
-
-
-def item_text(item: Item) -> str | None:
-    """Return title, category and description in one text, or `None` for an item that has none of them."""
-    parts = (part.strip() for part in (item.title, item.category or "", item.description or ""))
-    return ". ".join(part for part in parts if part) or None
 
 
 @dataclass(frozen=True)

@@ -13,42 +13,12 @@ question must be matched on frequencies counted without the fold.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from bundle_mllm.data.splitting import near_duplicate_groups
-from bundle_mllm.errors import BundleMLLMError
-
 Fit = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """Takes the group and the item of each edge; returns `[num_items, dim]`."""
-
-
-def assign_folds(bundles: Mapping[str, Collection[str]], num_folds: int, *, seed: int) -> dict[str, int]:
-    """Cut bundles into folds of about equal size; near-duplicates share one.
-
-    Args:
-        bundles: The items of each bundle, by bundle id.
-        num_folds: Number of folds.
-        seed: The same seed gives the same folds, whatever the order of the bundles.
-
-    Returns:
-        The fold of each bundle, in the order of `bundles`.
-
-    Raises:
-        BundleMLLMError: If there are fewer than two folds.
-    """
-    if num_folds < 2:
-        raise BundleMLLMError(f"{num_folds} folds leave nothing to fit without: choose 2 or more.")
-    groups = [sorted(group) for group in near_duplicate_groups(bundles)]
-    groups.sort(key=lambda group: (-len(group), hashlib.sha256(f"{seed}\0{group[0]}".encode()).digest()))
-    sizes, fold_of = [0] * num_folds, {}
-    for group in groups:
-        fold = sizes.index(min(sizes))
-        sizes[fold] += len(group)
-        fold_of.update(dict.fromkeys(group, fold))
-    return {bundle_id: fold_of[bundle_id] for bundle_id in bundles}
 
 
 def align(features: np.ndarray, reference: np.ndarray) -> np.ndarray:

@@ -17,7 +17,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from bundle_mllm.data import cross_fitted
 from bundle_mllm.data.features import (
     FITTED_TO,
     MANIFEST,
@@ -28,6 +27,7 @@ from bundle_mllm.data.features import (
 )
 from bundle_mllm.data.files import sha256
 from bundle_mllm.data.folder import DatasetFolder
+from bundle_mllm.data.folds import count_folds, remove_folds
 from bundle_mllm.data.leakage import check_interactions
 from bundle_mllm.data.tables import find_table
 from bundle_mllm.encoders.base import Encoded, ItemEncoder, Report, to_reports
@@ -114,7 +114,7 @@ def encode_folder(
         relational: Any of `"user_item:lightgcn"`, `"user_item:svd"`, `"bundle_item:lightgcn"`, `"bundle_item:svd"`;
             several in a sequence or separated by commas; or encoders of any modality. `"bundle_item"` knows the
             bundles that training questions are asked about, so it is cross-fitted: versions of it that do not know
-            them are written, too (see `CrossFitted`).
+            them are written, too (see `OutOfFoldFeatures`).
             If none of the four is given, all that the folder has something of is encoded by encoders that need no
             download (`DEFAULTS`); features that other encoders made are kept.
         strict: Refuse to write features of a modality if anything about it would be reported.
@@ -228,7 +228,7 @@ class _Run:
     def _cross_fit(self, encoder: BundleItemEncoder, summary: ModalitySummary) -> ModalitySummary:
         """Make the versions that belong to the features, unless they are there or there are too few bundles."""
         name = encoder.modality
-        num_folds = cross_fitted.num_folds(self._features, name)
+        num_folds = count_folds(self._features, name)
         if num_folds:
             return replace(summary, num_folds=num_folds)
         store = self.folder.features([name])
@@ -237,7 +237,7 @@ class _Run:
         versions = encoder.cross_fit(self.folder, store.load()[0][name].numpy(), report)
         self._sweep(f"{name}.safetensors")
         if versions is None:
-            cross_fitted.remove(self._features, name)
+            remove_folds(self._features, name)
             return replace(summary, num_folds=0)
         versions.save(self.folder)
         return replace(summary, num_folds=versions.num_folds, up_to_date=False)
@@ -348,7 +348,7 @@ class _Run:
         self._refuse(encoder.modality, reports)
         self._sweep(f"{encoder.modality}.safetensors", MANIFEST)
         # Before the features: a kill at any moment leaves no versions of other features behind.
-        cross_fitted.remove(self._features, encoder.modality)
+        remove_folds(self._features, encoder.modality)
         write_modality(
             self._features,
             encoder.modality,

@@ -15,10 +15,10 @@ import torch
 from scipy import sparse
 from scipy.sparse.linalg import svds
 
-from bundle_mllm.data.cross_fitted import CrossFitted
 from bundle_mllm.data.folder import DatasetFolder
+from bundle_mllm.data.folds import OutOfFoldFeatures, assign_folds
 from bundle_mllm.encoders.base import Encoded, Progress
-from bundle_mllm.encoders.cross_fitting import assign_folds, cross_fit, edges
+from bundle_mllm.encoders.cross_fitting import cross_fit, edges
 from bundle_mllm.encoders.lightgcn import LightGCN
 from bundle_mllm.errors import BundleMLLMError
 
@@ -130,7 +130,7 @@ class BundleItemEncoder:
 
     def cross_fit(
         self, folder: DatasetFolder, features: np.ndarray, progress: Progress | None = None
-    ) -> CrossFitted | None:
+    ) -> OutOfFoldFeatures | None:
         """Fit again without each fold of the training bundles.
 
         Args:
@@ -153,7 +153,7 @@ class BundleItemEncoder:
         for fold, version in enumerate(factors):
             kept = [items for items, other in zip(rows, folds, strict=True) if other != fold]
             versions.append(_with_popularity(version, _counts(kept, num_items)))
-        return CrossFitted(
+        return OutOfFoldFeatures(
             self.modality,
             fold_of_bundle,
             torch.from_numpy(np.stack([version.features for version in versions])),

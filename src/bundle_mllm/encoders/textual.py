@@ -16,7 +16,7 @@ from scipy import sparse
 from bundle_mllm.data.folder import DatasetFolder
 from bundle_mllm.data.words import words
 from bundle_mllm.encoders.base import Encoded, Progress
-from bundle_mllm.encoders.batches import Reading, item_text
+from bundle_mllm.encoders.batches import Reading
 from bundle_mllm.encoders.pretrained import PretrainedEncoder, load_tower, loading, source_name
 from bundle_mllm.encoders.relational import truncated_svd
 from bundle_mllm.errors import BundleMLLMError
@@ -43,7 +43,7 @@ class TfidfEncoder:
 
     def encode(self, folder: DatasetFolder, progress: Progress | None = None) -> Encoded:
         """Describe the texts of a folder; an item without a word that counts is absent."""
-        counts = [Counter(words(item_text(item) or "")) for item in folder.catalog]
+        counts = [Counter(words(item.text)) for item in folder.catalog]
         matrix = tfidf(counts)
         features = np.zeros((len(counts), self.dim), dtype=np.float32)  # [num_items, dim]
         if matrix.nnz:

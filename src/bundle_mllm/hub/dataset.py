@@ -17,12 +17,11 @@ from datasets import disable_progress_bars, enable_progress_bars, load_dataset
 from datasets.utils import are_progress_bars_disabled
 from huggingface_hub import DatasetCard, DatasetCardData
 
-from bundle_mllm.data import cross_fitted
 from bundle_mllm.data.bundles import SPLITS, find_bundles
 from bundle_mllm.data.catalog import ItemCatalog
-from bundle_mllm.data.cross_fitted import CrossFitted, is_current
 from bundle_mllm.data.features import MANIFEST
-from bundle_mllm.data.folder import DatasetFolder
+from bundle_mllm.data.folder import OUT_OF_FOLD, DatasetFolder
+from bundle_mllm.data.folds import OutOfFoldFeatures, count_folds
 from bundle_mllm.data.questions import load_questions
 from bundle_mllm.data.tables import SUFFIXES, find_table, iter_records, write_records
 from bundle_mllm.errors import BundleMLLMError
@@ -47,7 +46,7 @@ WRITTEN = (
     "bundles/*.parquet",
     "questions/*.parquet",
     "features/*.safetensors",
-    f"features/{cross_fitted.FOLDER}/*.safetensors",
+    f"features/{OUT_OF_FOLD}/*.safetensors",
     f"features/{MANIFEST}",
     *(f"interactions{suffix}" for suffix in SUFFIXES),
 )
@@ -142,7 +141,7 @@ def publish_dataset(
             tables,
             num_items=len(data.catalog),
             features=features,
-            cross_fitted=[name for name in features if is_current(data.path / "features", name)],
+            cross_fitted=[name for name in features if count_folds(data.path / "features", name)],
             interactions=None if interactions is None else interactions.name,
             names_media=bool(media),
             media=include_media,
@@ -249,10 +248,10 @@ def _place_features(data: DatasetFolder, target: Path, places: Places) -> list[s
         store.gather(range(start, min(start + _ROWS_AT_ONCE, len(data.catalog))))
     for path in sorted((data.path / "features").glob("[!.]*.safetensors")):
         place(path, target / "features" / path.name)
-    for path in sorted((data.path / "features" / cross_fitted.FOLDER).glob("[!.]*.safetensors")):
+    for path in sorted((data.path / "features" / OUT_OF_FOLD).glob("[!.]*.safetensors")):
         if path.stem in store.modalities:
-            CrossFitted.load(data, path.stem)  # refuses versions of other features, which no training could use
-            place(path, target / "features" / cross_fitted.FOLDER / path.name)
+            OutOfFoldFeatures.load(data, path.stem)  # refuses versions of other features, which no training could use
+            place(path, target / "features" / OUT_OF_FOLD / path.name)
     manifest = data.path / "features" / MANIFEST
     if manifest.exists():
         write_json(target / "features" / MANIFEST, places.reduce(read_json(manifest)))

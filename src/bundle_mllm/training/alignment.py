@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 
 from bundle_mllm.data.bundles import Bundle
 from bundle_mllm.data.catalog import ItemCatalog
-from bundle_mllm.data.cross_fitted import CrossFitted
+from bundle_mllm.data.folds import OutOfFoldFeatures as CrossFitted
 from bundle_mllm.data.questions import Question
 from bundle_mllm.modeling.matching_bundle_mllm import log_softmax_by
 from bundle_mllm.training.cross_fitting import row_shift

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import torch
 from transformers.utils import logging
 
-from bundle_mllm.data.cross_fitted import BUNDLE_ITEM, CrossFitted
 from bundle_mllm.data.folder import DatasetFolder
-from bundle_mllm.encoders.cross_fitting import assign_folds
+from bundle_mllm.data.folds import OutOfFoldFeatures as CrossFitted
+from bundle_mllm.data.memberships import BUNDLE_ITEM
 from bundle_mllm.modeling.configuration_bundle_mllm import modality_of
 from bundle_mllm.modeling.items_bundle_mllm import BundleMLLMItemCatalog
 
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from bundle_mllm.modeling.modeling_bundle_mllm import BundleMLLMForCausalLM
 
 logger = logging.get_logger(__name__)
-HELD_OUT = 5
-"""One fold in so many tells the matching how far to trust its scores."""
 
 
 def load_versions(data: DatasetFolder, modalities: Sequence[str]) -> CrossFitted | None:
@@ -100,15 +98,6 @@ def versions_of_items(model: BundleMLLMForCausalLM, versions: CrossFitted | None
         yield
     finally:
         model.model.catalog = catalog.to(model.model.catalog.present.device)  # the trainer moved what stood for it
-
-
-def held_out_bundles(data: DatasetFolder, versions: CrossFitted | None) -> set[str]:
-    """Return the training bundles of every fifth fold, that is, a fifth of them; near-duplicates are not parted."""
-    if versions is not None:
-        fold_of = versions.fold_of_bundle
-    else:
-        fold_of = assign_folds({bundle.bundle_id: bundle.items for bundle in data.bundles.train}, HELD_OUT, seed=0)
-    return {bundle_id for bundle_id, fold in fold_of.items() if fold % HELD_OUT == 0}
 
 
 def row_shift(bundle_id: str, versions: CrossFitted | None, num_items: int) -> int:

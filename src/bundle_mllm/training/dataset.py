@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from datasets import Dataset, NamedSplit
 
 from bundle_mllm.data.catalog import ItemCatalog
-from bundle_mllm.data.cross_fitted import CrossFitted
+from bundle_mllm.data.folds import OutOfFoldFeatures as CrossFitted
 from bundle_mllm.data.questions import Question
 from bundle_mllm.training.cross_fitting import row_shift
 

@@ -10,11 +10,12 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from bundle_mllm.data.cross_fitted import BUNDLE_ITEM, is_current
 from bundle_mllm.data.folder import DatasetFolder
+from bundle_mllm.data.folds import count_folds as is_current
 from bundle_mllm.data.leakage import check_interactions
+from bundle_mllm.data.memberships import BUNDLE_ITEM
+from bundle_mllm.data.words import words
 from bundle_mllm.encoders.cross_fitting import edges
-from bundle_mllm.encoders.textual import item_text, words
 from bundle_mllm.modeling.configuration_bundle_mllm import BUNDLE_CATEGORY
 
 USER_ITEM, TEXTUAL = "user_item", "textual"
@@ -56,7 +57,7 @@ def load_relations(
             pairs = _smallest_groups(category[rows][known], groups[known], MAX_GROUPS_OF_CATEGORY)
             found[BUNDLE_CATEGORY] = (*pairs, torch.from_numpy(category))
     if TEXTUAL in names:
-        of_items = [sorted(set(words(item_text(item) or ""))) for item in data.catalog]
+        of_items = [sorted(set(words(item.text))) for item in data.catalog]
         number = {word: index for index, word in enumerate(sorted({word for each in of_items for word in each}))}
         rows = np.repeat(np.arange(len(of_items)), [len(each) for each in of_items])
         groups = np.array([number[word] for each in of_items for word in each], dtype=np.int64)

@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from transformers.utils import logging
 
-from bundle_mllm.data.cross_fitted import CrossFitted
 from bundle_mllm.data.files import atomic_path, new_folder
 from bundle_mllm.data.folder import DatasetFolder
+from bundle_mllm.data.folds import OutOfFoldFeatures as CrossFitted
 from bundle_mllm.data.questions import MAX_OPTIONS, Question, make_questions, sample_training_questions, spread
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.model_folder import load_model, save_model

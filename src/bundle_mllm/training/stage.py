@@ -17,15 +17,16 @@ from transformers import ProgressCallback, TrainerCallback, TrainerControl, Trai
 from trl import SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from bundle_mllm.data.cross_fitted import CrossFitted
 from bundle_mllm.data.files import atomic_path
 from bundle_mllm.data.folder import DatasetFolder
+from bundle_mllm.data.folds import OutOfFoldFeatures as CrossFitted
+from bundle_mllm.data.folds import held_out_bundles
 from bundle_mllm.data.questions import Question
 from bundle_mllm.evaluation.metrics import compute_metrics, log_likelihood
 from bundle_mllm.evaluation.scoring import score_questions
 from bundle_mllm.training.alignment import align_items, align_words
 from bundle_mllm.training.config import StageConfig
-from bundle_mllm.training.cross_fitting import held_out_bundles, versions_of_items
+from bundle_mllm.training.cross_fitting import versions_of_items
 from bundle_mllm.training.dataset import IGNORED, batch_by_length, check_lengths, training_dataset
 from bundle_mllm.training.trainable import load_trainable, make_trainable, merge_lora, save_trainable
 
@@ -78,7 +79,7 @@ def run_stage(
         model.cpu()  # where alignment computes; after stage one it may be on a GPU
     with versions_of_items(model, versions):
         if steps and stage.shows_items:
-            held_out = held_out_bundles(data, versions)
+            held_out = held_out_bundles(data.bundles.train, 5, out_of_fold=versions)
             align_items(
                 model,
                 data.catalog,

@@ -66,7 +66,7 @@ def test_a_saved_folder_becomes_a_dataset_folder_that_can_be_asked(saved, tmp_pa
     assert summary.num_bundles == {"train": 32, "validation": 4, "test": 4}
     assert make_questions(folder.bundles.test, folder.catalog, folder.bundles, seed=0)
     assert folder.catalog[5].title == "thing 5"
-    assert set(folder.interactions.user_ids) == {"0", "1", "2", "3", "4"}
+    assert set(folder.interactions.users) == {"0", "1", "2", "3", "4"}
     assert summary.dropped["interactions with an item that the catalog lacks, left out"] == 20
     assert summary.num_interactions == len(folder.interactions)
 

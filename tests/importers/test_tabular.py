@@ -24,7 +24,7 @@ def test_tables_become_a_dataset_folder_that_can_be_asked(shop, tmp_path, items,
     assert summary.num_bundles == {split: len(folder.bundles[split]) for split in ("train", "validation", "test")}
     assert summary.num_bundles == {"train": 32, "validation": 4, "test": 4}
     assert (summary.num_items, summary.num_interactions, summary.num_users) == (60, 3, 2)
-    assert folder.interactions.user_ids == ("u1", "u1", "u2")
+    assert [folder.interactions.users[user] for user in folder.interactions.user_index] == ["u1", "u1", "u2"]
     assert len(make_questions(folder.bundles.test, folder.catalog, folder.bundles, seed=0)) == 8
     assert summary.path == tmp_path / "data"
     assert sorted(os.listdir(tmp_path)) == ["data", "shop"]
@@ -120,7 +120,7 @@ def test_what_is_unknown_too_small_or_repeated_is_counted_named_and_left_out(sho
         "items of bundles that the catalog lacks, taken out of them": 3,
         "bundles of fewer than two items, left out": 3,
         "interactions with an item that the catalog lacks, left out": 1,
-        "interactions that name no user or no item, left out": 1,
+        "interactions that lack a user or an item, left out": 1,
         "items repeated in their bundle, counted once": 2,
         "interactions that repeat a pair of user and item, counted once": 1,
     }

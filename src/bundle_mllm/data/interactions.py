@@ -1,43 +1,104 @@
-"""Which user has interacted with which item of the catalog.
+"""Read which user has interacted with which item: large tables, column by column, reduced to distinct pairs.
 
-It must not know bundles, torch or the language model.
+Knows nothing about bundles, models or what the pairs are used for.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from bundle_mllm.data.catalog import ItemCatalog
-from bundle_mllm.data.records import require_fields, to_id
-from bundle_mllm.data.tables import find_table
-from bundle_mllm.data.user_log import NUM_EXAMPLES, read_log
+from bundle_mllm.data.files import atomic_path
+from bundle_mllm.data.records import require_fields, to_id, to_text
+from bundle_mllm.data.tables import BATCH_ROWS, find_table, iter_columns, iter_records, suffix_of
 from bundle_mllm.errors import BundleMLLMError
+
+if TYPE_CHECKING:
+    import pyarrow
+
+USER, ITEM, TIME = FIELDS = ("user_id", "item_id", "timestamp")
+NUM_EXAMPLES = 3
 
 
 @dataclass(frozen=True, eq=False)
 class Interactions:
-    """Distinct pairs of a user and an item, as two columns of equal length.
+    """Distinct pairs of a user and an item in the order in which a table first has them, and what was left out.
 
     Attributes:
-        user_ids: The user of each pair.
+        users: The distinct user ids, in order of first appearance.
+        user_index: The position in `users` of each pair's user, `[num_pairs]` (int64).
         rows: The catalog row of each pair's item, `[num_pairs]` (int64).
+        timestamps: When the table first has each pair, `[num_pairs]` (as read; integers in text become int64), or
+            `None` if it has no times.
+        num_repeated: How many records repeat a pair.
         num_unknown: How many records were dropped because the catalog lacks their item.
-        first_unknown: The items of the first few of these, each once.
-        num_repeated: How many records were dropped because they repeat a pair.
+        unknown: The first few such items, each once: record (counted from 1) and item id.
+        num_missing: How many records were dropped because they lack a user or an item.
+        missing: The first few of those: record (counted from 1).
     """
 
-    user_ids: tuple[str, ...]
+    users: tuple[str, ...]
+    user_index: np.ndarray
     rows: np.ndarray
-    num_unknown: int = 0
-    first_unknown: tuple[str, ...] = ()
+    timestamps: pyarrow.Array | None = None
     num_repeated: int = 0
+    num_unknown: int = 0
+    unknown: tuple[tuple[int, str], ...] = ()
+    num_missing: int = 0
+    missing: tuple[int, ...] = ()
+
+    @classmethod
+    def load(cls, path_or_folder: str | os.PathLike, catalog: ItemCatalog) -> Interactions:
+        """Read the pairs from a table, or from the table `interactions` of a folder.
+
+        Raises:
+            BundleMLLMError: If there is no such table, a row lacks a user or an item, or for what
+                [`~Interactions.read`] refuses.
+        """
+        path = Path(path_or_folder)
+        if not path.is_file():
+            folder, path = path, find_table(path, "interactions")
+            if path is None:
+                raise BundleMLLMError(
+                    f"{folder} holds no interactions file, so nothing is known of its users: add interactions.csv "
+                    "with `user_id` and `item_id`, or leave the user_item modality out."
+                )
+        return cls.read(path, catalog)._complete(path)
+
+    @classmethod
+    def read(
+        cls,
+        path: str | os.PathLike,
+        catalog: ItemCatalog,
+        *,
+        columns: Mapping[str, str] | None = None,
+        delimiter: str = ",",
+    ) -> Interactions:
+        """Read the pairs from a table, and count the rows that lack a user or an item.
+
+        Args:
+            path: A table (see `tables.SUFFIXES`).
+            catalog: The catalog that holds the items.
+            columns: The column of each of `user_id`, `item_id` and, optionally, `timestamp` with another name.
+            delimiter: What separates the cells of a CSV file.
+
+        Raises:
+            BundleMLLMError: If the file or a column is missing, or a row is malformed (the message names the row).
+        """
+        names = {field: field for field in FIELDS} | dict(columns or {})
+        needed = (USER, ITEM, *(columns or {}))
+        if suffix_of(Path(path)).startswith(".jsonl"):
+            batches = _to_batches(iter_records(path), names, needed, str(path))
+        else:
+            batches = iter_columns(path, names, needed, delimiter)
+        return cls.from_batches(batches, catalog, str(path))
 
     @classmethod
     def from_records(
@@ -46,83 +107,175 @@ class Interactions:
         """Build the pairs from dictionaries.
 
         Args:
-            records: One mapping per interaction with `user_id` and `item_id`; other fields, such as `timestamp`, are
-                ignored. A repeated pair counts once, and a record whose item the catalog lacks is dropped.
+            records: One mapping per interaction with `user_id`, `item_id` and, optionally, `timestamp`.
             catalog: The catalog that holds the items.
             source: What error messages call the records, such as a file name.
 
         Raises:
             BundleMLLMError: If a field is missing or empty.
         """
-        pairs: dict[tuple[str, int], None] = {}
-        num_records = num_unknown = 0
-        first_unknown: list[str] = []
-        row_of = {item_id: row for row, item_id in enumerate(catalog.item_ids)}
-        for number, record in enumerate(records, start=1):
-            where = f"{source} row {number}"
-            require_fields(record, ("user_id", "item_id"), where)
-            user_id = to_id(record["user_id"], where)
-            item_id = to_id(record["item_id"], where)
-            row = row_of.get(item_id)
-            num_records += 1
-            if row is None:
-                num_unknown += 1
-                if len(first_unknown) < NUM_EXAMPLES and item_id not in first_unknown:
-                    first_unknown.append(item_id)
-            else:
-                pairs[user_id, row] = None
-        rows = np.fromiter((row for _, row in pairs), dtype=np.int64, count=len(pairs))
-        return cls(
-            user_ids=tuple(user_id for user_id, _ in pairs),
-            rows=rows,
-            num_unknown=num_unknown,
-            first_unknown=tuple(first_unknown),
-            num_repeated=num_records - num_unknown - len(pairs),
-        )
+        batches = _to_batches(records, {field: field for field in FIELDS}, (USER, ITEM), source)
+        return cls.from_batches(batches, catalog, source)._complete(source)
 
     @classmethod
-    def load(cls, path_or_folder: str | os.PathLike, catalog: ItemCatalog) -> Interactions:
-        """Read the pairs from a table, or from the table `interactions` of a folder.
+    def from_batches(
+        cls, batches: Iterable[pyarrow.RecordBatch], catalog: ItemCatalog, source: str = "interactions"
+    ) -> Interactions:
+        """Reduce records to their distinct pairs of users and known items.
+
+        Args:
+            batches: Batches with the columns `user_id` and `item_id` (text or integers) and, optionally, `timestamp`.
+            catalog: The catalog that holds the items.
+            source: What error messages call the records, such as a file name.
 
         Raises:
-            BundleMLLMError: If there is no such table, or for what [`~Interactions.from_records`] refuses.
+            BundleMLLMError: If ids are neither text nor integers.
         """
-        path = Path(path_or_folder)
-        if not path.is_file():
-            folder, path = path, find_table(path, "interactions")
-            if path is None:
-                raise BundleMLLMError(
-                    f"{folder} holds no interactions file, so nothing is known of its users: add interactions.csv "
-                    "with `user_id` and `item_id`, or do without the user_item modality."
-                )
-        log = read_log(path, catalog)
-        if log.num_missing:
-            raise BundleMLLMError(
-                f"{path} row {log.missing[0]} names no user or no item ({log.num_missing} such rows): "
-                "give every row a `user_id` and an `item_id`, or remove it."
-            )
+        import pyarrow
+        from pyarrow import compute
+
+        known = compute.SetLookupOptions(pyarrow.array(catalog.item_ids, pyarrow.string()))
+        users, rows, timestamps = [], [], []
+        num_records = num_unknown = num_missing = 0
+        unknown: dict[str, int] = {}
+        missing: list[int] = []
+        for batch in batches:
+            user, item = (_to_text(batch.column(name), name, source) for name in (USER, ITEM))
+            complete = _is_given(user) & _is_given(item)  # [num_rows]
+            row = compute.call_function("index_in", [item], known).fill_null(-1).to_numpy(zero_copy_only=False)
+            kept = complete & (row >= 0)
+            foreign, incomplete = np.flatnonzero(complete & (row < 0)), np.flatnonzero(~complete)
+            num_unknown += len(foreign)
+            num_missing += len(incomplete)
+            for at in foreign.tolist() if len(unknown) < NUM_EXAMPLES else ():
+                unknown.setdefault(item[at].as_py(), num_records + at + 1)
+                if len(unknown) == NUM_EXAMPLES:
+                    break
+            missing += (num_records + 1 + incomplete[: NUM_EXAMPLES - len(missing)]).tolist()
+            num_records += len(batch)
+            users.append(user.filter(pyarrow.array(kept)).dictionary_encode())
+            rows.append(row[kept].astype(np.int64))
+            if TIME in batch.schema.names:
+                timestamps.append(batch.column(TIME).filter(pyarrow.array(kept)))
+        distinct_users, user_index = _unify(users)
+        all_rows = np.concatenate([np.empty(0, dtype=np.int64), *rows])
+        first = np.sort(np.unique(user_index * len(catalog) + all_rows, return_index=True)[1])  # first of each pair
+        times = None
+        if timestamps:
+            times = _to_integers(pyarrow.chunked_array(timestamps).take(pyarrow.array(first)).combine_chunks())
         return cls(
-            user_ids=tuple(map(log.users.__getitem__, log.user_index.tolist())),
-            rows=log.rows,
-            num_unknown=log.num_unknown,
-            first_unknown=tuple(item_id for _, item_id in log.unknown),
-            num_repeated=log.num_repeated,
+            users=distinct_users,
+            user_index=user_index[first],
+            rows=all_rows[first],
+            timestamps=None if times is None or times.null_count == len(times) else times,
+            num_repeated=len(all_rows) - len(first),
+            num_unknown=num_unknown,
+            unknown=tuple((record, item_id) for item_id, record in unknown.items()),
+            num_missing=num_missing,
+            missing=tuple(missing),
         )
 
-    @cached_property
-    def user_index(self) -> np.ndarray:
-        """The user of each pair as a number below `num_users`, in order of first appearance, `[num_pairs]` (int64)."""
-        index: dict[str, int] = {}
-        numbers = (index.setdefault(user_id, len(index)) for user_id in self.user_ids)
-        return np.fromiter(numbers, dtype=np.int64, count=len(self.user_ids))
+    def save(self, path: str | os.PathLike, catalog: ItemCatalog) -> None:
+        """Write the pairs as a Parquet table that [`~Interactions.read`] reads; the same pairs give the same bytes.
+
+        Args:
+            path: A file that ends in `.parquet`.
+            catalog: The catalog that `rows` refers to.
+        """
+        import pyarrow
+        import pyarrow.parquet
+
+        users = pyarrow.array(self.users, pyarrow.string())
+        items = pyarrow.array(catalog.item_ids, pyarrow.string())
+        fields = [(USER, pyarrow.string()), (ITEM, pyarrow.string())]
+        if self.timestamps is not None:
+            fields.append((TIME, self.timestamps.type))
+        schema = pyarrow.schema(fields)
+        with atomic_path(path) as temporary, pyarrow.parquet.ParquetWriter(temporary, schema) as writer:
+            for start in range(0, len(self), 1_000_000):
+                part = slice(start, start + 1_000_000)
+                columns = [users.take(self.user_index[part]), items.take(self.rows[part])]
+                if self.timestamps is not None:
+                    columns.append(self.timestamps.slice(start, 1_000_000))
+                writer.write_batch(pyarrow.record_batch(columns, schema=schema))
 
     @property
     def num_users(self) -> int:
         """How many different users there are."""
-        return int(self.user_index.max()) + 1 if len(self) else 0
+        return len(self.users)
 
     def __len__(self) -> int:
-        return len(self.user_ids)
+        return len(self.rows)
 
     def __repr__(self) -> str:
         return f"Interactions({len(self)} pairs of {self.num_users} users)"
+
+    def _complete(self, source: object) -> Interactions:
+        if self.num_missing:
+            raise BundleMLLMError(
+                f"{source} row {self.missing[0]} lacks a user or an item ({self.num_missing} such rows): give every "
+                "row a `user_id` and an `item_id`, or remove it."
+            )
+        return self
+
+
+def _to_batches(
+    records: Iterable[Mapping[str, Any]], names: Mapping[str, str], needed: Sequence[str], source: str
+) -> Iterator[pyarrow.RecordBatch]:
+    import pyarrow
+
+    numbered = enumerate(records, start=1)
+    while chunk := list(islice(numbered, BATCH_ROWS)):
+        columns: dict[str, list[str | None]] = {field: [] for field in FIELDS}
+        for number, record in chunk:
+            where = f"{source} row {number}"
+            require_fields(record, (names[field] for field in needed), where)
+            for field in (USER, ITEM):
+                value = record[names[field]]
+                blank = value is None or (isinstance(value, str) and not value.strip())
+                columns[field].append(None if blank else to_id(value, where))
+            columns[TIME].append(to_text(record.get(names[TIME]), names[TIME], where))
+        arrays = [pyarrow.array(values, pyarrow.string()) for values in columns.values()]
+        yield pyarrow.record_batch(arrays, names=list(columns))
+
+
+def _to_text(column: pyarrow.Array, name: str, source: str) -> pyarrow.Array:
+    import pyarrow
+    from pyarrow import types
+
+    kind = column.type.value_type if types.is_dictionary(column.type) else column.type
+    text = types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
+    if text or types.is_integer(kind) or types.is_null(kind):
+        return column.cast(kind).cast(pyarrow.string())
+    raise BundleMLLMError(f"{source} holds {kind} values as `{name}`: ids are text or integers; convert the column.")
+
+
+def _is_given(ids: pyarrow.Array) -> np.ndarray:
+    """Return where an id is neither missing nor blank, `[num_rows]` (bool)."""
+    from pyarrow.compute import call_function
+
+    length = call_function("utf8_length", [call_function("utf8_trim_whitespace", [ids])])
+    return length.fill_null(0).to_numpy(zero_copy_only=False) > 0
+
+
+def _unify(parts: list[pyarrow.DictionaryArray]) -> tuple[tuple[str, ...], np.ndarray]:
+    """Return the distinct values in order of first appearance, and the position among them of each value."""
+    import pyarrow
+
+    if not parts:
+        return (), np.empty(0, dtype=np.int64)
+    unified = pyarrow.chunked_array(parts).unify_dictionaries()
+    index = np.concatenate([chunk.indices.to_numpy() for chunk in unified.chunks]).astype(np.int64)
+    return tuple(unified.chunk(0).dictionary.to_pylist()), index
+
+
+def _to_integers(values: pyarrow.Array) -> pyarrow.Array:
+    """Return integers in text as int64, and other values as they are."""
+    import pyarrow
+
+    if not pyarrow.types.is_string(values.type):
+        return values
+    try:
+        return values.cast(pyarrow.int64())
+    except pyarrow.ArrowInvalid:
+        return values

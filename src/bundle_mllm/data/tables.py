@@ -11,15 +11,21 @@ import io
 import json
 import os
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from bundle_mllm.data.files import atomic_path
+from bundle_mllm.data.records import require_fields
 from bundle_mllm.errors import BundleMLLMError
 
+if TYPE_CHECKING:
+    import pyarrow
+
 SUFFIXES = (".jsonl", ".jsonl.gz", ".csv", ".csv.gz", ".parquet")
+BATCH_ROWS = 200_000
+_BATCH_BYTES = 1 << 24  # of CSV
 
 
 def read_records(path: str | os.PathLike) -> list[dict[str, Any]]:
@@ -45,14 +51,44 @@ def iter_records(path: str | os.PathLike, delimiter: str = ",") -> Iterator[dict
         delimiter: What separates the cells of a CSV file.
     """
     path = Path(path)
-    suffix = suffix_of(path)
-    if not path.is_file():
-        raise BundleMLLMError(f"There is no file {path}: check the path.")
+    suffix = _existing(path)
     if suffix == ".parquet":
-        yield from _iter_parquet(path)
+        for batch in _parquet_batches(path, lambda _: None):
+            yield from batch.to_pylist()
         return
     with open_text(path) as stream:
         yield from _iter_csv(stream, path, delimiter) if suffix.startswith(".csv") else _iter_jsonl(stream, path)
+
+
+def iter_columns(
+    path: str | os.PathLike, names: Mapping[str, str], needed: Sequence[str], delimiter: str = ","
+) -> Iterator[pyarrow.RecordBatch]:
+    """Read some columns of a CSV or Parquet table, many rows at a time.
+
+    Args:
+        path: The table.
+        names: The column of each field, by the name that the field has in the batches.
+        needed: The fields that the table must have.
+        delimiter: What separates the cells of a CSV file.
+
+    Returns:
+        Batches of the fields that the table has. CSV cells are text, and an empty cell is null.
+
+    Raises:
+        BundleMLLMError: If the file or a column is missing, or the table is malformed.
+    """
+    path = Path(path)
+    suffix = _existing(path)
+    fields: list[str] = []
+
+    def choose(header: Sequence[str]) -> list[str]:
+        require_fields(dict.fromkeys(header), (names[field] for field in needed), str(path))
+        fields.extend(field for field in names if names[field] in header)
+        return [names[field] for field in fields]
+
+    read = _parquet_batches(path, choose) if suffix == ".parquet" else _csv_batches(path, choose, delimiter)
+    for batch in read:
+        yield batch.select([names[field] for field in fields]).rename_columns(fields)
 
 
 @contextmanager
@@ -147,15 +183,21 @@ def _iter_jsonl(stream: TextIO, path: Path) -> Iterator[dict[str, Any]]:
         yield record
 
 
+def _existing(path: Path) -> str:
+    """Return the suffix of a table that exists."""
+    suffix = suffix_of(path)
+    if not path.is_file():
+        raise BundleMLLMError(f"There is no file {path}: check the path.")
+    return suffix
+
+
 csv.field_size_limit(2**31 - 1)  # a bundle of many items, a long description; the default is 131,072 characters
 
 
 def _iter_csv(stream: TextIO, path: Path, delimiter: str) -> Iterator[dict[str, Any]]:
     reader = csv.reader(stream, strict=True, delimiter=delimiter)
     try:
-        header = next(reader, [])
-        if len(set(header)) < len(header):
-            raise BundleMLLMError(f"{path} names a column twice in its header {header}: rename one of them.")
+        header = _header(reader, path)
         for row in reader:
             if not row:
                 continue
@@ -169,14 +211,62 @@ def _iter_csv(stream: TextIO, path: Path, delimiter: str) -> Iterator[dict[str, 
         raise BundleMLLMError(f"{path} line {reader.line_num} is not CSV ({error}): correct the line.") from error
 
 
-def _iter_parquet(path: Path) -> Iterator[dict[str, Any]]:
+def _header(reader: Iterator[list[str]], path: Path) -> list[str]:
+    header = next(reader, [])
+    if len(set(header)) < len(header):
+        raise BundleMLLMError(f"{path} names a column twice in its header {header}: rename one of them.")
+    return header
+
+
+def _csv_batches(
+    path: Path, choose: Callable[[Sequence[str]], list[str]], delimiter: str
+) -> Iterator[pyarrow.RecordBatch]:
+    import pyarrow
+    import pyarrow.csv
+
+    with open_text(path) as stream:
+        columns = choose(_header(csv.reader(stream, delimiter=delimiter), path))
+    malformed: list[Any] = []
+
+    def refuse(row: Any) -> str:
+        malformed.append(row)
+        return "error"
+
+    try:
+        with pyarrow.input_stream(path) as stream:  # unpacks .gz
+            yield from pyarrow.csv.open_csv(
+                stream,
+                read_options=pyarrow.csv.ReadOptions(use_threads=False, block_size=_BATCH_BYTES),
+                parse_options=pyarrow.csv.ParseOptions(
+                    delimiter=delimiter, newlines_in_values=True, invalid_row_handler=refuse
+                ),
+                convert_options=pyarrow.csv.ConvertOptions(
+                    include_columns=columns,
+                    column_types=dict.fromkeys(columns, pyarrow.string()),
+                    null_values=[""],
+                    strings_can_be_null=True,
+                ),
+            )
+    except (pyarrow.ArrowException, OSError) as error:
+        if malformed:
+            row = malformed[0]
+            raise BundleMLLMError(
+                f"{path} row {row.number - 1} has {row.actual_columns} cells for {row.expected_columns} columns: "
+                "quote cells that hold a comma or a line break, and keep empty cells."
+            ) from error
+        raise BundleMLLMError(
+            f"{path} is not CSV that can be read ({error}): correct it, or copy it again."
+        ) from error
+
+
+def _parquet_batches(path: Path, choose: Callable[[Sequence[str]], list[str] | None]) -> Iterator[pyarrow.RecordBatch]:
     import pyarrow
     import pyarrow.parquet
 
     try:
         with pyarrow.parquet.ParquetFile(path) as table:
-            for batch in table.iter_batches():
-                yield from batch.to_pylist()
+            columns = choose(table.schema_arrow.names)
+            yield from table.iter_batches(65_536 if columns is None else BATCH_ROWS, columns=columns)
     except pyarrow.ArrowException as error:
         raise BundleMLLMError(f"{path} is not a Parquet file that can be read ({error}): write it again.") from error
 

@@ -433,7 +433,7 @@ def _log_reports(folder: DatasetFolder) -> tuple[Report, ...]:
     if log is None or not log.num_unknown:
         return ()
     reason = "records of the user log whose item the catalog lacks"
-    return (Report(reason, False, log.num_unknown, log.first_unknown),)
+    return (Report(reason, False, log.num_unknown, tuple(item_id for _, item_id in log.unknown)),)
 
 
 def _as_json(values: dict[str, Any]) -> dict[str, Any]:

@@ -15,9 +15,9 @@ from typing import Any
 
 from bundle_mllm.data.bundles import SPLITS, Bundle, BundleSplits
 from bundle_mllm.data.catalog import ItemCatalog
+from bundle_mllm.data.interactions import NUM_EXAMPLES, Interactions
 from bundle_mllm.data.records import to_id, to_ids, to_text
 from bundle_mllm.data.splitting import NEAR_DUPLICATE, held_out_near_duplicates, split_bundles
-from bundle_mllm.data.user_log import NUM_EXAMPLES, UserLog, write_log
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.importers.summary import Findings, ImportSummary
 
@@ -218,7 +218,7 @@ def warn_of_near_duplicates(bundles: BundleSplits, findings: Findings) -> None:
         )
 
 
-def count_log(log: UserLog, source: str, findings: Findings) -> None:
+def count_log(log: Interactions, source: str, findings: Findings) -> None:
     """Report what reading a log left out."""
     findings.add(
         "interactions with an item that the catalog lacks, left out",
@@ -226,7 +226,7 @@ def count_log(log: UserLog, source: str, findings: Findings) -> None:
         count=log.num_unknown,
     )
     findings.add(
-        "interactions that name no user or no item, left out",
+        "interactions that lack a user or an item, left out",
         (f"{source} row {row}" for row in log.missing),
         count=log.num_missing,
     )
@@ -240,7 +240,7 @@ def write_dataset(
     output_dir: Path,
     catalog: ItemCatalog,
     bundles: BundleSplits,
-    log: UserLog | None,
+    log: Interactions | None,
     findings: Findings,
 ) -> ImportSummary:
     """Write items, bundles and interactions.
@@ -260,13 +260,13 @@ def write_dataset(
     catalog.save(folder / "items.jsonl")
     bundles.save(folder / "bundles.jsonl")
     if log is not None:
-        write_log(folder / "interactions.parquet", log, catalog)
+        log.save(folder / "interactions.parquet", catalog)
     return ImportSummary(
         path=output_dir,
         num_items=len(catalog),
         num_bundles={split: len(bundles[split]) for split in SPLITS},
         num_interactions=0 if log is None else len(log),
-        num_users=0 if log is None else len(log.users),
+        num_users=0 if log is None else log.num_users,
         findings=found,
         warnings=tuple(findings.warnings),
     )

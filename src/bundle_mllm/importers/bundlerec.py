@@ -18,10 +18,10 @@ import numpy as np
 from bundle_mllm.data.bundles import SPLITS, BundleSplits
 from bundle_mllm.data.catalog import ItemCatalog
 from bundle_mllm.data.files import new_folder
+from bundle_mllm.data.interactions import FIELDS, ITEM, USER, Interactions
 from bundle_mllm.data.records import require_fields, to_id, to_text
 from bundle_mllm.data.splitting import FRACTIONS, check_fractions
 from bundle_mllm.data.tables import iter_records, open_text
-from bundle_mllm.data.user_log import USER, UserLog, read_log
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.importers.assemble import RawBundle, collect_items, count_log, settle_bundles, write_dataset
 from bundle_mllm.importers.summary import Findings, ImportSummary
@@ -162,12 +162,12 @@ def _read_bundles(source: Path, findings: Findings) -> dict[str, RawBundle]:
     return bundles
 
 
-def _read_log(path: Path, catalog: ItemCatalog, bundles: BundleSplits, findings: Findings) -> UserLog:
+def _read_log(path: Path, catalog: ItemCatalog, bundles: BundleSplits, findings: Findings) -> Interactions:
     """Read a user log, and measure how much of the held-out bundles it gives away."""
     header = _header(path)
-    columns = {field: name for field, name in header.items() if field in (USER, "item_id", "timestamp")}
-    require_fields(header, (USER, "item_id"), str(path))
-    log = read_log(path, catalog, columns=columns, delimiter=_delimiter(path))
+    columns = {field: name for field, name in header.items() if field in FIELDS}
+    require_fields(header, (USER, ITEM), str(path))
+    log = Interactions.read(path, catalog, columns=columns, delimiter=_delimiter(path))
     count_log(log, path.name, findings)
     held_out = [bundle.items for split in SPLITS[1:] for bundle in bundles[split]]
     inside = count_within_users(log, catalog, held_out)
@@ -179,7 +179,7 @@ def _read_log(path: Path, catalog: ItemCatalog, bundles: BundleSplits, findings:
     return log
 
 
-def count_within_users(log: UserLog, catalog: ItemCatalog, bundles: Iterable[Sequence[str]]) -> int:
+def count_within_users(log: Interactions, catalog: ItemCatalog, bundles: Iterable[Sequence[str]]) -> int:
     """Count the bundles all of whose items some user has."""
     order = np.argsort(log.rows, kind="stable")
     users, starts = log.user_index[order], np.searchsorted(log.rows[order], np.arange(len(catalog) + 1))

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from bundle_mllm.data.files import new_folder
+from bundle_mllm.data.interactions import FIELDS as INTERACTION_FIELDS
+from bundle_mllm.data.interactions import ITEM, USER, Interactions
 from bundle_mllm.data.records import require_fields
 from bundle_mllm.data.splitting import FRACTIONS, check_fractions
-from bundle_mllm.data.user_log import ITEM, TIME, USER, collect_log
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.importers.assemble import collect_bundles, collect_items, count_log, settle_bundles, write_dataset
 from bundle_mllm.importers.columns import FIELDS, Columns, check_columns
@@ -77,7 +78,7 @@ def import_huggingface(
         log = None
         if "interactions" in loaded:
             batches = _iter_log(loaded["interactions"], Columns("interactions", columns), f"{source} interactions")
-            log = collect_log(batches, catalog, f"{source} interactions")
+            log = Interactions.from_batches(batches, catalog, f"{source} interactions")
             count_log(log, "interactions", findings)
         return write_dataset(folder, Path(output_dir), catalog, bundles, log, findings)
 
@@ -173,7 +174,7 @@ def _iter_log(parts: Mapping[str, Dataset], columns: Columns, source: str) -> It
 
     for part in parts.values():
         require_fields(dict.fromkeys(part.column_names), map(columns.name, (USER, ITEM, *columns.of)), source)
-        fields = [field for field in (USER, ITEM, TIME) if columns.name(field) in part.column_names]
+        fields = [field for field in INTERACTION_FIELDS if columns.name(field) in part.column_names]
         chosen = part.select_columns([columns.name(field) for field in fields])
         for table in _iter_arrow(chosen, 200_000):
             arrays = [table.column(columns.name(field)).combine_chunks() for field in fields]

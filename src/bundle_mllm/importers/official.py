@@ -11,7 +11,6 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import chain, repeat
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -25,7 +24,6 @@ from bundle_mllm.data.files import new_folder, sha256
 from bundle_mllm.data.interactions import Interactions
 from bundle_mllm.data.questions import MIN_CANDIDATES, Question, save_questions
 from bundle_mllm.data.torch_files import load_matrix
-from bundle_mllm.data.user_log import UserLog
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.importers.assemble import warn_of_near_duplicates, write_dataset
 from bundle_mllm.importers.summary import Findings, ImportSummary
@@ -168,8 +166,7 @@ def import_official(
         for what, number in data.dropped.items():
             findings.add(what, count=number, harmless=True)
         warn_of_near_duplicates(data.bundles, findings)
-        log = UserLog.from_pairs(data.interactions.user_ids, data.interactions.rows)
-        summary = write_dataset(folder, Path(output_dir), items.catalog, data.bundles, log, findings)
+        summary = write_dataset(folder, Path(output_dir), items.catalog, data.bundles, data.interactions, findings)
         for modality, features in items.features.items():
             path = items.feature_files[modality]
             provenance = {"reader": "official", "file": path.name, "sha256": sha256(path)}
@@ -255,9 +252,10 @@ def _read_interactions(path: Path, num_users: int, num_items: int) -> tuple[Inte
         earlier = items_of[user].tolist() if user in items_of else []
         distinct = dict.fromkeys(earlier + items)
         items_of[user] = np.fromiter(distinct, dtype=np.int64, count=len(distinct))
-    user_ids = tuple(chain.from_iterable(repeat(str(user), len(items)) for user, items in items_of.items()))
-    rows = np.concatenate(list(items_of.values()))
-    return Interactions(user_ids, rows), num_pairs - len(rows)
+    items_of = {user: items for user, items in items_of.items() if len(items)}
+    user_index = np.repeat(np.arange(len(items_of)), [len(items) for items in items_of.values()])
+    rows = np.concatenate([np.empty(0, dtype=np.int64), *items_of.values()])
+    return Interactions(tuple(map(str, items_of)), user_index, rows), num_pairs - len(rows)
 
 
 def _read_questions(

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bundle_mllm.data.user_log import NUM_EXAMPLES
+from bundle_mllm.data.interactions import NUM_EXAMPLES
 from bundle_mllm.errors import BundleMLLMError
 
 

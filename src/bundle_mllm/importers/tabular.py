@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from bundle_mllm.data.files import new_folder
+from bundle_mllm.data.interactions import Interactions
 from bundle_mllm.data.splitting import FRACTIONS, check_fractions
 from bundle_mllm.data.tables import SUFFIXES, find_table, iter_records
-from bundle_mllm.data.user_log import read_log
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.importers.assemble import collect_bundles, collect_items, count_log, settle_bundles, write_dataset
 from bundle_mllm.importers.columns import FIELDS, Columns, check_columns
@@ -81,7 +81,7 @@ def import_tabular(
         log = None
         if "interactions" in paths:
             names = Columns("interactions", columns).of
-            log = read_log(paths["interactions"], catalog, columns=names, delimiter=delimiter)
+            log = Interactions.read(paths["interactions"], catalog, columns=names, delimiter=delimiter)
             count_log(log, paths["interactions"].name, findings)
         return write_dataset(folder, Path(output_dir), catalog, bundles, log, findings)
 

@@ -18,6 +18,14 @@ from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.modeling.modeling_bundle_mllm import BundleMLLMForCausalLM
 from bundle_mllm.modeling.processing_bundle_mllm import BundleMLLMProcessor
 
+RUN_RECORD = "run.json"
+"""How `bundle-mllm train` made a model folder."""
+CONVERSION_RECORD = "conversion.json"
+"""How `bundle-mllm convert` made a model folder."""
+SCRATCH = "scratch"
+"""The base model that needs no download: a small Llama, trained in full."""
+NO_RANKER = "none"
+"""The base model of a run that trains a retriever alone."""
 ANSWERS_WITH = ("*.safetensors", "items.jsonl", "tokenizer.json", "processor_config.json", "chat_template.jinja")
 """The files of a model folder that decide its answers, beside its configuration."""
 

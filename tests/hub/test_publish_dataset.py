@@ -13,7 +13,7 @@ from bundle_mllm.data.tables import read_records
 from bundle_mllm.encoders import encode_folder
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.hub.dataset import WRITTEN, publish_dataset
-from bundle_mllm.hub.publish import matches
+from bundle_mllm.hub.repository import matches
 
 ITEMS = [{"item_id": f"i{n}", "title": f"item {n}"} for n in range(6)]
 BUNDLES = [{"bundle_id": 7, "items": ["i0", "i1", "i1"], "split": "train", "season": "summer"}]

@@ -1,9 +1,11 @@
 """The local copy of a repository: replaced as a whole or not at all, whatever happens in between."""
 
+import os
+
 import pytest
 
 from bundle_mllm.errors import BundleMLLMError
-from bundle_mllm.hub.repository import place, write_repository
+from bundle_mllm.hub.repository import link_or_copy, write_repository
 
 
 @pytest.fixture
@@ -36,15 +38,19 @@ def test_a_folder_that_is_refused_does_not_replace_the_old_one_and_the_source_is
 
 
 def test_what_a_killed_process_left_is_removed_by_the_next(source):
-    (source.parent / ".out-hub.bundle-mllm.tmp").mkdir()
-    (source.parent / ".out-hub.bundle-mllm.tmp" / "half").touch()
+    left = source.parent / ".out-hub.0123.bundle-mllm.tmp"
+    left.mkdir()
+    (left / "half").touch()
+    publish(source, "new")
+    assert left.exists(), "another process may be at work"
+    os.utime(left, (0, 0))
     assert [path.name for path in publish(source, "new").glob("[!.]*")] == ["a.txt"]
     assert names(source) == ["out", "out-hub"]
 
 
 def test_a_process_killed_while_it_replaces_the_folder_loses_nothing(source, monkeypatch):
     target = publish(source, "old")
-    target.rename(source.parent / ".out-hub.bundle-mllm.old")  # as between the two renames
+    target.rename(source.parent / ".out-hub.0123.bundle-mllm.old")  # as between the two renames
     with pytest.raises(BundleMLLMError):
         publish(source, "new", refuse)
     assert (target / "a.txt").read_text() == "old" and names(source) == ["out", "out-hub"]
@@ -56,10 +62,19 @@ def test_a_repository_within_its_source_is_refused(source):
     assert [path.name for path in source.iterdir()] == ["text.json"]
 
 
+@pytest.mark.parametrize("is_written", [False, True])
+def test_of_two_calls_at_a_time_one_writes_the_folder_and_the_other_is_an_error(source, is_written):
+    if is_written:
+        publish(source, "old")
+    with pytest.raises(BundleMLLMError, match=r"was written by another call meanwhile.*--output-dir"):
+        publish(source, "late", check=lambda folder: publish(source, "early"))
+    assert (source.parent / "out-hub" / "a.txt").read_text() == "early" and names(source) == ["out", "out-hub"]
+
+
 def test_only_weights_are_linked(source, tmp_path):
     (source / "model.safetensors").write_bytes(b"weights")
     for name in ("model.safetensors", "text.json"):
-        place(source / name, tmp_path / "copy" / name)
+        link_or_copy(source / name, tmp_path / "copy" / name)
     (tmp_path / "copy" / "text.json").write_text('{"changed": true}')
     assert (source / "text.json").read_text() == "{}"
     assert (source / "model.safetensors").samefile(tmp_path / "copy" / "model.safetensors")

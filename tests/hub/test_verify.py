@@ -1,6 +1,5 @@
 """Verification finds what would not load elsewhere, what is unsafe to load, and what answers differently."""
 
-import json
 import os
 import shutil
 
@@ -9,8 +8,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from bundle_mllm.errors import BundleMLLMError
-from bundle_mllm.hub.publish import TAKEN, matches, publish
-from bundle_mllm.hub.verify import check_complete, check_safe, sample_questions, verify_repository
+from bundle_mllm.hub import verify
+from bundle_mllm.hub.integrity import check_complete, check_safe
+from bundle_mllm.hub.publish import TAKEN, publish
+from bundle_mllm.hub.repository import matches
+from bundle_mllm.hub.verify import sample_questions, verify_repository
 from bundle_mllm.model_folder import load_model, save_model
 
 
@@ -87,15 +89,6 @@ def test_a_pickle_is_refused(folder, name, content):
         check_safe(folder)
 
 
-@pytest.mark.parametrize("prefix", ["", "local-dir:"])
-def test_a_path_of_this_machine_is_refused(folder, tmp_path, prefix):
-    config = json.loads((folder / "tokenizer_config.json").read_text())
-    config["name_or_path"] = f"{prefix}{tmp_path}"
-    (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    with pytest.raises(BundleMLLMError, match=r"tokenizer_config\.json, field .name_or_path., names .* a path of"):
-        check_safe(folder)
-
-
 def test_questions_come_from_the_catalog_and_the_seed(folder):
     model, processor = load_model(folder)
     modalities = dict(model.config.modalities)
@@ -126,25 +119,34 @@ def test_a_new_catalog_forgets_the_items_of_the_former_one_until_it_is_saved(fol
     assert load_model(tmp_path / "saved")[0].config.items_hash == processor.items_hash
 
 
-def test_code_that_needs_more_than_the_repository_is_an_error(folder):
-    code = folder / "modeling_bundle_mllm.py"
-    code.write_text(f"import bundle_mllm\n{code.read_text()}")
-    with pytest.raises(
-        BundleMLLMError, match=r"does not load without this package: AutoModelForCausalLM.*bundle_mllm"
-    ):
-        verify_repository(folder)
+@pytest.mark.parametrize("name", ["modeling_bundle_mllm.py", "of_others_bundle_mllm.py"])
+def test_code_that_is_not_the_packages_is_refused_and_never_runs(folder, tmp_path, name):
+    ran = tmp_path / "ran"
+    code = (folder / name).read_text() if (folder / name).exists() else ""
+    (folder / name).write_text(f"open({str(ran)!r}, 'w').close()\n{code}")
+    for refuse in (verify_repository, lambda folder: publish(folder, "acme/outfits", dry_run=True)):
+        with pytest.raises(BundleMLLMError, match=rf"{name} is not the code of this version"):
+            refuse(folder)
+    assert not ran.exists() and sorted(path.name for path in tmp_path.iterdir()) == ["model"]
 
 
-def test_code_that_answers_differently_is_an_error(folder):
-    code = folder / "processing_bundle_mllm.py"
-    changed = code.read_text().replace("Which {item_noun} completes", "What {item_noun} is missing in")
-    assert changed != code.read_text()
-    code.write_text(changed)
-    config = json.loads((folder / "processor_config.json").read_text())
-    del config["instruction"]  # the default of the code counts
-    (folder / "processor_config.json").write_text(json.dumps(config))
+def test_scores_that_differ_without_the_package_are_an_error(folder, monkeypatch):
+    option_logits = verify._option_logits
+    monkeypatch.setattr(
+        verify,
+        "_option_logits",
+        lambda *args: [[score + i for i, score in enumerate(row)] for row in option_logits(*args)],
+    )
     with pytest.raises(BundleMLLMError, match="answers differently without this package"):
         verify_repository(folder)
+
+
+def test_the_clean_process_knows_no_token_and_no_home(folder, monkeypatch):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    run, environments = verify.subprocess.run, []
+    monkeypatch.setattr(verify.subprocess, "run", lambda *a, **o: environments.append(o["env"]) or run(*a, **o))
+    assert verify_repository(folder).num_questions
+    assert "AWS_SECRET_ACCESS_KEY" not in environments[0] and environments[0]["HOME"] != os.environ.get("HOME")
 
 
 @pytest.mark.parametrize("where", ["", "..", "../.."])

@@ -22,9 +22,7 @@ from huggingface_hub.utils import validate_repo_id
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.hub.report_files import card_sections, metrics_files, read_report
 from bundle_mllm.hub.repository import read_json
-from bundle_mllm.model_folder import fingerprint
-from bundle_mllm.training.config import SCRATCH
-from bundle_mllm.training.run import RECORD
+from bundle_mllm.model_folder import CONVERSION_RECORD, RUN_RECORD, SCRATCH, fingerprint
 
 LIBRARY = "transformers"  # what loads the repository, and what the Hub's "use this model" button shows
 PIPELINE_TAG = "text-generation"
@@ -32,7 +30,7 @@ PIPELINE_TAG = "text-generation"
 model (`generate` works), and "multiple-choice" is hidden among models."""
 TAGS = ("bundle-mllm", "product-bundling", "recommendation", "multimodal", "custom_code", "arxiv:2407.11712")
 LICENSE_UNKNOWN = "unknown"
-RECORDS = (RECORD, "conversion.json")
+RECORDS = (RUN_RECORD, CONVERSION_RECORD)
 """What says how a model folder was made: by `bundle-mllm train`, or by `bundle-mllm convert`."""
 PAIR_NAMES = {
     "user_item": "item and user",

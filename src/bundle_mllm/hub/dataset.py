@@ -26,10 +26,13 @@ from bundle_mllm.data.questions import load_questions
 from bundle_mllm.data.tables import SUFFIXES, find_table, iter_records, write_records
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.hub.card import LICENSE_UNKNOWN, card_template, check_license, split_name
+from bundle_mllm.hub.integrity import check_safe
 from bundle_mllm.hub.places import Places
-from bundle_mllm.hub.publish import CARD, PublishReport, matches
 from bundle_mllm.hub.repository import (
-    place,
+    CARD,
+    PublishReport,
+    link_or_copy,
+    matches,
     read_json,
     repository_files,
     repository_folder,
@@ -37,7 +40,6 @@ from bundle_mllm.hub.repository import (
     write_repository,
 )
 from bundle_mllm.hub.upload import check_login, check_repo_id, upload
-from bundle_mllm.hub.verify import check_safe
 
 TAGS = ("bundle-mllm", "product-bundling", "recommendation", "arxiv:2407.11712")
 WRITTEN = (
@@ -130,10 +132,10 @@ def publish_dataset(
         features = _place_features(data, target, Places(source, folder))
         interactions = find_table(source, "interactions") if include_interactions else None
         if interactions is not None:
-            place(interactions, target / interactions.name)
+            link_or_copy(interactions, target / interactions.name)
             used.add(interactions)
         for name, path in sorted(media.items()) if include_media else ():
-            place(_inside(source, name), target / str(path))
+            link_or_copy(_inside(source, name), target / str(path))
             used.add(source / Path(str(path)).parts[0])
         card = _render_card(
             repo_id,
@@ -149,7 +151,8 @@ def publish_dataset(
         (target / CARD).write_text(str(card), encoding="utf-8")
 
     def check(target: Path) -> None:
-        check_safe(target, source, folder)
+        check_safe(target)
+        Places(source, folder).check(target)
         _check_readable(target, tables)
         _check_same(data, DatasetFolder.open(target))
 
@@ -247,11 +250,11 @@ def _place_features(data: DatasetFolder, target: Path, places: Places) -> list[s
     for start in range(0, len(data.catalog), _ROWS_AT_ONCE):  # refuses values that no training could use
         store.gather(range(start, min(start + _ROWS_AT_ONCE, len(data.catalog))))
     for path in sorted((data.path / "features").glob("[!.]*.safetensors")):
-        place(path, target / "features" / path.name)
+        link_or_copy(path, target / "features" / path.name)
     for path in sorted((data.path / "features" / OUT_OF_FOLD).glob("[!.]*.safetensors")):
         if path.stem in store.modalities:
             OutOfFoldFeatures.load(data, path.stem)  # refuses versions of other features, which no training could use
-            place(path, target / "features" / OUT_OF_FOLD / path.name)
+            link_or_copy(path, target / "features" / OUT_OF_FOLD / path.name)
     manifest = data.path / "features" / MANIFEST
     if manifest.exists():
         write_json(target / "features" / MANIFEST, places.reduce(read_json(manifest)))

@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.hub.card import LICENSE_UNKNOWN, Measurement, find_record, read_measurements, render_model_card
+from bundle_mllm.hub.integrity import check_code, check_complete
 from bundle_mllm.hub.places import Places
 from bundle_mllm.hub.report_files import FILES as REPORT_FILES
 from bundle_mllm.hub.report_files import FOLDER as REPORT_FOLDER
 from bundle_mllm.hub.report_files import read_report, write_report
 from bundle_mllm.hub.repository import (
-    place,
+    CARD,
+    PublishReport,
+    link_or_copy,
+    matches,
     read_json,
     repository_files,
     repository_folder,
@@ -26,11 +28,11 @@ from bundle_mllm.hub.repository import (
     write_repository,
 )
 from bundle_mllm.hub.upload import check_login, check_repo_id, upload
-from bundle_mllm.hub.verify import Verification, check_complete, verify_repository
-from bundle_mllm.training.config import RELATIONS
-from bundle_mllm.training.relations import USER_ITEM
+from bundle_mllm.hub.verify import verify_repository
 
-CARD, PUBLISHED_RECORD = "README.md", "training_record.json"
+USER_ITEM = "user_item"
+
+PUBLISHED_RECORD = "training_record.json"
 TAKEN = (
     "*.safetensors",
     "*.safetensors.index.json",
@@ -52,32 +54,6 @@ TAKEN = (
 )
 """The files of a model folder that belong in its repository; all others stay here."""
 WRITTEN = (CARD, PUBLISHED_RECORD, "metrics*.json", *REPORT_FILES)
-
-
-@dataclass(frozen=True)
-class PublishReport:
-    """What was, or in a dry run would be, published.
-
-    Attributes:
-        repo_id: The repository.
-        folder: The local folder that was uploaded; it stays for inspection.
-        files: Size in bytes of each file, by its path in the repository.
-        left_out: What the source folder holds besides.
-        verification: What the clean process said about a model; `None` for a data set.
-        commit_url: The address of the commit, `None` after a dry run.
-    """
-
-    repo_id: str
-    folder: Path
-    files: dict[str, int]
-    left_out: tuple[str, ...]
-    verification: Verification | None
-    commit_url: str | None
-
-    @property
-    def size(self) -> int:
-        """Size of all files in bytes."""
-        return sum(self.files.values())
 
 
 def publish(
@@ -129,6 +105,7 @@ def publish(
     if not source.is_dir():
         raise BundleMLLMError(f"{source} is no folder: give the output folder of `bundle-mllm train`.")
     check_complete(source)
+    check_code(source)
     if not share_user_log:
         _check_no_user_log(source)
     measurements = read_measurements(source, [Path(path) for path in metrics])
@@ -151,7 +128,7 @@ def publish(
 
     def write(target: Path) -> None:
         for path in taken:
-            place(path, target / path.relative_to(source))
+            link_or_copy(path, target / path.relative_to(source))
         for name, measurement in _metrics_names(measurements).items():
             write_json(target / name, places.reduce(dict(measurement.values)))
         write_report(report, source, target, places)
@@ -189,19 +166,14 @@ def _check_no_user_log(source: Path) -> None:
     if pairs:
         raise BundleMLLMError(
             f"{source} holds the {pairs} pairs of user and item of your interactions table (users by number, without "
-            "ids), and whoever downloads it can read who met what: train with --relations "
-            f"{' '.join(name for name in RELATIONS if name != USER_ITEM)} to leave them out, or add --share-user-log."
+            f"ids), and whoever downloads it can read them: train without {USER_ITEM} to leave them out, or add "
+            "--share-user-log."
         )
 
 
 def _files_of(folder: Path) -> list[Path]:
     """Return the files directly in a folder, and its chat templates."""
     return sorted(path for path in (*folder.iterdir(), *folder.glob("chat_templates/*")) if path.is_file())
-
-
-def matches(name: str, patterns: Sequence[str]) -> bool:
-    """Return whether a file of a repository matches one of some patterns, in which "*" stays within a folder."""
-    return any(fnmatchcase(name, pattern) and name.count("/") == pattern.count("/") for pattern in patterns)
 
 
 def _metrics_names(measurements: Sequence[Measurement]) -> dict[str, Measurement]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.hub.places import Places
-from bundle_mllm.hub.repository import place, read_json, write_json
+from bundle_mllm.hub.repository import link_or_copy, read_json, write_json
 from bundle_mllm.model_folder import fingerprint
 from bundle_mllm.report import REPORT
 from bundle_mllm.report.page import SECTIONS, table_rows, write_page
@@ -85,6 +85,6 @@ def write_report(report: Mapping[str, Any] | None, model_dir: Path, target: Path
         return
     reduced = places.reduce(dict(report))
     for section in reduced["sections"].values():
-        place(model_dir / FOLDER / section["figure"], target / FOLDER / section["figure"])
+        link_or_copy(model_dir / FOLDER / section["figure"], target / FOLDER / section["figure"])
     write_json(target / FOLDER / REPORT, reduced)
     write_page(reduced, target / FOLDER)

@@ -1,6 +1,6 @@
-"""The local copy of a repository: a folder that is written whole or not at all and holds what will be uploaded.
+"""Write the local copy of a repository: a folder that appears whole or not at all and holds what will be uploaded.
 
-Knows nothing about models, data sets or the Hub.
+Knows nothing about what the files mean, or about the network.
 """
 
 from __future__ import annotations
@@ -8,16 +8,55 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from glob import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bundle_mllm.errors import BundleMLLMError
 
+if TYPE_CHECKING:
+    from bundle_mllm.hub.verify import Verification
+
+CARD = "README.md"
 MARKER = ".bundle-mllm-repository"
 """Names a folder that was written here and may be written again; it is never uploaded."""
+METADATA = "__metadata__"
+"""Key of the free text in the header of a safetensors file."""
 
 _TEMPORARY, _OLD = ".bundle-mllm.tmp", ".bundle-mllm.old"
+_ABANDONED = 24 * 3600  # seconds after which an unfinished folder belongs to a process that was killed
+_LONGEST_HEADER = 100_000_000  # the limit of the safetensors library
+
+
+@dataclass(frozen=True)
+class PublishReport:
+    """What was, or in a dry run would be, published.
+
+    Attributes:
+        repo_id: The repository.
+        folder: The local folder that was uploaded; it stays for inspection.
+        files: Size in bytes of each file, by its path in the repository.
+        left_out: What the source folder holds besides.
+        verification: How a clean process answered a model's questions; `None` for a data set.
+        commit_url: The address of the commit, `None` after a dry run.
+    """
+
+    repo_id: str
+    folder: Path
+    files: dict[str, int]
+    left_out: tuple[str, ...]
+    verification: Verification | None
+    commit_url: str | None
+
+    @property
+    def size(self) -> int:
+        """Size of all files in bytes."""
+        return sum(self.files.values())
 
 
 def repository_folder(source: Path) -> Path:
@@ -35,7 +74,8 @@ def write_repository(
 ) -> None:
     """Write a repository folder, in place of the one that an earlier call wrote.
 
-    What a killed process left is cleaned up, or brought back, by the next call.
+    What a killed process left is brought back by the next call, or deleted after a day. Of two calls at a time, the
+    first to end writes the folder.
 
     Args:
         folder: Where it shall be.
@@ -46,8 +86,8 @@ def write_repository(
             filled by `write`. Errors name these, since that is where something can be corrected.
 
     Raises:
-        BundleMLLMError: `folder` holds something else, is or contains `source` or lies in it, or `write` or `check`
-            fails.
+        BundleMLLMError: If `folder` holds something else, is or contains `source` or lies in it, was written by
+            another call meanwhile, or `write` or `check` fails.
     """
     final, origin = folder.resolve(), source.resolve()
     if origin.is_relative_to(final):
@@ -58,25 +98,20 @@ def write_repository(
         raise BundleMLLMError(
             f"{folder} lies in {source}, which the repository is made from: give an --output-dir outside of it."
         )
-    temporary, old = (final.with_name(f".{final.name}{suffix}") for suffix in (_TEMPORARY, _OLD))
-    if old.exists() and not final.exists():  # killed between the two renames below
-        os.replace(old, final)
-    for left in (temporary, old):
-        if left.exists():
-            shutil.rmtree(left)
+    _clean_up(final)
+    before = _identity(final)
     if final.exists() and not (final / MARKER).is_file() and (not final.is_dir() or any(final.iterdir())):
         raise BundleMLLMError(
             f"{folder} exists and is no repository folder, so its files would be lost: give another --output-dir."
         )
+    unique = f".{final.name}.{uuid.uuid4().hex[:12]}"
+    temporary, old = (final.with_name(f"{unique}{suffix}") for suffix in (_TEMPORARY, _OLD))
     try:
         temporary.mkdir(parents=True)
         write(temporary)
         (temporary / MARKER).write_text("Written by bundle-mllm from another folder; may be overwritten.\n")
         check(temporary)
-        if final.exists():
-            os.replace(final, old)
-        os.replace(temporary, final)
-        shutil.rmtree(old, ignore_errors=True)
+        _replace(final, before, temporary, old)
     except BundleMLLMError as error:
         message = str(error)
         for name, path in (sources or {}).items():
@@ -86,13 +121,51 @@ def write_repository(
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def _replace(final: Path, before: object, temporary: Path, old: Path) -> None:
+    """Put a finished folder in the place of the one that was there at the start, or of nothing."""
+    try:
+        if before is not None:
+            os.replace(final, old)
+            if _identity(old) != before:
+                os.replace(old, final)
+                raise FileExistsError
+        os.replace(temporary, final)  # fails where another call has put a folder
+    except OSError as error:
+        raise BundleMLLMError(
+            f"{final} was written by another call meanwhile, whose files stay: repeat this one, or give another "
+            "--output-dir."
+        ) from error
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _clean_up(final: Path) -> None:
+    """Bring back a folder that a killed process had moved away, and delete what killed processes left."""
+    for path in final.parent.glob(f".{escape(final.name)}.*{_OLD}"):
+        if final.exists():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            os.replace(path, final)
+    for path in final.parent.glob(f".{escape(final.name)}.*{_TEMPORARY}"):
+        if path.stat().st_mtime < time.time() - _ABANDONED:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _identity(folder: Path) -> tuple[int, int] | None:
+    return (folder.stat().st_ino, folder.stat().st_mtime_ns) if folder.exists() else None
+
+
 def repository_files(folder: Path) -> dict[str, int]:
     """Return the size in bytes of each file to upload, by its path in the repository."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MARKER)
     return {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths}
 
 
-def place(source: Path, target: Path) -> None:
+def matches(name: str, patterns: Sequence[str]) -> bool:
+    """Return whether a file of a repository matches one of some patterns, in which "*" stays within a folder."""
+    return any(fnmatchcase(name, pattern) and name.count("/") == pattern.count("/") for pattern in patterns)
+
+
+def link_or_copy(source: Path, target: Path) -> None:
     """Copy a file; weights and features as a hard link where that is possible, so that they take no disk space."""
     target.parent.mkdir(parents=True, exist_ok=True)
     source = source.resolve()  # a link to a symbolic link would be uploaded as that
@@ -102,11 +175,46 @@ def place(source: Path, target: Path) -> None:
             return
         except OSError:
             pass
-    shutil.copy2(source, target)
+    shutil.copyfile(source, target)
+
+
+def place_tensors(source: Path, target: Path, metadata: Mapping[str, str]) -> None:
+    """Copy a safetensors file with this metadata and no other; a hard link where the file has it already."""
+    header, start = read_header(source)
+    if header.get(METADATA) in (metadata, None):
+        return link_or_copy(source, target)
+    text = json.dumps({METADATA: metadata, **{k: v for k, v in header.items() if k != METADATA}}).encode()
+    text += b" " * (-len(text) % 8)  # tensors stay aligned
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with open(source, "rb") as old, open(target, "wb") as new:
+        new.write(len(text).to_bytes(8, "little") + text)
+        old.seek(start)
+        shutil.copyfileobj(old, new, 1 << 24)
+
+
+def read_header(path: Path) -> tuple[dict[str, Any], int]:
+    """Read the header of a safetensors file.
+
+    Returns:
+        The header, and where the tensors start.
+
+    Raises:
+        BundleMLLMError: If there is none, or it is longer than the file.
+    """
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        try:
+            header = json.loads(file.read(length)) if 8 + length <= size and length <= _LONGEST_HEADER else None
+        except ValueError:
+            header = None
+    if not isinstance(header, dict):
+        raise BundleMLLMError(f"{path} has no readable header, so it is no whole safetensors file: save it again.")
+    return header, 8 + length
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a record for others to read; see `Places.reduce`, which it should have gone through."""
+    """Write a record for others to read."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -115,13 +223,13 @@ def parse_json(path: Path) -> Any:
     """Read a JSON file.
 
     Raises:
-        BundleMLLMError: The file is missing or damaged.
+        BundleMLLMError: If the file is missing or damaged.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise BundleMLLMError(f"{path} cannot be read ({error.strerror}): check the path.") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BundleMLLMError(f"{path} is not JSON ({error}): write or copy it again.") from error
 
 
@@ -129,7 +237,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises:
-        BundleMLLMError: The file is missing, damaged or holds something else.
+        BundleMLLMError: If the file is missing, damaged or holds something else.
     """
     value = parse_json(path)
     if not isinstance(value, dict):

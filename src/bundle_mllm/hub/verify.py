@@ -9,7 +9,7 @@ import json
 import math
 import os
 import random
-import re
+import site
 import subprocess
 import sys
 import tempfile
@@ -21,22 +21,29 @@ from typing import Any
 import torch
 
 from bundle_mllm.errors import BundleMLLMError
+from bundle_mllm.hub.integrity import check_complete, check_safe
 from bundle_mllm.hub.places import Places
-from bundle_mllm.hub.repository import read_json
 from bundle_mllm.model_folder import load_model
-from bundle_mllm.modeling.configuration_bundle_mllm import AUTO_MAP, CUSTOM_PIPELINES
 from bundle_mllm.modeling.processing_bundle_mllm import BundleMLLMProcessor
 
-NEEDED = ("config.json", "items.jsonl", "processor_config.json", "tokenizer.json", "tokenizer_config.json")
 TOLERANCES = {torch.float32: 1e-5, torch.float64: 1e-5}
 """Largest accepted difference of scores and (relative to the largest) of logits. Weights in half precision keep 8 to
 11 bits, and another number of threads may round the last of them differently: 0.01 for these."""
 
-_PICKLES = (".bin", ".ckpt", ".dill", ".joblib", ".npy", ".npz", ".pickle", ".pkl", ".pt", ".pth")
-_PICKLE_STARTS, _ZIP_START = {bytes((0x80, protocol)) for protocol in range(2, 6)}, b"PK\x03\x04"
-_LONGEST_HEADER = 100_000_000  # the limit of the safetensors library
-_SIBLING = re.compile(r"^\s*from \.(\w+) import", re.MULTILINE)
-_TOKENS = {"HF_TOKEN", "HF_TOKEN_PATH", "HUGGING_FACE_HUB_TOKEN"}
+_PASSED_ON = (
+    "PATH",
+    "PYTHONPATH",
+    "PYTHONHOME",
+    "LD_LIBRARY_PATH",
+    "LANG",
+    "TZ",
+    "TMPDIR",
+    "TEMP",
+    "TMP",
+    "SYSTEMROOT",
+)
+_PASSED_ON += ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
+"""What the clean process knows of the environment, beside `LC_*`: no token, no key, no home folder."""
 _CLEAN_PROCESS = Path(__file__).with_name("clean_process.py")
 
 
@@ -70,7 +77,7 @@ def verify_repository(
         questions: The questions to compare on, as mappings of item ids (see `BundleMLLMProcessor`); by default a few
             drawn from the catalog by `seed`, one of them with an item that the catalog does not hold.
         seed: Seed of the default questions.
-        origins: What the folder is made from, and where it shall be; see `check_safe`.
+        origins: What the folder is made from, and where it shall be; see `Places`.
 
     Returns:
         How well the two agree.
@@ -81,7 +88,8 @@ def verify_repository(
     """
     folder = Path(folder)
     check_complete(folder)
-    check_safe(folder, *origins)
+    check_safe(folder)
+    Places(folder, *origins).check(folder)
     model, processor = load_model(folder)
     modalities = model.config.modalities or {}
     processor.modalities = processor.modalities or modalities
@@ -154,7 +162,10 @@ def _ask_clean_process(folder: Path, questions: Sequence[Mapping[str, Any]]) -> 
     with tempfile.TemporaryDirectory() as temporary:
         request, response = Path(temporary, "request.json"), Path(temporary, "response.json")
         request.write_text(json.dumps({"folder": str(folder.resolve()), "questions": questions}), encoding="utf-8")
-        environment = {name: value for name, value in os.environ.items() if name not in _TOKENS} | {
+        environment = {k: v for k, v in os.environ.items() if k in _PASSED_ON or k.startswith("LC_")} | {
+            "HOME": temporary,
+            "USERPROFILE": temporary,
+            "PYTHONUSERBASE": site.getuserbase(),  # packages may be installed in the home folder
             "HF_HOME": str(Path(temporary, "home")),
             "HF_MODULES_CACHE": str(Path(temporary, "modules")),
             "HF_HUB_OFFLINE": "1",
@@ -179,101 +190,3 @@ def _ask_clean_process(folder: Path, questions: Sequence[Mapping[str, Any]]) -> 
             "which writes the code anew."
         )
     return found
-
-
-def check_complete(folder: Path) -> None:
-    """Check that a model folder has every file it needs, and its weights whole.
-
-    Raises:
-        BundleMLLMError: The first problem found.
-    """
-    references = [reference for entry in AUTO_MAP.values() for reference in _references(entry)]
-    references += [pipeline["impl"] for pipeline in CUSTOM_PIPELINES.values()]
-    needed = [*NEEDED, *dict.fromkeys(f"{reference.split('.')[0]}.py" for reference in references)]
-    for name in needed:
-        if (folder / name).is_file():
-            if name.endswith(".py"):
-                imports = _SIBLING.findall((folder / name).read_text(encoding="utf-8"))
-                needed += [f"{module}.py" for module in imports if f"{module}.py" not in needed]
-        else:
-            hint = " It holds an adapter only: merge it first." if (folder / "adapter_config.json").exists() else ""
-            raise BundleMLLMError(
-                f"{folder} has no {name}, so it would not load:{hint} give the output folder of `bundle-mllm train`, "
-                "or one that model and processor were saved in."
-            )
-    check_weights(folder)
-
-
-def check_safe(folder: Path, *origins: Path) -> None:
-    """Check that a folder holds nothing that others should not receive: no pickle, no path of this machine.
-
-    Args:
-        folder: The folder.
-        origins: What it is made from and where it shall be, so that no text may name these.
-
-    Raises:
-        BundleMLLMError: The first problem found.
-    """
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        _check_no_pickle(path)
-        if path.suffix == ".safetensors":
-            _tensor_names(path)
-    Places(folder, *origins).check(folder)
-
-
-def check_weights(folder: Path) -> None:
-    """Check that the weights in a folder are safetensors files that are whole, and all that the index names.
-
-    Raises:
-        BundleMLLMError: There are none, or one is missing or cut short.
-    """
-    files = {path.name: _tensor_names(path) for path in sorted(folder.glob("*.safetensors"))}
-    if not files:
-        raise BundleMLLMError(
-            f"{folder} holds no *.safetensors file, so there are no weights: save the model there with "
-            "save_pretrained."
-        )
-    for path in sorted(folder.glob("*.safetensors.index.json")):
-        for tensor, name in read_json(path).get("weight_map", {}).items():
-            if tensor not in files.get(name, ()):
-                raise BundleMLLMError(
-                    f"{path} says that {tensor} is in {name}, which {'lacks it' if name in files else 'is missing'}, "
-                    "so the weights are not complete: save the model again."
-                )
-
-
-def _tensor_names(path: Path) -> list[str]:
-    """Return the tensors of a safetensors file after comparing its header with its size."""
-    size = path.stat().st_size
-    with open(path, "rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        try:
-            header = json.loads(file.read(length)) if 8 + length <= size and length <= _LONGEST_HEADER else None
-        except ValueError:
-            header = None
-    if not isinstance(header, dict):
-        raise BundleMLLMError(f"{path} has no readable header, so it is no whole safetensors file: save it again.")
-    tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
-    expected = 8 + length + max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
-    if size != expected:
-        raise BundleMLLMError(
-            f"{path} has {size} bytes and its header says {expected}, so weights are missing or foreign: copy or save "
-            "it again."
-        )
-    return list(tensors)
-
-
-def _check_no_pickle(path: Path) -> None:
-    if path.suffix == ".safetensors":  # checked, and the length of its header may look like a pickle's first bytes
-        return
-    with open(path, "rb") as file:
-        start = file.read(4)
-    if path.suffix in _PICKLES or start[:2] in _PICKLE_STARTS or start == _ZIP_START:
-        raise BundleMLLMError(
-            f"{path} may be a pickle, which runs code on whoever loads it: leave it out, and save weights as "
-            "safetensors."
-        )
-
-
-def _references(entry: str | list[str | None]) -> list[str]:
-    return [entry] if isinstance(entry, str) else [reference for reference in entry if reference]

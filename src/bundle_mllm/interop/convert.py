@@ -19,14 +19,13 @@ from bundle_mllm.data.torch_files import load_weights
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.importers.official import OfficialItems, read_official_items
 from bundle_mllm.interop.lora import SETTINGS_FILE, WEIGHTS_FILE, check_weights, merge_lora_checkpoint, read_settings
-from bundle_mllm.model_folder import save_model
+from bundle_mllm.model_folder import CONVERSION_RECORD, save_model
 from bundle_mllm.modeling.modeling_bundle_mllm import BundleMLLMForCausalLM
 from bundle_mllm.modeling.processing_bundle_mllm import BundleMLLMProcessor
 from bundle_mllm.training.backbone import load_backbone, wrap_backbone
 
 FUSION_FILE, PROJECTOR_FILE, SEPARATOR_FILE = "fusion.bin", "projector_model_fuse.bin", "prompt_token.bin"
 CHECKPOINT_FILES = (SETTINGS_FILE, WEIGHTS_FILE, FUSION_FILE, PROJECTOR_FILE, SEPARATOR_FILE)
-RECORD = "conversion.json"
 FUSED_MODALITIES = ("visual", "bundle_item", "user_item")
 """What the official fusion fuses; the data folder's descriptions are loaded there, too, and not used."""
 
@@ -123,7 +122,7 @@ def convert_checkpoint(
         _load_item_modules(model, checkpoint)
         _lay_out_questions(processor, official, shows_separator)
         save_model(model, processor, folder)
-        _write_record(folder / RECORD, checkpoint, official, {**fusion, "shows_separator": shows_separator})
+        _write_record(folder / CONVERSION_RECORD, checkpoint, official, {**fusion, "shows_separator": shows_separator})
     return Path(output_dir)
 
 

@@ -53,8 +53,8 @@ def merge_lora_checkpoint(backbone: PreTrainedModel, checkpoint: Path) -> None:
         allowed = _SETTINGS.get(name, (None, False, "", [], {}))
         if name not in _NOTES and allowed and value not in allowed and type(value) not in allowed:
             raise BundleMLLMError(
-                f"{path} sets {name} to {value!r}, which cannot be merged exactly: merge the adapter with PEFT, in the "
-                "version that made it."
+                f"{path} sets {name} to {value!r}, which cannot be merged exactly: merge the adapter with PEFT, in "
+                "the version that made it."
             )
     weights = load_weights(checkpoint / WEIGHTS_FILE)
     embedding = backbone.get_input_embeddings().weight

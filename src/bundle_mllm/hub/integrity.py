@@ -1,0 +1,157 @@
+"""Check that a model folder is whole, and safe to hand on: every file there, no foreign code, no pickle.
+
+Knows nothing about the Hub, and loads nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from bundle_mllm import modeling
+from bundle_mllm.errors import BundleMLLMError
+from bundle_mllm.hub.repository import METADATA, read_header, read_json
+
+RETRIEVER = "retriever"
+"""The subfolder of a model folder that holds its retriever."""
+RETRIEVER_TYPE = "bundle_retriever"
+"""`model_type` of a retriever."""
+_NEEDED = ("config.json", "items.jsonl", "processor_config.json")
+_NEEDED_OF_RANKER = (*_NEEDED, "tokenizer.json", "tokenizer_config.json")
+_CODE = Path(modeling.__file__).parent
+_REFERENCE = re.compile(r"(\w+_bundle_mllm)\.\w+")
+_SIBLING = re.compile(r"^\s*from \.(\w+) import", re.MULTILINE)
+_PICKLES = (".bin", ".ckpt", ".dill", ".joblib", ".npy", ".npz", ".pickle", ".pkl", ".pt", ".pth")
+_PICKLE_STARTS, _ZIP_START = {bytes((0x80, protocol)) for protocol in range(2, 6)}, b"PK\x03\x04"
+
+
+def is_retriever(folder: Path) -> bool:
+    """Return whether a folder holds a retriever at its top, and no ranker."""
+    return read_json(folder / "config.json").get("model_type") == RETRIEVER_TYPE
+
+
+def check_complete(folder: Path) -> None:
+    """Check that a model folder, and the retriever in it, have every file they need, and their weights whole.
+
+    Raises:
+        BundleMLLMError: If not; the first problem is named.
+    """
+    _check_files(folder, ("config.json",))
+    _check_files(folder, _NEEDED if is_retriever(folder) else _NEEDED_OF_RANKER)
+    for part in (folder, folder / RETRIEVER):
+        if part.is_dir():
+            _check_files(part, ("config.json",))
+            _check_files(part, _needed_code(part))
+            check_weights(part)
+
+
+def check_safe(folder: Path) -> None:
+    """Check that a folder holds no code but this package's own, and no pickle.
+
+    Raises:
+        BundleMLLMError: If it does; the first problem is named.
+    """
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        if path.suffix == ".safetensors":
+            _tensor_names(path)
+        else:  # the length of a safetensors header may look like a pickle's first bytes
+            _check_no_pickle(path)
+    check_code(folder)
+
+
+def check_code(folder: Path) -> None:
+    """Compare the code in a model folder with the files of this package, byte for byte; nothing is run.
+
+    Raises:
+        BundleMLLMError: If a file differs, or is none of this package.
+    """
+    for path in sorted([*folder.glob("*.py"), *folder.glob(f"{RETRIEVER}/*.py")]):
+        own = _CODE / path.name
+        if not own.is_file() or own.read_bytes() != path.read_bytes():
+            raise BundleMLLMError(
+                f"{path} is not the code of this version of bundle-mllm, and would run on whoever loads the folder: "
+                "load and save the model with this version, which writes its code anew."
+            )
+
+
+def check_weights(folder: Path) -> None:
+    """Check that the weights in a folder are safetensors files that are whole, and all that the index names.
+
+    Raises:
+        BundleMLLMError: If there are none, or one is missing or cut short.
+    """
+    files = {path.name: _tensor_names(path) for path in sorted(folder.glob("*.safetensors"))}
+    if not files:
+        raise BundleMLLMError(
+            f"{folder} holds no *.safetensors file, so there are no weights: save the model there with "
+            "save_pretrained."
+        )
+    for path in sorted(folder.glob("*.safetensors.index.json")):
+        for tensor, name in read_json(path).get("weight_map", {}).items():
+            if tensor not in files.get(name, ()):
+                raise BundleMLLMError(
+                    f"{path} places {tensor} in {name}, which {'lacks it' if name in files else 'is missing'}, "
+                    "so the weights are not complete: save the model again."
+                )
+
+
+def _check_files(folder: Path, names: Any) -> None:
+    for name in names:
+        if not (folder / name).is_file():
+            hint = " It holds an adapter only: merge it first." if (folder / "adapter_config.json").exists() else ""
+            raise BundleMLLMError(
+                f"{folder} has no {name}, so it would not load:{hint} give the output folder of `bundle-mllm train`, "
+                "or one that model and processor were saved in."
+            )
+
+
+def _needed_code(folder: Path) -> list[str]:
+    """Return the code files that the settings in a folder name, and those that these import."""
+    names: dict[str, None] = {}
+    for path in sorted(folder.glob("*config.json")):
+        settings = read_json(path)
+        names |= dict.fromkeys(_references([settings.get("auto_map"), settings.get("custom_pipelines")]))
+    needed = list(names)
+    for name in needed:
+        if (_CODE / name).is_file():
+            imported = _SIBLING.findall((_CODE / name).read_text(encoding="utf-8"))
+            needed += [f"{module}.py" for module in imported if f"{module}.py" not in needed]
+    return needed
+
+
+def _references(value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        for entry in value:
+            yield from _references(entry)
+    elif isinstance(value, str) and (match := _REFERENCE.fullmatch(value)):
+        yield f"{match[1]}.py"
+
+
+def _tensor_names(path: Path) -> list[str]:
+    """Return the tensors of a safetensors file after comparing its header with its size."""
+    header, start = read_header(path)
+    try:
+        tensors = {name: int(entry["data_offsets"][1]) for name, entry in header.items() if name != METADATA}
+    except (KeyError, TypeError, IndexError, ValueError) as error:
+        raise BundleMLLMError(f"{path} has a header that lists no tensors ({error}): save it again.") from error
+    size, expected = path.stat().st_size, start + max(tensors.values(), default=0)
+    if size != expected:
+        raise BundleMLLMError(
+            f"{path} has {size} bytes and its header {expected}, so weights are missing or foreign: copy or save it "
+            "again."
+        )
+    return list(tensors)
+
+
+def _check_no_pickle(path: Path) -> None:
+    with open(path, "rb") as file:
+        start = file.read(4)
+    if path.suffix in _PICKLES or start[:2] in _PICKLE_STARTS or start == _ZIP_START:
+        raise BundleMLLMError(
+            f"{path} may be a pickle, which runs code on whoever loads it: leave it out, and save weights as "
+            "safetensors."
+        )

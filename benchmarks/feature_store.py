@@ -23,7 +23,7 @@ from common import MODALITIES
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from bundle_mllm.data import FeatureStore
+from bundle_mllm.data.features import FeatureStore
 
 NUM_ROWS = 13
 

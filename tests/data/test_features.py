@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from bundle_mllm.data import FeatureStore, write_modality
+from bundle_mllm.data.features import FeatureStore, write_modality
 from bundle_mllm.errors import BundleMLLMError
 
 FEATURES = torch.arange(12, dtype=torch.float16).reshape(4, 3) + 1

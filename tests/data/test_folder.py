@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from bundle_mllm.data import DatasetFolder, write_modality, write_records
+from bundle_mllm.data import DatasetFolder, write_records
+from bundle_mllm.data.features import write_modality
 from bundle_mllm.errors import BundleMLLMError
 
 

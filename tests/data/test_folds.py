@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from bundle_mllm.data import DatasetFolder, write_modality, write_records
+from bundle_mllm.data import DatasetFolder, write_records
+from bundle_mllm.data.features import write_modality
 from bundle_mllm.data.folds import OutOfFoldFeatures, assign_folds, count_folds, held_out_bundles, remove_folds
 from bundle_mllm.errors import BundleMLLMError
 

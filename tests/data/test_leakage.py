@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from bundle_mllm.data import DatasetFolder, write_modality, write_records
+from bundle_mllm.data import DatasetFolder, write_records
+from bundle_mllm.data.features import write_modality
 from bundle_mllm.data.leakage import Accuracy, Encoded, check_interactions, measure_leakage
 from bundle_mllm.encoders.relational import BundleItemSVD
 from bundle_mllm.errors import BundleMLLMError

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from bundle_mllm.data.files import sha256
-from bundle_mllm.data.manifest import read_manifest, write_manifest
+from bundle_mllm.data.manifest import read_question_manifest, write_question_manifest
 from bundle_mllm.errors import BundleMLLMError
 
 MADE = {"split": "validation", "num_candidates": 10, "negatives": "hard", "seed": 42}
@@ -17,31 +17,31 @@ def file(tmp_path):
 
 
 def test_a_question_file_is_named_by_its_hash_and_by_how_it_was_made(file):
-    assert read_manifest(file) == {"path": str(file), "sha256": sha256(file)}
-    assert write_manifest(file, MADE).name == "q.jsonl.json"
-    assert read_manifest(file) == {"path": str(file), "sha256": sha256(file), "made": MADE}
+    assert read_question_manifest(file) == {"path": str(file), "sha256": sha256(file)}
+    assert write_question_manifest(file, MADE).name == "q.jsonl.json"
+    assert read_question_manifest(file) == {"path": str(file), "sha256": sha256(file), "made": MADE}
 
 
 def test_the_same_file_and_settings_give_the_same_note(file, tmp_path):
-    first = write_manifest(file, MADE).read_bytes()
-    assert write_manifest(file, MADE).read_bytes() == first
+    first = write_question_manifest(file, MADE).read_bytes()
+    assert write_question_manifest(file, MADE).read_bytes() == first
     assert str(tmp_path) not in first.decode()
 
 
 def test_a_changed_question_file_is_refused(file):
-    write_manifest(file, MADE)
+    write_question_manifest(file, MADE)
     file.write_text('{"question_id": "b-1"}\n')
     with pytest.raises(BundleMLLMError, match=r"q\.jsonl is not the file .* was changed after it was made"):
-        read_manifest(file)
+        read_question_manifest(file)
 
 
 @pytest.mark.parametrize("text", ["", "[]", json.dumps({"sha256": "x"})])
 def test_a_note_that_says_nothing_is_refused(file, text):
     file.with_name("q.jsonl.json").write_text(text)
     with pytest.raises(BundleMLLMError, match="does not say how"):
-        read_manifest(file)
+        read_question_manifest(file)
 
 
 def test_a_missing_file_is_refused(tmp_path):
     with pytest.raises(BundleMLLMError, match="no file"):
-        read_manifest(tmp_path / "q.jsonl")
+        read_question_manifest(tmp_path / "q.jsonl")

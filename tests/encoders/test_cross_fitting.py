@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from bundle_mllm.data import DatasetFolder, write_modality, write_records
+from bundle_mllm.data import DatasetFolder, write_records
+from bundle_mllm.data.features import write_modality
 from bundle_mllm.data.folds import OutOfFoldFeatures, assign_folds, count_folds, remove_folds
 from bundle_mllm.encoders.cross_fitting import align, cross_fit, edges
 from bundle_mllm.encoders.lightgcn import LightGCN

@@ -10,7 +10,8 @@ import soundfile
 import torch
 from PIL import Image
 
-from bundle_mllm.data import DatasetFolder, write_modality, write_records
+from bundle_mllm.data import DatasetFolder, write_records
+from bundle_mllm.data.features import write_modality
 from bundle_mllm.encoders import Encoded, ImageDescriptor, UserItemSVD, encode_folder
 from bundle_mllm.errors import BundleMLLMError
 

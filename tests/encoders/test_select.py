@@ -5,7 +5,8 @@ import pytest
 from safetensors.torch import save_file
 from torch import ones
 
-from bundle_mllm.data import DatasetFolder, features, write_modality, write_records
+from bundle_mllm.data import DatasetFolder, features, write_records
+from bundle_mllm.data.features import write_modality
 from bundle_mllm.encoders import ImageDescriptor, encode_folder
 from bundle_mllm.encoders.select import MARK, asked_for, offered
 from bundle_mllm.errors import BundleMLLMError
@@ -104,7 +105,7 @@ def test_features_that_encode_made_before_it_marked_them_are_its_own(tmp_path):
     encode_folder(folder)
     path = tmp_path / "features" / "visual.safetensors"
     assert MARK.encode() in path.read_bytes()
-    entry = features.read_manifest(path.parent)["visual"]
+    entry = features.read_feature_manifest(path.parent)["visual"]
     write_modality(path.parent, "visual", np.ones((4, 256), np.float32), None, entry["provenance"])
     assert MARK.encode() not in path.read_bytes()
     assert encode_folder(folder, visual="descriptor")["visual"].kept is None

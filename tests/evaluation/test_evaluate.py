@@ -10,7 +10,7 @@ import torch
 from bundle_mllm.baselines import evaluate_baselines
 from bundle_mllm.data import DatasetFolder, make_questions, save_questions
 from bundle_mllm.data.files import sha256
-from bundle_mllm.data.manifest import write_manifest
+from bundle_mllm.data.manifest import write_question_manifest
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.evaluation.by_length import accuracy_by_num_candidates
 from bundle_mllm.evaluation.evaluate import describe, evaluate
@@ -45,7 +45,7 @@ def ask(tiny_data, tmp_path):
 
 def test_a_metrics_file_names_its_questions_and_all_that_was_measured(model, tiny_data, ask, tmp_path):
     questions = ask(num_candidates=4)
-    write_manifest(questions, {"seed": 0})
+    write_question_manifest(questions, {"seed": 0})
     metrics = evaluate(model, tiny_data, questions, tmp_path / "metrics.json")
     manifest = {"path": str(questions), "sha256": sha256(questions), "made": {"seed": 0}}
     assert metrics["questions"] == {**manifest, "num_candidates": [4, 4]}

@@ -6,7 +6,7 @@ import pytest
 
 from bundle_mllm.cli import main
 from bundle_mllm.data import DatasetFolder, load_questions, make_questions, save_questions
-from bundle_mllm.data.manifest import read_manifest, write_manifest
+from bundle_mllm.data.manifest import read_question_manifest, write_question_manifest
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.evaluation.metrics import as_scored, compute_metrics
 from bundle_mllm.evaluation.results import compare_metrics, save_results
@@ -25,7 +25,7 @@ def asked(tmp_path_factory):
     data = DatasetFolder.open(folder / "data")
     questions = make_questions(data.bundles.test, data.catalog, data.bundles, num_candidates=20, seed=0)
     save_questions(folder / "q.jsonl", questions)
-    write_manifest(folder / "q.jsonl", {"negatives": "uniform"})
+    write_question_manifest(folder / "q.jsonl", {"negatives": "uniform"})
     return folder, data, questions
 
 
@@ -49,7 +49,9 @@ def test_ceiling_files_compare_with_metrics_files_and_give_the_share(asked, tmp_
               for q in questions]  # fmt: skip
     scored = as_scored(questions, scores)
     save_results(
-        tmp_path / "m.json", {**compute_metrics(scored), "questions": read_manifest(folder / "q.jsonl")}, scored
+        tmp_path / "m.json",
+        {**compute_metrics(scored), "questions": read_question_manifest(folder / "q.jsonl")},
+        scored,
     )
     share = share_of_ceiling(tmp_path / "m.json", tmp_path / "ceiling.json")
     ceiling = json.loads((tmp_path / "ceiling.json").read_text())["ceiling"]
@@ -85,7 +87,7 @@ def test_the_command_makes_a_studio(tmp_path, monkeypatch, capsys):
 def test_hard_negatives_other_folders_and_other_question_files_are_refused(asked, tmp_path, tiny_data):
     folder, data, questions = asked
     save_questions(tmp_path / "hard.jsonl", questions)
-    write_manifest(tmp_path / "hard.jsonl", {"negatives": "hard"})
+    write_question_manifest(tmp_path / "hard.jsonl", {"negatives": "hard"})
     save_questions(tmp_path / "nobody_knows.jsonl", questions)
     for name, negatives in (("hard", "hard"), ("nobody_knows", "unknown")):
         with pytest.raises(BundleMLLMError, match=f"has {negatives} negatives.*--negatives uniform"):
@@ -94,7 +96,7 @@ def test_hard_negatives_other_folders_and_other_question_files_are_refused(asked
         bayes_optimal(tiny_data, folder / "q.jsonl")
     bayes_optimal(folder / "data", folder / "q.jsonl", tmp_path / "a.json")
     save_questions(tmp_path / "fewer.jsonl", load_questions(folder / "q.jsonl", data.catalog)[:-1])
-    write_manifest(tmp_path / "fewer.jsonl", {"negatives": "uniform"})
+    write_question_manifest(tmp_path / "fewer.jsonl", {"negatives": "uniform"})
     bayes_optimal(folder / "data", tmp_path / "fewer.jsonl", tmp_path / "b.json")
     with pytest.raises(BundleMLLMError, match="different question files"):
         share_of_ceiling(tmp_path / "a.json", tmp_path / "b.json")

@@ -20,7 +20,7 @@ from bundle_mllm.baselines.registry import LLM, expand, make_baseline
 from bundle_mllm.data.bundles import BundleSplits
 from bundle_mllm.data.folder import DatasetFolder
 from bundle_mllm.data.leakage import check_interactions
-from bundle_mllm.data.manifest import read_manifest
+from bundle_mllm.data.manifest import read_question_manifest
 from bundle_mllm.data.questions import Question, load_questions
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.evaluation.evaluate import describe, warm_items
@@ -90,7 +90,7 @@ def evaluate_baselines(
         BundleMLLMError: A path is wrong, a question is malformed, a name is unknown, or a baseline that was named
             (rather than meant by `all`) looks at what the folder lacks.
     """
-    manifest = read_manifest(questions_path)
+    manifest = read_question_manifest(questions_path)
     folder = DatasetFolder.open(data)
     chosen = expand(names, folder)
     paths = _paths(output, list(chosen), questions_path)

@@ -98,7 +98,7 @@ def questions(
         save_questions,
         write_records,
     )
-    from bundle_mllm.data.manifest import write_manifest
+    from bundle_mllm.data.manifest import write_question_manifest
     from bundle_mllm.data.memberships import BUNDLE_ITEM
 
     folder = DatasetFolder.open(data)
@@ -122,7 +122,7 @@ def questions(
         raise BundleMLLMError(f"{data} has no {split} bundle of two items: there is nothing to ask.")
     if format == "questions":
         save_questions(output, made)
-        write_manifest(output, {"split": split, **made_by})
+        write_question_manifest(output, {"split": split, **made_by})
     else:
         from bundle_mllm.model_folder import load_processor
         from bundle_mllm.training.dataset import prompt_completion_dataset

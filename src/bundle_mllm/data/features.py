@@ -151,7 +151,7 @@ class FeatureStore:
                     f"{folder} has no features of modality {modality!r}: it has {', '.join(files)}; "
                     "encode the missing one or leave it out."
                 )
-        manifest = read_manifest(folder)
+        manifest = read_feature_manifest(folder)
         features, present = {}, {}
         for modality in files if modalities is None else modalities:
             path = files[modality]
@@ -259,7 +259,7 @@ def write_modality(
     features[~present] = 0.0
     _check_finite(name, features, torch.arange(len(features)))
 
-    manifest = read_manifest(folder)
+    manifest = read_feature_manifest(folder)
     entry = {
         "file": path.name,
         "dim": features.shape[1],
@@ -289,7 +289,7 @@ def renew_items_hash(folder: str | os.PathLike, modality: str, items_hash: str) 
         items_hash: `catalog.content_hash`.
     """
     folder = Path(folder)
-    manifest = read_manifest(folder)
+    manifest = read_feature_manifest(folder)
     _write_manifest(folder, {**manifest, modality: {**manifest[modality], "items_hash": items_hash}})
 
 
@@ -400,7 +400,7 @@ def _check_finite(modality: str, values: torch.Tensor, index: torch.Tensor) -> N
         )
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
+def read_feature_manifest(folder: Path) -> dict[str, Any]:
     """Return the entry of each modality in the manifest of a features folder; nothing if there is none.
 
     Raises:

@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from bundle_mllm.data.bundles import Bundle
-from bundle_mllm.data.features import read_manifest
+from bundle_mllm.data.features import read_feature_manifest
 from bundle_mllm.data.files import atomic_path
 from bundle_mllm.data.folder import OUT_OF_FOLD, DatasetFolder
 from bundle_mllm.data.memberships import BUNDLE_ITEM
@@ -190,7 +190,7 @@ def remove_folds(features_folder: str | os.PathLike, modality: str) -> None:
 
 def _identity(features_folder: Path, modality: str) -> str:
     """Return the SHA-256 of the modality's own features, as the manifest has it."""
-    return read_manifest(features_folder).get(modality, {}).get("sha256", "")
+    return read_feature_manifest(features_folder).get(modality, {}).get("sha256", "")
 
 
 def _path(features_folder: Path, modality: str) -> Path:

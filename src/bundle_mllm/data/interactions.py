@@ -12,8 +12,6 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from bundle_mllm.data.catalog import ItemCatalog
 from bundle_mllm.data.files import atomic_path
 from bundle_mllm.data.records import require_fields, to_id, to_text
@@ -21,6 +19,7 @@ from bundle_mllm.data.tables import BATCH_ROWS, find_table, iter_columns, iter_r
 from bundle_mllm.errors import BundleMLLMError
 
 if TYPE_CHECKING:
+    import numpy as np
     import pyarrow
 
 USER, ITEM, TIME = FIELDS = ("user_id", "item_id", "timestamp")
@@ -131,6 +130,7 @@ class Interactions:
         Raises:
             BundleMLLMError: If ids are neither text nor integers.
         """
+        import numpy as np
         import pyarrow
         from pyarrow import compute
 
@@ -260,6 +260,7 @@ def _is_given(ids: pyarrow.Array) -> np.ndarray:
 
 def _unify(parts: list[pyarrow.DictionaryArray]) -> tuple[tuple[str, ...], np.ndarray]:
     """Return the distinct values in order of first appearance, and the position among them of each value."""
+    import numpy as np
     import pyarrow
 
     if not parts:

@@ -18,7 +18,7 @@ SUFFIX = ".json"
 """What the name of the note beside a question file adds to the file's."""
 
 
-def write_manifest(path: str | os.PathLike, made: Mapping[str, Any]) -> Path:
+def write_question_manifest(path: str | os.PathLike, made: Mapping[str, Any]) -> Path:
     """Write the note beside a question file: its SHA-256 and how it was made.
 
     The same file and settings give the same bytes: nothing in the note depends on time or place.
@@ -36,7 +36,7 @@ def write_manifest(path: str | os.PathLike, made: Mapping[str, Any]) -> Path:
     return note
 
 
-def read_manifest(path: str | os.PathLike) -> dict[str, Any]:
+def read_question_manifest(path: str | os.PathLike) -> dict[str, Any]:
     """Say which question file this is.
 
     Args:

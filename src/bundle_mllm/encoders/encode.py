@@ -21,7 +21,7 @@ from bundle_mllm.data.features import (
     FITTED_TO,
     MANIFEST,
     features_path,
-    read_manifest,
+    read_feature_manifest,
     renew_items_hash,
     write_modality,
 )
@@ -310,7 +310,7 @@ class _Run:
 
         Rows are made of their item's source alone where there is one, so that new ids or titles change nothing there.
         """
-        entry = read_manifest(self._features).get(encoder.modality, {})
+        entry = read_feature_manifest(self._features).get(encoder.modality, {})
         provenance = entry.get("provenance", {})
         volatile = encoder.volatile if isinstance(encoder, BatchEncoder) else ()
         path = features_path(self._features, encoder.modality)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from bundle_mllm.data.features import find_features, read_manifest
+from bundle_mllm.data.features import find_features, read_feature_manifest
 from bundle_mllm.data.files import sha256
 from bundle_mllm.data.folder import DatasetFolder
 from bundle_mllm.data.tables import find_table
@@ -119,7 +119,7 @@ def _encoder_of(features: Path, modality: str, path: Path) -> str | None:
     The file says so itself, since the manifest is written after it. The manifest is asked where the file cannot be
     read, so that it is no loss, or has no mark.
     """
-    entry = read_manifest(features).get(modality, {})
+    entry = read_feature_manifest(features).get(modality, {})
     provenance = entry.get("provenance", {}) if entry.get("file") == path.name else {}
     recorded = provenance.get("encoder") if "sources_sha256" in provenance else None
     try:

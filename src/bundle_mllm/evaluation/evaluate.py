@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from bundle_mllm.data.bundles import BundleSplits, find_bundles
 from bundle_mllm.data.catalog import ItemCatalog
-from bundle_mllm.data.manifest import read_manifest
+from bundle_mllm.data.manifest import read_question_manifest
 from bundle_mllm.data.questions import MAX_OPTIONS, Question, load_questions
 from bundle_mllm.device import choose_device
 from bundle_mllm.errors import BundleMLLMError
@@ -75,7 +75,7 @@ def evaluate(
     """
     if output is not None:
         check_writable(output, questions_path)
-    manifest = read_manifest(questions_path)
+    manifest = read_question_manifest(questions_path)
     catalog = ItemCatalog.load(data)
     questions = load_questions(questions_path, catalog)
     train_items = load_train_items(data, catalog)
@@ -137,7 +137,7 @@ def describe(
     """Compute everything that is reported of a method, a model or a baseline, on a list of questions.
 
     Args:
-        manifest: What `read_manifest` says of the question file.
+        manifest: What `read_question_manifest` says of the question file.
         questions: The questions.
         scored: What was said to each, in the same order (`as_scored` makes it of plain scores).
         train_items: The items of all training bundles, for the slice `answer`; see [`load_train_items`].

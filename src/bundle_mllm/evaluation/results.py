@@ -27,7 +27,7 @@ def save_results(path: str | os.PathLike, metrics: Mapping[str, Any], scored: Se
         path: Where the metrics go, such as `metrics.json`. The scores go to `metrics.questions.jsonl`: one row per
             question with `question_id`, `bundle_id`, `answer_index`, `rank` (of the answer), `option_logits` (in the
             order of the question) and `free_answer`.
-        metrics: The metrics; `questions` must say which question file was used (see `read_manifest`). What is not
+        metrics: The metrics; `questions` must be the question file's, see `read_question_manifest`. What is not
             defined (NaN) is written as null. `results` is added: name and SHA-256 of the file of scores.
         scored: What was said to the questions.
     """

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bundle_mllm.data.folder import DatasetFolder
-from bundle_mllm.data.manifest import read_manifest, write_manifest
+from bundle_mllm.data.manifest import read_question_manifest, write_question_manifest
 from bundle_mllm.data.questions import Question, load_questions, make_questions, save_questions, spread
 from bundle_mllm.errors import BundleMLLMError
 
@@ -26,7 +26,7 @@ class QuestionSet:
 
     Attributes:
         name: What tables and figures call it: the file's name without its endings.
-        manifest: Its path, SHA-256 and, where that is known, how it was made; see `read_manifest`.
+        manifest: Its path, SHA-256 and, where that is known, how it was made; see `read_question_manifest`.
         questions: What it asks.
     """
 
@@ -65,7 +65,7 @@ def open_question_sets(paths: Sequence[Path], folder: DatasetFolder) -> list[Que
     """
     sets: dict[str, QuestionSet] = {}
     for path in paths:
-        manifest = read_manifest(path)
+        manifest = read_question_manifest(path)
         name = re.sub(r"[^\w.-]+", "_", path.name.split(".")[0]) or "questions"
         if name in sets:
             raise BundleMLLMError(
@@ -108,6 +108,6 @@ def make_question_sets(
         made |= {"partial": "half", "questions_per_bundle": 1}
         path = target / f"{split}_{kind}.jsonl"
         save_questions(path, make_questions(bundles, folder.catalog, folder.bundles, **made))
-        write_manifest(path, {"split": split, **made, "max_questions": max_questions})
+        write_question_manifest(path, {"split": split, **made, "max_questions": max_questions})
         paths.append(path)
     return paths

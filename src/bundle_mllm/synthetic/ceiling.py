@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from bundle_mllm.data.catalog import ItemCatalog
-from bundle_mllm.data.manifest import read_manifest
+from bundle_mllm.data.manifest import read_question_manifest
 from bundle_mllm.data.questions import Question, load_questions
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.evaluation.evaluate import describe, load_train_items
@@ -64,7 +64,7 @@ def bayes_optimal(data: Path, questions_path: Path, output: Path | None = None) 
     """
     if output is not None:
         check_writable(output, questions_path)
-    manifest = read_manifest(questions_path)
+    manifest = read_question_manifest(questions_path)
     negatives = manifest.get("made", {}).get("negatives", "unknown")
     if negatives != "uniform":
         raise BundleMLLMError(

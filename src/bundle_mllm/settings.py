@@ -51,11 +51,13 @@ def configured_by(settings_type: Callable[P, S]) -> Callable[[Callable[[S], R]],
         A decorator.
     """
 
+    expected = cast(type, settings_type)
+
     def decorate(function: Callable[[S], R]) -> Callable[P, R]:
         @wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
-            first: Any = args[0] if len(args) == 1 and not kwargs else None
-            return function(first if isinstance(first, cast(type, settings_type)) else settings_type(*args, **kwargs))
+            first = next(iter(args), None)
+            return function(cast(S, first) if isinstance(first, expected) else settings_type(*args, **kwargs))
 
         signature = inspect.signature(function)
         vars(call)["__signature__"] = inspect.signature(settings_type).replace(

@@ -10,7 +10,7 @@ from tiny_models import ITEM_IDS, TITLES, make_model, make_processor
 from bundle_mllm.data import DatasetFolder, make_questions, save_questions, write_records
 from bundle_mllm.evaluation.evaluate import evaluate
 from bundle_mllm.model_folder import save_model
-from bundle_mllm.report import report
+from bundle_mllm.report import build_report
 from bundle_mllm.training.config import as_dict, default_run
 
 QUESTIONS = [
@@ -48,7 +48,7 @@ def model_folder(tmp_path_factory) -> Path:
     (folder / "training").mkdir()
     (folder / "training" / "optimizer.pt").write_bytes(b"\x80\x02not for others")
     evaluate(folder, data, data / "test_hard.jsonl", folder / "metrics.json")
-    report([folder], data, questions=[data / "test_hard.jsonl"], split="train", sizes=(2,))
+    build_report([folder], data, questions=[data / "test_hard.jsonl"], split="train", sizes=(2,))
     return folder
 
 

@@ -21,7 +21,7 @@ from bundle_mllm.evaluation.metrics import as_scored, compute_metrics, paired_di
 from bundle_mllm.evaluation.results import compare_metrics, save_results
 from bundle_mllm.evaluation.scoring import score_questions
 from bundle_mllm.model_folder import fingerprint, load_model, save_model
-from bundle_mllm.report import build, measure, report, sections
+from bundle_mllm.report import build, build_report, measure, sections
 from bundle_mllm.report.figures import FIGURES
 from bundle_mllm.report.questions import QuestionSet
 from bundle_mllm.training.backbone import build_model
@@ -57,7 +57,7 @@ def model(tiny_data, tmp_path_factory):
 def made(model, tiny_data, tmp_path_factory):
     """A report and its folder."""
     target = tmp_path_factory.mktemp("report") / "out"
-    return report([model], tiny_data, target, **SMALL), target
+    return build_report([model], tiny_data, target, **SMALL), target
 
 
 @pytest.fixture(scope="module")
@@ -235,7 +235,7 @@ def test_what_was_measured_are_metrics_files_and_only_the_whole_model_may_be_pub
 def test_what_one_bundle_cannot_tell_is_left_empty(model, made, tiny_data, tmp_path):
     line, *_ = (made[1] / "questions" / "validation_hard.jsonl").read_text().splitlines()
     (tmp_path / "one.jsonl").write_text(line + "\n")
-    result = report([model], tiny_data, tmp_path / "r", questions=[tmp_path / "one.jsonl"], sizes=())
+    result = build_report([model], tiny_data, tmp_path / "r", questions=[tmp_path / "one.jsonl"], sizes=())
     json.dumps(result["sections"], allow_nan=False)
     assert all(row.get("hit_rate@1_se") is None for row in result["sections"]["by_stage"]["rows"])
     cells = Page((tmp_path / "r" / "report.html").read_text()).cells
@@ -254,20 +254,20 @@ def test_a_killed_report_continues_and_ends_with_the_same_numbers(made, model, t
     monkeypatch.setattr(measure, "score_questions", counted)
     target, stop = tmp_path / "report", 5
     with pytest.raises(KeyboardInterrupt):
-        report([model], tiny_data, target, **SMALL)
+        build_report([model], tiny_data, target, **SMALL)
     assert not (target / "report.json").exists()
     (target / "measured" / "shop" / "stage_two.validation_hard.questions.jsonl").write_text("cut sh")
     stop = 0
-    again = report([model], tiny_data, target, **SMALL)
+    again = build_report([model], tiny_data, target, **SMALL)
     assert len(calls) == 5 + 10 - 4 + 1  # 5 variants of 2 files; 4 were done, of which one was damaged
     assert json.dumps(again["sections"]) == json.dumps(made[0]["sections"])
     for figure in (target / "figures").iterdir():
         assert figure.read_bytes() == (made[1] / "figures" / figure.name).read_bytes()
     calls.clear()
     monkeypatch.setattr(build, "draw", blank)
-    report([model], tiny_data, target, **SMALL)
+    build_report([model], tiny_data, target, **SMALL)
     assert not calls
-    report([model], tiny_data, target, **{**SMALL, "num_candidates": 5})
+    build_report([model], tiny_data, target, **{**SMALL, "num_candidates": 5})
     assert len(calls) == 10
 
 
@@ -275,13 +275,13 @@ def test_other_weights_are_measured_again(model, tiny_data, tmp_path, monkeypatc
     monkeypatch.setattr(build, "draw", blank)
     small = {"max_questions": 2, "num_candidates": 3, "sizes": ()}
     folder = shutil.copytree(model, tmp_path / "shop")
-    before = report([folder], tiny_data, **small)
+    before = build_report([folder], tiny_data, **small)
     assert (folder / "report" / "report.html").exists()
     loaded, processor = load_model(folder)
     with torch.no_grad():
         loaded.model.language_model.get_input_embeddings().weight.mul_(-1.0)
     save_model(loaded, processor, folder)
-    after = report([folder], tiny_data, **small)
+    after = build_report([folder], tiny_data, **small)
     assert before["models"][0]["fingerprint"] != after["models"][0]["fingerprint"]
     metrics = evaluate(folder, tiny_data, folder / "report" / "questions" / "validation_hard.jsonl")
     (row,) = rows_of((after,), "by_stage", questions="validation_hard", variant="stage two")
@@ -307,7 +307,7 @@ def test_several_models_and_other_methods_stand_beside_each_other(made, model, a
             "metrics": [tmp_path / "popularity.json", tmp_path / "ceiling.json"],
         },
     )
-    result = report(models, tiny_data, target, sizes=(), **options)
+    result = build_report(models, tiny_data, target, sizes=(), **options)
     assert [one["name"] for one in result["models"]] == ["shop", "shop (2)"]
     whole = score_questions(*load_model(model), asked["validation_hard"])
     other = score_questions(*load_model(models[1]), asked["validation_hard"])
@@ -369,11 +369,11 @@ def test_a_mistake_is_said_before_anything_is_measured(
         options[name] = [tmp_path / path for path in options.get(name, [])]
     paths = {name: tmp_path / options.pop(name) for name in ("data", "output_dir")}
     with pytest.raises(BundleMLLMError, match=re.escape(message)):
-        report(**options, **paths)
+        build_report(**options, **paths)
 
 
 def test_without_matplotlib_the_fix_is_named(model, tiny_data, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(BundleMLLMError, match=r"pip install 'bundle-mllm\[report\]'"):
-        report([model], tiny_data, tmp_path / "out")
+        build_report([model], tiny_data, tmp_path / "out")
     assert not (tmp_path / "out").exists()

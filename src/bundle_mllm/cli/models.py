@@ -182,7 +182,7 @@ def report(
         device: cpu or cuda; a GPU if there is one, if not given.
     """
     from bundle_mllm.evaluation.by_length import SIZES
-    from bundle_mllm.report import report as run
+    from bundle_mllm.report import build_report as run
 
     target = model[0] / "report" if output_dir is None else output_dir
     result = run(

@@ -31,7 +31,7 @@ REPORT = "report.json"
 PACKAGES = ("bundle-mllm", "torch", "transformers", "matplotlib")
 
 
-def report(
+def build_report(
     models: Sequence[Path],
     data: Path,
     output_dir: Path | None = None,

@@ -3,18 +3,19 @@
 They must not know the answers of questions, nor any bundle outside the training split.
 """
 
-from bundle_mllm.baselines.base import Asked, Baseline, UnavailableError
-from bundle_mllm.baselines.evaluate import BaselineResult, baseline_path, evaluate_baselines
-from bundle_mllm.baselines.registry import ALL, BASELINES, make_baseline
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "ALL",
-    "Asked",
-    "BASELINES",
-    "Baseline",
-    "BaselineResult",
-    "UnavailableError",
-    "baseline_path",
-    "evaluate_baselines",
-    "make_baseline",
-]
+from bundle_mllm.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from bundle_mllm.baselines.base import Asked as Asked
+    from bundle_mllm.baselines.base import Baseline as Baseline
+    from bundle_mllm.baselines.base import UnavailableError as UnavailableError
+    from bundle_mllm.baselines.evaluate import BaselineResult as BaselineResult
+    from bundle_mllm.baselines.evaluate import baseline_path as baseline_path
+    from bundle_mllm.baselines.evaluate import evaluate_baselines as evaluate_baselines
+    from bundle_mllm.baselines.registry import ALL as ALL
+    from bundle_mllm.baselines.registry import BASELINES as BASELINES
+    from bundle_mllm.baselines.registry import make_baseline as make_baseline
+else:
+    __getattr__, __dir__, __all__ = lazy_names(__name__, __file__)

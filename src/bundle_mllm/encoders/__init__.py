@@ -3,31 +3,27 @@
 It must not know questions, the language model, or any edge outside the training split.
 """
 
-from bundle_mllm.encoders.base import Encoded, ItemEncoder, Problem, Report
-from bundle_mllm.encoders.batches import BatchEncoder, Reading
-from bundle_mllm.encoders.descriptors import ImageDescriptor, SoundDescriptor
-from bundle_mllm.encoders.encode import ModalitySummary, encode_folder
-from bundle_mllm.encoders.media import UnreadableFileError
-from bundle_mllm.encoders.registry import ENCODERS
-from bundle_mllm.encoders.relational import BundleItemLightGCN, BundleItemSVD, UserItemLightGCN, UserItemSVD
-from bundle_mllm.encoders.textual import TfidfEncoder
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "BatchEncoder",
-    "BundleItemLightGCN",
-    "BundleItemSVD",
-    "ENCODERS",
-    "Encoded",
-    "ImageDescriptor",
-    "ItemEncoder",
-    "ModalitySummary",
-    "Problem",
-    "Reading",
-    "Report",
-    "SoundDescriptor",
-    "TfidfEncoder",
-    "UnreadableFileError",
-    "UserItemLightGCN",
-    "UserItemSVD",
-    "encode_folder",
-]
+from bundle_mllm.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from bundle_mllm.encoders.base import Encoded as Encoded
+    from bundle_mllm.encoders.base import ItemEncoder as ItemEncoder
+    from bundle_mllm.encoders.base import Problem as Problem
+    from bundle_mllm.encoders.base import Report as Report
+    from bundle_mllm.encoders.batches import BatchEncoder as BatchEncoder
+    from bundle_mllm.encoders.batches import Reading as Reading
+    from bundle_mllm.encoders.descriptors import ImageDescriptor as ImageDescriptor
+    from bundle_mllm.encoders.descriptors import SoundDescriptor as SoundDescriptor
+    from bundle_mllm.encoders.encode import ModalitySummary as ModalitySummary
+    from bundle_mllm.encoders.encode import encode_folder as encode_folder
+    from bundle_mllm.encoders.media import UnreadableFileError as UnreadableFileError
+    from bundle_mllm.encoders.registry import ENCODERS as ENCODERS
+    from bundle_mllm.encoders.relational import BundleItemLightGCN as BundleItemLightGCN
+    from bundle_mllm.encoders.relational import BundleItemSVD as BundleItemSVD
+    from bundle_mllm.encoders.relational import UserItemLightGCN as UserItemLightGCN
+    from bundle_mllm.encoders.relational import UserItemSVD as UserItemSVD
+    from bundle_mllm.encoders.textual import TfidfEncoder as TfidfEncoder
+else:
+    __getattr__, __dir__, __all__ = lazy_names(__name__, __file__)

@@ -3,31 +3,23 @@
 It must not know questions' wording, models or how the folder is used.
 """
 
-from bundle_mllm.importers.bundlerec import import_bundlerec
-from bundle_mllm.importers.dispatch import FORMATS, import_dataset, parse_pairs
-from bundle_mllm.importers.huggingface import import_huggingface
-from bundle_mllm.importers.official import (
-    OfficialData,
-    OfficialItems,
-    import_official,
-    read_official,
-    read_official_items,
-)
-from bundle_mllm.importers.summary import Finding, ImportSummary
-from bundle_mllm.importers.tabular import import_tabular
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "FORMATS",
-    "Finding",
-    "ImportSummary",
-    "OfficialData",
-    "OfficialItems",
-    "import_bundlerec",
-    "import_dataset",
-    "import_huggingface",
-    "import_official",
-    "import_tabular",
-    "parse_pairs",
-    "read_official",
-    "read_official_items",
-]
+from bundle_mllm.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from bundle_mllm.importers.bundlerec import import_bundlerec as import_bundlerec
+    from bundle_mllm.importers.dispatch import FORMATS as FORMATS
+    from bundle_mllm.importers.dispatch import import_dataset as import_dataset
+    from bundle_mllm.importers.dispatch import parse_pairs as parse_pairs
+    from bundle_mllm.importers.huggingface import import_huggingface as import_huggingface
+    from bundle_mllm.importers.official import OfficialData as OfficialData
+    from bundle_mllm.importers.official import OfficialItems as OfficialItems
+    from bundle_mllm.importers.official import import_official as import_official
+    from bundle_mllm.importers.official import read_official as read_official
+    from bundle_mllm.importers.official import read_official_items as read_official_items
+    from bundle_mllm.importers.summary import Finding as Finding
+    from bundle_mllm.importers.summary import ImportSummary as ImportSummary
+    from bundle_mllm.importers.tabular import import_tabular as import_tabular
+else:
+    __getattr__, __dir__, __all__ = lazy_names(__name__, __file__)

@@ -1,5 +1,11 @@
 """The paper's figures on a data set of one's own: measured, drawn, and kept as numbers."""
 
-from bundle_mllm.report.build import REPORT, build_report
+from typing import TYPE_CHECKING
 
-__all__ = ["REPORT", "build_report"]
+from bundle_mllm.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from bundle_mllm.report.build import REPORT as REPORT
+    from bundle_mllm.report.build import build_report as build_report
+else:
+    __getattr__, __dir__, __all__ = lazy_names(__name__, __file__)

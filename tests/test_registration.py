@@ -8,6 +8,10 @@ from pathlib import Path
 
 import pytest
 
+PACKAGES = [
+    "bundle_mllm",
+    *(f"bundle_mllm.{name}" for name in ("baselines", "encoders", "importers", "modeling", "report")),
+]
 HEAVY = ("torch", "transformers", "torchvision", "trl", "peft", "datasets", "sklearn", "scipy", "matplotlib")
 
 CHECK = """
@@ -52,7 +56,7 @@ def test_the_code_of_a_class_travels_with_it_if_nothing_else_was_imported(name):
     assert run.stdout.strip().startswith("Auto"), run.stderr
 
 
-@pytest.mark.parametrize("package", ["bundle_mllm", "bundle_mllm.modeling"])
+@pytest.mark.parametrize("package", PACKAGES)
 def test_every_lazy_name_is_the_object_of_that_name(package):
     module = import_module(package)
     names = dir(module)

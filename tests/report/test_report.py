@@ -167,7 +167,7 @@ def test_the_json_says_what_was_asked_of_what_and_names_no_folder(made, model, t
         assert question_set["sha256"] == sha256(file)
         assert question_set["made"]["negatives"] == question_set["name"].removeprefix("validation_")
         assert question_set["num_questions"] == question_set["num_bundles"] == 6
-    assert set(result["left_out"]) == {"baselines", "ceiling", "backbones"}
+    assert set(result["left_out"]) == {"baselines", "bayes_optimal", "backbones"}
     for file in (target / "report.json", target / "report.html"):
         assert not {str(path) for path in (model.parent, tiny_data, target.parent)} & set(
             re.findall(r"/[^\s\"'<>]*", file.read_text())
@@ -294,8 +294,8 @@ def test_several_models_and_other_methods_stand_beside_each_other(made, model, a
     method = as_scored(asked["validation_hard"], [[1.0, 1.0, 0.0, 0.0] for _ in asked["validation_hard"]])
     told = {"questions": {"path": "q", "sha256": sha256(questions)}, "baseline": "llm:/models/popularity"}
     save_results(tmp_path / "popularity.json", compute_metrics(method, probabilities=False) | told, method)
-    ceiling = {**told, "baseline": "best", "ceiling": {"expected": 0.8}}
-    save_results(tmp_path / "ceiling.json", ceiling, method)
+    bayes_optimal = {**told, "baseline": "best", "bayes_optimal": {"expected": 0.8}}
+    save_results(tmp_path / "best.json", bayes_optimal, method)
     data = DatasetFolder.open(tiny_data)
     smaller = default_run("scratch", data=tiny_data, output_dir=tmp_path)
     save_model(*build_model(smaller, data), tmp_path / "other" / "shop")
@@ -304,7 +304,7 @@ def test_several_models_and_other_methods_stand_beside_each_other(made, model, a
         tmp_path / "report",
         {
             "questions": [questions],
-            "metrics": [tmp_path / "popularity.json", tmp_path / "ceiling.json"],
+            "metrics": [tmp_path / "popularity.json", tmp_path / "best.json"],
         },
     )
     result = build_report(models, tiny_data, target, sizes=(), **options)
@@ -320,7 +320,7 @@ def test_several_models_and_other_methods_stand_beside_each_other(made, model, a
     paired = paired_differences(method, whole, probabilities=False)["hit_rate@1_expected"]
     assert theirs["hit_rate@1_expected"] == paired["a"] and theirs["difference"] == paired["difference"]
     assert ours["hit_rate@1_expected"] == paired["b"]
-    shares = {row["variant"]: row["share"] for row in rows_of((result,), "ceiling")}
+    shares = {row["variant"]: row["share"] for row in rows_of((result,), "bayes_optimal")}
     assert list(shares) == ["stage one", "stage two", "stage two, features shuffled"]
     assert shares["stage two"] == compute_metrics(whole)["hit_rate@1"] / 0.8
     assert "visual" in result["models"][1]["modalities"]

@@ -64,8 +64,8 @@ def build_report(
         output_dir: The report's folder; by default `report` in the first model's folder, where `publish` finds it.
         questions: Question files, each asked whole. By default a uniform and a hard one are made from `split`, and
             written to `questions/` in the report's folder.
-        metrics: Metrics files of other methods on the same question files; one that holds a `ceiling` (the expected
-            hit rate of the best possible answers) gives a section of its own.
+        metrics: Metrics files of other methods on the same question files; one with `bayes_optimal` (the expected hit
+            rate of the best possible answers) gives a section of its own.
         split: Whose bundles are asked about where questions are made here.
         max_questions: Size of a question file that is made here; one question a bundle.
         num_candidates: Candidates of its questions.
@@ -118,7 +118,7 @@ def build_report(
     rows = {
         "by_stage": sections.by_stage(sets, stages),
         "baselines": sections.baselines(sets, full, others),
-        "ceiling": sections.ceiling(sets, stages, others),
+        "bayes_optimal": sections.bayes_optimal(sets, stages, others),
         "by_length": first.by_length(split, sizes, length_questions) if askable else [],
         "ablation": sections.ablation(sets, full, ablated) if (ablated := first.ablations(sets)) else [],
         "cold_start": sections.cold_start(sets, trained, known),
@@ -162,7 +162,7 @@ _MISSING = {
     "training": "the model folder has no history of its training.",
     "position": "every question has more candidates than one prompt, so they have no letters of their own.",
     "baselines": "no metrics files of other methods were given (--metrics).",
-    "ceiling": "no metrics file of the best possible answers was given; they are known of invented data alone.",
+    "bayes_optimal": "no metrics file of the best possible answers was given; they are known of invented data alone.",
     "backbones": "one model was given; give several to compare their sizes.",
 }
 """Why a section may have no rows."""

@@ -1,4 +1,4 @@
-"""Synthetic catalogs: invented items, users and bundles, drawn by a known process, so the best accuracy is known, too.
+"""Invented data sets whose best possible accuracy is known.
 
 Knows nothing about models, tokenizers or training.
 """

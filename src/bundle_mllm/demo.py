@@ -1,4 +1,4 @@
-"""The demo: invent a small studio, encode it, train both stages, evaluate, load the folder back, complete a bundle.
+"""The demo: invent a small catalog, encode it, train both stages, evaluate, load the folder back, complete a bundle.
 
 Knows nothing that a user could not do with the same functions.
 """
@@ -9,20 +9,22 @@ import json
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from transformers import pipeline
 from transformers.utils import logging
 
 from bundle_mllm.data.files import atomic_path
 from bundle_mllm.data.folder import DatasetFolder
+from bundle_mllm.data.manifest import write_question_manifest
 from bundle_mllm.data.questions import Question, make_questions, save_questions
 from bundle_mllm.encoders.encode import encode_folder
 from bundle_mllm.evaluation.ablation import shuffle_features
 from bundle_mllm.evaluation.metrics import compute_metrics
 from bundle_mllm.evaluation.scoring import score_questions
 from bundle_mllm.model_folder import load_model
-from bundle_mllm.synthetic.studio import make_studio
+from bundle_mllm.synthetic.settings import Domain, SyntheticSettings
+from bundle_mllm.synthetic.write import make_synthetic
 from bundle_mllm.training.config import SCRATCH, RunConfig, default_run
 from bundle_mllm.training.run import train
 
@@ -44,13 +46,13 @@ def demo_run(data: Path, output_dir: Path, seed: int) -> RunConfig:
     )
 
 
-def run_demo(output_dir: Path, *, domain: Literal["fashion", "playlist"] = "fashion", seed: int = 0) -> dict[str, Any]:
+def run_demo(output_dir: Path, *, domain: Domain = "fashion", seed: int = 0) -> dict[str, Any]:
     """Run the whole demo in a folder.
 
     Args:
         output_dir: Receives `data/` (the invented dataset folder), `model/` (the model folder) and `demo.json`.
         domain: "fashion" (pictures) or "playlist" (sounds).
-        seed: Seed of studio, training and questions.
+        seed: Seed of catalog, training and questions.
 
     Returns:
         What `demo.json` holds: `random`, `stage_one`, `stage_two`, `stage_two_shuffled` (`hit_rate@1` each),
@@ -58,7 +60,7 @@ def run_demo(output_dir: Path, *, domain: Literal["fashion", "playlist"] = "fash
     """
     start = time.monotonic()
     data = output_dir / "data"
-    make_studio(data, domain, seed=seed)
+    make_synthetic(data, SyntheticSettings(domain=domain, seed=seed))
     for summary in encode_folder(
         data,
         visual="descriptor" if domain == "fashion" else None,
@@ -67,10 +69,10 @@ def run_demo(output_dir: Path, *, domain: Literal["fashion", "playlist"] = "fash
     ).values():
         logger.info(str(summary))
     folder = DatasetFolder.open(data)
-    questions = make_questions(
-        folder.bundles.test, folder.catalog, folder.bundles, num_candidates=NUM_CANDIDATES, seed=seed
-    )
+    made: dict[str, Any] = {"num_candidates": NUM_CANDIDATES, "negatives": "uniform", "partial": "half", "seed": seed}
+    questions = make_questions(folder.bundles.test, folder.catalog, folder.bundles, **made)
     save_questions(data / "questions" / "test.jsonl", questions)
+    write_question_manifest(data / "questions" / "test.jsonl", {"split": "test", **made})
     model_dir = train(demo_run(data, output_dir / "model", seed))
     result: dict[str, Any] = {"domain": domain, "seed": seed} | _compare(model_dir, questions, seed)
     result["completion"] = _complete(model_dir, folder, questions[0])
@@ -119,7 +121,7 @@ def render_report(result: dict[str, Any]) -> str:
         ("stage two, features shuffled", "stage_two_shuffled"),
     ]
     lines = [
-        f"Invented {result['domain']} studio, seed {result['seed']}: "
+        f"Invented {result['domain']} catalog, seed {result['seed']}: "
         f"{result['num_questions']} test questions, {NUM_CANDIDATES} candidates each",
         "",
         f"{'':30}  hit_rate@1",

@@ -1,5 +1,17 @@
-import pytest
+"""A file or folder appears at once or not at all, also where two processes write it."""
 
+import os
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import bundle_mllm
 from bundle_mllm.data.files import atomic_path, new_folder
 from bundle_mllm.errors import BundleMLLMError
 
@@ -39,12 +51,78 @@ def test_an_interrupted_block_leaves_no_folder(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_a_killed_process_left_is_not_mixed_in(tmp_path):
-    attempt = new_folder(tmp_path / "folder")
-    (attempt.__enter__() / "old.txt").write_text("half")  # and no exit
+def test_what_killed_processes_left_is_not_mixed_in_and_is_deleted_after_a_day(tmp_path):
+    for name in ("old", "young"):
+        (tmp_path / f".folder.{name}.tmp").mkdir()
+        (tmp_path / f".folder.{name}.tmp" / "half.txt").write_text("half")
+    yesterday = time.time() - 25 * 3600
+    os.utime(tmp_path / ".folder.old.tmp", (yesterday, yesterday))
     with new_folder(tmp_path / "folder") as temporary:
         (temporary / "new.txt").write_text("whole")
-    assert [path.name for path in tmp_path.rglob("*")] == ["folder", "new.txt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".folder.young.tmp", "folder"]
+    assert [path.name for path in (tmp_path / "folder").iterdir()] == ["new.txt"]
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o077])
+def test_modes_are_those_of_the_umask(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        with atomic_path(tmp_path / "a.safetensors") as temporary:
+            save_file({"a": torch.zeros(1)}, temporary)
+        with new_folder(tmp_path / "folder") as folder:
+            save_file({"a": torch.zeros(1)}, folder / "a.safetensors")
+            (folder / "sub").mkdir()
+            (folder / "sub" / "private.txt").touch(mode=0o600)
+    finally:
+        os.umask(before)
+    for name in ("a.safetensors", "folder/a.safetensors", "folder/sub/private.txt"):
+        path = tmp_path / name
+        assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~umask
+    assert stat.S_IMODE((tmp_path / "folder").stat().st_mode) == 0o777 & ~umask
+
+
+def test_the_mode_of_a_hard_link_is_left_to_its_owner(tmp_path):
+    (tmp_path / "private").touch(mode=0o600)
+    with new_folder(tmp_path / "folder") as folder:
+        os.link(tmp_path / "private", folder / "private")
+    assert stat.S_IMODE((tmp_path / "private").stat().st_mode) == 0o600
+
+
+TWO_WRITERS = """
+import sys, time, types
+from pathlib import Path
+package = types.ModuleType("bundle_mllm")
+package.__path__ = [sys.argv[1]]
+sys.modules["bundle_mllm"] = package
+from bundle_mllm.data.files import atomic_path, new_folder
+from bundle_mllm.errors import BundleMLLMError
+
+own, folder = sys.argv[2], Path(sys.argv[3])
+try:
+    with atomic_path(folder / "file") as file, new_folder(folder / "out") as out:
+        for number in range(100):
+            (out / f"{own}-{number}").write_text(own)
+        (folder / f"{own}.ready").touch()
+        while len(list(folder.glob("*.ready"))) < 2:  # both are writing now
+            time.sleep(0.01)
+        file.write_text(own * 10_000)
+except BundleMLLMError as error:
+    sys.exit(str(error))
+"""
+
+
+def test_of_two_processes_that_write_one_folder_one_wins_and_the_other_is_refused(tmp_path):
+    command = [sys.executable, "-c", TWO_WRITERS, str(Path(bundle_mllm.__file__).parent)]
+    running = [
+        subprocess.Popen([*command, name, str(tmp_path)], stderr=subprocess.PIPE, text=True) for name in ("a", "b")
+    ]
+    errors = [process.communicate(timeout=60)[1] for process in running]
+    assert sorted(process.returncode for process in running) == [0, 1]
+    winner = "ab"[[process.returncode for process in running].index(0)]
+    assert f"{tmp_path / 'out'} was written by another process meanwhile" in "".join(errors)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(f"{winner}-{n}" for n in range(100))
+    assert (tmp_path / "file").read_text() == winner * 10_000
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.ready", "b.ready", "file", "out"]
 
 
 def test_a_folder_is_created_in_place_of_an_empty_one_only(tmp_path):

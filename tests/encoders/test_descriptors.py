@@ -15,7 +15,8 @@ from sklearn.preprocessing import StandardScaler
 from bundle_mllm.data import DatasetFolder
 from bundle_mllm.encoders import ImageDescriptor, SoundDescriptor, UserItemSVD
 from bundle_mllm.encoders.media import UnreadableFileError
-from bundle_mllm.synthetic.studio import DOMAINS, make_studio
+from bundle_mllm.synthetic.settings import SyntheticSettings
+from bundle_mllm.synthetic.write import make_synthetic
 
 RNG = np.random.default_rng(0)
 PIXELS = RNG.integers(0, 256, size=(48, 80, 3), dtype=np.uint8)
@@ -46,25 +47,26 @@ def probe(features: np.ndarray, trait: np.ndarray) -> float:
     return float(cross_val_score(model, features, trait, cv=4).mean())
 
 
-@pytest.mark.parametrize("domain", DOMAINS)
-def test_media_tell_the_look_and_the_log_tells_the_group_and_neither_tells_what_the_others_tell(domain, tmp_path):
-    world = make_studio(tmp_path / domain, domain, seed=1)
+@pytest.mark.parametrize(("domain", "encoder"), [("fashion", ImageDescriptor), ("playlist", SoundDescriptor)])
+def test_media_show_looks_and_interactions_show_users_and_neither_shows_what_the_others_do(domain, encoder, tmp_path):
+    catalog = make_synthetic(tmp_path / domain, SyntheticSettings(domain=domain, seed=1))
     folder = DatasetFolder.open(tmp_path / domain)
-    media = {"image": ImageDescriptor, "audio": SoundDescriptor}[world.domain.media]().encode(folder)
+    media = encoder().encode(folder)
     log = UserItemSVD(dim=16).encode(folder)
-    words = sorted({word for title in world.titles for word in title.split()})
-    titles = np.array([[word in title.split() for word in words] for title in world.titles], dtype=float)
+    words = sorted({word for title in catalog.titles for word in title.split()})
+    titles = np.array([[word in title.split() for word in words] for title in catalog.titles], dtype=float)
+    levels = catalog.levels
     assert media.present.all()
     assert log.present.all()
-    assert probe(media.features, world.look) >= 0.95
-    assert probe(log.features, world.group) >= 0.95
-    assert probe(titles, world.style) >= 0.95
+    assert probe(media.features, levels["media"]) >= 0.95
+    assert probe(log.features, levels["user_item"]) >= 0.95
+    assert probe(titles, levels["title"]) >= 0.95
     for features in (media.features, log.features):
-        assert probe(features, world.style) <= 0.35  # chance .25
+        assert probe(features, levels["title"]) <= 0.35  # chance .25
     for features in (titles, log.features):
-        assert probe(features, world.look) <= 0.35  # chance .25
+        assert probe(features, levels["media"]) <= 0.35  # chance .25
     for features in (titles, media.features):
-        assert probe(features, world.group) <= 0.60  # chance .50
+        assert probe(features, levels["user_item"]) <= 0.60  # chance .50
 
 
 def test_vectors_are_finite_float32_of_the_documented_length(tmp_path):

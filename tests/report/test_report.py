@@ -167,7 +167,7 @@ def test_the_json_says_what_was_asked_of_what_and_names_no_folder(made, model, t
         assert question_set["sha256"] == sha256(file)
         assert question_set["made"]["negatives"] == question_set["name"].removeprefix("validation_")
         assert question_set["num_questions"] == question_set["num_bundles"] == 6
-    assert set(result["left_out"]) == {"baselines", "ceiling", "backbones"}
+    assert set(result["left_out"]) == {"baselines", "bayes_optimal", "backbones"}
     for file in (target / "report.json", target / "report.html"):
         assert not {str(path) for path in (model.parent, tiny_data, target.parent)} & set(
             re.findall(r"/[^\s\"'<>]*", file.read_text())
@@ -294,8 +294,8 @@ def test_several_models_and_other_methods_stand_beside_each_other(made, model, a
     method = as_scored(asked["validation_hard"], [[1.0, 1.0, 0.0, 0.0] for _ in asked["validation_hard"]])
     told = {"questions": {"path": "q", "sha256": sha256(questions)}, "baseline": "llm:/models/popularity"}
     save_results(tmp_path / "popularity.json", compute_metrics(method, probabilities=False) | told, method)
-    ceiling = {**told, "baseline": "best", "ceiling": {"expected": 0.8}}
-    save_results(tmp_path / "ceiling.json", ceiling, method)
+    bayes_optimal = {**told, "baseline": "best", "bayes_optimal": {"expected": 0.8}}
+    save_results(tmp_path / "best.json", bayes_optimal, method)
     data = DatasetFolder.open(tiny_data)
     smaller = default_run("scratch", data=tiny_data, output_dir=tmp_path)
     save_model(*build_model(smaller, data), tmp_path / "other" / "shop")
@@ -304,7 +304,7 @@ def test_several_models_and_other_methods_stand_beside_each_other(made, model, a
         tmp_path / "report",
         {
             "questions": [questions],
-            "metrics": [tmp_path / "popularity.json", tmp_path / "ceiling.json"],
+            "metrics": [tmp_path / "popularity.json", tmp_path / "best.json"],
         },
     )
     result = build_report(models, tiny_data, target, sizes=(), **options)
@@ -320,7 +320,7 @@ def test_several_models_and_other_methods_stand_beside_each_other(made, model, a
     paired = paired_differences(method, whole, probabilities=False)["hit_rate@1_expected"]
     assert theirs["hit_rate@1_expected"] == paired["a"] and theirs["difference"] == paired["difference"]
     assert ours["hit_rate@1_expected"] == paired["b"]
-    shares = {row["variant"]: row["share"] for row in rows_of((result,), "ceiling")}
+    shares = {row["variant"]: row["share"] for row in rows_of((result,), "bayes_optimal")}
     assert list(shares) == ["stage one", "stage two", "stage two, features shuffled"]
     assert shares["stage two"] == compute_metrics(whole)["hit_rate@1"] / 0.8
     assert "visual" in result["models"][1]["modalities"]
@@ -340,8 +340,8 @@ def test_the_command_prints_the_stages_and_where_the_page_is(made, model, tiny_d
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"model": ["nowhere"]}, "nowhere is no model folder"),
-        ({"model": []}, "no model to report on"),
+        ({"models": ["nowhere"]}, "nowhere is no model folder"),
+        ({"models": []}, "no model to report on"),
         ({"data": "nowhere"}, "nowhere does not exist"),
         ({"max_questions": 0}, "max_questions is 0"),
         ({"num_candidates": 40}, "39 wrong options"),
@@ -364,8 +364,8 @@ def test_a_mistake_is_said_before_anything_is_measured(
         shutil.copy(made[1] / "questions" / f"validation_{source}.jsonl", f"{name}.jsonl")
     scored = as_scored(load_questions(tmp_path / "m.jsonl", DatasetFolder.open(tiny_data).catalog), [[0.0] * 4] * 6)
     save_results("m.json", {"questions": {"path": "m.jsonl", "sha256": sha256("m.jsonl")}}, scored)
-    options = {"model": [model], "data": tiny_data, "output_dir": "out", **changed}
-    for name in ("model", "questions", "metrics"):
+    options = {"models": [model], "data": tiny_data, "output_dir": "out", **changed}
+    for name in ("models", "questions", "metrics"):
         options[name] = [tmp_path / path for path in options.get(name, [])]
     paths = {name: tmp_path / options.pop(name) for name in ("data", "output_dir")}
     with pytest.raises(BundleMLLMError, match=re.escape(message)):

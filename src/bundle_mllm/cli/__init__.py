@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import tyro
 
-from bundle_mllm.cli.data import ceiling, check, encode, import_data, questions, studio
+from bundle_mllm.cli.data import best_accuracy, check, encode, import_data, questions, synthetic
 from bundle_mllm.cli.hub import convert, export, publish, publish_dataset
 from bundle_mllm.cli.models import compare, complete, demo, evaluate, report, run_train, train
 
@@ -20,8 +20,8 @@ DEBUG = "BUNDLE_MLLM_TRACEBACK"
 
 COMMANDS = {
     "demo": demo,
-    "studio": studio,
-    "ceiling": ceiling,
+    "synthetic": synthetic,
+    "best-accuracy": best_accuracy,
     "questions": questions,
     "train": train,
     "evaluate": evaluate,

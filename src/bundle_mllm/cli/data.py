@@ -6,6 +6,7 @@ Knows nothing that the Python API does not offer.
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,45 +15,58 @@ import tyro
 from bundle_mllm.errors import BundleMLLMError
 
 
-def studio(
+def synthetic(
     output_dir: Path,
-    needs: Literal["title", "visual", "user_item", "bundle_item"],
+    signal: Literal["title", "media", "user_item", "bundle_item"] | None = None,
+    domain: Literal["fashion", "playlist"] = "fashion",
     seed: int = 0,
-    fidelity: float = 0.9,
+    theme_purity: float | None = None,
 ) -> None:
-    """Invent a dataset folder whose best possible accuracy is known (see `ceiling`), to test a whole training run.
+    """Invent a dataset folder whose best possible accuracy is known (see `best-accuracy`), to test a training run.
 
     Args:
         output_dir: The dataset folder to write.
-        needs: The modality that tells which items go together. All others are there and tell nothing of it, but for
-            the training bundles, which always do: train without `bundle_item`, unless it is what is needed.
+        signal: The only signal that shows which items go together: titles, pictures or sounds, interactions, or
+            nothing but the training bundles (which always do: train without `bundle_item` for the other three). If
+            not given, titles, pictures or sounds, and interactions each show a part of it, as in the demo.
+        domain: Items with pictures (fashion) or sounds (playlist).
         seed: The same seed gives the same files, byte by byte.
-        fidelity: Probability that an item of a bundle fits it; the best possible accuracy rises with it.
+        theme_purity: Probability that an item of a bundle fits it; the best possible accuracy rises with it. .9 with
+            one signal, 1 without.
     """
-    from bundle_mllm.synthetic.studio_ceiling import make_ceiling_studio
+    from bundle_mllm.synthetic.settings import SyntheticSettings, one_signal
+    from bundle_mllm.synthetic.write import make_synthetic
 
-    world = make_ceiling_studio(output_dir, needs, seed=seed, fidelity=fidelity)
-    print(f"{len(world.item_ids)} invented items, {len(world.bundles['train'])} training bundles -> {output_dir}")
+    if signal is None:
+        settings = SyntheticSettings(domain=domain, seed=seed)
+    else:
+        settings = one_signal(signal, domain=domain, seed=seed)
+    if theme_purity is not None:
+        settings = replace(settings, theme_purity=theme_purity)
+    catalog = make_synthetic(output_dir, settings)
+    print(f"{len(catalog.item_ids)} invented items, {len(catalog.bundles['train'])} training bundles -> {output_dir}")
 
 
-def ceiling(data: Path, questions: Path, output: Path = Path("ceiling.json"), metrics: tuple[Path, ...] = ()) -> None:
-    """Compute the best possible hit rate on a question file about a folder that `studio` made.
+def best_accuracy(
+    data: Path, questions: Path, output: Path = Path("best-accuracy.json"), metrics: tuple[Path, ...] = ()
+) -> None:
+    """Compute the Bayes-optimal hit rate on a question file about a folder that `synthetic` made.
 
     Args:
-        data: Dataset folder that `bundle-mllm studio` made.
+        data: Dataset folder that `bundle-mllm synthetic` made.
         questions: Question file with uniform negatives (see `bundle-mllm questions`).
-        output: Where the best possible metrics are written, in the form of `evaluate`: `compare` reads them.
-        metrics: Files of `bundle-mllm evaluate` on the same questions, whose share of the ceiling is printed.
+        output: Where the Bayes-optimal metrics are written, in the form of `evaluate`: `compare` reads them.
+        metrics: Files of `bundle-mllm evaluate` on the same questions, whose share of the optimum is printed.
     """
-    from bundle_mllm.synthetic.ceiling import bayes_optimal, share_of_ceiling
+    from bundle_mllm.synthetic.bayes import bayes_optimal, share_of_bayes_optimal
 
-    best = bayes_optimal(data, questions, output)["ceiling"]
-    print(f"ceiling  {best['expected']:.4f} expected, {best['realized']:.4f} realized -> {output}")
+    best = bayes_optimal(data, questions, output)["bayes_optimal"]
+    print(f"Bayes-optimal  {best['expected']:.4f} expected, {best['realized']:.4f} realized -> {output}")
     for path in metrics:
-        found = share_of_ceiling(path, output)
+        share = share_of_bayes_optimal(path, output)
         print(
-            f"share    {found['share']:.4f} ± {found['share_se']:.4f} of expected, "
-            f"{found['share_of_realized']:.4f} of realized: {found['accuracy']:.4f} in {path}"
+            f"share          {share['share']:.4f} ± {share['share_se']:.4f} of expected, "
+            f"{share['share_of_realized']:.4f} of realized: {share['accuracy']:.4f} in {path}"
         )
 
 
@@ -186,7 +200,7 @@ def import_data(
         delimiter=delimiter,
         media_dir=media_dir,
         revision=revision,
-        strict=strict,
+        strict=strict or None,
     )
     print(summary)
 

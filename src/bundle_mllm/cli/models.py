@@ -17,7 +17,7 @@ from bundle_mllm.errors import BundleMLLMError
 
 
 def demo(output_dir: Path, seed: int = 0, domain: Literal["fashion", "playlist"] = "fashion") -> None:
-    """Invent a small studio, train both stages on it, evaluate, and complete one bundle (about five minutes).
+    """Invent a small catalog, train both stages on it, evaluate, and complete one bundle (about five minutes).
 
     Args:
         output_dir: Receives data/ (the invented dataset folder), model/ (the trained model folder) and demo.json.

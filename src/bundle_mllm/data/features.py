@@ -70,7 +70,7 @@ class FeatureMatrix:
             return torch.empty(0, width, dtype=self.dtype)
         size = width * self.dtype.itemsize
         buffer = np.empty(total * size, dtype=np.uint8)
-        target, place, start = memoryview(buffer), 0, self._start
+        target, place, start = buffer.data, 0, self._start
         for first, number in runs:
             end = place + number * size
             self._fill(target[place:end], start + first * size)
@@ -259,8 +259,8 @@ def write_modality(
     features[~present] = 0.0
     _check_finite(name, features, torch.arange(len(features)))
 
-    manifest = read_feature_manifest(folder)
-    entry = {
+    read_feature_manifest(folder)  # refused before anything is written
+    entry: dict[str, Any] = {
         "file": path.name,
         "dim": features.shape[1],
         "num_items": len(features),
@@ -270,13 +270,10 @@ def write_modality(
         "provenance": _to_json_values(provenance),
     }
     with atomic_path(path) as temporary:
-        temporary.touch()
-        mode = temporary.stat().st_mode
         tensors = {FEATURES: features, PRESENT: present.to(torch.uint8)}
         save_file(tensors, temporary, None if mark is None else dict(mark))
-        temporary.chmod(mode)  # save_file leaves a file that only its owner can read
         entry["sha256"] = sha256(temporary)
-    _write_manifest(folder, {**manifest, _modality_of(name): entry})
+    _write_manifest(folder, {**read_feature_manifest(folder), _modality_of(name): entry})
     return path
 
 

@@ -1,6 +1,8 @@
 """Write a file or a folder in one step, so that a reader never sees half of it; and fingerprint a file.
 
-It must not know what is written.
+Knows nothing about what is written.
+
+Temporary names are unique, so that processes that write to one place at once do not touch each other's files.
 """
 
 from __future__ import annotations
@@ -8,25 +10,36 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from glob import escape
 from pathlib import Path
 
 from bundle_mllm.errors import BundleMLLMError
 
+_ABANDONED = 24 * 3600  # seconds, after which a temporary folder counts as left by a killed process
+
 
 @contextmanager
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
-    """Yield a temporary path that becomes `path` when the block succeeds and is deleted when it fails.
+    """Yield an empty temporary file that becomes `path` when the block succeeds and is deleted when it fails.
+
+    Its mode is what the umask gives, also where the block puts a file of another mode in its place, as `safetensors`
+    does. Of several processes that write one path, the last one wins.
 
     Args:
         path: The file to create or replace; its folder is created when missing.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _temporary(path)
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode
         yield temporary
+        temporary.chmod(mode)
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -37,13 +50,14 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
 def new_folder(path: str | os.PathLike) -> Iterator[Path]:
     """Yield a temporary folder that becomes `path` when the block succeeds and is deleted when it fails.
 
-    What a killed process left of an earlier attempt is deleted, too.
+    Its files are readable as the umask has it. Of several processes that create one folder, the first that is done
+    wins. What killed processes left is deleted after a day.
 
     Args:
         path: The folder to create; it must not exist, or be empty. Its parents are created when missing.
 
     Raises:
-        BundleMLLMError: Something is at `path` already, or `path` cannot be replaced in one step.
+        BundleMLLMError: If something is at `path` already or by the end, or `path` cannot be replaced in one step.
     """
     final = Path(path).resolve()
     if final.is_file() or (final.is_dir() and any(final.iterdir())):
@@ -51,16 +65,44 @@ def new_folder(path: str | os.PathLike) -> Iterator[Path]:
         raise BundleMLLMError(f"{path} {problem}: give the name of a new folder.")
     if final.is_mount():
         raise BundleMLLMError(f"{path} is a mount point, which cannot be replaced in one step: give a folder in it.")
-    temporary = final.with_name(f".{final.name}.bundle-mllm.tmp")
-    if temporary.exists():
-        shutil.rmtree(temporary)
+    for other in final.parent.glob(f".{escape(final.name)}.*.tmp"):
+        if other.is_dir() and other.stat().st_mtime < time.time() - _ABANDONED:
+            shutil.rmtree(other, ignore_errors=True)
+    temporary = _temporary(final)
     temporary.mkdir(parents=True)
     try:
         yield temporary
-        os.replace(temporary, final)
+        _make_readable(temporary)
+        _replace(temporary, final)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
+
+
+def _replace(temporary: Path, final: Path) -> None:
+    try:
+        os.replace(temporary, final)
+    except OSError as error:
+        if final.is_dir() and any(final.iterdir()):
+            raise BundleMLLMError(
+                f"{final} was written by another process meanwhile, whose files stay: give the name of a new folder."
+            ) from error
+        raise
+
+
+def _make_readable(folder: Path) -> None:
+    """Add the permissions that the umask gives to files that lack them; hard links stay as they are."""
+    probe = folder / f".{uuid.uuid4().hex}"
+    probe.touch()
+    mode = probe.stat().st_mode
+    probe.unlink()
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink() and (entry := path.stat()).st_nlink == 1:
+            path.chmod(entry.st_mode | mode)
 
 
 def sha256(path: str | os.PathLike) -> str:

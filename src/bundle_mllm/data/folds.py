@@ -158,10 +158,7 @@ class OutOfFoldFeatures:
             "folds": torch.from_numpy(np.frombuffer(json.dumps(self.fold_of_bundle).encode(), np.uint8).copy()),
         }
         with atomic_path(path) as temporary:
-            temporary.touch()
-            mode = temporary.stat().st_mode
             save_file(tensors, temporary, {"of": identity})
-            temporary.chmod(mode)  # save_file leaves a file that only its owner can read
         return path
 
     def without_fold(self, bundles: Sequence[Bundle], fold: int) -> list[Bundle]:

@@ -19,7 +19,7 @@ from bundle_mllm.report.page import SECTIONS, table_rows, write_page
 FOLDER = "report"
 """Where the report lies in a model folder, and in its repository."""
 FILES = (f"{FOLDER}/{REPORT}", f"{FOLDER}/report.html", f"{FOLDER}/figures/*.png")
-ON_CARD = ("by_stage", "baselines", "ceiling", "by_length", "ablation", "backbones")
+ON_CARD = ("by_stage", "baselines", "bayes_optimal", "by_length", "ablation", "backbones")
 """The sections that the card shows; the page has all."""
 
 

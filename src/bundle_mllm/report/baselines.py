@@ -24,13 +24,13 @@ class Baseline:
         name: What it is called.
         sha256: Of its question file.
         scored: What it said.
-        ceiling: The hit rate at 1 that is expected of the best possible answers, if the file is about these.
+        bayes_optimal: The hit rate at 1 that is expected of the best possible answers, if the file is about these.
     """
 
     name: str
     sha256: str
     scored: list[ScoredQuestion]
-    ceiling: float | None
+    bayes_optimal: float | None
 
 
 def load_baselines(paths: Sequence[Path], sets: Sequence[QuestionSet]) -> list[Baseline]:
@@ -64,8 +64,8 @@ def load_baselines(paths: Sequence[Path], sets: Sequence[QuestionSet]) -> list[B
             )
         if {q.question_id for q in scored} != {q.question_id for q in asked[sha256].questions}:
             raise BundleMLLMError(f"{path} has scores of other questions than it names: evaluate again.")
-        ceiling = metrics["ceiling"]["expected"] if "ceiling" in metrics else None
-        found[name, sha256] = Baseline(name, sha256, scored, ceiling)
+        bayes_optimal = metrics["bayes_optimal"]["expected"] if "bayes_optimal" in metrics else None
+        found[name, sha256] = Baseline(name, sha256, scored, bayes_optimal)
     return list(found.values())
 
 

@@ -238,7 +238,7 @@ def _backbones(rows: Sequence[Row], chances: Mapping[str, float]) -> Figure:
 FIGURES: dict[str, Callable[[Sequence[Row], Mapping[str, float]], Figure]] = {
     "by_stage": _bars,
     "baselines": _bars,
-    "ceiling": _bars,
+    "bayes_optimal": _bars,
     "by_length": _by_length,
     "ablation": _bars,
     "cold_start": _cold_start,

@@ -79,7 +79,7 @@ SECTIONS: dict[str, SectionText] = {
         "methods give many equal scores. Differences are paired by question; below zero is worse than this model.",
         (QUESTIONS, Column("method", "variant"), EXPECTED, MRR, *_difference("this model"), COUNT),
     ),
-    "ceiling": SectionText(
+    "bayes_optimal": SectionText(
         "Beside the best possible answers",
         "These data were invented, so it is known how good the best possible answers are on average (marked in the "
         "figure): of one who knows how bundles were drawn and reads what an item is like without error.",

@@ -132,7 +132,7 @@ def baselines(sets: Sequence[QuestionSet], full: Measured, others: Sequence[Base
     rows: list[Row] = []
     for asked in sets:
         whole = full[asked.name]
-        these = [other for other in others if other.sha256 == asked.sha256 and other.ceiling is None]
+        these = [other for other in others if other.sha256 == asked.sha256 and other.bayes_optimal is None]
         if these:
             rows.append({"questions": asked.name, "variant": "this model", **_metrics(whole, of=TIES_BROKEN)})
         for other in these:
@@ -141,14 +141,16 @@ def baselines(sets: Sequence[QuestionSet], full: Measured, others: Sequence[Base
     return rows
 
 
-def ceiling(sets: Sequence[QuestionSet], stages: Mapping[str, Measured], others: Sequence[Baseline]) -> list[Row]:
+def bayes_optimal(
+    sets: Sequence[QuestionSet], stages: Mapping[str, Measured], others: Sequence[Baseline]
+) -> list[Row]:
     """Compare each stage with the best possible answers, where a metrics file says how good these are.
 
     Returns:
         For each such question set and each stage one row with `expected`, the hit rate at 1 of the best possible
         answers, and `share`, what the stage reaches of it.
     """
-    best = {other.sha256: other.ceiling for other in others if other.ceiling is not None}
+    best = {other.sha256: other.bayes_optimal for other in others if other.bayes_optimal is not None}
     rows: list[Row] = []
     for asked in sets:
         for variant, measured in stages.items():

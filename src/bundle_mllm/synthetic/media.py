@@ -1,6 +1,6 @@
-"""Draw the demo studio's invented pictures (PNG) and sounds (WAV) with numpy and Pillow.
+"""Draws invented pictures (PNG) and sounds (WAV) from a kind, a look and a random generator.
 
-It must not know titles, styles, users or bundles: a file is drawn from a kind, a look and a random generator alone.
+Knows nothing about titles, themes, users or bundles.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from PIL import Image, ImageDraw
 
 PICTURE_SIZE = 64
 SAMPLE_RATE = 16_000
-NUM_HUES = 12
 
 # Outlines as the points of polygons, in hundredths of the picture, y downward.
 _OUTLINES: dict[str, tuple[str, ...]] = {
@@ -47,13 +46,7 @@ def _checks(u: np.ndarray, v: np.ndarray, frequency: float) -> np.ndarray:
     return np.sign(np.sin(2 * np.pi * frequency * u) * np.sin(2 * np.pi * frequency * v))
 
 
-# A look is a family of hues (center, in turns of the color circle) and a texture; both vary from item to item.
-_PICTURE_LOOKS: dict[str, tuple[float, Callable[[np.ndarray, np.ndarray, float], np.ndarray]]] = {
-    "ember": (0.04, _stripes),
-    "moss": (0.29, _dots),
-    "tide": (0.54, _waves),
-    "dusk": (0.79, _checks),
-}
+_TEXTURES: tuple[Callable[[np.ndarray, np.ndarray, float], np.ndarray], ...] = (_stripes, _dots, _waves, _checks)
 
 
 def _hsv_to_rgb(hue: float, saturation: float, value: float) -> np.ndarray:
@@ -76,40 +69,31 @@ def _silhouette(kind: str, rng: np.random.Generator) -> np.ndarray:
     return np.asarray(canvas.resize((PICTURE_SIZE, PICTURE_SIZE), Image.Resampling.BOX), dtype=np.float64) / 255
 
 
-def draw_picture(kind: str, look: str, rng: np.random.Generator) -> bytes:
-    """Draw a garment: the outline tells the kind, palette and texture tell the look, all with jitter and noise.
+def picture_look(level: int, side: int, num_levels: int, num_sides: int) -> tuple[int, float]:
+    """Return the texture (0 to 3) and hue (in turns of the color circle) of a value of pictures.
+
+    Levels differ in texture, and in hue where there are more than four; the sides of a level have its texture and the
+    hues that are farthest apart.
+    """
+    hues = -(-num_levels // len(_TEXTURES))
+    texture, place = divmod(level, hues)
+    return texture, 0.04 + 0.25 * texture + (place / hues + side) / num_sides
+
+
+def draw_picture(kind: str, texture: int, hue: float, spread: float, rng: np.random.Generator) -> bytes:
+    """Draw a garment: the outline shows the kind, palette and texture show the look, all with jitter and noise.
 
     Args:
-        kind: one of `PICTURE_KINDS`.
-        look: one of `PICTURE_LOOKS`.
-        rng: source of every variation; the same state gives the same bytes.
+        kind: A kind of fashion items.
+        texture: Number of the texture, 0 to 3.
+        hue: Center of its hues, in turns of the color circle.
+        spread: Standard deviation of the hue.
+        rng: Source of every variation; the same state gives the same bytes.
 
     Returns:
         A PNG file of 64 x 64 RGB pixels.
     """
-    hue, texture = _PICTURE_LOOKS[look]
-    return _draw_garment(kind, hue + rng.normal(0, 0.035), texture, rng)
-
-
-def draw_palette(kind: str, texture: int, hue: int, rng: np.random.Generator) -> bytes:
-    """Draw a garment of one of many looks: 4 textures x `NUM_HUES` hues whose ranges do not overlap.
-
-    Args:
-        kind: one of `PICTURE_KINDS`.
-        texture: 0 to 3.
-        hue: 0 to `NUM_HUES` - 1, around the color circle.
-        rng: source of every variation; the same state gives the same bytes.
-
-    Returns:
-        A PNG file of 64 x 64 RGB pixels.
-    """
-    textures = [texture for _, texture in _PICTURE_LOOKS.values()]
-    return _draw_garment(kind, (hue + rng.uniform(-0.25, 0.25)) / NUM_HUES, textures[texture], rng)
-
-
-def _draw_garment(
-    kind: str, hue: float, texture: Callable[[np.ndarray, np.ndarray, float], np.ndarray], rng: np.random.Generator
-) -> bytes:
+    hue = hue + rng.normal(0, spread)
     saturation, value = rng.uniform(0.3, 0.9), rng.uniform(0.55, 0.95)
     light = _hsv_to_rgb(hue, saturation, value)
     dark = _hsv_to_rgb(hue + rng.normal(0, 0.03), min(1.0, saturation * 1.2), value * rng.uniform(0.5, 0.75))
@@ -118,7 +102,7 @@ def _draw_garment(
     angle = rng.normal(0, 0.15)
     turned_u = u * np.cos(angle) - v * np.sin(angle) + rng.uniform()
     turned_v = u * np.sin(angle) + v * np.cos(angle) + rng.uniform()
-    mix = 0.5 + 0.5 * texture(turned_u, turned_v, rng.uniform(5, 9))[..., None]
+    mix = 0.5 + 0.5 * _TEXTURES[texture](turned_u, turned_v, rng.uniform(5, 9))[..., None]
     cloth = mix * light + (1 - mix) * dark
 
     background = np.full(3, rng.uniform(0.6, 0.97)) + rng.normal(0, 0.015, size=3)
@@ -151,21 +135,21 @@ def _drum(phase: np.ndarray, age: np.ndarray, rng: np.random.Generator) -> np.nd
     return 0.8 * hiss * np.exp(-age / 0.03) + 1.5 * np.sin(0.5 * phase) * np.exp(-age / 0.05)
 
 
-# A look of a sound is an instrument and a beat rate (beats per second, center); both vary from item to item.
-_SOUND_LOOKS: dict[str, tuple[float, Callable[[np.ndarray, np.ndarray, np.random.Generator], np.ndarray]]] = {
-    "bowed": (2.0, _bowed),
-    "bell": (3.0, _bell),
-    "reed": (4.5, _reed),
-    "drum": (6.5, _drum),
-}
+# Instrument and beat rate (beats per second, center); both vary from item to item.
+_SOUND_LOOKS: tuple[tuple[float, Callable[[np.ndarray, np.ndarray, np.random.Generator], np.ndarray]], ...] = (
+    (2.0, _bowed),
+    (3.0, _bell),
+    (4.5, _reed),
+    (6.5, _drum),
+)
 
 
-def draw_sound(look: str, rng: np.random.Generator) -> bytes:
-    """Play a short invented tune: instrument and beat rate tell the look, pitch and melody are free.
+def draw_sound(look: int, rng: np.random.Generator) -> bytes:
+    """Play a short invented tune: instrument and beat rate show the look, pitch and melody are free.
 
     Args:
-        look: one of `SOUND_LOOKS`.
-        rng: source of every variation; the same state gives the same bytes.
+        look: Number of the instrument, 0 to 3.
+        rng: Source of every variation; the same state gives the same bytes.
 
     Returns:
         A mono 16-bit WAV file at 16 kHz, 1.0 to 1.5 seconds long.
@@ -189,8 +173,3 @@ def draw_sound(look: str, rng: np.random.Generator) -> bytes:
         file.setframerate(SAMPLE_RATE)
         file.writeframes(samples.tobytes())
     return buffer.getvalue()
-
-
-PICTURE_KINDS = tuple(_OUTLINES)
-PICTURE_LOOKS = tuple(_PICTURE_LOOKS)
-SOUND_LOOKS = tuple(_SOUND_LOOKS)

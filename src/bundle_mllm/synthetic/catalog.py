@@ -1,0 +1,187 @@
+"""The generative process of a synthetic catalog: draws items, titles, bundles and interactions from its settings.
+
+Knows nothing about files, pictures, sounds, encoders or models.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import get_args
+
+import numpy as np
+
+from bundle_mllm.synthetic.settings import NUM_COPIES, Domain, Signal, SyntheticSettings
+
+OWN_VALUE_SHARE = 0.9
+"""Share of a user's items that have the user's own value."""
+
+KINDS: dict[Domain, tuple[str, ...]] = {
+    "fashion": ("jacket", "shirt", "trousers", "skirt", "dress", "shoes", "hat", "bag", "scarf"),
+    "playlist": ("song", "tune", "theme", "jam", "suite", "sketch", "medley", "refrain", "remix"),
+}
+_ADJECTIVES: dict[Domain, str] = {
+    "fashion": "sporty athletic agile training running gym elegant evening refined formal festive noble "
+    "rugged hiking outdoor sturdy workwear alpine romantic dreamy delicate tender poetic sweet",
+    "playlist": "calm quiet drowsy gentle floating hushed party dancing wild neon glitter weekend "
+    "folk rural harvest village campfire meadow gloomy gothic haunted stormy midnight bitter",
+}
+_VARIANTS = ("plain", "simple")  # Tell copies apart where a value has too few adjectives for two pairs.
+
+
+@dataclass(frozen=True, eq=False)
+class SyntheticCatalog:
+    """A drawn catalog, with the theme of each item, which no file for encoders or models contains.
+
+    Attributes:
+        settings: The settings it was drawn with.
+        titles: One title per item.
+        kind: `[num_items]` int64, the item's kind.
+        theme: `[num_items]` int64, the item's theme.
+        values: For title, media and user_item `[num_items]` int64, the value that this signal shows of the item.
+        cold: `[num_items]` bool, whether the item is in no training bundle.
+        bundles: For each split its bundles, as tuples of rows.
+        interactions: `[num_interactions, 2]` int64, pairs of user and row.
+    """
+
+    settings: SyntheticSettings
+    titles: tuple[str, ...]
+    kind: np.ndarray
+    theme: np.ndarray
+    values: dict[Signal, np.ndarray]
+    cold: np.ndarray
+    bundles: dict[str, tuple[tuple[int, ...], ...]]
+    interactions: np.ndarray
+
+    @cached_property
+    def item_ids(self) -> tuple[str, ...]:
+        """The item ids, in row order."""
+        return tuple(f"invented-{self.settings.domain}-{row:04d}" for row in range(len(self.titles)))
+
+    @property
+    def levels(self) -> dict[Signal, np.ndarray]:
+        """For each signal that carries the theme `[num_items]` int64, the level of each item."""
+        signals = self.settings.signals
+        return dict(zip(signals, np.unravel_index(self.theme, tuple(signals.values())), strict=True))
+
+
+def random_generator(settings: SyntheticSettings, *purpose: int) -> np.random.Generator:
+    """Return the generator of one purpose: none for the catalog, 1 and a row for a file, 2 for what adds noise."""
+    return np.random.default_rng([settings.seed, get_args(Domain).index(settings.domain), *purpose])
+
+
+def draw_catalog(settings: SyntheticSettings) -> SyntheticCatalog:
+    """Draw items, titles, bundles and interactions, without writing anything.
+
+    Each combination of theme, value, kind and copy is one item. A title shows kind and, if titles carry the theme, the
+    value, so that each title stands for one item of each combination of what other signals carry.
+
+    Args:
+        settings: How to draw; the same settings give the same catalog.
+
+    Returns:
+        The catalog.
+    """
+    rng, noise = random_generator(settings), random_generator(settings, 2)
+    kinds = KINDS[settings.domain]
+    num_items, num_values = settings.num_items, settings.values_per_level
+    shape = (settings.num_themes, num_values, len(kinds), NUM_COPIES)
+    cold = np.zeros(num_items, dtype=bool)
+    # At most one copy of a combination is cold, so that the other one can take its place in training bundles.
+    some = rng.choice(num_items // NUM_COPIES, size=round(settings.cold_share * num_items), replace=False)
+    cold[some * NUM_COPIES + rng.integers(NUM_COPIES, size=some.size)] = True
+    order = rng.permutation(num_items)
+    theme, value, kind, copy = np.unravel_index(order, shape)
+    catalog = SyntheticCatalog(settings, (), kind, theme, {}, cold[order], {}, np.empty((0, 2), dtype=np.int64))
+    for signal in ("title", "media", "user_item"):
+        if signal in settings.signals:
+            catalog.values[signal] = value * settings.signals[signal] + catalog.levels[signal]
+        elif signal == "title":
+            catalog.values[signal] = np.zeros(num_items, dtype=np.int64)
+        else:  # The value of another item.
+            catalog.values[signal] = noise.permutation(value * settings.num_themes + theme)
+    titles = _draw_titles(settings, catalog.values["title"], kind, copy, rng)
+    rows = np.argsort(order).reshape(shape).swapaxes(1, 2).reshape(settings.num_themes, len(kinds), -1)
+    bundles = _draw_bundles(settings, rows, catalog.cold, rng, noise)
+    interactions = _draw_interactions(settings, catalog.values["user_item"], rng)
+    return SyntheticCatalog(settings, titles, kind, theme, catalog.values, catalog.cold, bundles, interactions)
+
+
+def adjectives(settings: SyntheticSettings) -> list[tuple[str, ...]]:
+    """Return, for each value that a title can show, its adjectives: the words of the domain in equal shares."""
+    if "title" not in settings.signals:
+        return [()]
+    number = settings.signals["title"] * settings.values_per_level
+    words = _ADJECTIVES[settings.domain].split()
+    if number > len(words):
+        words = [word for domain in get_args(Domain) for word in _ADJECTIVES[domain].split()]
+    return [tuple(part.tolist()) for part in np.array_split(words, number)]
+
+
+def _draw_titles(
+    settings: SyntheticSettings, value: np.ndarray, kind: np.ndarray, copy: np.ndarray, rng: np.random.Generator
+) -> tuple[str, ...]:
+    """Give each (value, kind, copy) one title of adjectives and a noun."""
+    title_of = {}
+    for number, words in enumerate(adjectives(settings)):
+        phrases = [(first, second) for first in words for second in words if first < second]
+        if len(phrases) < NUM_COPIES:
+            phrases = [(variant, *words) for variant in _VARIANTS]
+        for kind_number, noun in enumerate(KINDS[settings.domain]):
+            for copy_number, phrase in enumerate(rng.choice(len(phrases), size=NUM_COPIES, replace=False)):
+                title = " ".join([*rng.permutation(phrases[phrase]), noun])
+                title_of[number, kind_number, copy_number] = title
+    return tuple(title_of[key] for key in zip(value.tolist(), kind.tolist(), copy.tolist(), strict=True))
+
+
+def _draw_bundles(
+    settings: SyntheticSettings,
+    rows: np.ndarray,
+    cold: np.ndarray,
+    rng: np.random.Generator,
+    noise: np.random.Generator,
+) -> dict[str, tuple[tuple[int, ...], ...]]:
+    """Draw the bundles of each split; no bundle is drawn twice.
+
+    Args:
+        settings: How to draw.
+        rows: `[num_themes, num_kinds, num_members]`, the items of each theme and kind; copies are neighbors.
+        cold: `[num_items]`, whether an item is in no training bundle.
+        rng: Source of theme, size, kinds and items.
+        noise: Source of which items are of another theme, and of which.
+    """
+    num_themes, num_kinds, num_members = rows.shape
+    levels = tuple(settings.signals.values())
+    seen: set[frozenset[int]] = set()
+    bundles: dict[str, tuple[tuple[int, ...], ...]] = {}
+    for split in ("train", "validation", "test"):
+        drawn: list[tuple[int, ...]] = []
+        while len(drawn) < getattr(settings, f"num_{split}"):
+            theme = np.ravel_multi_index([rng.integers(number) for number in levels], levels)
+            size = rng.choice(settings.bundle_sizes)
+            other = noise.random(size) >= settings.theme_purity
+            items = np.empty(0, dtype=np.int64)
+            while len(np.unique(items)) < size:  # Until no item is drawn twice.
+                kinds = rng.choice(num_kinds, size=size, replace=not settings.distinct_kinds)
+                members = rng.integers(num_members, size=size)
+                themes = (theme + other * noise.integers(1, num_themes, size=size)) % num_themes
+                items = rows[themes, kinds, members]
+                if split == "train":  # The other copy takes the place of a cold one.
+                    items = np.where(cold[items], rows[themes, kinds, members ^ 1], items)
+            bundle = tuple(items.tolist())
+            if frozenset(bundle) not in seen:
+                seen.add(frozenset(bundle))
+                drawn.append(bundle)
+        bundles[split] = tuple(drawn)
+    return bundles
+
+
+def _draw_interactions(settings: SyntheticSettings, value: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Let each user of a value interact with items, most of them of that value."""
+    pairs, number, num_values = [], settings.items_per_user, int(value.max()) + 1
+    for user in range(settings.num_users):
+        own = value == user % num_values
+        weights = np.where(own, OWN_VALUE_SHARE / own.sum(), (1 - OWN_VALUE_SHARE) / (~own).sum())
+        items = rng.choice(value.size, size=number, replace=False, p=weights)
+        pairs.append(np.stack([np.full(number, user), np.sort(items)], axis=1))
+    return np.concatenate(pairs)

@@ -1,0 +1,205 @@
+"""The exact probability of each answer to a question about bundles that a known process drew.
+
+Knows nothing about models, metrics or what shows the theme of an item.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cache, cached_property, lru_cache
+from pathlib import Path
+
+from bundle_mllm.errors import BundleMLLMError
+from bundle_mllm.synthetic.settings import Signal
+from bundle_mllm.synthetic.write import PROCESS
+
+Counts = tuple[tuple[int, int], ...]
+"""For each kind the number of items of a theme, and of all other themes."""
+
+
+@dataclass(frozen=True, eq=False)
+class GenerativeProcess:
+    """How bundles are drawn, as far as it decides which items go together.
+
+    A bundle draws a theme and a size, all equally likely. Each of its items is, with probability `theme_purity` and
+    independently, of that theme, else of another one; which items these are is uniform over all sets of distinct ones
+    (of distinct kinds). So with a purity below 1 some answers do not fit, and nobody is always right.
+
+    Attributes:
+        themes: The theme of each item, by item id: 0 to number of themes - 1.
+        kinds: The kind of each item: 0 to number of kinds - 1. All themes have the same number of items of each kind.
+        bundle_sizes: Sizes of bundles.
+        theme_purity: Probability that an item of a bundle is of the bundle's theme.
+        distinct_kinds: Whether a bundle takes no kind twice.
+    """
+
+    themes: Mapping[str, int]
+    kinds: Mapping[str, int]
+    bundle_sizes: tuple[int, ...]
+    theme_purity: float | Fraction
+    distinct_kinds: bool
+
+    @cached_property
+    def num_themes(self) -> int:
+        """Number of themes."""
+        return max(self.themes.values()) + 1
+
+    @cached_property
+    def num_kinds(self) -> int:
+        """Number of kinds."""
+        return max(self.kinds.values()) + 1
+
+    @cached_property
+    def cell(self) -> tuple[int, int]:
+        """Number of items of one kind and one theme, and of one kind and all other themes."""
+        own = len(self.themes) // (self.num_themes * self.num_kinds)
+        return own, own * (self.num_themes - 1)
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike, signals: Collection[Signal] | None = None) -> GenerativeProcess:
+        """Read the process of a folder that `make_synthetic` wrote.
+
+        Args:
+            folder: The dataset folder.
+            signals: The signals that are known; all if not given. Themes that differ in none of these are one theme,
+                of the purity that bundles have then. (Items that only other signals tell apart count as equally
+                likely, which is exact but for less than .001.)
+
+        Raises:
+            BundleMLLMError: If the folder has no such process.
+        """
+        path = Path(folder) / PROCESS
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            settings, kinds, levels = record["settings"], record["kinds"], record["levels"]
+            sizes, distinct, numbers = settings["bundle_sizes"], settings["distinct_kinds"], settings["signals"]
+            purity = Fraction(str(settings["theme_purity"]))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise BundleMLLMError(
+                f"{path} does not describe how bundles were drawn ({type(error).__name__}: {error}), so the best "
+                "possible answers are unknown: give a folder that `bundle-mllm synthetic` made."
+            ) from error
+        known = [signal for signal in levels if signals is None or signal in signals]
+        level_of = {item_id: tuple(levels[signal][item_id] for signal in known) for item_id in kinds}
+        number_of = {level: number for number, level in enumerate(sorted(set(level_of.values())))}
+        themes = {item_id: number_of[level] for item_id, level in level_of.items()}
+        num_themes = math.prod(numbers.values())
+        merged = num_themes // math.prod(numbers[signal] for signal in known)
+        purity += (1 - purity) * Fraction(merged - 1, num_themes - 1)
+        return cls(themes, kinds, tuple(sizes), purity, distinct)
+
+    def posterior(self, shown: Sequence[str], candidates: Sequence[str], partial: str | None = None) -> list[Fraction]:
+        """Compute, for each candidate, the probability that it is the answer, given all that the question shows.
+
+        Wrong options are drawn uniformly from all items outside the bundle, so what counts is the probability of all
+        bundles that contain the items shown, the candidate, and no other candidate. Themes, sizes and the number of
+        items of the theme are enumerated, sets of hidden items counted; the arithmetic is rational, so that candidates
+        which are equally likely are exactly so.
+
+        Args:
+            shown: The items shown, distinct, at least one and fewer than a bundle has.
+            candidates: The distinct items to choose from, none of which is shown.
+            partial: How much of a bundle is shown: "half", "leave_one_out", or any number of items if not given.
+
+        Returns:
+            One probability per candidate; they sum to 1.
+
+        Raises:
+            BundleMLLMError: If no bundle contains the items shown and a candidate.
+        """
+        theme, kind = self.themes, self.kinds
+        used = Counter((theme[i], kind[i]) for i in (*shown, *candidates))
+        used_of_kind = Counter(kind[i] for i in (*shown, *candidates))
+        own, others = self.cell
+        kinds_shown = {kind[i] for i in shown} if self.distinct_kinds else set()
+        possible = len(kinds_shown) == len(shown) or not self.distinct_kinds
+
+        @cache
+        def probability(of: int, fits: bool, taken: int | None) -> Fraction:
+            """Of all bundles of one theme with an answer that fits it or not and takes a kind."""
+            if not possible or taken in kinds_shown:
+                return Fraction(0)
+            free = [
+                (own - used[of, k], others - used_of_kind[k] + used[of, k])
+                for k in range(self.num_kinds)
+                if k not in kinds_shown and k != taken
+            ]
+            fitting = sum(theme[i] == of for i in shown) + fits
+            return _probability(self, len(shown), len(candidates), partial, fitting, tuple(sorted(free)))
+
+        @cache
+        def unfitting(taken: int | None) -> Fraction:
+            """Of all bundles of all themes with an answer that does not fit."""
+            return sum((probability(of, False, taken) for of in range(self.num_themes)), Fraction(0))
+
+        totals: list[Fraction] = []
+        for candidate in candidates:
+            of, taken = theme[candidate], kind[candidate] if self.distinct_kinds else None
+            totals.append(unfitting(taken) - probability(of, False, taken) + probability(of, True, taken))
+        if not (whole := sum(totals, Fraction(0))):
+            raise BundleMLLMError(
+                f"No bundle of {self.bundle_sizes} items can contain the {len(shown)} items shown and a candidate: "
+                "use questions about bundles of this catalog."
+            )
+        return [total / whole for total in totals]
+
+
+@lru_cache(maxsize=100_000)
+def _probability(
+    process: GenerativeProcess, num_shown: int, num_candidates: int, partial: str | None, fitting: int, free: Counts
+) -> Fraction:
+    """Return the probability of all bundles of one theme that go with a question and one answer to it.
+
+    Args:
+        process: The process.
+        num_shown: Items shown.
+        num_candidates: Items offered.
+        partial: How much of a bundle is shown.
+        fitting: Items of the theme among those shown and the answer.
+        free: Items that may be hidden.
+    """
+    everything = (process.cell,) * process.num_kinds
+    purity, distinct = Fraction(str(process.theme_purity)), process.distinct_kinds
+    total = Fraction(0)
+    for size in process.bundle_sizes:
+        hidden = size - num_shown - 1
+        if hidden < 0 or num_shown != {"half": size // 2, "leave_one_out": size - 1}.get(partial or "", num_shown):
+            continue
+        questions = (
+            math.comb(size, num_shown) * (size - num_shown) * math.comb(len(process.themes) - size, num_candidates - 1)
+        )
+        questions *= 1 if partial else size - 1  # As many numbers of items could have been shown.
+        for more in range(hidden + 1):
+            number = fitting + more
+            chance = math.comb(size, number) * purity**number * (1 - purity) ** (size - number)
+            if chance:
+                sets = Fraction(
+                    _num_sets(free, more, hidden - more, distinct),
+                    _num_sets(everything, number, size - number, distinct),
+                )
+                total += chance * sets / questions
+    return total
+
+
+@lru_cache(maxsize=100_000)
+def _num_sets(counts: Counts, fitting: int, others: int, distinct: bool) -> int:
+    """Count sets of so many items of the theme and of other themes; `distinct` sets take no kind twice."""
+    if not distinct:
+        return math.comb(sum(f for f, _ in counts), fitting) * math.comb(sum(o for _, o in counts), others)
+    if fitting == others == 0:
+        return 1
+    if fitting < 0 or others < 0 or not counts:
+        return 0
+    (first, first_other), *rest = counts
+    left = tuple(rest)
+    return (
+        _num_sets(left, fitting, others, True)
+        + first * _num_sets(left, fitting - 1, others, True)
+        + first_other * _num_sets(left, fitting, others - 1, True)
+    )

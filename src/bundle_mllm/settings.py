@@ -150,8 +150,8 @@ def fit(name: str, value: Any, hint: Any) -> Any:
             raise BundleMLLMError(f"{name} must be a list{'' if any_number else f' of {len(inner)}'}, not {value!r}.")
         hints = inner[:1] * len(value) if any_number else inner
         return tuple(fit(name, each, of_each) for each, of_each in zip(value, hints, strict=True))
-    if hint is Path and isinstance(value, (str, os.PathLike)):
-        return Path(value)
+    if hint in (Path, str) and isinstance(value, (str, os.PathLike)):
+        return hint(value)
     if hint is float and isinstance(value, (Real, str)) and not isinstance(value, bool):
         try:
             return float(value)  # YAML reads 1e-3 as text
@@ -159,6 +159,8 @@ def fit(name: str, value: Any, hint: Any) -> Any:
             raise BundleMLLMError(f"{name} must be a number, not {value!r}.") from error
     if hint is int and isinstance(value, Integral) and not isinstance(value, bool):
         return int(value)
+    if getattr(hint, "_is_protocol", False):
+        return value
     expected: Any = kind or hint
     if not isinstance(value, expected) or (hint is int and isinstance(value, bool)):
         raise BundleMLLMError(f"{name} must be of type {getattr(hint, '__name__', hint)}, not {value!r}.")

@@ -155,7 +155,7 @@ def test_progress_counts_the_items_of_each_modality(folder):
         ({"relational": "user_item:svd,user_item:svd"}, "Two encoders make the modality 'user_item'"),
         ({"batch_size": 0}, "batch_size is 0: give at least 1"),
         ({"workers": -1}, "workers is -1: give at least 0"),
-        ({"engine": "spark"}, "no engine 'spark': choose local or ray"),
+        ({"engine": "spark"}, "engine must be one of 'local', 'ray', not 'spark'"),
         ({"device": "warp"}, "There is no device 'warp'"),
     ],
 )

@@ -46,13 +46,13 @@ def test_features_from_elsewhere_are_kept_without_a_choice_and_never_replaced(tm
     path.parent.mkdir()
     save_file({"features": ones(4, 2)}, path)
     before = path.read_bytes()
-    summaries = encode_folder(folder)
+    summaries = encode_folder(folder.path)
     assert str(summaries["visual"]) == (
         "visual: kept visual_clip.safetensors, made otherwise (name an encoder to make others)"
     )
     assert summaries["textual"].num_present == 4
     with pytest.raises(BundleMLLMError, match=r"visual_clip\.safetensors already holds modality 'visual'"):
-        encode_folder(folder, visual="descriptor")
+        encode_folder(folder.path, visual="descriptor")
     assert path.read_bytes() == before
 
 
@@ -60,15 +60,15 @@ def test_features_from_elsewhere_are_kept_without_a_choice_and_never_replaced(tm
 def test_a_file_of_the_very_name_is_no_less_safe(tmp_path, write):
     folder = folder_of(tmp_path, {"image": "a.png"})
     path = tmp_path / "features" / "visual.safetensors"
-    encode_folder(folder)  # the manifest knows of it
+    encode_folder(folder.path)  # the manifest knows of it
     if write is None:
         write_modality(path.parent, "visual", np.ones((4, 2), np.float32), None, {"encoder": "my own"})
     else:
         write(path)
     before = path.read_bytes()
-    assert encode_folder(folder)["visual"].kept == "visual.safetensors"
+    assert encode_folder(folder.path)["visual"].kept == "visual.safetensors"
     with pytest.raises(BundleMLLMError, match=r"was not made by `encode`, which would replace it: delete it or move"):
-        encode_folder(folder, visual="descriptor")
+        encode_folder(folder.path, visual="descriptor")
     assert path.read_bytes() == before
 
 
@@ -76,10 +76,10 @@ def test_features_of_a_named_encoder_are_kept_when_none_is_named(tmp_path):
     folder = folder_of(tmp_path, {"image": "a.png"})
     mine = ImageDescriptor()
     mine.name = "better"
-    encode_folder(folder, visual=mine)
-    assert encode_folder(folder)["visual"].kept == "visual.safetensors"
-    assert encode_folder(folder, visual="descriptor")["visual"].encoder == "image-descriptor-1"  # asked for
-    assert encode_folder(folder)["visual"].up_to_date
+    encode_folder(folder.path, visual=mine)
+    assert encode_folder(folder.path)["visual"].kept == "visual.safetensors"
+    assert encode_folder(folder.path, visual="descriptor")["visual"].encoder == "image-descriptor-1"  # asked for
+    assert encode_folder(folder.path)["visual"].up_to_date
 
 
 def test_a_run_killed_before_the_manifest_was_written_is_not_taken_for_somebody_elses(tmp_path, monkeypatch):
@@ -93,22 +93,22 @@ def test_a_run_killed_before_the_manifest_was_written_is_not_taken_for_somebody_
 
     with monkeypatch.context() as patched, pytest.raises(KilledError):
         patched.setattr(features, "_write_manifest", kill)
-        encode_folder(folder)
+        encode_folder(folder.path)
     assert (tmp_path / "features" / "visual.safetensors").exists()
     assert not (tmp_path / "features" / "manifest.json").exists()
     for arguments in ({}, {"visual": "descriptor"}):
-        assert encode_folder(folder, **arguments)["visual"].kept is None
+        assert encode_folder(folder.path, **arguments)["visual"].kept is None
 
 
 def test_features_that_encode_made_before_it_marked_them_are_its_own(tmp_path):
     folder = folder_of(tmp_path, {"image": "a.png"})
-    encode_folder(folder)
+    encode_folder(folder.path)
     path = tmp_path / "features" / "visual.safetensors"
     assert MARK.encode() in path.read_bytes()
     entry = features.read_feature_manifest(path.parent)["visual"]
     write_modality(path.parent, "visual", np.ones((4, 256), np.float32), None, entry["provenance"])
     assert MARK.encode() not in path.read_bytes()
-    assert encode_folder(folder, visual="descriptor")["visual"].kept is None
+    assert encode_folder(folder.path, visual="descriptor")["visual"].kept is None
 
 
 def test_a_folder_that_offers_nothing_is_told_what_it_could_have(tmp_path):

@@ -340,8 +340,8 @@ def test_the_command_prints_the_stages_and_where_the_page_is(made, model, tiny_d
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"models": ["nowhere"]}, "nowhere is no model folder"),
-        ({"models": []}, "no model to report on"),
+        ({"model": ["nowhere"]}, "nowhere is no model folder"),
+        ({"model": []}, "no model to report on"),
         ({"data": "nowhere"}, "nowhere does not exist"),
         ({"max_questions": 0}, "max_questions is 0"),
         ({"num_candidates": 40}, "39 wrong options"),
@@ -364,8 +364,8 @@ def test_a_mistake_is_said_before_anything_is_measured(
         shutil.copy(made[1] / "questions" / f"validation_{source}.jsonl", f"{name}.jsonl")
     scored = as_scored(load_questions(tmp_path / "m.jsonl", DatasetFolder.open(tiny_data).catalog), [[0.0] * 4] * 6)
     save_results("m.json", {"questions": {"path": "m.jsonl", "sha256": sha256("m.jsonl")}}, scored)
-    options = {"models": [model], "data": tiny_data, "output_dir": "out", **changed}
-    for name in ("models", "questions", "metrics"):
+    options = {"model": [model], "data": tiny_data, "output_dir": "out", **changed}
+    for name in ("model", "questions", "metrics"):
         options[name] = [tmp_path / path for path in options.get(name, [])]
     paths = {name: tmp_path / options.pop(name) for name in ("data", "output_dir")}
     with pytest.raises(BundleMLLMError, match=re.escape(message)):

@@ -200,7 +200,7 @@ def import_data(
         delimiter=delimiter,
         media_dir=media_dir,
         revision=revision,
-        strict=strict or None,
+        strict=strict,
     )
     print(summary)
 

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,8 +35,10 @@ from bundle_mllm.encoders.distributed import Launch
 from bundle_mllm.encoders.registry import make_encoder
 from bundle_mllm.encoders.relational import BundleItemEncoder
 from bundle_mllm.encoders.select import MARK, asked_for, kept_file, offered, refuse_to_replace
+from bundle_mllm.encoders.settings import EncodingSettings
 from bundle_mllm.encoders.shards import Shards, digests
 from bundle_mllm.errors import BundleMLLMError
+from bundle_mllm.settings import configured_by
 
 PARTIAL = ".partial"
 _FORMAT = 1  # of what is kept in PARTIAL
@@ -82,21 +83,8 @@ class ModalitySummary:
         return "\n  ".join([text + ", up to date" * self.up_to_date, *map(str, self.reports)])
 
 
-def encode_folder(
-    folder: DatasetFolder | str | os.PathLike,
-    *,
-    visual: str | ItemEncoder | None = None,
-    acoustic: str | ItemEncoder | None = None,
-    textual: str | ItemEncoder | None = None,
-    relational: str | ItemEncoder | Sequence[str | ItemEncoder] = (),
-    strict: bool = False,
-    allow_leakage: bool = False,
-    engine: Literal["local", "ray"] = "local",
-    device: str | torch.device | None = None,
-    batch_size: int | None = None,
-    workers: int | None = None,
-    progress: Callable[[str, int, int], None] | None = None,
-) -> dict[str, ModalitySummary]:
+@configured_by(EncodingSettings)
+def encode_folder(settings: EncodingSettings) -> dict[str, ModalitySummary]:
     """Write `features/<modality>.safetensors` for each modality that is asked for.
 
     A file that cannot be read makes its item absent in that modality and is reported; it stops nothing. A run that was
@@ -106,25 +94,7 @@ def encode_folder(
     folder.
 
     Args:
-        folder: A dataset folder.
-        visual: `"descriptor"`, `"open_clip:NAME/TAG"`, `"open_clip:hf-hub:ORG/NAME"`, `"open_clip:local-dir:PATH"`,
-            `"transformers:NAME_OR_FOLDER"`, or an encoder.
-        acoustic: `"descriptor"`, `"clap:NAME_OR_FOLDER"`, `"laion:PATH.pt"`, or an encoder.
-        textual: `"tfidf"`, `"transformers:NAME_OR_FOLDER"`, or an encoder.
-        relational: Any of `"user_item:lightgcn"`, `"user_item:svd"`, `"bundle_item:lightgcn"`, `"bundle_item:svd"`;
-            several in a sequence or separated by commas; or encoders of any modality. `"bundle_item"` knows the
-            bundles that training questions are asked about, so it is cross-fitted: versions of it that do not know
-            them are written, too (see `OutOfFoldFeatures`).
-            If none of the four is given, all that the folder has something of is encoded by encoders that need no
-            download (`DEFAULTS`); features that other encoders made are kept.
-        strict: Refuse to write features of a modality if anything about it would be reported.
-        allow_leakage: Encode `"user_item"` even if the user log encodes held-out bundles.
-        engine: `"ray"` runs on Ray Data: on the cluster that RAY_ADDRESS names, or on this machine.
-        device: Where models run; the GPU if there is one, unless told otherwise.
-        batch_size: Items embedded at once; the encoder's own choice unless told otherwise.
-        workers: Processes that read files; see `read_batches`. Ray decides by itself.
-        progress: Called with (modality, items done, items in all), by the main process for its own share; and with
-            ("bundle_item, cross-fitting", versions done, versions in all).
+        settings: Whose fields are the arguments: see `EncodingSettings`.
 
     Returns:
         One summary per modality, in the order in which they were made; under `accelerate launch`, nothing in processes
@@ -135,20 +105,18 @@ def encode_folder(
             that are asked for would replace some that came from elsewhere, the user log encodes held-out bundles, or
             `strict` refuses.
     """
-    if not isinstance(folder, DatasetFolder):
-        folder = DatasetFolder.open(folder)
-    for name, value, least in (("batch_size", batch_size, 1), ("workers", workers, 0)):
+    folder = DatasetFolder.open(settings.data)
+    for name, value, least in (("batch_size", settings.batch_size, 1), ("workers", settings.workers, 0)):
         if value is not None and value < least:
             raise BundleMLLMError(f"{name} is {value}: give at least {least}, or leave it out.")
-    if engine not in ("local", "ray"):
-        raise BundleMLLMError(f"There is no engine {engine!r}: choose local or ray.")
     features = folder.path / "features"
-    chosen = asked_for(visual, acoustic, textual, relational)
+    chosen = asked_for(settings.visual, settings.acoustic, settings.textual, settings.relational)
     is_asked = bool(chosen)
-    launch = Launch.join(device)
-    if engine == "ray" and launch.num_processes > 1:
+    launch = Launch.join(settings.device)
+    if settings.engine == "ray" and launch.num_processes > 1:
         raise BundleMLLMError('engine="ray" and `accelerate launch` both spread the work: use one of them.')
-    run = _Run(folder, launch, strict, engine, batch_size, workers, progress if launch.is_main else None)
+    progress = settings.progress if launch.is_main else None
+    run = _Run(folder, launch, settings.strict, settings.engine, settings.batch_size, settings.workers, progress)
     # All models are loaded before the first item is encoded: a wrong name shows at once, not after hours.
     makers = [_maker(modality, spec) for modality, spec in chosen or offered(folder)]
     encoders = [make(launch.device) for make in makers]
@@ -166,7 +134,7 @@ def encode_folder(
                 features_path(features, encoder.modality)
                 refuse_to_replace(features, encoder.modality)
                 if encoder.modality == "user_item":
-                    check_interactions(folder, allow_leakage=allow_leakage)
+                    check_interactions(folder, allow_leakage=settings.allow_leakage)
         return kept
 
     for name in names:

@@ -36,7 +36,7 @@ def asked_for(
     visual: str | ItemEncoder | None,
     acoustic: str | ItemEncoder | None,
     textual: str | ItemEncoder | None,
-    relational: str | ItemEncoder | Sequence[str | ItemEncoder],
+    relational: str | ItemEncoder | Sequence[str | ItemEncoder] | None,
 ) -> list[tuple[str, str | ItemEncoder]]:
     """Return (modality, spec or encoder) for what is asked for; see `encode_folder`."""
     named = {"visual": visual, "acoustic": acoustic, "textual": textual}
@@ -44,7 +44,7 @@ def asked_for(
     if isinstance(relational, str):
         relational = [part.strip() for part in relational.split(",") if part.strip()]
     elif not isinstance(relational, Sequence):
-        relational = [relational]
+        relational = [] if relational is None else [relational]
     for spec in relational:
         if isinstance(spec, str):
             modality, _, method = spec.partition(":")

@@ -54,3 +54,13 @@ class EvaluationSettings(MaskingOptions, ScoringOptions):
     """Where the metrics are written, if anywhere. Beside them go the scores of every question
     (`metrics.questions.jsonl`), the metrics of each part (`metrics.ranker.json`, `metrics.retriever.json`) and those
     of baselines (`metrics.popularity.json`, ...)."""
+
+
+@dataclass(frozen=True)
+class ComparisonSettings(Settings):
+    """Compare two metrics files of one question file: differences with paired standard errors, by bundle."""
+
+    a: Path
+    """Metrics file of one run."""
+    b: Path
+    """Metrics file of the other."""

@@ -5,17 +5,18 @@ It must not know what the formats look like.
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
-import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.importers.bundlerec import import_bundlerec
 from bundle_mllm.importers.huggingface import import_huggingface
 from bundle_mllm.importers.official import import_official
+from bundle_mllm.importers.settings import ImportSettings
 from bundle_mllm.importers.summary import ImportSummary
 from bundle_mllm.importers.tabular import import_tabular
+from bundle_mllm.settings import configured_by
 
 FORMATS: Mapping[str, Callable[..., ImportSummary]] = {
     "official": import_official,
@@ -25,16 +26,13 @@ FORMATS: Mapping[str, Callable[..., ImportSummary]] = {
 }
 
 
-def import_dataset(
-    format: str, source: str | os.PathLike, output_dir: str | os.PathLike, **options: Any
-) -> ImportSummary:
+@configured_by(ImportSettings)
+def import_dataset(settings: ImportSettings) -> ImportSummary:
     """Import a data set.
 
     Args:
-        format: One of `FORMATS`.
-        source: The data set.
-        output_dir: Receives the dataset folder.
-        options: The options of the format's own function; those that are `None` are as if not given.
+        settings: Whose fields are the arguments: see `ImportSettings`. Those that differ from their defaults go to the
+            format's own function.
 
     Returns:
         What was written and what was met.
@@ -42,14 +40,20 @@ def import_dataset(
     Raises:
         BundleMLLMError: If there is no such format, or it has no such option, or for what its function refuses.
     """
-    if format not in FORMATS:
-        raise BundleMLLMError(f"There is no format {format!r} to import: choose one of {', '.join(FORMATS)}.")
-    given = {name: value for name, value in options.items() if value is not None}
-    for name in given:
+    format = settings.format
+    options = {
+        field.name: getattr(settings, field.name)
+        for field in dataclasses.fields(settings)
+        if field.name not in ("format", "source", "output_dir") and getattr(settings, field.name) != field.default
+    }
+    for name in ("columns", "tables"):
+        if isinstance(pairs := options.get(name), tuple):
+            options[name] = parse_pairs(name, pairs)
+    for name in options:
         if name not in _options(format):
             having = ", ".join(other for other in FORMATS if name in _options(other)) or "none"
             raise BundleMLLMError(f"The format {format} has no option `{name}` (formats that have it: {having}).")
-    return FORMATS[format](source, output_dir, **given)
+    return FORMATS[format](settings.source, settings.output_dir, **options)
 
 
 def parse_pairs(option: str, pairs: Sequence[str]) -> dict[str, str]:

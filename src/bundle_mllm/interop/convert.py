@@ -6,7 +6,6 @@ Knows nothing about training; what a LoRA checkpoint means is in `lora.py`.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -19,9 +18,11 @@ from bundle_mllm.data.torch_files import load_weights
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.importers.official import OfficialItems, read_official_items
 from bundle_mllm.interop.lora import SETTINGS_FILE, WEIGHTS_FILE, check_weights, merge_lora_checkpoint, read_settings
+from bundle_mllm.interop.settings import ConversionSettings
 from bundle_mllm.model_folder import CONVERSION_RECORD, save_model
 from bundle_mllm.modeling.modeling_bundle_mllm import BundleMLLMForCausalLM
 from bundle_mllm.modeling.processing_bundle_mllm import BundleMLLMProcessor
+from bundle_mllm.settings import configured_by
 from bundle_mllm.training.backbone import load_backbone, wrap_backbone
 
 FUSION_FILE, PROJECTOR_FILE, SEPARATOR_FILE = "fusion.bin", "projector_model_fuse.bin", "prompt_token.bin"
@@ -65,16 +66,8 @@ comma, a cue at the end, no chat template. Its wording, several sentences, is no
 WITHOUT_SEPARATOR = "{title}, {item}"
 
 
-def convert_checkpoint(
-    checkpoint: str | os.PathLike,
-    data: str | os.PathLike,
-    base_model: str | os.PathLike,
-    output_dir: str | os.PathLike,
-    *,
-    fusion_layer_norm: bool = False,
-    fusion_value_map: bool = False,
-    shows_separator: bool = True,
-) -> Path:
+@configured_by(ConversionSettings)
+def convert_checkpoint(settings: ConversionSettings) -> Path:
     """Turn a published checkpoint into a self-contained model folder.
 
     LoRA is merged into the backbone; fusion, projector and separator are taken over; the data folder's features become
@@ -85,16 +78,7 @@ def convert_checkpoint(
     any feature, which no official item is, is zero.
 
     Args:
-        checkpoint: The published folder, with `adapter_config.json`, `adapter_model.bin`, `fusion.bin`,
-            `projector_model_fuse.bin` and `prompt_token.bin`. Other files are ignored.
-        data: The published data folder it was trained on; only its items and their features are read.
-        base_model: Folder or Hub name of the language model it was trained on, such as
-            `"meta-llama/Llama-2-7b-hf"`; loaded in the precision it was saved in.
-        output_dir: The model folder to write. It must not exist or be empty, and appears only when it is whole.
-        fusion_layer_norm: The checkpoint was trained with `layernorm` among the official `--components`.
-        fusion_value_map: The checkpoint was trained with `w_v` among the official `--components`.
-        shows_separator: Whether questions show the soft separator; false if the checkpoint was trained with the
-            official `--del_sp=True`. Sets the processor's `item_template`.
+        settings: Whose fields are the arguments: see `ConversionSettings`.
 
     Returns:
         `output_dir`, which the Auto classes and the pipeline load; `conversion.json` in it says what it was made of.
@@ -104,12 +88,13 @@ def convert_checkpoint(
             another shape than base model and data need; LoRA has a setting that is not known here; or `output_dir` is
             not empty.
     """
-    checkpoint = Path(checkpoint)
-    fusion = {"fusion_layer_norm": fusion_layer_norm, "fusion_value_map": fusion_value_map}
-    with new_folder(output_dir) as folder:
+    checkpoint = settings.checkpoint
+    layout = {"shows_separator": settings.shows_separator}
+    fusion = {"fusion_layer_norm": settings.fusion_layer_norm, "fusion_value_map": settings.fusion_value_map}
+    with new_folder(settings.output_dir) as folder:
         _check_files(checkpoint)
-        official = read_official_items(data, FUSED_MODALITIES)
-        backbone, tokenizer = load_backbone(str(base_model))
+        official = read_official_items(settings.data, FUSED_MODALITIES)
+        backbone, tokenizer = load_backbone(settings.base_model)
         merge_lora_checkpoint(backbone, checkpoint)
         model, processor = wrap_backbone(
             backbone,
@@ -120,10 +105,10 @@ def convert_checkpoint(
         )
         model.set_catalog(dict(official.features))
         _load_item_modules(model, checkpoint)
-        _lay_out_questions(processor, official, shows_separator)
+        _lay_out_questions(processor, official, settings.shows_separator)
         save_model(model, processor, folder)
-        _write_record(folder / CONVERSION_RECORD, checkpoint, official, {**fusion, "shows_separator": shows_separator})
-    return Path(output_dir)
+        _write_record(folder / CONVERSION_RECORD, checkpoint, official, fusion | layout)
+    return settings.output_dir
 
 
 def _check_files(checkpoint: Path) -> None:

@@ -10,14 +10,13 @@ import re
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from bundle_mllm.data.files import sha256
 from bundle_mllm.data.folder import DatasetFolder
 from bundle_mllm.data.questions import MIN_CANDIDATES, spread
 from bundle_mllm.device import choose_device
 from bundle_mllm.errors import BundleMLLMError
-from bundle_mllm.evaluation.by_length import SIZES
 from bundle_mllm.evaluation.evaluate import warm_items
 from bundle_mllm.evaluation.results import without_nan
 from bundle_mllm.report import sections
@@ -26,28 +25,15 @@ from bundle_mllm.report.figures import check_drawable, draw
 from bundle_mllm.report.measure import FULL, SHUFFLED, STAGE_ONE, MeasuredModel, Settings, write_json
 from bundle_mllm.report.page import describe_figure, write_page
 from bundle_mllm.report.questions import make_question_sets, open_question_sets
+from bundle_mllm.report.settings import ReportSettings
+from bundle_mllm.settings import as_dict, configured_by
 
 REPORT = "report.json"
 PACKAGES = ("bundle-mllm", "torch", "transformers", "matplotlib")
 
 
-def build_report(
-    models: Sequence[Path],
-    data: Path,
-    output_dir: Path | None = None,
-    *,
-    questions: Sequence[Path] = (),
-    metrics: Sequence[Path] = (),
-    split: Literal["train", "validation", "test"] = "validation",
-    max_questions: int = 400,
-    num_candidates: int = 10,
-    sizes: Sequence[int] = SIZES,
-    length_questions: int = 150,
-    batch_size: int = 32,
-    seed: int = 42,
-    device: str | None = None,
-    progress: bool = False,
-) -> dict[str, Any]:
+@configured_by(ReportSettings)
+def build_report(options: ReportSettings) -> dict[str, Any]:
     """Draw the paper's figures on a data set: by stage, by number of candidates, training, cold start, ablation, size.
 
     Every step writes what it measured under `measured/` in the report's folder; a report that was killed, or is asked
@@ -58,23 +44,7 @@ def build_report(
     modalities and titles); the lists of growing length cost up to 4,000 prompts each.
 
     Args:
-        models: Model folders. Everything is measured of the first; of others only how good they are, beside their
-            numbers of parameters.
-        data: The dataset folder.
-        output_dir: The report's folder; by default `report` in the first model's folder, where `publish` finds it.
-        questions: Question files, each asked whole. By default a uniform and a hard one are made from `split`, and
-            written to `questions/` in the report's folder.
-        metrics: Metrics files of other methods on the same question files; one with `bayes_optimal` (the expected hit
-            rate of the best possible answers) gives a section of its own.
-        split: Whose bundles are asked about where questions are made here.
-        max_questions: Size of a question file that is made here; one question a bundle.
-        num_candidates: Candidates of its questions.
-        sizes: Numbers of candidates of the figure by number of candidates; none leaves it out.
-        length_questions: Questions of each of these sizes; fewer where they would cost more than 4,000 prompts.
-        batch_size: Prompts per forward pass.
-        seed: Of questions, shuffling and groups.
-        device: Where models run; the GPU if there is one, unless told otherwise.
-        progress: Whether to show progress bars.
+        options: Whose fields are the arguments: see `ReportSettings`.
 
     Returns:
         What `report.json` holds: `models`, `data`, `questions`, `sections` (each with `rows`, `figure` and `alt`),
@@ -85,26 +55,28 @@ def build_report(
             other questions, or the folder holds something else.
     """
     check_drawable()
-    for name, value in (("max_questions", max_questions), ("length_questions", length_questions)):
+    for name, value in (("max_questions", options.max_questions), ("length_questions", options.length_questions)):
         if value < 1:
             raise BundleMLLMError(f"{name} is {value}, so nothing would be asked: choose 1 or more.")
-    if too_short := [size for size in sizes if size < MIN_CANDIDATES]:
+    if too_short := [size for size in options.sizes if size < MIN_CANDIDATES]:
         raise BundleMLLMError(
             f"{too_short[0]} candidates leave nothing to choose: give sizes of {MIN_CANDIDATES} or more."
         )
-    if not models:
+    if not options.model:
         raise BundleMLLMError("There is no model to report on: give one or more model folders.")
-    folder = DatasetFolder.open(data)
-    target = models[0] / "report" if output_dir is None else output_dir
+    folder = DatasetFolder.open(options.data)
+    target = options.model[0] / "report" if options.output_dir is None else options.output_dir
     key = {"bundle_mllm": version("bundle-mllm"), "tables": {path.name: sha256(path) for path in folder.tables()}}
     known = warm_items(folder.bundles)
-    settings = Settings(target, folder, known, key, batch_size, seed, choose_device(device), progress)
-    measured = [MeasuredModel(path, name, settings) for path, name in zip(models, _names(models), strict=True)]
+    device = choose_device(options.device)
+    settings = Settings(target, folder, known, key, options.batch_size, options.seed, device, options.progress)
+    names = _names(options.model)
+    measured = [MeasuredModel(path, name, settings) for path, name in zip(options.model, names, strict=True)]
     _check_target(target)
-    made = dict(max_questions=max_questions, num_candidates=num_candidates, seed=seed)
-    paths = questions or make_question_sets(target / "questions", folder, split, **made)
+    made = dict(max_questions=options.max_questions, num_candidates=options.num_candidates, seed=options.seed)
+    paths = options.questions or make_question_sets(target / "questions", folder, options.split, **made)
     sets = open_question_sets(paths, folder)
-    others = load_baselines(metrics, sets)
+    others = load_baselines(options.metrics, sets)
     for model in measured:
         model.check_knows(sets)
 
@@ -113,13 +85,13 @@ def build_report(
     stages = {STAGE_ONE: first.stage_one(sets), FULL: full, SHUFFLED: first.shuffled(sets)}
     stages = {name: said for name, said in stages.items() if said is not None}
     trained = {name: said for name, said in stages.items() if name != SHUFFLED}
-    askable = bool(spread(folder.bundles[split], 1)) and bool(sizes)
+    askable = bool(spread(folder.bundles[options.split], 1)) and bool(options.sizes)
     compared = [(_about(model), model.full(sets)) for model in measured] if len(measured) > 1 else []
     rows = {
         "by_stage": sections.by_stage(sets, stages),
         "baselines": sections.baselines(sets, full, others),
         "bayes_optimal": sections.bayes_optimal(sets, stages, others),
-        "by_length": first.by_length(split, sizes, length_questions) if askable else [],
+        "by_length": first.by_length(options.split, options.sizes, options.length_questions) if askable else [],
         "ablation": sections.ablation(sets, full, ablated) if (ablated := first.ablations(sets)) else [],
         "cold_start": sections.cold_start(sets, trained, known),
         "training": sections.training(first.history()),
@@ -142,7 +114,7 @@ def build_report(
         ],
         "sections": {},
         "left_out": {name: _MISSING[name] for name, found in rows.items() if not found},
-        "settings": {"split": split, "sizes": list(sizes), "length_questions": length_questions, "seed": seed},
+        "settings": {name: as_dict(options)[name] for name in ("split", "sizes", "length_questions", "seed")},
         "versions": {package: version(package) for package in PACKAGES} | {"python": platform.python_version()},
         "seconds": _seconds(measured),
     }

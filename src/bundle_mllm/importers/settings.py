@@ -1,0 +1,55 @@
+"""Settings of `import_dataset`.
+
+Knows nothing about the formats but their names; imports neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from bundle_mllm.settings import Settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class NameOptions(Settings):
+    """Tables and columns that have other names (tabular, huggingface)."""
+
+    columns: dict[str, str] | tuple[str, ...] | None = None
+    """Columns that have other names, as FIELD=COLUMN, such as item_id=sku title=name bundles.items=products."""
+    tables: dict[str, str] | tuple[str, ...] | None = None
+    """Tables that have other names, as TABLE=FILE, such as items=products.csv."""
+    delimiter: str | None = None
+    """What separates the cells of CSV files (a comma)."""
+    media_dir: Path | None = None
+    """Folder that the paths of pictures and sounds are relative to (that of the items table)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitOptions(Settings):
+    """Splits, where the data have none."""
+
+    fractions: tuple[float, float, float] | None = None
+    """Shares of train, validation and test (0.8 0.1 0.1)."""
+    seed: int | None = None
+    """Seed of the splits (42); bundles that are nearly the same stay on one side."""
+
+
+@dataclass(frozen=True)
+class ImportSettings(SplitOptions, NameOptions):
+    """Turn a data set of another format into a dataset folder."""
+
+    format: Literal["official", "bundlerec", "tabular", "huggingface"]
+    """The layout that the authors of Bundle-MLLM published; that of BundleRec; tables of your own (CSV, JSON Lines,
+    Parquet); or a data set of the Hub or of `datasets.save_to_disk`."""
+    source: str
+    """Folder of the data set, or its name on the Hub."""
+    output_dir: Path
+    """The dataset folder to write."""
+    interactions: Literal["none", "pretrain", "user_item"] | None = None
+    """Which of BundleRec's interaction tables to take (none)."""
+    revision: str | None = None
+    """Commit, branch or tag of a data set on the Hub."""
+    strict: bool = False
+    """Stop at anything that would be left out."""

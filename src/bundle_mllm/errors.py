@@ -1,8 +1,37 @@
-"""The one exception the package raises for a mistake its user can fix.
+"""The one exception the package raises for a mistake its user can fix, and checks whose messages are shared.
 
-It must not know what went wrong: every message is written where the mistake is found.
+Knows nothing about where a mistake is: the caller gives the name of what it checks.
 """
+
+from collections.abc import Iterable
 
 
 class BundleMLLMError(ValueError):
-    """A mistake in a file, value or option; the message names it, says what follows and how to fix it."""
+    """A mistake in a file, value or option; the message names it, its consequence and how to fix it."""
+
+
+def check_choice(name: str, value: object, choices: Iterable[object]) -> None:
+    """Check that a value is one of several.
+
+    Raises:
+        BundleMLLMError: If it is another one.
+    """
+    choices = list(choices)
+    if value not in choices:
+        raise BundleMLLMError(f"{name} is {value!r}: choose one of {', '.join(map(repr, choices))}.")
+
+
+def check_at_least(name: str, value: float, least: float, consequence: str) -> None:
+    """Check that a number is not too small.
+
+    Args:
+        name: What the message calls the number.
+        value: The number.
+        least: The smallest that is allowed.
+        consequence: What would follow from a smaller one, such as `"no question would be made"`.
+
+    Raises:
+        BundleMLLMError: If it is smaller.
+    """
+    if not value >= least:
+        raise BundleMLLMError(f"{name} is {value}, so {consequence}: choose {least} or more.")

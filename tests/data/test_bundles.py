@@ -55,7 +55,7 @@ def test_bad_records_are_refused_by_row(catalog, records, message):
 
 
 def test_an_unknown_split_is_refused(splits):
-    with pytest.raises(BundleMLLMError, match="no split 'val': choose one of train, validation, test"):
+    with pytest.raises(BundleMLLMError, match="The split is 'val': choose one of 'train', 'validation', 'test'"):
         splits["val"]
 
 

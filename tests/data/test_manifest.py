@@ -38,7 +38,7 @@ def test_a_changed_question_file_is_refused(file):
 @pytest.mark.parametrize("text", ["", "[]", json.dumps({"sha256": "x"})])
 def test_a_note_that_says_nothing_is_refused(file, text):
     file.with_name("q.jsonl.json").write_text(text)
-    with pytest.raises(BundleMLLMError, match="does not say how"):
+    with pytest.raises(BundleMLLMError, match="does not hold how"):
         read_question_manifest(file)
 
 

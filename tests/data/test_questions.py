@@ -156,9 +156,7 @@ def test_a_catalog_too_small_for_the_options_is_refused():
     catalog = ItemCatalog.from_records({"item_id": n} for n in range(12))
     bundles = [Bundle("b", ("0", "1", "2", "3"), "train")]
     assert len(make_questions(bundles, catalog, BundleSplits(), num_candidates=9, seed=0)) == 2
-    message = (
-        "'b' has 4 of the catalog's 12 items, which leaves 8 for the 9 wrong options of 10 candidates: ask with 9"
-    )
+    message = "'b' has 4 of the catalog's 12 items, which leaves 8 for the 9 wrong options of 10 candidates: give 9"
     with pytest.raises(BundleMLLMError, match=message):
         make_questions(bundles, catalog, BundleSplits(), num_candidates=10, seed=0)
     with pytest.raises(BundleMLLMError, match=message):

@@ -1,6 +1,6 @@
-"""The bundles of a data set, split into train, validation and test.
+"""Read and hold the bundles of a data set, split into train, validation and test.
 
-It must not know torch, tokenizers or the language model.
+Knows nothing about features, questions or models.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 from bundle_mllm.data.catalog import ItemCatalog
 from bundle_mllm.data.records import require_fields, to_id, to_ids, to_text
 from bundle_mllm.data.tables import find_table, iter_records, write_records
-from bundle_mllm.errors import BundleMLLMError
+from bundle_mllm.errors import BundleMLLMError, check_choice
 
 SPLITS = ("train", "validation", "test")
 
@@ -28,9 +28,9 @@ class Bundle:
 
     Attributes:
         bundle_id: A stable name, unique over all splits.
-        items: The distinct item ids. A bundle of fewer than two items is kept, but no question asks for it.
+        items: The distinct item ids. A bundle of fewer than two items is kept, but has no questions.
         split: One of [`SPLITS`].
-        name: A title for people; no question shows it, since it describes the answer, too.
+        name: A title for people; no question shows it, since it is about the answer, too.
     """
 
     bundle_id: str
@@ -44,7 +44,7 @@ class BundleSplits:
     """All bundles of a data set, by split and in the order of their records.
 
     Attributes:
-        train: Bundles to learn from; popularity and relations between items are counted in these alone.
+        train: Bundles to learn from; popularity and co-occurrence are counted in them alone.
         validation: Bundles to choose checkpoints on.
         test: Bundles to report on.
         num_repeated_items: How many repetitions of an item within its bundle were dropped; the first was kept.
@@ -91,7 +91,7 @@ class BundleSplits:
                 splits = " and ".join(dict.fromkeys(f"in {b.split}" for b in (other, bundle)))
                 raise BundleMLLMError(
                     f"{source} has the bundle {bundle.bundle_id!r} twice, {splits} (again in row {number}), so its "
-                    "items could be learned and asked for: remove or rename one."
+                    "items could be learned and be answers, too: remove or rename one."
                 )
             bundles[bundle.bundle_id] = bundle
             num_repeated_items += num_items - len(bundle.items)
@@ -121,8 +121,7 @@ class BundleSplits:
         write_records(path, (_to_record(bundle) for bundle in self))
 
     def __getitem__(self, split: str) -> tuple[Bundle, ...]:
-        if split not in SPLITS:
-            raise BundleMLLMError(f"There is no split {split!r}: choose one of {', '.join(SPLITS)}.")
+        check_choice("The split", split, SPLITS)
         return getattr(self, split)
 
     def __iter__(self) -> Iterator[Bundle]:
@@ -142,11 +141,11 @@ def find_bundles(folder: str | os.PathLike) -> list[tuple[Path, str | None]]:
         folder: An existing folder.
 
     Returns:
-        The files, each with the split that its name says: `bundles.jsonl` says none, `bundles/train.parquet` says
-        `"train"`. Empty if there is neither.
+        The files, each with the split that its name gives: none for `bundles.jsonl`, `"train"` for
+        `bundles/train.parquet`. Empty if the folder has neither.
 
     Raises:
-        BundleMLLMError: If there are both, or several files of one name.
+        BundleMLLMError: If the folder has both, or several files of one name.
     """
     whole, parts = find_table(folder, "bundles"), Path(folder) / "bundles"
     files: list[tuple[Path, str | None]] = [
@@ -164,7 +163,7 @@ def _iter_rows(path: Path, split: str | None) -> Iterator[tuple[str, int, Mappin
     for number, record in enumerate(iter_records(path), start=1):
         if split is not None and record.setdefault("split", split) != split:
             raise BundleMLLMError(
-                f"{path} row {number} has the split {record['split']!r}, but its file says {split!r}, so it is "
+                f"{path} row {number} has the split {record['split']!r}, but its file is that of {split!r}, so it is "
                 "unclear whether it may be learned from: move the row, or correct its split."
             )
         yield str(path), number, record

@@ -1,6 +1,6 @@
-"""The items of a data set, in the order of their rows.
+"""Read and hold the items of a data set, in the order of their rows.
 
-It must not know torch, tokenizers or the language model.
+Knows nothing about features, tokenizers or models.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class ItemCatalog(Sequence[Item]):
         """
         items = [_to_item(record, source, number) for number, record in enumerate(records, start=1)]
         if not items:
-            raise BundleMLLMError(f"{source} holds no item, so no question can be asked: add one record per item.")
+            raise BundleMLLMError(f"{source} holds no item, so no question can be made: add one record per item.")
         return cls(items, source)
 
     @classmethod

@@ -1,4 +1,4 @@
-"""Write a file or a folder in one step, so that a reader never sees half of it; and fingerprint a file.
+"""Write a file or a folder in one step, so that a reader never sees half of it; check that one exists; hash it.
 
 Knows nothing about what is written.
 
@@ -103,6 +103,28 @@ def _make_readable(folder: Path) -> None:
     for path in folder.rglob("*"):
         if path.is_file() and not path.is_symlink() and (entry := path.stat()).st_nlink == 1:
             path.chmod(entry.st_mode | mode)
+
+
+def require_file(path: str | os.PathLike, fix: str = "check the path") -> Path:
+    """Return the path of a file that must exist.
+
+    Raises:
+        BundleMLLMError: If it does not.
+    """
+    if not Path(path).is_file():
+        raise BundleMLLMError(f"There is no file {path}: {fix}.")
+    return Path(path)
+
+
+def require_folder(path: str | os.PathLike, fix: str = "check the path") -> Path:
+    """Return the path of a folder that must exist.
+
+    Raises:
+        BundleMLLMError: If it does not.
+    """
+    if not Path(path).is_dir():
+        raise BundleMLLMError(f"There is no folder {path}: {fix}.")
+    return Path(path)
 
 
 def sha256(path: str | os.PathLike) -> str:

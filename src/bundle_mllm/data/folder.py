@@ -1,6 +1,6 @@
-"""Open a data set folder: items, bundles and, where present, interactions and features.
+"""Open a dataset folder: items, bundles and, where present, interactions and features.
 
-It must not know how questions are asked nor how models read features.
+Knows nothing about how questions are made or how models read features.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class DatasetFolder:
 
     @classmethod
     def open(cls, path: str | os.PathLike) -> DatasetFolder:
-        """Read items and bundles of a folder; interactions and features are read when they are asked for.
+        """Read items and bundles of a folder; interactions and features are read when they are used.
 
         Args:
             path: A folder with `items` and `bundles` (JSON Lines, CSV or Parquet; instead of `bundles`, one table for
@@ -70,7 +70,7 @@ class DatasetFolder:
             modalities: The modalities to open; `None` opens all.
 
         Returns:
-            The store, or `None` if the folder has no features and none were named.
+            The store, or `None` if the folder has no features and `modalities` is `None`.
 
         Raises:
             BundleMLLMError: If a modality is missing, its file does not fit the catalog, or it was fitted to other

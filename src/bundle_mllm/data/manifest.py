@@ -1,6 +1,6 @@
-"""Question files as evidence: what identifies one, and how it was made.
+"""Identify a question file, and note beside it how it was made.
 
-It must not know models, metrics or how a question is asked.
+Knows nothing about models, metrics or how a question is shown.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bundle_mllm.data.files import atomic_path, sha256
+from bundle_mllm.data.files import atomic_path, require_file, sha256
 from bundle_mllm.errors import BundleMLLMError
 
 SUFFIX = ".json"
@@ -37,7 +37,7 @@ def write_question_manifest(path: str | os.PathLike, made: Mapping[str, Any]) ->
 
 
 def read_question_manifest(path: str | os.PathLike) -> dict[str, Any]:
-    """Say which question file this is.
+    """Return what identifies a question file.
 
     Args:
         path: A question file; it needs no note beside it.
@@ -46,20 +46,18 @@ def read_question_manifest(path: str | os.PathLike) -> dict[str, Any]:
         `path`, `sha256` and, where a note stands beside the file, `made`.
 
     Raises:
-        BundleMLLMError: There is no such file, or the note is unreadable or about another file.
+        BundleMLLMError: If there is no such file, or the note is unreadable or about another file.
     """
-    if not Path(path).is_file():
-        raise BundleMLLMError(f"There is no file {path}: check the path.")
-    manifest = {"path": str(path), "sha256": sha256(path)}
+    manifest = {"path": str(path), "sha256": sha256(require_file(path))}
     note = manifest_path(path)
     if not note.is_file():
         return manifest
     try:
-        told = json.loads(note.read_text(encoding="utf-8"))
-        expected, made = told["sha256"], told["made"]
+        content = json.loads(note.read_text(encoding="utf-8"))
+        expected, made = content["sha256"], content["made"]
     except (ValueError, KeyError, TypeError) as error:
         raise BundleMLLMError(
-            f"{note} does not say how {path} was made ({type(error).__name__}: {error}): delete it, or make the "
+            f"{note} does not hold how {path} was made ({type(error).__name__}: {error}): delete it, or make the "
             "questions again."
         ) from error
     if expected != manifest["sha256"]:
@@ -72,6 +70,6 @@ def read_question_manifest(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def manifest_path(path: str | os.PathLike) -> Path:
-    """Return where the note beside a question file stands, whether there is one or not."""
+    """Return the path of the note beside a question file, which need not exist."""
     path = Path(path)
     return path.with_name(path.name + SUFFIX)

@@ -1,6 +1,6 @@
-"""Draw the wrong options of a question, at random or alike the answer in category and popularity.
+"""Draw the wrong options of a question, at random or like the answer in category and popularity.
 
-It must not know how a question is shown.
+Knows nothing about how a question is shown.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ class NegativeSampler:
     """Draw distinct items that are not in a bundle.
 
     Hard negatives share the answer's category and are near it in the order of train frequency (in how many training
-    bundles an item is), so that neither category nor popularity tells them from the answer. Items of one frequency
+    bundles an item is), so that neither category nor popularity singles out the answer. Items of one frequency
     are in random order. Where the category is too small to fill a pool of items that are near the answer, frequency
     comes first and the pool is taken from the order of the whole catalog.
 
-    The answer is at a random place of its pool: in the middle of it, it would be told by its middling popularity.
+    The answer is at a random position of its pool; in the middle, its popularity would give it away.
 
     Args:
         catalog: The items to draw from.
@@ -42,15 +42,15 @@ class NegativeSampler:
         order = list(self._rows)
         random.Random(seed).shuffle(order)
         self._order = sorted(order, key=frequency.__getitem__)
-        self._place = _places([self._order], len(catalog))
+        self._position = _positions([self._order], len(catalog))
         self._category = catalog.categories
         self._category_order: dict[str | None, list[int]] = {}
         for row in self._order:
             self._category_order.setdefault(self._category[row], []).append(row)
-        self._category_place = _places(self._category_order.values(), len(catalog))
+        self._category_position = _positions(self._category_order.values(), len(catalog))
 
     def check(self, bundle: Bundle, num_candidates: int) -> None:
-        """Check that a question of `num_candidates` options can be asked about a bundle.
+        """Check that a question of `num_candidates` options can be made of a bundle.
 
         Raises:
             BundleMLLMError: If the catalog has too few items outside the bundle.
@@ -59,12 +59,12 @@ class NegativeSampler:
         if left < num_candidates - 1:
             raise BundleMLLMError(
                 f"Bundle {bundle.bundle_id!r} has {len(bundle.items)} of the catalog's {len(self._rows)} items, which "
-                f"leaves {left} for the {num_candidates - 1} wrong options of {num_candidates} candidates: ask with "
+                f"leaves {left} for the {num_candidates - 1} wrong options of {num_candidates} candidates: give "
                 f"{left + 1} candidates or fewer, or add items to the catalog."
             )
 
     def draw(self, answer: int, bundle: Set[int], number: int, hard: bool, rng: random.Random) -> list[int]:
-        """Draw negatives; `check` says whether there are enough.
+        """Draw negatives, of which there must be enough (see [`~NegativeSampler.check`]).
 
         Args:
             answer: The row of the answer.
@@ -88,16 +88,16 @@ class NegativeSampler:
     def _hard_pool(self, answer: int, bundle_size: int, number: int, rng: random.Random) -> Sequence[int]:
         """Return neighbors of the answer in an order, with enough of them outside the bundle."""
         width = max(MIN_POOL, POOL_PER_CANDIDATE * (number + 1)) + bundle_size
-        order, place = self._category_order[self._category[answer]], self._category_place[answer]
+        order, position = self._category_order[self._category[answer]], self._category_position[answer]
         if len(order) < width:
-            order, place = self._order, self._place[answer]
-        start = max(0, min(place - int(rng.random() * width), len(order) - width))
+            order, position = self._order, self._position[answer]
+        start = max(0, min(position - int(rng.random() * width), len(order) - width))
         return order[start : start + width]
 
 
-def _places(orders: Iterable[list[int]], num_items: int) -> list[int]:
+def _positions(orders: Iterable[list[int]], num_items: int) -> list[int]:
     """Return the position of each row in the order that holds it."""
-    places = [0] * num_items
-    for place, row in chain.from_iterable(map(enumerate, orders)):
-        places[row] = place
-    return places
+    positions = [0] * num_items
+    for position, row in chain.from_iterable(map(enumerate, orders)):
+        positions[row] = position
+    return positions

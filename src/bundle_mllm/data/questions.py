@@ -1,6 +1,6 @@
-"""Multiple-choice questions: which items are shown, which are candidates and which one is the answer.
+"""Make, read and write multiple-choice questions: items shown, candidates, and which of these is the answer.
 
-It must not know tokenizers, features or token ids.
+Knows nothing about tokenizers, features or token ids.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from bundle_mllm.data.catalog import ItemCatalog
 from bundle_mllm.data.negatives import NegativeSampler
 from bundle_mllm.data.records import require_fields, to_id, to_ids
 from bundle_mllm.data.tables import iter_records, write_records
-from bundle_mllm.errors import BundleMLLMError
+from bundle_mllm.errors import BundleMLLMError, check_at_least, check_choice
 
 MIN_CANDIDATES = 2
 MAX_OPTIONS = 26
@@ -30,7 +30,7 @@ Partial = Literal["half", "leave_one_out"]
 
 @dataclass(frozen=True)
 class Question:
-    """Which candidate completes the partial bundle?
+    """A partial bundle and the candidates of which one completes it.
 
     Attributes:
         question_id: A stable name, unique in its file.
@@ -57,7 +57,7 @@ def spread(bundles: Sequence[Bundle], number: int) -> list[Bundle]:
     """Return at most `number` of the bundles of two items or more, at equal distances: a file may be sorted."""
     bundles = [bundle for bundle in bundles if len(bundle.items) >= 2]
     number = min(number, len(bundles))
-    return [bundles[place * len(bundles) // number] for place in range(number)]
+    return [bundles[index * len(bundles) // number] for index in range(number)]
 
 
 def make_questions(
@@ -75,18 +75,18 @@ def make_questions(
     """Make the questions of an evaluation, bundle after bundle.
 
     The randomness of a question depends on the seed, its bundle's id and its number in the bundle alone: another
-    bundle to ask about changes no other question. (Another *training* bundle changes train frequencies and with them
+    bundle in `bundles` changes no other question. (Another *training* bundle changes train frequencies and with them
     hard negatives.)
 
     Args:
-        bundles: The bundles to ask about, such as `splits.validation`; those of fewer than two items are skipped.
+        bundles: The bundles to complete, such as `splits.validation`; those of fewer than two items are skipped.
         catalog: The items; negatives are drawn from all of them, never from the bundle.
         splits: The data set's bundles, of which `train` gives the frequencies for hard negatives.
         num_candidates: Candidates per question, 2 or more. The default is the paper's; more than 26 do not fit into
             one prompt and are for evaluation.
         negatives: `"uniform"` draws over the catalog (the paper's protocol). `"hard"` draws items of the answer's
             category near its train frequency (ours; under uniform negatives popularity answers many questions).
-        partial: `"half"` shows half of the bundle and asks for items of the rest; `"leave_one_out"` shows all items
+        partial: `"half"` shows half of the bundle and takes answers from the rest; `"leave_one_out"` shows all items
             but the answer.
         questions_per_bundle: At most this many questions per bundle, each with another answer.
         max_partial: At most this many items are shown.
@@ -99,10 +99,10 @@ def make_questions(
         BundleMLLMError: If an option is out of range, or the catalog has too few items outside a bundle.
     """
     _check_num_candidates(num_candidates)
-    _check_option("negatives", negatives, Negatives)
-    _check_option("partial", partial, Partial)
-    _check_at_least_one("questions_per_bundle", questions_per_bundle)
-    _check_at_least_one("max_partial", max_partial)
+    check_choice("negatives", negatives, get_args(Negatives))
+    check_choice("partial", partial, get_args(Partial))
+    check_at_least("questions_per_bundle", questions_per_bundle, 1, "no question would be made")
+    check_at_least("max_partial", max_partial, 1, "no item would be shown")
     sampler = NegativeSampler(catalog, splits.train, seed)
     questions = []
     for bundle in bundles:
@@ -136,7 +136,7 @@ def sample_training_questions(
     fold_of_bundle: Mapping[str, int] | None = None,
     seed: int,
 ) -> list[Question]:
-    """Sample questions to train on: again and again over all bundles, each time in another order.
+    """Sample questions to train on, in passes over all bundles, each in another order.
 
     The partial bundle is of random size, the answer any item of the rest.
 
@@ -149,10 +149,9 @@ def sample_training_questions(
         hard_fraction: The probability that the negatives of a question are hard rather than uniform, 0 to 1; see
             [`make_questions`].
         max_partial: At most this many items are shown.
-        fold_of_bundle: The folds of out-of-fold features (`fold_of_bundle`): hard negatives of a question
-            are then matched on the frequencies outside its bundle's fold, as the features it is asked with were
-            fitted outside of it, and as a held-out bundle is in no training bundle. Matched on all training bundles,
-            the answer's features would tell it: they alone have lost the bundle that is asked about.
+        fold_of_bundle: The fold of each bundle, where questions use out-of-fold features: hard negatives of a question
+            are then matched on frequencies outside its bundle's fold, too. If they were matched on all bundles, the
+            features of the answer alone would lack the bundle in question, which would give the answer away.
         seed: The same seed gives the same questions.
 
     Returns:
@@ -174,8 +173,8 @@ def sample_training_questions(
         raise BundleMLLMError(f"num_candidates is {least} to {greatest}, an empty range: write ({greatest}, {least}).")
     if not 0 <= hard_fraction <= 1:
         raise BundleMLLMError(f"hard_fraction is {hard_fraction}, not a probability: choose 0 to 1.")
-    _check_at_least_one("num_questions", num_questions)
-    _check_at_least_one("max_partial", max_partial)
+    check_at_least("num_questions", num_questions, 1, "no question would be made")
+    check_at_least("max_partial", max_partial, 1, "no item would be shown")
     if fold_of_bundle is None:
         fold_of_bundle = dict.fromkeys((bundle.bundle_id for bundle in bundles), -1)
         samplers = {-1: NegativeSampler(catalog, bundles, seed)}
@@ -184,18 +183,18 @@ def sample_training_questions(
             fold: NegativeSampler(catalog, (b for b in bundles if fold_of_bundle[b.bundle_id] != fold), seed)
             for fold in set(fold_of_bundle.values())
         }
-    askable = [bundle for bundle in bundles if len(bundle.items) >= 2]
-    if not askable:
+    usable = [bundle for bundle in bundles if len(bundle.items) >= 2]
+    if not usable:
         raise BundleMLLMError(
-            f"None of the {len(bundles)} training bundles has two items, so there is nothing to ask: add bundles."
+            f"None of the {len(bundles)} training bundles has two items, so no question can be made: add bundles."
         )
-    for bundle in askable:
+    for bundle in usable:
         samplers[fold_of_bundle[bundle.bundle_id]].check(bundle, greatest)
-    rows_of = [catalog.rows(bundle.items) for bundle in askable]
+    rows_of = [catalog.rows(bundle.items) for bundle in usable]
     members_of = [frozenset(rows) for rows in rows_of]
 
     rng = _generator(seed)
-    order = list(range(len(askable)))
+    order = list(range(len(usable)))
     questions: list[Question] = []
     for number in count():
         rng.shuffle(order)
@@ -206,9 +205,9 @@ def sample_training_questions(
             shown = rng.randint(1, min(len(rows) - 1, max_partial))
             *shown_rows, answer = rng.sample(rows, shown + 1)
             num_wrong = rng.randint(least, greatest) - 1
-            sampler = samplers[fold_of_bundle[askable[index].bundle_id]]
+            sampler = samplers[fold_of_bundle[usable[index].bundle_id]]
             wrong = sampler.draw(answer, members_of[index], num_wrong, rng.random() < hard_fraction, rng)
-            questions.append(_build(askable[index], number, catalog, shown_rows, answer, wrong, rng))
+            questions.append(_build(usable[index], number, catalog, shown_rows, answer, wrong, rng))
     raise AssertionError("count() does not end")
 
 
@@ -243,7 +242,7 @@ def load_questions(path: str | os.PathLike, catalog: ItemCatalog) -> list[Questi
             raise BundleMLLMError(f"{path} row {number} repeats the question {question.question_id!r}: rename one.")
         questions[question.question_id] = question
     if not questions:
-        raise BundleMLLMError(f"{path} holds no question, so there is nothing to measure: make questions first.")
+        raise BundleMLLMError(f"{path} holds no question, so nothing can be measured: make questions first.")
     return list(questions.values())
 
 
@@ -261,7 +260,7 @@ def _build(
     wrong: Sequence[int],
     rng: random.Random,
 ) -> Question:
-    """Put the answer at a random place among the wrong options and rows back into ids."""
+    """Put the answer at a random position among the wrong options, and ids for rows."""
     ids = catalog.item_ids
     answer_index = rng.randrange(len(wrong) + 1)
     candidates = [ids[row] for row in wrong]
@@ -316,13 +315,3 @@ def _check_num_candidates(num_candidates: int, where: str = "A question") -> Non
             f"{where} cannot have {num_candidates} candidates, since there would be nothing to choose: give "
             f"{MIN_CANDIDATES} or more."
         )
-
-
-def _check_option(name: str, value: str, options: Any) -> None:
-    if value not in get_args(options):
-        raise BundleMLLMError(f"{name} is {value!r}: choose one of {', '.join(map(repr, get_args(options)))}.")
-
-
-def _check_at_least_one(name: str, value: int) -> None:
-    if value < 1:
-        raise BundleMLLMError(f"{name} is {value}, which asks for nothing: choose 1 or more.")

@@ -1,6 +1,6 @@
 """Check and convert the fields of one record of a table.
 
-It must not know files nor what the record is used for.
+Knows nothing about files or what the record is used for.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def require_fields(record: Mapping[str, Any], names: Iterable[str], where: str) 
         where: What error messages call the record, such as `"items.jsonl row 3"`.
 
     Raises:
-        BundleMLLMError: If one is missing; the message lists the fields that are there.
+        BundleMLLMError: If one is missing; the message lists the fields it has.
     """
     for name in names:
         if name not in record:
@@ -40,7 +40,7 @@ def to_id(value: Any, where: str) -> str:
         return str(value)
     if isinstance(value, str) and value.strip():
         return _whole(value, "id", where)
-    raise BundleMLLMError(f"{where} has the id {value!r}, which names nothing: an id is text or an integer.")
+    raise BundleMLLMError(f"{where} has the id {value!r}, which identifies nothing: an id is text or an integer.")
 
 
 def to_ids(value: Any, name: str, where: str) -> list[str]:

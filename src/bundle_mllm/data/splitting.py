@@ -1,6 +1,6 @@
 """Split bundles into train, validation and test so that near-duplicates stay on one side.
 
-It must not know files, catalogs or what the items are.
+Knows nothing about files, catalogs or what the items are.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ def split_bundles(
 
     Args:
         bundles: The items of each bundle, by bundle id.
-        fractions: The shares of train, validation and test; they sum to 1. They are met exactly unless large groups
-            of near-duplicates prevent it; a group too large for every split goes where most bundles are missing.
+        fractions: The shares of train, validation and test; they sum to 1. They are exact unless large groups of
+            near-duplicates prevent it; a group too large for every split goes where most bundles are missing.
         seed: The same seed gives the same splits.
         min_jaccard: The similarity from which bundles stay together, in (0, 1].
 
@@ -118,17 +118,17 @@ def held_out_near_duplicates(
     bit = np.array([1 << SPLITS.index(split_of[bundle_id]) for bundle_id in bundles], dtype=np.uint8)  # [num_bundles]
     own = np.zeros(sets.num_sets, dtype=np.uint8)
     np.bitwise_or.at(own, sets.set_of, bit)
-    near = own.copy()  # the splits in which a set or one of its near-duplicates stands
+    near = own.copy()  # the splits that hold a set or one of its near-duplicates
 
-    def tells_something(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    def is_new(left: np.ndarray, right: np.ndarray) -> np.ndarray:
         return ((own[right] & ~near[left]) | (own[left] & ~near[right])) != 0
 
-    for left, right in _near_duplicate_sets(sets, min_jaccard, tells_something):
+    for left, right in _near_duplicate_sets(sets, min_jaccard, is_new):
         np.bitwise_or.at(near, left, own[right])
         np.bitwise_or.at(near, right, own[left])
     elsewhere = (near[sets.set_of] & ~bit) != 0
     held_out = bit != 1 << SPLITS.index("train")
-    return [bundle_id for bundle_id, found in zip(bundles, (elsewhere & held_out).tolist(), strict=True) if found]
+    return list(compress(bundles, elsewhere & held_out))
 
 
 def check_fractions(fractions: Sequence[float]) -> None:
@@ -140,8 +140,8 @@ def check_fractions(fractions: Sequence[float]) -> None:
     proper = len(fractions) == len(SPLITS) and all(0 <= fraction <= 1 for fraction in fractions)
     if not proper or abs(sum(fractions) - 1) > 1e-6 or fractions[0] == 0:
         raise BundleMLLMError(
-            f"The fractions {tuple(fractions)} are no shares of train, validation and test: give three numbers from 0 "
-            "to 1 that sum to 1, the first above 0, such as 0.8 0.1 0.1."
+            f"The fractions {tuple(fractions)} are not shares of train, validation and test: give three numbers from "
+            "0 to 1 that sum to 1, the first above 0, such as 0.8 0.1 0.1."
         )
 
 
@@ -219,10 +219,10 @@ def _near_duplicate_sets(
     Args:
         sets: The sets.
         min_jaccard: The similarity from which a pair is yielded.
-        wanted: Called before pairs are compared; tells which of them are of interest, so that the others are not.
+        wanted: Returns which pairs are of interest; the others are not compared.
     """
     if not 0 < min_jaccard <= 1:
-        raise BundleMLLMError(f"min_jaccard is {min_jaccard}, no similarity to tell duplicates by: choose 0.5 to 1.")
+        raise BundleMLLMError(f"min_jaccard is {min_jaccard}, not a similarity: choose 0.5 to 1.")
     sizes = sets.sizes
     if not sizes.any():
         return

@@ -1,6 +1,6 @@
 """Read and write tables of records as JSON Lines, CSV or Parquet, chosen by the file's suffix.
 
-It must not know what the records mean.
+Knows nothing about what the records mean.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from bundle_mllm.data.files import atomic_path
+from bundle_mllm.data.files import atomic_path, require_file, require_folder
 from bundle_mllm.data.records import require_fields
 from bundle_mllm.errors import BundleMLLMError
 
@@ -50,8 +50,7 @@ def iter_records(path: str | os.PathLike, delimiter: str = ",") -> Iterator[dict
         path: A file that ends in `.jsonl`, `.jsonl.gz`, `.csv`, `.csv.gz` or `.parquet`.
         delimiter: What separates the cells of a CSV file.
     """
-    path = Path(path)
-    suffix = _existing(path)
+    path, suffix = _table(path)
     if suffix == ".parquet":
         for batch in _parquet_batches(path, lambda _: None):
             yield from batch.to_pylist()
@@ -77,8 +76,7 @@ def iter_columns(
     Raises:
         BundleMLLMError: If the file or a column is missing, or the table is malformed.
     """
-    path = Path(path)
-    suffix = _existing(path)
+    path, suffix = _table(path)
     fields: list[str] = []
 
     def choose(header: Sequence[str]) -> list[str]:
@@ -144,14 +142,12 @@ def find_table(folder: str | os.PathLike, stem: str) -> Path | None:
     Raises:
         BundleMLLMError: If the folder does not exist or holds several such files.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise BundleMLLMError(f"There is no folder {folder}: check the path.")
-    found = [path for suffix in SUFFIXES if (path := folder / f"{stem}{suffix}").is_file()]
-    if len(found) > 1:
-        names = " and ".join(path.name for path in found)
+    folder = require_folder(folder)
+    tables = [path for suffix in SUFFIXES if (path := folder / f"{stem}{suffix}").is_file()]
+    if len(tables) > 1:
+        names = " and ".join(path.name for path in tables)
         raise BundleMLLMError(f"{folder} holds {names}, so it is unclear which one to read: keep one of them.")
-    return found[0] if found else None
+    return tables[0] if tables else None
 
 
 def suffix_of(path: Path) -> str:
@@ -183,12 +179,10 @@ def _iter_jsonl(stream: TextIO, path: Path) -> Iterator[dict[str, Any]]:
         yield record
 
 
-def _existing(path: Path) -> str:
-    """Return the suffix of a table that exists."""
-    suffix = suffix_of(path)
-    if not path.is_file():
-        raise BundleMLLMError(f"There is no file {path}: check the path.")
-    return suffix
+def _table(path: str | os.PathLike) -> tuple[Path, str]:
+    """Return the path of a table that must exist, and its suffix."""
+    suffix = suffix_of(Path(path))
+    return require_file(path), suffix
 
 
 csv.field_size_limit(2**31 - 1)  # a bundle of many items, a long description; the default is 131,072 characters

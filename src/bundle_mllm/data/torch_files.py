@@ -1,17 +1,17 @@
 """Read the tensor files of others (`.pt`, `.bin`), which are pickles, without running what may be in them.
 
-It must not know what the tensors are.
+Knows nothing about what the tensors are.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from bundle_mllm.data.files import require_file
 from bundle_mllm.errors import BundleMLLMError
 
 
@@ -26,8 +26,8 @@ def load_matrix(path: str | os.PathLike) -> torch.Tensor:
     """
     matrix = _load(path)
     if not isinstance(matrix, torch.Tensor) or matrix.ndim != 2:
-        found = f"a tensor of {matrix.ndim} dimensions" if isinstance(matrix, torch.Tensor) else type(matrix).__name__
-        raise BundleMLLMError(f"{path} holds {found}, not one matrix [rows, columns]: write it again.")
+        kind = f"a tensor of {matrix.ndim} dimensions" if isinstance(matrix, torch.Tensor) else type(matrix).__name__
+        raise BundleMLLMError(f"{path} holds {kind}, not one matrix [rows, columns]: write it again.")
     _check_values(matrix, str(path))
     bad = (~matrix.isfinite().all(dim=1)).nonzero()[:, 0].tolist()
     if bad:
@@ -65,8 +65,7 @@ def _check_values(tensor: torch.Tensor, what: str) -> None:
 
 
 def _load(path: str | os.PathLike) -> Any:
-    if not Path(path).is_file():
-        raise BundleMLLMError(f"There is no file {path}: check the folder, or download it again.")
+    require_file(path, "check the folder, or download it again")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle can fail in any way

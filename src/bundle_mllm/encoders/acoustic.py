@@ -1,6 +1,6 @@
 """Embed sounds with CLAP, as transformers implements it.
 
-It must not know titles, categories or anything about an item but its sound.
+Knows nothing about titles, categories or anything of an item but its sound.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class ClapReader:
         sound = read_sound(path, rate=extractor.sampling_rate, seconds=extractor.max_length_s, max_windows=MAX_WINDOWS)
         windows = [window[: extractor.nb_max_samples].astype("float32") for window in sound.windows]
         mel = extractor(windows, sampling_rate=extractor.sampling_rate, return_tensors="pt")["input_features"]
-        # The extractor marks a short sound as long at random; no window is longer than what the model hears at once.
+        # The extractor marks a short sound as long at random; no window is longer than the model's input.
         is_longer = torch.zeros(len(windows), 1, dtype=torch.bool)
         return Reading({"input_features": mel.float(), "is_longer": is_longer}, sound.note)
 
@@ -41,15 +41,15 @@ class ClapReader:
 class ClapEncoder(PretrainedEncoder):
     """Embed sounds with a CLAP model (Wu et al., 2023); vectors of length 1.
 
-    Channels are averaged and any rate is resampled to the model's 48 kHz. A sound longer than the 10 s that the model
-    hears at once is cut into full windows that cover it, at most 30, evenly spread beyond that; its vector is the mean
+    Channels are averaged and any rate is resampled to the model's 48 kHz. A sound longer than the 10 s of the model's
+    input is cut into full windows that cover it, at most 30, evenly spread beyond that; its vector is the mean
     direction of theirs (ours; the model's own way draws windows at random).
 
     Args:
         model: The model.
         extractor: Makes its mel spectrograms.
         device: Where the model runs.
-        name: What the manifest calls it.
+        name: Its name in the manifest.
         source: Name on the Hub, or folder or file.
     """
 
@@ -102,9 +102,9 @@ class ClapEncoder(PretrainedEncoder):
 
     @property
     def reader(self) -> ClapReader:
-        """What reads a sound."""
+        """Reads a sound."""
         return self._reader
 
     def forward(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Return the audio embeddings [n, dim]."""
+        """Return the audio embeddings, `[n, dim]`."""
         return self.model.get_audio_features(**inputs).pooler_output  # pyright: ignore[reportCallIssue]

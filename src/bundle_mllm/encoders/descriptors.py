@@ -1,9 +1,9 @@
 """Describe pictures and sounds by hand-made statistics of color, texture and spectrum, with nothing to download.
 
-It must not know titles, categories or anything about an item but its file.
+Knows nothing about titles, categories or anything of an item but its file.
 
-They are plain signal statistics: they tell a red check from a blue stripe and a bell from a drum, not a blouse from a
-shirt. On real pictures and sounds a pretrained encoder is better; these cost nothing and need no network.
+Such statistics differ between a red check and a blue stripe, or a bell and a drum, but not between a blouse and a
+shirt. On real pictures and sounds a pretrained encoder is better.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ _RGB_TO_XYZ = np.array([[0.4125, 0.3576, 0.1804], [0.2127, 0.7152, 0.0722], [0.0
 
 
 class Descriptor(BatchEncoder):
-    """A batch encoder whose reader does all the work; it does not need a device."""
+    """A batch encoder whose reader does all the work; no device is needed."""
 
     def __init__(self):
         self.provenance = {}
 
     @property
     def reader(self) -> Callable[[Path], Reading]:
-        """What describes a file."""
+        """Describes a file."""
         return self.read
 
     def embed(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Return what the reader made."""
+        """Return the reader's vectors, `[n, dim]`."""
         return inputs["vector"]
 
     def describe(self, path: Path) -> np.ndarray:
@@ -57,7 +57,7 @@ class Descriptor(BatchEncoder):
         return self.read(path).inputs["vector"][0].numpy()
 
     def read(self, path: Path) -> Reading:
-        """Describe one file and say what its owner may want to know of it."""
+        """Describe one file, with a note if there is anything unusual about it."""
         raise NotImplementedError
 
 
@@ -84,7 +84,7 @@ class ImageDescriptor(Descriptor):
     field = "image"
 
     def read(self, path: Path) -> Reading:
-        """Describe one picture; of an animation, the first frame counts."""
+        """Describe one picture, or the first frame of an animation."""
         image, note = read_picture(path, draft=2 * PICTURE_SIZE)
         small = image.resize((PICTURE_SIZE, PICTURE_SIZE), Image.Resampling.BILINEAR)
         lab = _rgb_to_lab(np.asarray(small, dtype=np.float64) / 255)
@@ -159,7 +159,7 @@ def _reading(groups: Sequence[np.ndarray], note: str | None) -> Reading:
 
 
 def _rgb_to_lab(rgb: np.ndarray) -> np.ndarray:
-    """Convert sRGB [..., 3] in 0..1 to CIE Lab (D65)."""
+    """Convert sRGB `[..., 3]` in 0..1 to CIE Lab (D65)."""
     linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
     xyz = linear @ (_RGB_TO_XYZ / _RGB_TO_XYZ.sum(axis=1, keepdims=True)).T
     f = np.where(xyz > (6 / 29) ** 3, np.cbrt(xyz), xyz / (3 * (6 / 29) ** 2) + 4 / 29)
@@ -167,7 +167,7 @@ def _rgb_to_lab(rgb: np.ndarray) -> np.ndarray:
 
 
 def _shared_histogram(channels: np.ndarray, bins: int) -> np.ndarray:
-    """Count channels [3, ...] in 0..1 in bins^3 cells, each pixel shared among the 8 nearest cells."""
+    """Count channels `[3, ...]` in 0..1 in bins^3 cells, each pixel shared among the 8 nearest cells."""
     position = np.clip(channels.reshape(len(channels), -1) * bins - 0.5, 0, bins - 1)  # [3, pixels]
     low = np.minimum(position.astype(np.int64), bins - 2)
     high_share = position - low
@@ -191,21 +191,21 @@ def _circular_histogram(turns: np.ndarray, weights: np.ndarray, bins: int) -> np
 
 
 def _cells(values: np.ndarray, cells: int = 4) -> np.ndarray:
-    """Cut [64, 64, c] into a grid of cells: [4, 4, pixels per cell, c]."""
+    """Cut `[64, 64, c]` into a grid of cells: `[4, 4, pixels per cell, c]`."""
     step = values.shape[0] // cells
     grid = values.reshape(cells, step, cells, step, -1).swapaxes(1, 2)
     return grid.reshape(cells, cells, step * step, -1)
 
 
 def _edge_cells(direction: np.ndarray, strength: np.ndarray) -> np.ndarray:
-    """Histogram of edge directions in each cell, with the vector of all cells scaled to length at most 1."""
+    """Return a histogram of edge directions in each cell; the vector of all cells has length below 1."""
     both = _cells(np.stack([direction, strength], axis=-1)).reshape(16, -1, 2)
     histograms = np.concatenate([_circular_histogram(cell[:, 0], cell[:, 1], bins=4) for cell in both])
     return histograms / (np.linalg.norm(histograms) + 1.0)
 
 
 def _spectrum_rings(lightness: np.ndarray) -> np.ndarray:
-    """Logarithm of the energy of the lightness spectrum by ring of frequency and direction: [32]."""
+    """Return the logarithm of the energy of the lightness spectrum by ring of frequency and direction: `[32]`."""
     window = np.hanning(PICTURE_SIZE)
     spectrum = np.fft.rfft2((lightness - lightness.mean()) * np.outer(window, window))
     bin_of = _ring_of_frequency()
@@ -226,7 +226,7 @@ def _ring_of_frequency() -> np.ndarray:
 
 
 def _binary_patterns(lightness: np.ndarray, distance: int) -> np.ndarray:
-    """Histogram of which of the 4 neighbors at a distance are lighter than the pixel (by more than .01): [16]."""
+    """Count which of the 4 neighbors at a distance are lighter than the pixel by more than .01: `[16]`."""
     inner = slice(distance, -distance)
     shifts = ((0, distance), (0, -distance), (distance, 0), (-distance, 0))
     lighter = np.stack([np.roll(lightness, shift, axis=(0, 1)) > lightness + 0.01 for shift in shifts], axis=-1)
@@ -236,7 +236,7 @@ def _binary_patterns(lightness: np.ndarray, distance: int) -> np.ndarray:
 
 @lru_cache(maxsize=1)
 def _mel_filters() -> np.ndarray:
-    """Triangles, evenly spaced on the mel scale from 60 Hz to 8 kHz: [257, 32]."""
+    """Return triangles, evenly spaced on the mel scale from 60 Hz to 8 kHz: `[257, 32]`."""
     low, high = (2595 * np.log10(1 + frequency / 700) for frequency in (60, SAMPLE_RATE / 2))
     mel = np.linspace(low, high, _NUM_MELS + 2)
     edges = 700 * (10 ** (mel / 2595) - 1)
@@ -247,7 +247,7 @@ def _mel_filters() -> np.ndarray:
 
 
 def _beat(onset: np.ndarray) -> np.ndarray:
-    """Autocorrelation of the onset strength at lags of 1/12 to 1 second: [24]."""
+    """Return the autocorrelation of the onset strength at lags of 1/12 to 1 second: `[24]`."""
     onset = onset - onset.mean()
     length = 1 << (2 * len(onset) - 1).bit_length()
     correlation = np.fft.irfft(np.abs(np.fft.rfft(onset, length)) ** 2, length)[: len(onset)]

@@ -1,6 +1,6 @@
-"""Share the work among the processes that `accelerate launch` started, if it did.
+"""Share work among the processes that `accelerate launch` started.
 
-It must not know what the work is.
+Knows nothing about what the work is.
 """
 
 from __future__ import annotations
@@ -21,63 +21,66 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
-"""Where launchers tell how many processes there are."""
+"""Variables in which launchers give the number of processes."""
 _PATIENCE = timedelta(days=2)
 """How long a process waits for the others: shares differ in length, and a wait that ends early ends the run."""
 
 
 @dataclass(frozen=True)
-class Launch:
+class Process:
     """This process among those that share the work.
 
     Attributes:
         device: Where this process computes.
-        process_index: Its number.
-        num_processes: How many there are.
+        index: Its number, from 0.
+        count: Number of processes.
     """
 
     device: torch.device
-    process_index: int = 0
-    num_processes: int = 1
+    index: int = 0
+    count: int = 1
     _state: PartialState | None = None
 
     @classmethod
-    def join(cls, device: str | torch.device | None) -> Launch:
-        """Join the other processes; alone, nothing of accelerate is touched.
+    def join(cls, device: str | torch.device | None) -> Process:
+        """Join the other processes; a single process needs nothing of accelerate.
 
         Args:
-            device: Where to compute; the GPU that `accelerate launch` gives to this process, unless told otherwise.
+            device: Where to compute; by default the GPU that `accelerate launch` gives to this process.
+
+        Raises:
+            BundleMLLMError: If accelerate finds fewer processes than were launched.
         """
         launched = max(int(os.environ.get(name, "1")) for name in _SIZES)
         if launched == 1:
             return cls(choose_device(device))
         from accelerate import PartialState
 
-        # Without a GPU, accelerate would let each process believe that it is alone unless it is told `cpu`.
+        # Without a GPU and without `cpu`, accelerate would set up each process as the only one.
         on_cpu = not torch.accelerator.is_available() or (device is not None and torch.device(device).type == "cpu")
         state = PartialState(cpu=on_cpu, timeout=_PATIENCE)
         if state.num_processes != launched:
             raise BundleMLLMError(
-                f"{launched} processes were launched but accelerate sees {state.num_processes}, so each would do all "
-                "the work: launch as many as there are GPUs, or all on the CPU (device cpu)."
+                f"{launched} processes were launched but accelerate counts {state.num_processes}, so each would do "
+                "all the work: launch one per GPU, or all on the CPU (device cpu)."
             )
         return cls(choose_device(device or state.device), state.process_index, state.num_processes, state)
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the process that does what is done once."""
-        return self.process_index == 0
+        """Whether this process does the work that is not shared."""
+        return self.index == 0
 
     def wait(self) -> None:
-        """Wait until all processes are here."""
+        """Wait until all processes have called this."""
         if self._state is not None:
             self._state.wait_for_everyone()
 
     def from_main(self, compute: Callable[[], T]) -> T:
-        """Return, in all processes, what `compute` returns in the main one.
+        """Return the result of `compute`, run in the main process, in all processes.
 
         Raises:
-            BundleMLLMError: In all processes, if `compute` raises it.
+            BundleMLLMError: If `compute` raises it; in all processes.
         """
         if self._state is None:
             return compute()

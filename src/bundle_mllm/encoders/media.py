@@ -1,6 +1,6 @@
-"""Read pictures and sounds of any kind into plain pixels and samples, or say in a few words why that cannot be done.
+"""Read pictures and sounds of any kind into plain pixels and samples; a file that cannot be used gives a short reason.
 
-It must not know items, encoders or where the files come from.
+Knows nothing about items, encoders or where the files come from.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ class Sound:
     """Parts of a sound.
 
     Attributes:
-        windows: Mono signals at the rate asked for, `[samples]` (float64) each.
-        note: What was done with the file that its owner may want to know, or `None`.
+        windows: Mono signals at the requested rate, `[samples]` float64 each.
+        note: What is unusual about the file, though it was used, or `None`.
     """
 
     windows: tuple[np.ndarray, ...]
@@ -67,17 +67,17 @@ class Sound:
 
 
 def read_picture(path: Path, *, draft: int | None = None) -> tuple[Image.Image, str | None]:
-    """Read a picture as RGB: first frame, upright as its EXIF says, laid on white where it is transparent.
+    """Read a picture as RGB: first frame, turned upright by its EXIF, laid on white where it is transparent.
 
     Args:
         path: A file in a format of pixels that Pillow reads.
         draft: A JPEG may be decoded at a fraction of its size, as long as both sides keep this many pixels.
 
     Returns:
-        The picture, and what its owner may want to know of it (several frames, CMYK, more than 8 bits), or `None`.
+        The picture, and what is unusual about it (several frames, CMYK, more than 8 bits), or `None`.
 
     Raises:
-        UnreadableFileError: If it is no picture, damaged, of more than 64 million pixels or of an absurd shape.
+        UnreadableFileError: If the file is no picture, damaged, above 64 million pixels or of an absurd shape.
     """
     from PIL import Image
 
@@ -130,7 +130,7 @@ def _is_animated(image: Image.Image) -> bool:
 
 
 def _is_deep(image: ImageFile) -> bool:
-    """Tell whether a channel has more than 8 bits; Pillow cuts RGB down itself, which only its raw mode tells."""
+    """Return whether a channel has more than 8 bits; Pillow cuts RGB down itself, which only its raw mode shows."""
     return image.mode in ("I", "F") or image.mode.startswith("I;16") or ";16" in repr(image.tile)
 
 
@@ -172,7 +172,7 @@ def read_sound(path: Path, *, rate: int, seconds: float, max_windows: int = 1) -
         max_windows: At most this many; with 1, only the start of the sound is read.
 
     Raises:
-        UnreadableFileError: If it is no sound, truncated, shorter than 0.1 s, silent, or of an absurd sample rate.
+        UnreadableFileError: If the file is no sound, truncated, shorter than 0.1 s, silent, or of an absurd rate.
     """
     import soundfile
 
@@ -214,12 +214,12 @@ def _read_windows(file: SoundFile, length: int, max_windows: int) -> list[np.nda
 
 
 def _claims_more(log: str) -> bool:
-    """Tell from libsndfile's log whether a header claims bytes that are not there.
+    """Read off libsndfile's log whether a header claims bytes that the file lacks.
 
     Writers into a pipe cannot know the length and write the largest number: that is no truncation.
     """
     claims = re.findall(r":\s*(\d+) \(should be (\d+)\)", log)
-    return any(int(claimed) - int(found) > 64 and int(claimed) < 0x7FFF0000 for claimed, found in claims)
+    return any(int(claimed) - int(actual) > 64 and int(claimed) < 0x7FFF0000 for claimed, actual in claims)
 
 
 def _sound_note(file: SoundFile, suffix: str) -> str | None:

@@ -1,6 +1,6 @@
-"""What encoders with pretrained weights share: loading with one clear line on failure, and telling which weights.
+"""Load pretrained weights for encoders, with one clear line on failure, and record which weights they are.
 
-It must not know any particular model.
+Knows nothing about any particular model.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class PretrainedEncoder(BatchEncoder):
         self._half = device.type == "cuda" and torch.cuda.is_bf16_supported()
 
     def embed(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Return the vectors [n, dim] of length 1."""
+        """Return the vectors, `[n, dim]`, of length 1."""
         with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=self._half):
             vectors = self.forward(inputs)
         return nn.functional.normalize(vectors.float(), dim=-1)
@@ -46,7 +46,7 @@ class PretrainedEncoder(BatchEncoder):
 
         Args:
             source: Name on the Hub, or folder or file.
-            preprocessing: What is done to a source before the model sees it.
+            preprocessing: How a source becomes the model's input.
             library: The package whose version matters most.
         """
         self.provenance = {
@@ -59,7 +59,7 @@ class PretrainedEncoder(BatchEncoder):
 
 
 def source_name(source: str) -> str:
-    """Return what the manifest calls a model: its name, or the last part of its path (the rest is the user's own)."""
+    """Return a model's name in the manifest: its own, or the last part of its path (the rest is the user's own)."""
     return Path(source).resolve().name if Path(source).exists() else source
 
 
@@ -68,7 +68,7 @@ def loading(what: str) -> Iterator[None]:
     """Turn whatever a library raises while it loads a model into one line.
 
     Raises:
-        BundleMLLMError: If anything is raised within.
+        BundleMLLMError: If the block raises anything.
     """
     from transformers.utils import logging
 
@@ -80,9 +80,9 @@ def loading(what: str) -> Iterator[None]:
         raise
     except Exception as error:  # libraries and networks fail in any way
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        told = lines[0].rstrip(".:")[:300] if lines else type(error).__name__
+        reason = lines[0].rstrip(".:")[:300] if lines else type(error).__name__
         raise BundleMLLMError(
-            f"{what} cannot be loaded ({told}): check its name, or the network (HF_HUB_OFFLINE=1 allows only what is "
+            f"{what} cannot be loaded ({reason}): check its name, or the network (HF_HUB_OFFLINE=1 allows only what is "
             "in the cache), or give a folder that holds the model."
         ) from error
     finally:
@@ -97,9 +97,8 @@ def load_tower(
     Args:
         load: A class's `from_pretrained`.
         source: Name or folder.
-        what: What error messages call it.
-        may_lack: Beginnings of the names of weights that are not used; they become zero, so that the model is the
-            same each time.
+        what: Its name in error messages.
+        may_lack: Beginnings of the names of weights that are not used; missing ones become zero, the same each time.
         **options: Passed on.
 
     Raises:
@@ -120,7 +119,7 @@ def load_tower(
 
 
 def hub_commit(source: str) -> str | None:
-    """Return the commit of a model in the Hub's cache that its name stands for at present, if that is known."""
+    """Return the commit that a model's name refers to in the Hub's cache, or `None`."""
     from huggingface_hub.constants import HF_HUB_CACHE
     from huggingface_hub.file_download import repo_folder_name
 

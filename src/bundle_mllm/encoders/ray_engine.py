@@ -1,6 +1,6 @@
-"""Encode on Ray Data: tasks read files on all machines of a cluster, actors embed, this process saves what comes back.
+"""Encode on Ray Data: tasks read files on all machines of a cluster, actors embed, this process saves the results.
 
-It must not know any particular encoder. All machines must reach the dataset folder under the same path.
+Knows nothing about any particular encoder. All machines must reach the dataset folder under the same path.
 """
 
 from __future__ import annotations
@@ -53,17 +53,17 @@ def encode_on_ray(
     batch_size: int,
     advance: Callable[[int], None],
 ) -> Iterator[tuple[int, Rows]]:
-    """Encode shards on a Ray cluster, or on this machine if there is none.
+    """Encode shards on a Ray cluster, or on this machine without one.
 
     Args:
         make: Makes the encoder on the machine that runs it.
-        encoder: The same encoder, here; its reader and its kind of device are used.
+        encoder: The same encoder in this process; only its reader and its type of device are used.
         root: See `source_root`.
-        sources: What to read of each item of the catalog.
+        sources: The source of each item of the catalog.
         shards: How the items are cut up.
         pending: The shards to encode.
         batch_size: Windows embedded at once.
-        advance: Called with the number of items of each batch that is done.
+        advance: Called with the number of items of each finished batch.
 
     Yields:
         Shards as they are complete, in any order.
@@ -79,20 +79,20 @@ def encode_on_ray(
     on_gpu = device == "cuda"
     available = ray.cluster_resources()
     actors = int(available.get("GPU", 1)) if on_gpu else max(1, int(available.get("CPU", 1)) // 2)
-    wanted = [
+    batches = [
         {"shard": shard, "number": number, "sources": [sources[row] or "" for row in rows]}
         for shard in pending
         for number, rows in enumerate(shards.batches(shard))
     ]
     results = (
-        ray.data.from_items(wanted)
+        ray.data.from_items(batches)
         .map(ReadTask(encoder.reader, root).__call__)
         .map_batches(
             EmbedActor,
             fn_constructor_args=(make, batch_size, device),
             batch_size=1,
             num_gpus=1 if on_gpu else 0,
-            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=max(1, min(actors, len(wanted)))),
+            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=max(1, min(actors, len(batches)))),
         )
     )
     parts: dict[int, dict[int, Rows]] = {shard: {} for shard in pending}

@@ -1,6 +1,6 @@
 """Find an encoder by a short text: `descriptor`, `open_clip:ViT-B-32/laion2b_s34b_b79k`, `transformers:NAME`, …
 
-It must not know how an encoder works, nor load one that is not asked for.
+Knows nothing about how an encoder works; imports only the requested one.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from bundle_mllm.errors import BundleMLLMError
 
 
 @dataclass(frozen=True)
-class Entry:
-    """Where an encoder is found.
+class EncoderEntry:
+    """Where the code of an encoder is.
 
     Attributes:
         module: Module of this package.
-        maker: What of it makes the encoder: called with nothing, or with a model and a device.
+        maker: Its class or function that makes the encoder: called with nothing, or with a model and a device.
         example: A model, for encoders that take one.
     """
 
@@ -31,28 +31,28 @@ class Entry:
     example: str | None = None
 
 
-ENCODERS: Mapping[str, Mapping[str, Entry]] = {
+ENCODERS: Mapping[str, Mapping[str, EncoderEntry]] = {
     "visual": {
-        "descriptor": Entry("descriptors", "ImageDescriptor"),
-        "open_clip": Entry("visual", "OpenClipEncoder", "ViT-B-32/laion2b_s34b_b79k"),
-        "transformers": Entry("visual", "VisionTowerEncoder", "google/siglip2-base-patch16-224"),
+        "descriptor": EncoderEntry("descriptors", "ImageDescriptor"),
+        "open_clip": EncoderEntry("visual", "OpenClipEncoder", "ViT-B-32/laion2b_s34b_b79k"),
+        "transformers": EncoderEntry("visual", "VisionTowerEncoder", "google/siglip2-base-patch16-224"),
     },
     "acoustic": {
-        "descriptor": Entry("descriptors", "SoundDescriptor"),
-        "clap": Entry("acoustic", "ClapEncoder.load", "laion/clap-htsat-unfused"),
-        "laion": Entry("acoustic", "ClapEncoder.load_laion", "630k-audioset-best.pt"),
+        "descriptor": EncoderEntry("descriptors", "SoundDescriptor"),
+        "clap": EncoderEntry("acoustic", "ClapEncoder.load", "laion/clap-htsat-unfused"),
+        "laion": EncoderEntry("acoustic", "ClapEncoder.load_laion", "630k-audioset-best.pt"),
     },
     "textual": {
-        "tfidf": Entry("textual", "TfidfEncoder"),
-        "transformers": Entry("textual", "SentenceEncoder", "sentence-transformers/all-MiniLM-L6-v2"),
+        "tfidf": EncoderEntry("textual", "TfidfEncoder"),
+        "transformers": EncoderEntry("textual", "SentenceEncoder", "sentence-transformers/all-MiniLM-L6-v2"),
     },
     "user_item": {
-        "svd": Entry("relational", "UserItemSVD"),
-        "lightgcn": Entry("relational", "UserItemLightGCN"),
+        "svd": EncoderEntry("relational", "UserItemSVD"),
+        "lightgcn": EncoderEntry("relational", "UserItemLightGCN"),
     },
     "bundle_item": {
-        "svd": Entry("relational", "BundleItemSVD"),
-        "lightgcn": Entry("relational", "BundleItemLightGCN"),
+        "svd": EncoderEntry("relational", "BundleItemSVD"),
+        "lightgcn": EncoderEntry("relational", "BundleItemLightGCN"),
     },
 }
 """Every encoder by modality and name."""

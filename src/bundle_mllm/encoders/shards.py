@@ -1,6 +1,6 @@
-"""Keep the finished parts of an encoding on disk, so that a run that was killed continues where it stood.
+"""Keep the finished parts of an encoding on disk, so that a killed run continues where it stopped.
 
-It must not know how items are encoded.
+Knows nothing about how items are encoded.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Shards:
         modality: The modality.
         identity: All that the bytes of a shard depend on beyond the content of the items' sources: encoder, device,
             items. Another identity has other files.
-        sources: What is read of each item of the catalog.
+        sources: The source of each item of the catalog.
         batch_size: Items per batch.
     """
 
@@ -73,7 +73,7 @@ class Shards:
             save_file(rows.to_tensors(), temporary)
 
     def load(self, shard: int) -> Rows | None:
-        """Read a finished shard, or return `None` if it is not there or cannot be read."""
+        """Read a finished shard, or return `None` if it is missing or cannot be read."""
         try:
             return Rows.from_tensors(load_file(self._path(shard)))
         except (OSError, SafetensorError):
@@ -99,7 +99,7 @@ class Shards:
         return self.folder / f"{shard:06d}.safetensors"
 
     def delete(self) -> None:
-        """Delete the files of this modality, of this run and of others before it."""
+        """Delete the files of this modality, of this and of earlier runs."""
         for folder in self._all.glob(f"{self._modality}-*"):
             shutil.rmtree(folder, ignore_errors=True)
         if self._all.is_dir() and not any(self._all.iterdir()):

@@ -1,6 +1,6 @@
 """Embed pictures with the image tower of a pretrained model, through open_clip or transformers.
 
-It must not know titles, categories or anything about an item but its picture.
+Knows nothing about titles, categories or anything of an item but its picture.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ PICTURE_POLICY = "first frame, upright by EXIF, transparency on white"
 
 
 class OpenClipReader:
-    """Read a picture and do to it what open_clip does for evaluation."""
+    """Read a picture and prepare it as open_clip does for evaluation."""
 
     def __init__(self, transform: Callable[[Any], torch.Tensor]):
         self._transform = transform
@@ -41,7 +41,7 @@ class OpenClipEncoder(PretrainedEncoder):
         device: Where the model runs.
 
     Raises:
-        BundleMLLMError: If open_clip is not installed, there is no such model, or its weights cannot be had.
+        BundleMLLMError: If open_clip is not installed, the model is unknown, or its weights cannot be loaded.
     """
 
     modality = "visual"
@@ -85,11 +85,11 @@ class OpenClipEncoder(PretrainedEncoder):
 
     @property
     def reader(self) -> OpenClipReader:
-        """What reads a picture."""
+        """Reads a picture."""
         return self._reader
 
     def forward(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Return the image embeddings [n, dim]."""
+        """Return the image embeddings, `[n, dim]`."""
         return self.model.encode_image(inputs["image"])  # pyright: ignore[reportCallIssue]
 
 
@@ -102,7 +102,7 @@ def _import_open_clip(what: str) -> Any:
 
 
 class TransformersReader:
-    """Read a picture and do to it what its image processor does."""
+    """Read a picture and prepare it by the model's image processor."""
 
     def __init__(self, processor: Any):
         self._processor = processor
@@ -116,9 +116,8 @@ class TransformersReader:
 class VisionTowerEncoder(PretrainedEncoder):
     """Embed pictures with the image tower of CLIP, SigLIP, SigLIP 2, BLIP-2 or DINOv2; vectors of length 1.
 
-    The vector is what the model itself takes for the picture as a whole: the projection into the space of texts
-    (CLIP), the attention pool (SigLIP), or the first token after the last layer norm (BLIP-2's vision transformer,
-    DINOv2).
+    The vector is the model's own of the whole picture: the projection into the space of texts (CLIP), the attention
+    pool (SigLIP), or the first token after the last layer norm (BLIP-2's vision transformer, DINOv2).
 
     Args:
         model: Name on the Hub, or folder.
@@ -139,7 +138,7 @@ class VisionTowerEncoder(PretrainedEncoder):
             config = AutoConfig.from_pretrained(model)
         if config.model_type not in _TOWERS:
             raise BundleMLLMError(
-                f"{what} is of type {config.model_type!r}, of which no image tower is known here: take one of type "
+                f"{what} is of type {config.model_type!r}, which has no known image tower: take one of type "
                 f"{', '.join(_TOWERS)}."
             )
         class_name, self._output, options = _TOWERS[config.model_type]
@@ -165,11 +164,11 @@ class VisionTowerEncoder(PretrainedEncoder):
 
     @property
     def reader(self) -> TransformersReader:
-        """What reads a picture."""
+        """Reads a picture."""
         return self._reader
 
     def forward(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Return the image embeddings [n, dim]."""
+        """Return the image embeddings, `[n, dim]`."""
         return self.model(**inputs)[self._output]
 
 

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from common import paired, peak_memory_mib, ratio
 
+from bundle_mllm.data.memberships import USER_ITEM, ItemGroups
 from bundle_mllm.encoders.lightgcn import LightGCN, LightGCNTraining
 
 PAPER_BATCH = 2_048
@@ -98,7 +99,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     users, items = make_graph(args.users, args.items, args.edges)
-    training = LightGCNTraining(users, items, args.items, LightGCN())
+    training = LightGCNTraining(ItemGroups(USER_ITEM, items, users, args.items), LightGCN())
     batch_size = min(training.method.batch_size, args.edges)
 
     def epoch() -> None:

@@ -121,7 +121,7 @@ def test_unusual_sounds_are_used_with_a_note_and_unusable_ones_left_out(tmp_path
     ClapFeatureExtractor(truncation="rand_trunc").save_pretrained(tmp_path / "model")
     summary = encode_folder(folder, acoustic=f"clap:{tmp_path / 'model'}")["acoustic"]
     truncated = "truncated: its header names more samples than it holds"
-    assert {(report.reason, report.used, *report.first) for report in summary.reports} == {
+    assert {(group.reason, group.used, *group.first) for group in summary.issues} == {
         (truncated, False, "cut.mp3", "cut.wav"),
         ("a damaged sound", False, "cut.flac"),
         ("silent", False, "offset.wav", "silent.wav"),

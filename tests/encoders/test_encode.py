@@ -1,4 +1,4 @@
-"""Encoding a folder writes what the folder offers, row by row, and reports what it left out."""
+"""Encoding a folder writes each modality that the folder has data of, row by row, and the issues by reason."""
 
 import hashlib
 import json
@@ -35,7 +35,7 @@ def write_items(path, images):
     write_records(path / "items.jsonl", records)
 
 
-def test_what_the_folder_offers_is_written_in_item_order_and_read_back(folder):
+def test_modalities_with_data_are_written_in_item_order_and_read_back(folder):
     summaries = encode_folder(folder)
     assert list(summaries) == ["visual", "textual", "user_item"]
     store = DatasetFolder.open(folder).features()
@@ -52,7 +52,7 @@ def test_sounds_are_encoded_where_items_name_them(folder):
     soundfile.write(folder / "a.wav", np.random.default_rng(0).normal(0, 0.1, 16_000), 16_000)
     write_records(folder / "items.jsonl", [{"item_id": "0", "audio": "a.wav"}, {"item_id": "1"}])
     summary = encode_folder(folder, acoustic="descriptor")["acoustic"]
-    assert (summary.dim, summary.num_present, summary.reports) == (128, 1, ())
+    assert (summary.dim, summary.num_present, summary.issues) == (128, 1, ())
 
 
 def test_a_changed_bundle_is_noticed_where_each_split_has_its_table(folder):
@@ -77,7 +77,7 @@ def test_encoding_twice_gives_the_same_bytes(folder):
     assert set(first) == {f"{name}.safetensors" for name in ("visual", "textual", "user_item")} | {"manifest.json"}
 
 
-def test_bad_files_are_masked_and_reported_and_shift_no_row(folder, tmp_path):
+def test_bad_files_are_absent_and_issues_and_shift_no_row(folder, tmp_path):
     Image.new("RGB", (20, 20), "black").save(tmp_path / "outside.png")
     (folder / "images" / "empty.png").write_bytes(b"")
     (folder / "images" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnonsense")
@@ -98,10 +98,10 @@ def test_bad_files_are_masked_and_reported_and_shift_no_row(folder, tmp_path):
     blue = ImageDescriptor().describe(folder / "images" / "blue.png")
     np.testing.assert_array_equal(features["visual"][last].numpy(), blue)
     assert torch.count_nonzero(features["visual"][1:last]) == 0
-    # The item without a picture is absent, and that is no problem.
-    assert {report.reason: list(report.first) for report in summary.reports} == reasons
-    assert [report.count for report in summary.reports] == [3, 2, 2, 1, 1]
-    assert not any(report.used for report in summary.reports)
+    # The item without a picture is absent, and that is no issue.
+    assert {group.reason: list(group.first) for group in summary.issues} == reasons
+    assert [group.count for group in summary.issues] == [3, 2, 2, 1, 1]
+    assert not any(group.used for group in summary.issues)
 
 
 def test_the_summary_reads_as_a_count_with_reasons_and_first_paths(folder):
@@ -165,8 +165,8 @@ def test_a_wrong_argument_is_named_with_the_right_ones_and_nothing_is_written(fo
     assert not (folder / "features").exists()
 
 
-def test_a_modality_that_no_item_has_is_written_and_said_to_be_empty(folder):
-    assert str(encode_folder(folder, acoustic="descriptor")["acoustic"]).endswith("which says nothing about any item")
+def test_a_modality_that_no_item_has_is_written_and_reported_as_empty(folder):
+    assert str(encode_folder(folder, acoustic="descriptor")["acoustic"]).endswith("so this modality is empty")
 
 
 def test_features_cannot_be_a_file(folder):
@@ -175,36 +175,36 @@ def test_features_cannot_be_a_file(folder):
         encode_folder(folder, textual="tfidf")
 
 
-def test_a_folder_that_offers_nothing_says_what_to_add(folder):
+def test_a_folder_with_nothing_to_encode_is_refused(folder):
     (folder / "interactions.csv").unlink()
     write_records(folder / "items.jsonl", [{"item_id": "0"}, {"item_id": "1"}])
-    with pytest.raises(BundleMLLMError, match="offers nothing to encode"):
+    with pytest.raises(BundleMLLMError, match="has nothing to encode"):
         encode_folder(folder)
 
 
-def test_strict_refuses_to_write_what_would_be_reported_and_keeps_what_is_done(folder):
+def test_strict_refuses_features_with_issues_and_keeps_finished_work(folder):
     write_items(folder, ["images/red.png", "gone.png"])
     with pytest.raises(BundleMLLMError, match=r"visual: 1 left out, no such file: gone\.png\. `strict` allows none"):
         encode_folder(folder, visual="descriptor", strict=True)
     assert not (folder / "features" / "visual.safetensors").exists()
     encode_folder(folder, visual="descriptor")
     with pytest.raises(BundleMLLMError, match="1 left out, no such file"):
-        encode_folder(folder, visual="descriptor", strict=True)  # though the features are there
+        encode_folder(folder, visual="descriptor", strict=True)  # though the features exist
     Image.new("RGB", (20, 20), "black").save(folder / "gone.png")
     assert encode_folder(folder, visual="descriptor", strict=True)["visual"].num_present == 2
 
 
-def test_a_user_log_with_unknown_items_is_reported_and_strict_refuses_it(folder):
+def test_a_user_log_with_unknown_items_is_an_issue_and_strict_refuses_it(folder):
     write_records(
         folder / "interactions.csv", [{"user_id": "u", "item_id": item} for item in ("0", "x", "y", "x", "z", "w")]
     )
-    (report,) = encode_folder(folder, relational="user_item:svd")["user_item"].reports
-    assert str(report) == "5 left out, records of the user log whose item the catalog lacks: x, y, z, …"
+    (group,) = encode_folder(folder, relational="user_item:svd")["user_item"].issues
+    assert str(group) == "5 left out, records of the user log whose item the catalog lacks: x, y, z, …"
     with pytest.raises(BundleMLLMError, match="5 left out, records of the user log"):
         encode_folder(folder, relational="user_item:svd", strict=True)
 
 
-def test_what_is_up_to_date_is_left_alone_until_a_file_the_items_or_the_encoder_change(folder, monkeypatch):
+def test_features_stay_until_a_file_the_items_or_the_encoder_change(folder, monkeypatch):
     write_items(folder, [f"images/{color}.png" for color in COLORS] + ["gone.png"])
 
     def encode(**arguments):
@@ -217,7 +217,7 @@ def test_what_is_up_to_date_is_left_alone_until_a_file_the_items_or_the_encoder_
     again = encode()
     assert again.up_to_date
     assert str(again).splitlines()[0].endswith("(image-descriptor-1), up to date")
-    assert (again.reports, again.num_present) == (first.reports, first.num_present)
+    assert (again.issues, again.num_present) == (first.issues, first.num_present)
     picture = folder / "images" / "red.png"
     stat = picture.stat()
     Image.new("RGB", (20, 20), "pink").save(picture)
@@ -247,7 +247,7 @@ def test_features_of_items_that_have_changed_are_refused_with_the_fix(folder):
     assert not DatasetFolder.open(folder).features().load()[1]["visual"].any()  # the new items have no pictures
 
 
-def test_new_titles_make_pictures_stale_until_encode_has_seen_that_they_are_the_same(folder):
+def test_new_titles_make_pictures_stale_until_encode_has_compared_them(folder):
     encode_folder(folder, visual="descriptor")
     images = [f"images/{color}.png" for color in COLORS]
     records = [{"item_id": str(row), "title": "new", "image": image} for row, image in enumerate(images)]
@@ -271,7 +271,7 @@ def test_the_manifest_records_encoder_counts_and_hashes(folder):
     assert (entry["num_items"], entry["num_present"]) == (2, 1)
     provenance = entry["provenance"]
     assert provenance["encoder"] == "image-descriptor-1"
-    assert provenance["reports"] == [{"reason": "no such file", "used": False, "count": 1, "first": ["gone.png"]}]
+    assert provenance["issues"] == [{"reason": "no such file", "used": False, "count": 1, "first": ["gone.png"]}]
     assert len(provenance["sources_sha256"]) == 64
 
 
@@ -285,7 +285,7 @@ def test_worker_processes_and_batches_change_no_byte_of_the_descriptors(folder):
     assert not (folder / "features" / ".partial").exists()
 
 
-def test_an_error_nobody_foresaw_in_one_file_does_not_stop_the_others(folder, monkeypatch):
+def test_an_unexpected_error_in_one_file_does_not_stop_the_others(folder, monkeypatch):
     read = ImageDescriptor.read
 
     def fail_on_red(self, path):
@@ -296,4 +296,4 @@ def test_an_error_nobody_foresaw_in_one_file_does_not_stop_the_others(folder, mo
     monkeypatch.setattr(ImageDescriptor, "read", fail_on_red)
     summary = encode_folder(folder, visual="descriptor")["visual"]
     assert summary.num_present == 3
-    assert str(summary.reports[0]) == "1 left out, cannot be read (ZeroDivisionError): images/red.png"
+    assert str(summary.issues[0]) == "1 left out, cannot be read (ZeroDivisionError): images/red.png"

@@ -1,4 +1,4 @@
-"""Encoding training bundles ends with features and the cross-fitted versions that belong to them, whatever happens."""
+"""Encoding training bundles ends with features and the out-of-fold features that belong to them, even if killed."""
 
 import numpy as np
 import pytest
@@ -45,22 +45,22 @@ def files(folder):
     return {str(path.relative_to(features)): path.read_bytes() for path in features.rglob("*") if path.is_file()}
 
 
-def versions(folder):
+def load(folder):
     return OutOfFoldFeatures.load(DatasetFolder.open(folder))
 
 
-def test_versions_are_written_with_the_features_and_the_summary_says_so(folder):
+def test_out_of_fold_features_are_written_with_the_features_and_counted_in_the_summary(folder):
     calls = []
     summary = encode(folder, progress=lambda *call: calls.append(call))
-    assert summary.num_folds == versions(folder).num_folds == 4
+    assert summary.num_folds == load(folder).num_folds == 4
     assert ", cross-fitted in 4 folds" in str(summary)
     assert calls[-4:] == [("bundle_item, cross-fitting", done, 4) for done in (1, 2, 3, 4)]
     encoder, opened = BundleItemSVD(dim=8, num_folds=4), DatasetFolder.open(folder)
     alone = encoder.cross_fit(opened, encoder.encode(opened).features)
-    assert alone.features.equal(versions(folder).features)
+    assert alone.features.equal(load(folder).features)
 
 
-def test_what_is_up_to_date_is_left_alone_and_lost_versions_are_made_again(folder, monkeypatch):
+def test_features_up_to_date_are_left_alone_and_lost_out_of_fold_features_are_made_again(folder, monkeypatch):
     encode(folder)
     first = files(folder)
     path = folder / "features" / "cross_fitted" / "bundle_item.safetensors"
@@ -75,13 +75,13 @@ def test_what_is_up_to_date_is_left_alone_and_lost_versions_are_made_again(folde
         assert files(folder) == first
         path.write_bytes(path.read_bytes()[:100])
         with pytest.raises(BundleMLLMError, match="is damaged"):
-            versions(folder)
+            load(folder)
         encode(folder)
     assert files(folder) == first
 
 
-@pytest.mark.parametrize("moment", ["before the features", "before the versions", "while the versions are written"])
-def test_a_run_killed_anywhere_ends_with_the_same_bytes_and_never_mixes_versions(
+@pytest.mark.parametrize("moment", ["before the features", "before the folds", "while the folds are written"])
+def test_a_run_killed_anywhere_ends_with_the_same_bytes_and_never_mixes_features(
     folder, tmp_path, monkeypatch, moment
 ):
     encode(folder)
@@ -89,13 +89,13 @@ def test_a_run_killed_anywhere_ends_with_the_same_bytes_and_never_mixes_versions
     with monkeypatch.context() as patched, pytest.raises(KilledError):
         if moment == "before the features":
             patched.setattr("bundle_mllm.encoders.encode.write_modality", lambda *_, **__: kill())
-        elif moment == "before the versions":
+        elif moment == "before the folds":
             patched.setattr(BundleItemEncoder, "cross_fit", kill)
         else:
             patched.setattr("bundle_mllm.data.folds.save_file", kill)
         encode(folder)
-    assert versions(folder) is None
-    if moment == "while the versions are written":
+    assert load(folder) is None
+    if moment == "while the folds are written":
         (folder / "features" / "cross_fitted" / ".bundle_item.safetensors.1.tmp").write_bytes(b"half")
     encode(folder)
     interrupted = files(folder)
@@ -106,11 +106,11 @@ def test_a_run_killed_anywhere_ends_with_the_same_bytes_and_never_mixes_versions
     assert set(interrupted) == {"bundle_item.safetensors", "cross_fitted/bundle_item.safetensors", "manifest.json"}
 
 
-def test_fewer_bundles_than_folds_are_said_and_computed_once(folder, monkeypatch):
+def test_fewer_bundles_than_folds_are_reported_and_encoded_once(folder, monkeypatch):
     encode(folder)
     write_bundles(folder, 3)
     summary = encode(folder)
-    assert (summary.num_folds, versions(folder)) == (0, None)
+    assert (summary.num_folds, load(folder)) == (0, None)
     assert ", too few bundles to cross-fit" in str(summary)
     before = files(folder)
     monkeypatch.setattr(BundleItemEncoder, "encode", kill)
@@ -118,11 +118,11 @@ def test_fewer_bundles_than_folds_are_said_and_computed_once(folder, monkeypatch
     assert files(folder) == before
 
 
-def test_versions_of_replaced_features_are_refused_and_encoders_without_any_leave_none(folder):
+def test_out_of_fold_features_of_replaced_features_are_refused_and_removed(folder):
     encode(folder)
     write_modality(folder / "features", "bundle_item", np.ones((NUM_ITEMS, 2), np.float32), None, {})
     with pytest.raises(BundleMLLMError, match="belongs to other features"):
-        versions(folder)
+        load(folder)
     (folder / "features" / "bundle_item.safetensors").unlink()
     encode(folder)
 
@@ -133,7 +133,7 @@ def test_versions_of_replaced_features_are_refused_and_encoders_without_any_leav
             return Encoded(np.ones((NUM_ITEMS, 2), np.float32), np.ones(NUM_ITEMS, bool))
 
     assert encode_folder(folder, relational=Own())["bundle_item"].num_folds is None
-    assert versions(folder) is None
+    assert load(folder) is None
 
 
 def test_features_of_other_training_bundles_are_refused_until_they_are_made_again(folder):

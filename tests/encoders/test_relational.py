@@ -1,10 +1,11 @@
-"""Relational vectors equal a dense factorization, see training bundles only, and mark who has no edge."""
+"""Relational vectors equal a dense factorization, of training bundles only; items without an edge are absent."""
 
 import numpy as np
 import pytest
 import torch
 
 from bundle_mllm.data import DatasetFolder, write_records
+from bundle_mllm.data.memberships import BUNDLE_ITEM, ItemGroups
 from bundle_mllm.encoders import BundleItemSVD, UserItemSVD
 from bundle_mllm.encoders.lightgcn import LightGCN
 from bundle_mllm.encoders.registry import make_encoder
@@ -12,9 +13,12 @@ from bundle_mllm.encoders.relational import BundleItemLightGCN, UserItemLightGCN
 from bundle_mllm.errors import BundleMLLMError
 
 
-def random_edges(num_groups: int, num_items: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    groups, items = np.nonzero(np.random.default_rng(seed).random((num_groups, num_items)) < 0.1)
-    return groups, items
+def graph(groups, items, num_items: int) -> ItemGroups:
+    return ItemGroups(BUNDLE_ITEM, np.array(items), np.array(groups), num_items)
+
+
+def random_graph(num_groups: int, num_items: int, seed: int = 0) -> ItemGroups:
+    return graph(*np.nonzero(np.random.default_rng(seed).random((num_groups, num_items)) < 0.1), num_items)
 
 
 def folder_of(path, bundles, interactions=None, num_items=6):
@@ -31,38 +35,37 @@ def bundle(name, items, split="train"):
 
 @pytest.mark.parametrize(("num_groups", "num_items", "dim"), [(90, 70, 8), (70, 90, 8), (12, 70, 64)])
 def test_products_of_vectors_equal_those_of_a_dense_factorization(num_groups, num_items, dim):
-    groups, items = random_edges(num_groups, num_items)
+    groups = random_graph(num_groups, num_items)
     dense = np.zeros((num_groups, num_items))
-    dense[groups, items] = 1
+    dense[groups.groups, groups.nodes] = 1
     degree_of_group, degree_of_item = dense.sum(axis=1, keepdims=True), dense.sum(axis=0, keepdims=True)
     dense = dense / np.maximum(degree_of_group, 1) ** 0.5 / np.maximum(degree_of_item, 1) ** 0.25
     _, values, vectors = np.linalg.svd(dense)
     kept = min(dim, num_groups, num_items)
     expected = num_items * (vectors[:kept].T * (values[:kept] / values[0]) ** 2) @ vectors[:kept]
-    features = item_svd(groups, items, num_items, dim)
+    features = item_svd(groups, dim)
     assert features.dtype == np.float32
     assert features.shape == (num_items, dim)
     np.testing.assert_allclose(features @ features.T, expected, atol=1e-3)
     assert (features[:, kept:] == 0).all()
 
 
-def test_two_groups_that_share_no_item_are_told_apart_by_hand():
-    # Users 0, 1 meet items 0, 1: entries 2^(-3/4), singular value 2^(1/4), and both items point the same way. User 2
-    # meets item 2: singular value 1, or 2^(-1/4) of the largest, so the squared length of its vector is 3 / 2^(1/2).
-    features = item_svd(np.array([0, 0, 1, 1, 2]), np.array([0, 1, 0, 1, 2]), 3, 3)
+def test_two_groups_that_share_no_item_are_orthogonal_by_hand():
+    # Users 0, 1 have items 0, 1: entries 2^(-3/4), singular value 2^(1/4), and both items point the same way. User 2
+    # has item 2: singular value 1, or 2^(-1/4) of the largest, so the squared length of its vector is 3 / 2^(1/2).
+    features = item_svd(graph([0, 0, 1, 1, 2], [0, 1, 0, 1, 2], 3), 3)
     np.testing.assert_allclose(features @ features.T, [[1.5, 1.5, 0], [1.5, 1.5, 0], [0, 0, 3 / 2**0.5]], atol=1e-5)
 
 
 def test_repeated_pairs_count_once_and_the_order_of_edges_does_not_count():
-    groups, items = random_edges(200, 150)
+    groups = random_graph(200, 150)
     order = np.random.default_rng(1).permutation(len(groups))
-    once = item_svd(groups, items, 150, 8)
-    repeated = item_svd(np.concatenate([groups, groups[order]]), np.concatenate([items, items[order]]), 150, 8)
-    np.testing.assert_array_equal(once, repeated)
+    repeated = [np.concatenate([column, column[order]]) for column in (groups.groups, groups.nodes)]
+    np.testing.assert_array_equal(item_svd(groups, 8), item_svd(graph(*repeated, 150), 8))
 
 
 def test_the_largest_entry_of_each_column_is_positive():
-    features = item_svd(*random_edges(200, 150), 150, 8)
+    features = item_svd(random_graph(200, 150), 8)
     assert (features[np.abs(features).argmax(axis=0), np.arange(8)] > 0).all()
 
 
@@ -78,7 +81,7 @@ def test_bundles_outside_the_training_split_change_nothing(tmp_path):
     assert (with_all.features[3:] == 0).all()
 
 
-def test_items_that_no_user_meets_are_absent(tmp_path):
+def test_items_without_a_user_are_absent(tmp_path):
     log = [{"user_id": "u", "item_id": "0"}, {"user_id": "u", "item_id": "4"}, {"user_id": "v", "item_id": "gone"}]
     encoded = UserItemSVD(dim=3).encode(folder_of(tmp_path, [bundle("a", ["0", "1"])], log))
     assert encoded.present.tolist() == [True, False, False, False, True, False]
@@ -91,12 +94,12 @@ def test_no_training_bundle_makes_every_item_absent(tmp_path):
     assert encoded.features.shape == (6, 4)
 
 
-def test_a_folder_without_a_user_log_says_what_to_add(tmp_path):
+def test_the_error_without_a_user_log_names_the_file_to_add(tmp_path):
     with pytest.raises(BundleMLLMError, match=r"add interactions\.csv"):
         UserItemSVD().encode(folder_of(tmp_path, [bundle("a", ["0", "1"])]))
 
 
-def test_the_last_column_tells_how_many_bundles_an_item_is_in(tmp_path):
+def test_the_last_column_grows_with_the_number_of_bundles(tmp_path):
     encoded = BundleItemSVD(dim=3).encode(folder_of(tmp_path, [bundle("a", ["0", "1"]), bundle("b", ["1", "2"])]))
     mean = 4 / 6
     np.testing.assert_allclose(encoded.features[:3, -1], np.log1p(np.array([1, 2, 1]) / mean) / 4, rtol=1e-6)
@@ -107,11 +110,11 @@ def test_lightgcn_encodes_users_and_bundles(tmp_path):
     folder = folder_of(tmp_path, [bundle("a", ["0", "1"])], log)
     method = LightGCN(dim=5, steps=2)
     for encoder, num_present in ((UserItemLightGCN(method), 4), (BundleItemLightGCN(method), 2)):
-        seen = []
-        encoded = encoder.encode(folder, lambda *call, seen=seen: seen.append(call))
+        calls = []
+        encoded = encoder.encode(folder, lambda *call, calls=calls: calls.append(call))
         assert encoded.features.shape == (6, encoder.dim) == (6, 6)
         assert encoded.present.sum() == num_present
-        assert seen == [(3, 6), (6, 6)]
+        assert calls == [(3, 6), (6, 6)]
 
 
 def test_settings_are_part_of_an_encoders_name():

@@ -205,5 +205,5 @@ def test_a_vector_of_nan_is_a_problem_of_its_item_alone():
     with torch.inference_mode(False):
         told = rows.to_host()
     assert told.features.tolist() == [[1.0, 2.0], [0.0, 0.0]] and told.present.tolist() == [True, False]
-    assert told.reports == ((1, "described by NaN or infinity", False),)
+    assert told.issues == ((1, "described by NaN or infinity", False),)
     assert features[1, 0].isnan()

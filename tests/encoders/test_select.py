@@ -1,4 +1,4 @@
-"""Without a choice all that a folder offers is encoded, and what others made of it is never replaced."""
+"""Without a request all modalities with data are encoded, and features of other origin are never replaced."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from torch import ones
 from bundle_mllm.data import DatasetFolder, features, write_records
 from bundle_mllm.data.features import write_modality
 from bundle_mllm.encoders import ImageDescriptor, encode_folder
-from bundle_mllm.encoders.select import MARK, asked_for, offered
+from bundle_mllm.encoders.select import MARK, available, requested
 from bundle_mllm.errors import BundleMLLMError
 
 
@@ -30,14 +30,14 @@ def folder_of(path, item, num_bundles=0, users=()):
         ({}, 10, ("u",), [("user_item", "lightgcn"), ("bundle_item", "svd")]),
     ],
 )
-def test_all_that_a_folder_has_something_of_is_encoded(tmp_path, item, num_bundles, users, expected):
-    assert offered(folder_of(tmp_path, item, num_bundles, users)) == expected
+def test_each_modality_that_a_folder_has_data_of_is_encoded(tmp_path, item, num_bundles, users, expected):
+    assert available(folder_of(tmp_path, item, num_bundles, users)) == expected
 
 
-def test_what_is_asked_for_is_all_that_is_done():
+def test_only_requested_modalities_are_encoded():
     expected = [("visual", "descriptor"), ("user_item", "svd"), ("bundle_item", "lightgcn")]
-    assert asked_for("descriptor", None, None, "user_item:svd, bundle_item:lightgcn") == expected
-    assert asked_for(None, None, None, ()) == []
+    assert requested("descriptor", None, None, "user_item:svd, bundle_item:lightgcn") == expected
+    assert requested(None, None, None, ()) == []
 
 
 def test_features_from_elsewhere_are_kept_without_a_choice_and_never_replaced(tmp_path):
@@ -48,7 +48,7 @@ def test_features_from_elsewhere_are_kept_without_a_choice_and_never_replaced(tm
     before = path.read_bytes()
     summaries = encode_folder(folder.path)
     assert str(summaries["visual"]) == (
-        "visual: kept visual_clip.safetensors, made otherwise (name an encoder to make others)"
+        "visual: kept visual_clip.safetensors, not made by the default encoder (name an encoder to make others)"
     )
     assert summaries["textual"].num_present == 4
     with pytest.raises(BundleMLLMError, match=r"visual_clip\.safetensors already holds modality 'visual'"):
@@ -60,7 +60,7 @@ def test_features_from_elsewhere_are_kept_without_a_choice_and_never_replaced(tm
 def test_a_file_of_the_very_name_is_no_less_safe(tmp_path, write):
     folder = folder_of(tmp_path, {"image": "a.png"})
     path = tmp_path / "features" / "visual.safetensors"
-    encode_folder(folder.path)  # the manifest knows of it
+    encode_folder(folder.path)  # the manifest has an entry
     if write is None:
         write_modality(path.parent, "visual", np.ones((4, 2), np.float32), None, {"encoder": "my own"})
     else:
@@ -74,15 +74,15 @@ def test_a_file_of_the_very_name_is_no_less_safe(tmp_path, write):
 
 def test_features_of_a_named_encoder_are_kept_when_none_is_named(tmp_path):
     folder = folder_of(tmp_path, {"image": "a.png"})
-    mine = ImageDescriptor()
-    mine.name = "better"
-    encode_folder(folder.path, visual=mine)
+    encoder = ImageDescriptor()
+    encoder.name = "better"
+    encode_folder(folder.path, visual=encoder)
     assert encode_folder(folder.path)["visual"].kept == "visual.safetensors"
-    assert encode_folder(folder.path, visual="descriptor")["visual"].encoder == "image-descriptor-1"  # asked for
+    assert encode_folder(folder.path, visual="descriptor")["visual"].encoder == "image-descriptor-1"  # requested
     assert encode_folder(folder.path)["visual"].up_to_date
 
 
-def test_a_run_killed_before_the_manifest_was_written_is_not_taken_for_somebody_elses(tmp_path, monkeypatch):
+def test_features_of_a_run_killed_before_the_manifest_was_written_may_be_replaced(tmp_path, monkeypatch):
     folder = folder_of(tmp_path, {"image": "a.png"})
 
     class KilledError(Exception):
@@ -111,6 +111,6 @@ def test_features_that_encode_made_before_it_marked_them_are_its_own(tmp_path):
     assert encode_folder(folder.path, visual="descriptor")["visual"].kept is None
 
 
-def test_a_folder_that_offers_nothing_is_told_what_it_could_have(tmp_path):
+def test_the_error_for_a_folder_with_nothing_to_encode_names_the_choices(tmp_path):
     with pytest.raises(BundleMLLMError, match="fewer than 10 training bundles; add one of them"):
-        offered(folder_of(tmp_path, {}))
+        available(folder_of(tmp_path, {}))

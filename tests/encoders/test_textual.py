@@ -43,9 +43,9 @@ def test_weights_are_those_of_scikit_learn():
     np.testing.assert_allclose(ours, expected, atol=1e-12)
 
 
-def test_likeness_of_texts_is_kept_and_texts_without_words_are_absent(folder):
+def test_cosines_of_texts_are_kept_and_texts_without_words_are_absent(folder):
     summary = encode_folder(folder, textual="tfidf")["textual"]
-    assert (summary.num_present, summary.dim, summary.reports) == (6, 128, ())
+    assert (summary.num_present, summary.dim, summary.issues) == (6, 128, ())
     features, present = stored(folder)
     assert present.tolist() == [True, True, True, True, False, True, True]
     texts = ["", *TITLES[1:]]
@@ -94,7 +94,9 @@ def test_an_empty_tokenizer_is_refused(folder, sentence_model):
         tokenizer_object=Tokenizer(models.WordLevel({"<unk>": 0}, unk_token="<unk>")), unk_token="<unk>"
     )
     empty.save_pretrained(sentence_model)
-    with pytest.raises(BundleMLLMError, match=r"tokenizer of 1 tokens for 32 embeddings, so every text would look"):
+    with pytest.raises(
+        BundleMLLMError, match=r"tokenizer of 1 tokens for 32 embeddings, so all texts would get the same vector"
+    ):
         encode_folder(folder, textual=f"transformers:{sentence_model}")
 
 

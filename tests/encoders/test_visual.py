@@ -218,7 +218,7 @@ def test_unusual_pictures_are_used_with_a_note_and_unusable_ones_left_out(tmp_pa
     write_records(folder / "bundles.jsonl", [{"bundle_id": "b", "items": names[:2], "split": "train"}])
     reference = make_tower("siglip", tmp_path / "model")
     summary = encode_folder(folder, visual=f"transformers:{tmp_path / 'model'}", batch_size=3)["visual"]
-    assert {(report.reason, report.used, *report.first) for report in summary.reports} == {
+    assert {(group.reason, group.used, *group.first) for group in summary.issues} == {
         ("more than 64 million pixels", False, "bomb.png"),
         ("a damaged picture", False, "truncated.jpg"),
         ("more than 100 times as long as wide", False, "strip.png"),

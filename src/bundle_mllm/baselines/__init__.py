@@ -1,6 +1,6 @@
-"""Baselines: simple and learned methods that answer the same questions as a model, fitted to training bundles only.
+"""Baselines: simple and learned methods that score the same questions as a model, fitted to training bundles only.
 
-They must not know the answers of questions, nor any bundle outside the training split.
+Knows nothing about the answers of questions, nor bundles outside the training split.
 """
 
 from typing import TYPE_CHECKING
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from bundle_mllm.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from bundle_mllm.baselines.base import Asked as Asked
+    from bundle_mllm.baselines.base import QuestionBatch as QuestionBatch
     from bundle_mllm.baselines.base import Baseline as Baseline
     from bundle_mllm.baselines.base import UnavailableError as UnavailableError
     from bundle_mllm.baselines.evaluate import BaselineResult as BaselineResult

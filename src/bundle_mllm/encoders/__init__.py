@@ -1,6 +1,6 @@
 """Encoders: each turns one modality of a dataset folder into one vector per item.
 
-It must not know questions, the language model, or any edge outside the training split.
+Knows nothing about questions, the language model, or bundles outside the training split.
 """
 
 from typing import TYPE_CHECKING
@@ -10,8 +10,8 @@ from bundle_mllm.lazy import lazy_names
 if TYPE_CHECKING:
     from bundle_mllm.encoders.base import Encoded as Encoded
     from bundle_mllm.encoders.base import ItemEncoder as ItemEncoder
-    from bundle_mllm.encoders.base import Problem as Problem
-    from bundle_mllm.encoders.base import Report as Report
+    from bundle_mllm.encoders.base import ItemIssue as ItemIssue
+    from bundle_mllm.encoders.base import IssueGroup as IssueGroup
     from bundle_mllm.encoders.batches import BatchEncoder as BatchEncoder
     from bundle_mllm.encoders.batches import Reading as Reading
     from bundle_mllm.encoders.descriptors import ImageDescriptor as ImageDescriptor

@@ -1,6 +1,6 @@
-"""What every encoder of items looks like, and what it says about the items it could not encode.
+"""Define the encoders of items, their features, and the issues with single items.
 
-It must not know any particular encoder, nor where features are stored.
+Knows nothing about any particular encoder, nor where features are stored.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class Problem:
-    """One item whose source could not be used, or was used with a change that its owner may want to know.
+class ItemIssue:
+    """One item whose source is unusable, or was used although something about it is unusual.
 
     Attributes:
         item_id: The item.
-        path: The file as the items table names it.
-        reason: What is wrong with it, in words shared by all like cases.
-        used: Whether the item has features nevertheless (the first frame of an animation, say).
+        path: The file, as in the items table.
+        reason: The cause, in the same words for all such items.
+        used: Whether the item has features nevertheless (such as the first frame of an animation).
     """
 
     item_id: str
@@ -41,12 +41,12 @@ class Encoded:
     Attributes:
         features: `[num_items, dim]` float32; zero where absent.
         present: `[num_items]` bool.
-        problems: What was met on the way. An item that names no file is absent without being a problem.
+        issues: Items whose source is unusable or unusual. An item without a source is absent and no issue.
     """
 
     features: np.ndarray
     present: np.ndarray
-    problems: tuple[Problem, ...] = ()
+    issues: tuple[ItemIssue, ...] = ()
 
 
 class ItemEncoder(Protocol):
@@ -55,7 +55,7 @@ class ItemEncoder(Protocol):
     Attributes:
         name: Name, version and settings of the method; goes into the manifest. Features count as up to date as long
             as it and the tables of the folder stay the same.
-        modality: The modality it makes: `"visual"`, `"acoustic"`, `"user_item"`, `"bundle_item"`, …
+        modality: The modality of its features: `"visual"`, `"acoustic"`, `"user_item"`, `"bundle_item"`, …
         dim: Length of a vector.
     """
 
@@ -74,13 +74,13 @@ class ItemEncoder(Protocol):
 
 
 @dataclass(frozen=True)
-class Report:
-    """All like problems of one modality.
+class IssueGroup:
+    """All issues of one modality with the same reason.
 
     Attributes:
-        reason: What is wrong.
-        used: Whether these items have features nevertheless.
-        count: How many there are.
+        reason: The cause.
+        used: Whether the items have features nevertheless.
+        count: Number of items.
         first: The first few paths.
     """
 
@@ -96,12 +96,13 @@ class Report:
         return f"{self.count} {'used' if self.used else 'left out'}, {self.reason}: {', '.join(self.first)}{more}"
 
 
-def to_reports(problems: Iterable[Problem]) -> tuple[Report, ...]:
-    """Gather like problems, those that leave items out first, and the most frequent first."""
-    groups: dict[tuple[bool, str], list[str]] = {}
-    for problem in problems:
-        groups.setdefault((problem.used, problem.reason), []).append(problem.path)
-    ordered = sorted(groups.items(), key=lambda group: (group[0][0], -len(group[1]), group[0][1]))
-    return tuple(
-        Report(reason, used, len(paths), tuple(paths[: Report.NUM_FIRST])) for (used, reason), paths in ordered
-    )
+def group_issues(issues: Iterable[ItemIssue]) -> tuple[IssueGroup, ...]:
+    """Group issues by reason: those that leave items out first, and the most frequent first."""
+    paths_of: dict[tuple[bool, str], list[str]] = {}
+    for issue in issues:
+        paths_of.setdefault((issue.used, issue.reason), []).append(issue.path)
+    groups = [
+        IssueGroup(reason, used, len(paths), tuple(paths[: IssueGroup.NUM_FIRST]))
+        for (used, reason), paths in paths_of.items()
+    ]
+    return tuple(sorted(groups, key=lambda group: (group.used, -group.count, group.reason)))

@@ -1,6 +1,6 @@
-"""Encode items batch by batch: worker processes read their files, the model embeds what they read.
+"""Encode items batch by batch: worker processes read their files, the model embeds the content.
 
-It must not know any particular model, nor where features are stored.
+Knows nothing about any particular model, nor where features are stored.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from torch.utils.data import DataLoader, Dataset
 
 from bundle_mllm.data.files import sha256
 from bundle_mllm.data.folder import DatasetFolder
-from bundle_mllm.encoders.base import Encoded, Problem, Progress
+from bundle_mllm.encoders.base import Encoded, ItemIssue, Progress
 from bundle_mllm.encoders.media import UnreadableFileError
 from bundle_mllm.errors import BundleMLLMError
 
 FEW_ITEMS = 256
-"""Up to this many items are read in this process unless told otherwise: starting workers would take longer."""
+"""Up to this many items are read in this process by default: starting workers would take longer."""
 MAX_WORKERS = 8
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What a reader made of one file or text.
+    """The content of one file or text, ready to be embedded.
 
     Attributes:
-        inputs: What `embed` takes, by name, `[windows, …]` each; one window, or several that are averaged.
-        note: What the owner of the file may want to know, or `None`.
+        inputs: Arguments of `embed`, by name, `[windows, …]` each; one window, or several that are averaged.
+        note: What is unusual about the file, or `None`.
     """
 
     inputs: Mapping[str, torch.Tensor]
@@ -48,12 +48,12 @@ class BatchEncoder(ABC):
 
     Attributes:
         name: Name of the model or method; goes into the manifest.
-        modality: The modality it makes.
+        modality: The modality of its features.
         dim: Length of a vector.
-        field: What of an item it reads.
-        batch_size: How many items are embedded at once unless told otherwise.
+        field: The field of an item that it reads.
+        batch_size: Items embedded at once by default.
         device: Where `embed` runs.
-        provenance: What else the manifest says of it, as JSON values; features count as up to date as long as it and
+        provenance: Further entries of the manifest, as JSON values; features count as up to date as long as these and
             the items' files stay the same.
     """
 
@@ -65,12 +65,12 @@ class BatchEncoder(ABC):
     device: torch.device = torch.device("cpu")
     provenance: Mapping[str, Any]
     volatile: ClassVar[tuple[str, ...]] = ("precision", "revision", "versions")
-    """The parts of `provenance` whose change alone is no reason to encode again."""
+    """Keys of `provenance` whose change alone is no reason to encode again."""
 
     @property
     @abstractmethod
     def reader(self) -> Callable[[Any], Reading]:
-        """What turns a path (or a text) into a `Reading` or raises `UnreadableFileError`; it goes to worker processes.
+        """Turns a path (or a text) into a `Reading` or raises `UnreadableFileError`; sent to worker processes.
 
         It can be pickled, and the same source gives the same reading.
         """
@@ -90,21 +90,21 @@ class BatchEncoder(ABC):
         batches = [rows[start : start + self.batch_size] for start in range(0, len(rows), self.batch_size)]
         features = np.zeros((len(sources), self.dim), dtype=np.float32)  # [num_items, dim]
         present = np.zeros(len(sources), dtype=bool)  # [num_items]
-        problems: list[Problem] = []
+        issues: list[ItemIssue] = []
         done = len(sources) - len(rows)
         read = read_batches(self, source_root(self, folder), sources, batches, workers=0)
-        for chosen, batch in zip(batches, read, strict=True):
+        for batch_rows, batch in zip(batches, read, strict=True):
             result = embed_batch(self, batch, self.batch_size).to_host()
-            features[chosen], present[chosen] = result.features.numpy(), result.present.numpy()
-            problems += result.problems(chosen, folder, sources)
-            done += len(chosen)
+            features[batch_rows], present[batch_rows] = result.features.numpy(), result.present.numpy()
+            issues += result.item_issues(batch_rows, folder, sources)
+            done += len(batch_rows)
             if progress is not None:
                 progress(done, len(sources))
-        return Encoded(features, present, tuple(problems))
+        return Encoded(features, present, tuple(issues))
 
 
 def item_sources(field: str, folder: DatasetFolder) -> list[str | None]:
-    """Return what an encoder reads of each item: a path relative to the folder, a text, or `None`."""
+    """Return the source of each item for an encoder: a path relative to the folder, a text, or `None`."""
     if field == "text":
         return [item.text or None for item in folder.catalog]
     return [item.image if field == "image" else item.audio for item in folder.catalog]
@@ -112,29 +112,29 @@ def item_sources(field: str, folder: DatasetFolder) -> list[str | None]:
 
 @dataclass(frozen=True)
 class Rows:
-    """Features of some items, and what they were made of.
+    """Features of some items, and the digests of their sources.
 
     Attributes:
         features: `[n, dim]` float32; zero where absent.
         present: `[n]` bool.
         digests: `[n, 32]` uint8, SHA-256 of each source (see `digest_source`).
-        reports: (position, reason, whether the item has features nevertheless) of each problem.
+        issues: (position, reason, whether the item has features nevertheless) of each issue.
     """
 
     features: torch.Tensor
     present: torch.Tensor
     digests: torch.Tensor
-    reports: tuple[tuple[int, str, bool], ...]
+    issues: tuple[tuple[int, str, bool], ...]
 
     def to_host(self) -> Rows:
-        """Wait for the device; vectors of NaN or infinity become problems."""
+        """Wait for the device; vectors of NaN or infinity become issues."""
         features, present = self.features.cpu(), self.present.clone()
         bad = present & ~features.isfinite().all(dim=1)
         if not bad.any():
-            return Rows(features, present, self.digests, self.reports)
+            return Rows(features, present, self.digests, self.issues)
         features, present[bad] = features.masked_fill(bad[:, None], 0.0), False
-        worse = ((int(position), "described by NaN or infinity", False) for position in bad.nonzero()[:, 0])
-        return Rows(features, present, self.digests, (*self.reports, *worse))
+        more = ((int(position), "described by NaN or infinity", False) for position in bad.nonzero()[:, 0])
+        return Rows(features, present, self.digests, (*self.issues, *more))
 
     @staticmethod
     def join(parts: Sequence[Rows]) -> Rows:
@@ -147,7 +147,7 @@ class Rows:
             tuple(
                 (start + position, reason, used)
                 for start, part in zip(starts, parts, strict=False)
-                for position, reason, used in part.reports
+                for position, reason, used in part.issues
             ),
         )
 
@@ -157,63 +157,65 @@ class Rows:
             "features": self.features,
             "present": self.present.to(torch.uint8),
             "digests": self.digests,
-            "reports": _to_tensor(self.reports),
+            "issues": _to_tensor(self.issues),
         }
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, torch.Tensor]) -> Rows:
         """Undo `to_tensors`."""
-        reports = _from_tensor(tensors["reports"])
-        return cls(tensors["features"], tensors["present"].bool(), tensors["digests"], reports)
+        issues = _from_tensor(tensors["issues"])
+        return cls(tensors["features"], tensors["present"].bool(), tensors["digests"], issues)
 
-    def problems(self, rows: Sequence[int], folder: DatasetFolder, sources: Sequence[str | None]) -> list[Problem]:
-        """Name the items of the reports, given the catalog row of each position."""
+    def item_issues(
+        self, rows: Sequence[int], folder: DatasetFolder, sources: Sequence[str | None]
+    ) -> list[ItemIssue]:
+        """Return the issues with their items, given the catalog row of each position."""
         ids = folder.catalog.item_ids
         return [
-            Problem(ids[rows[position]], sources[rows[position]] or "", reason, used)
-            for position, reason, used in self.reports
+            ItemIssue(ids[rows[position]], sources[rows[position]] or "", reason, used)
+            for position, reason, used in self.issues
         ]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What was read for some items.
+    """The content of some items, ready to be embedded.
 
     Attributes:
-        inputs: What `embed` takes, by name, `[windows of all items, …]` each; empty if nothing could be read.
+        inputs: Arguments of `embed`, by name, `[windows of all items, …]` each; empty if nothing could be read.
         counts: `[n]` int64, number of windows per item; 0 where absent.
         digests: As in `Rows`.
-        reports: As in `Rows`.
+        issues: As in `Rows`.
     """
 
     inputs: dict[str, torch.Tensor]
     counts: torch.Tensor
     digests: torch.Tensor
-    reports: tuple[tuple[int, str, bool], ...]
+    issues: tuple[tuple[int, str, bool], ...]
 
     def pin_memory(self) -> Batch:
         """Called by torch's DataLoader: page-locked inputs reach a GPU while it computes."""
         inputs = {name: value.pin_memory() for name, value in self.inputs.items()}
-        return Batch(inputs, self.counts, self.digests, self.reports)
+        return Batch(inputs, self.counts, self.digests, self.issues)
 
     def to_tensors(self) -> dict[str, torch.Tensor]:
-        """Return everything as tensors, for the way to another machine."""
+        """Return everything as tensors, for another machine."""
         inputs = {f"inputs.{name}": value.contiguous() for name, value in self.inputs.items()}
-        return {"counts": self.counts, "digests": self.digests, "reports": _to_tensor(self.reports), **inputs}
+        return {"counts": self.counts, "digests": self.digests, "issues": _to_tensor(self.issues), **inputs}
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, torch.Tensor]) -> Batch:
         """Undo `to_tensors`."""
         inputs = {name.removeprefix("inputs."): v for name, v in tensors.items() if name.startswith("inputs.")}
-        return cls(inputs, tensors["counts"], tensors["digests"], _from_tensor(tensors["reports"]))
+        return cls(inputs, tensors["counts"], tensors["digests"], _from_tensor(tensors["issues"]))
 
 
-def _to_tensor(reports: Sequence[tuple[int, str, bool]]) -> torch.Tensor:
-    return torch.frombuffer(bytearray(json.dumps(reports).encode()), dtype=torch.uint8)
+def _to_tensor(issues: Sequence[tuple[int, str, bool]]) -> torch.Tensor:
+    return torch.frombuffer(bytearray(json.dumps(issues).encode()), dtype=torch.uint8)
 
 
-def _from_tensor(reports: torch.Tensor) -> tuple[tuple[int, str, bool], ...]:
-    return tuple(tuple(report) for report in json.loads(reports.numpy().tobytes()))
+def _from_tensor(issues: torch.Tensor) -> tuple[tuple[int, str, bool], ...]:
+    return tuple(tuple(issue) for issue in json.loads(issues.numpy().tobytes()))
 
 
 class Readings(Dataset):
@@ -223,7 +225,7 @@ class Readings(Dataset):
         self._reader, self._root, self._sources = reader, root, sources
 
     def __getitem__(self, row: int) -> tuple[bytes, Reading | str]:
-        """Return what `read_source` returns for an item."""
+        """Read the source of an item; see `read_source`."""
         return read_source(self._reader, self._root, self._sources[row] or "")
 
     def __len__(self) -> int:
@@ -236,45 +238,45 @@ def source_root(encoder: BatchEncoder, folder: DatasetFolder) -> Path | None:
 
 
 def read_source(reader: Callable[[Any], Reading], root: Path | None, source: str) -> tuple[bytes, Reading | str]:
-    """Return the digest of an item's source and what was read, or the reason why nothing was."""
-    digest, found = digest_source(root, source)
-    if isinstance(found, str) and root is not None:
-        return digest, found
+    """Return the digest of an item's source, and its content or the reason why it cannot be read."""
+    digest, target = digest_source(root, source)
+    if isinstance(target, str) and root is not None:
+        return digest, target
     try:
-        return digest, reader(found)
+        return digest, reader(target)
     except UnreadableFileError as error:
         return digest, str(error)
     except Exception as error:  # A decoder may fail on a broken file in any way; that must not stop the run.
         return digest, f"cannot be read ({type(error).__name__})"
 
 
-def collate(found: Sequence[tuple[bytes, Reading | str]]) -> Batch:
-    """Put what was read for several items into one batch."""
-    readings = [reading if isinstance(reading, Reading) else None for _, reading in found]
+def collate(results: Sequence[tuple[bytes, Reading | str]]) -> Batch:
+    """Put the results of `read_source` for several items into one batch."""
+    readings = [reading if isinstance(reading, Reading) else None for _, reading in results]
     used = [reading for reading in readings if reading is not None]
     names = used[0].inputs if used else ()
-    reports = []
-    for position, (_, reading) in enumerate(found):
+    issues = []
+    for position, (_, reading) in enumerate(results):
         reason = reading.note if isinstance(reading, Reading) else reading
         if reason is not None:
-            reports.append((position, reason, isinstance(reading, Reading)))
+            issues.append((position, reason, isinstance(reading, Reading)))
     return Batch(
         {name: torch.cat([reading.inputs[name] for reading in used]) for name in names},
         torch.tensor([0 if r is None else len(next(iter(r.inputs.values()))) for r in readings]),
-        torch.frombuffer(bytearray(b"".join(digest for digest, _ in found)), dtype=torch.uint8).view(-1, 32),
-        tuple(reports),
+        torch.frombuffer(bytearray(b"".join(digest for digest, _ in results)), dtype=torch.uint8).view(-1, 32),
+        tuple(issues),
     )
 
 
 def digest_source(root: Path | None, source: str) -> tuple[bytes, Path | str]:
-    """Tell the content of an item's source.
+    """Return the digest of an item's source, and where it is.
 
     Args:
         root: The dataset folder, links resolved; `None` if the source is a text.
         source: The text, or a path relative to the folder.
 
     Returns:
-        SHA-256 of the file's bytes or of the text, and the file, the text, or the reason why there is no such file
+        SHA-256 of the file's bytes or of the text, and the file, the text, or the reason why the file cannot be opened
         (then the digest is that of the reason, so that a file which appears later counts as a change).
     """
     if root is None:
@@ -316,8 +318,8 @@ def read_batches(
     Args:
         encoder: Whose reader to use.
         root: See `source_root`.
-        sources: What to read of each item of the catalog.
-        batches: Rows of the catalog; one batch comes out for each.
+        sources: The source of each item of the catalog.
+        batches: Rows of the catalog, for each batch.
         workers: Processes that read; 0 reads in this one. `None` takes one per processor, at most 8, and 0 for up to
             256 items.
 
@@ -355,7 +357,7 @@ def _num_processors() -> int:
 
 @torch.inference_mode()
 def embed_batch(encoder: BatchEncoder, batch: Batch, batch_size: int) -> Rows:
-    """Embed what was read, at most `batch_size` windows at once.
+    """Embed the content of a batch, at most `batch_size` windows at once.
 
     The rows stay on the device: a GPU need not wait for the host between batches.
     """
@@ -374,4 +376,4 @@ def embed_batch(encoder: BatchEncoder, batch: Batch, batch_size: int) -> Rows:
         if total > int(present.sum()):
             vectors = torch.stack([encoder.pool(part) for part in vectors.split(batch.counts[present].tolist())])
         features.index_copy_(0, present.nonzero()[:, 0].to(device), vectors)
-    return Rows(features, present, batch.digests, batch.reports)
+    return Rows(features, present, batch.digests, batch.issues)

@@ -1,6 +1,6 @@
 """Encode a dataset folder: run one encoder per modality and write its features into the folder.
 
-It must not know how an encoder works, nor what questions will be asked.
+Knows nothing about how an encoder works, nor about questions.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ from bundle_mllm.data.folder import DatasetFolder
 from bundle_mllm.data.folds import count_folds, remove_folds
 from bundle_mllm.data.leakage import check_interactions
 from bundle_mllm.data.tables import find_table
-from bundle_mllm.encoders.base import Encoded, ItemEncoder, Report, to_reports
+from bundle_mllm.encoders.base import Encoded, IssueGroup, ItemEncoder, group_issues
 from bundle_mllm.encoders.batches import BatchEncoder, Rows, embed_batch, item_sources, read_batches, source_root
-from bundle_mllm.encoders.distributed import Launch
+from bundle_mllm.encoders.distributed import Process
 from bundle_mllm.encoders.registry import make_encoder
 from bundle_mllm.encoders.relational import BundleItemEncoder
-from bundle_mllm.encoders.select import MARK, asked_for, kept_file, offered, refuse_to_replace
+from bundle_mllm.encoders.select import MARK, available, kept_file, refuse_to_replace, requested
 from bundle_mllm.encoders.settings import EncodingSettings
 from bundle_mllm.encoders.shards import Shards, digests
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.settings import configured_by
 
 PARTIAL = ".partial"
-_FORMAT = 1  # of what is kept in PARTIAL
+_FORMAT = 2  # of the files in PARTIAL
 
 
 @dataclass(frozen=True)
 class ModalitySummary:
-    """What became of one modality.
+    """The result of encoding one modality.
 
     Attributes:
         modality: Name of the modality.
@@ -54,12 +54,12 @@ class ModalitySummary:
         dim: Length of a vector.
         num_items: Number of items of the catalog.
         num_present: Number of items that have features.
-        reports: What could not be used, or only with a change; an item that names no source is absent, but not here.
-        up_to_date: Whether the features were there already, made of the same sources.
-        num_folds: Number of versions that were each fitted without a fold of the training bundles; `None` if the
-            encoder makes none, 0 if there are fewer bundles than folds.
-        kept: Name of the file, if nobody asked for this modality and it had features that the encoder did not make;
-            then nothing else is known of it.
+        issues: Unusable and unusual sources by reason; an item without a source is absent and no issue.
+        up_to_date: Whether the features existed already, made of the same sources.
+        num_folds: Number of folds of the training bundles with out-of-fold features; `None` if the encoder makes none,
+            0 if there are fewer bundles than folds.
+        kept: Name of the file, if the modality was not requested and another encoder had made its features; all else
+            is then unknown.
     """
 
     modality: str
@@ -67,31 +67,32 @@ class ModalitySummary:
     dim: int
     num_items: int
     num_present: int
-    reports: tuple[Report, ...]
+    issues: tuple[IssueGroup, ...]
     up_to_date: bool = False
     num_folds: int | None = None
     kept: str | None = None
 
     def __str__(self) -> str:
         if self.kept is not None:
-            return f"{self.modality}: kept {self.kept}, made otherwise (name an encoder to make others)"
+            return (
+                f"{self.modality}: kept {self.kept}, not made by the default encoder (name an encoder to make others)"
+            )
         text = f"{self.modality}: {self.num_present} of {self.num_items} items, {self.dim} wide ({self.encoder})"
         if not self.num_present:
-            text += ", which says nothing about any item"
+            text += ", so this modality is empty"
         elif self.num_folds is not None:
             text += f", cross-fitted in {self.num_folds} folds" if self.num_folds else ", too few bundles to cross-fit"
-        return "\n  ".join([text + ", up to date" * self.up_to_date, *map(str, self.reports)])
+        return "\n  ".join([text + ", up to date" * self.up_to_date, *map(str, self.issues)])
 
 
 @configured_by(EncodingSettings)
 def encode_folder(settings: EncodingSettings) -> dict[str, ModalitySummary]:
-    """Write `features/<modality>.safetensors` for each modality that is asked for.
+    """Write `features/<modality>.safetensors` for each requested modality.
 
-    A file that cannot be read makes its item absent in that modality and is reported; it stops nothing. A run that was
-    killed continues when it is started again with the same arguments, and ends with the bytes of one that was left
-    alone. Features that were made by the same encoder of the same items and files are left as they are; to tell, the
-    files are read, but not decoded. Under `accelerate launch` the processes share the work, and must share the
-    folder.
+    An item whose file cannot be read is absent in that modality and an issue in the summary; the run goes on. A killed
+    run continues when it is started again with the same arguments, and ends with the bytes of an uninterrupted one.
+    Features that were made by the same encoder of the same items and files are left as they are; to compare, the files
+    are read, but not decoded. Under `accelerate launch` the processes share the work, and must share the folder.
 
     Args:
         settings: Whose fields are the arguments: see `EncodingSettings`.
@@ -101,34 +102,32 @@ def encode_folder(settings: EncodingSettings) -> dict[str, ModalitySummary]:
         other than the main one.
 
     Raises:
-        BundleMLLMError: If there is no such encoder, a model cannot be loaded, there is nothing to encode, features
-            that are asked for would replace some that came from elsewhere, the user log encodes held-out bundles, or
-            `strict` refuses.
+        BundleMLLMError: If an encoder is unknown, a model cannot be loaded, there is nothing to encode, requested
+            features would replace some of other origin, the user log encodes held-out bundles, or `strict` refuses.
     """
     folder = DatasetFolder.open(settings.data)
     for name, value, least in (("batch_size", settings.batch_size, 1), ("workers", settings.workers, 0)):
         if value is not None and value < least:
             raise BundleMLLMError(f"{name} is {value}: give at least {least}, or leave it out.")
     features = folder.path / "features"
-    chosen = asked_for(settings.visual, settings.acoustic, settings.textual, settings.relational)
-    is_asked = bool(chosen)
-    launch = Launch.join(settings.device)
-    if settings.engine == "ray" and launch.num_processes > 1:
+    selected = requested(settings.visual, settings.acoustic, settings.textual, settings.relational)
+    process = Process.join(settings.device)
+    if settings.engine == "ray" and process.count > 1:
         raise BundleMLLMError('engine="ray" and `accelerate launch` both spread the work: use one of them.')
-    progress = settings.progress if launch.is_main else None
-    run = _Run(folder, launch, settings.strict, settings.engine, settings.batch_size, settings.workers, progress)
+    progress = settings.progress if process.is_main else None
+    run = _Run(folder, process, settings.strict, settings.engine, settings.batch_size, settings.workers, progress)
     # All models are loaded before the first item is encoded: a wrong name shows at once, not after hours.
-    makers = [_maker(modality, spec) for modality, spec in chosen or offered(folder)]
-    encoders = [make(launch.device) for make in makers]
+    makers = [_maker(modality, spec) for modality, spec in selected or available(folder)]
+    encoders = [make(process.device) for make in makers]
     names = [encoder.modality for encoder in encoders]
 
     def check() -> list[str | None]:
-        """Look at the folder before anything is written to it; return the files to keep."""
+        """Check the folder before anything is written to it; return the files to keep."""
         if features.exists() and not features.is_dir():
             raise BundleMLLMError(f"{features} is not a folder, so no features can be written there: move it away.")
         kept: list[str | None] = []
         for encoder in encoders:
-            file = None if is_asked else kept_file(features, encoder.modality, encoder.name)
+            file = None if selected else kept_file(features, encoder.modality, encoder.name)
             kept.append(None if file is None else file.name)
             if file is None:
                 features_path(features, encoder.modality)
@@ -141,12 +140,12 @@ def encode_folder(settings: EncodingSettings) -> dict[str, ModalitySummary]:
         if names.count(name) > 1:
             raise BundleMLLMError(f"Two encoders make the modality {name!r}, which has one file: name one of them.")
     summaries = {}
-    for encoder, make, kept in zip(encoders, makers, launch.from_main(check), strict=True):
+    for encoder, make, kept in zip(encoders, makers, process.from_main(check), strict=True):
         if kept is not None:
-            summaries[encoder.modality] = _kept(encoder.modality, kept)
+            summaries[encoder.modality] = ModalitySummary(encoder.modality, "", 0, 0, 0, (), kept=kept)
         else:
             summaries[encoder.modality] = run.encode(encoder, make)
-    return summaries if launch.is_main else {}
+    return summaries if process.is_main else {}
 
 
 def _maker(modality: str, spec: str | ItemEncoder) -> Callable[[torch.device], Any]:
@@ -155,16 +154,12 @@ def _maker(modality: str, spec: str | ItemEncoder) -> Callable[[torch.device], A
     return lambda device: spec
 
 
-def _kept(modality: str, file: str) -> ModalitySummary:
-    return ModalitySummary(modality, "", 0, 0, 0, (), kept=file)
-
-
 @dataclass(frozen=True)
 class _Run:
-    """What all modalities of one call share."""
+    """Encodes the modalities of one call."""
 
     folder: DatasetFolder
-    launch: Launch
+    process: Process
     strict: bool
     engine: str
     batch_size: int | None
@@ -178,41 +173,41 @@ class _Run:
     def encode(self, encoder: ItemEncoder, make: Callable[[torch.device], Any]) -> ModalitySummary:
         if isinstance(encoder, BatchEncoder):
             return self._encode_batches(encoder, make)
-        return self.launch.from_main(lambda: self._encode_whole(encoder))
+        return self.process.from_main(lambda: self._encode_whole(encoder))
 
     def _encode_whole(self, encoder: ItemEncoder) -> ModalitySummary:
-        """Run an encoder that looks at all items together."""
+        """Run an encoder that needs all items together."""
         identity = {"encoder": encoder.name, "dim": encoder.dim, "sources_sha256": _tables_sha256(self.folder)}
         if isinstance(encoder, BundleItemEncoder):
             identity[FITTED_TO] = self.folder.bundles.train_sha256
         summary = self._up_to_date(encoder, identity)
         if summary is None:
-            report = None if self.progress is None else partial(self.progress, encoder.modality)
-            encoded = encoder.encode(self.folder, report)
-            log_reports = _log_reports(self.folder) if encoder.modality == "user_item" else ()
-            summary = self._write(encoder, encoded, identity, log_reports)
+            progress = None if self.progress is None else partial(self.progress, encoder.modality)
+            encoded = encoder.encode(self.folder, progress)
+            log_issues = _log_issues(self.folder) if encoder.modality == "user_item" else ()
+            summary = self._write(encoder, encoded, identity, log_issues)
         return self._cross_fit(encoder, summary) if isinstance(encoder, BundleItemEncoder) else summary
 
     def _cross_fit(self, encoder: BundleItemEncoder, summary: ModalitySummary) -> ModalitySummary:
-        """Make the versions that belong to the features, unless they are there or there are too few bundles."""
+        """Make the out-of-fold features, unless they exist or there are too few bundles."""
         name = encoder.modality
         num_folds = count_folds(self._features, name)
         if num_folds:
             return replace(summary, num_folds=num_folds)
         store = self.folder.features([name])
         assert store is not None
-        report = None if self.progress is None else partial(self.progress, f"{name}, cross-fitting")
-        versions = encoder.cross_fit(self.folder, store.load()[0][name].numpy(), report)
+        progress = None if self.progress is None else partial(self.progress, f"{name}, cross-fitting")
+        out_of_fold = encoder.cross_fit(self.folder, store.load()[0][name].numpy(), progress)
         self._sweep(f"{name}.safetensors")
-        if versions is None:
+        if out_of_fold is None:
             remove_folds(self._features, name)
             return replace(summary, num_folds=0)
-        versions.save(self.folder)
-        return replace(summary, num_folds=versions.num_folds, up_to_date=False)
+        out_of_fold.save(self.folder)
+        return replace(summary, num_folds=out_of_fold.num_folds, up_to_date=False)
 
     def _encode_batches(self, encoder: BatchEncoder, make: Callable[[torch.device], Any]) -> ModalitySummary:
-        """Encode what is not done yet, each process its share, and put all shards together."""
-        folder, launch = self.folder, self.launch
+        """Encode the unfinished shards, each process its share, and put all together."""
+        folder, process = self.folder, self.process
         sources = item_sources(encoder.field, folder)
         root = source_root(encoder, folder)
         batch_size = self.batch_size or encoder.batch_size
@@ -229,23 +224,23 @@ class _Run:
                 shards.delete()
             return done, [] if done else shards.pending(root)
 
-        done, pending = launch.from_main(plan)
+        done, pending = process.from_main(plan)
         if done:
             return done
-        mine = pending[launch.process_index :: launch.num_processes]
-        left = sum(len(shards.shard_rows(shard)) for shard in mine)
+        own = pending[process.index :: process.count]
+        left = sum(len(shards.shard_rows(shard)) for shard in own)
         others = sum(len(shards.shard_rows(shard)) for shard in pending) - left
         advance = _Counter(self.progress, encoder.modality, total=len(sources) - others, left=left)
         if self.engine == "ray":
             from bundle_mllm.encoders.ray_engine import encode_on_ray
 
-            parts = encode_on_ray(make, encoder, root, sources, shards, mine, batch_size, advance)
+            parts = encode_on_ray(make, encoder, root, sources, shards, own, batch_size, advance)
         else:
-            parts = _encode_here(encoder, root, sources, shards, mine, batch_size, self.workers, advance)
+            parts = _encode_here(encoder, root, sources, shards, own, batch_size, self.workers, advance)
         for shard, rows in parts:
             shards.save(shard, rows)
-        launch.wait()
-        return launch.from_main(lambda: self._gather(encoder, identity, sources, shards))
+        process.wait()
+        return process.from_main(lambda: self._gather(encoder, identity, sources, shards))
 
     def _gather(
         self, encoder: BatchEncoder, identity: dict[str, Any], sources: Sequence[str | None], shards: Shards
@@ -259,24 +254,24 @@ class _Run:
         num_items = len(self.folder.catalog)
         features = np.zeros((num_items, encoder.dim), dtype=np.float32)  # [num_items, dim]
         present = np.zeros(num_items, dtype=bool)  # [num_items]
-        problems, found = [], []
+        issues, source_digests = [], []
         for shard, part in enumerate(parts):
             assert part is not None
             rows = shards.shard_rows(shard)
             features[rows], present[rows] = part.features.numpy(), part.present.numpy()
-            problems += part.problems(rows, self.folder, sources)
-            found.append(part.digests.numpy().tobytes())
-        identity = identity | {"sources_sha256": _sources_sha256(shards.rows, b"".join(found))}
-        summary = self._write(encoder, Encoded(features, present, tuple(problems)), identity)
+            issues += part.item_issues(rows, self.folder, sources)
+            source_digests.append(part.digests.numpy().tobytes())
+        identity = identity | {"sources_sha256": _sources_sha256(shards.rows, b"".join(source_digests))}
+        summary = self._write(encoder, Encoded(features, present, tuple(issues)), identity)
         shards.delete()
         return summary
 
     def _up_to_date(
         self, encoder: ItemEncoder, identity: dict[str, Any], sources: Callable[[], str] | None = None
     ) -> ModalitySummary | None:
-        """Return the summary of the features that are there, if they are what would be made again.
+        """Return the summary of the existing features, if the encoder would make the same again.
 
-        Rows are made of their item's source alone where there is one, so that new ids or titles change nothing there.
+        Where items have sources, rows depend on these alone, so that new ids or titles change nothing.
         """
         entry = read_feature_manifest(self._features).get(encoder.modality, {})
         provenance = entry.get("provenance", {})
@@ -289,10 +284,11 @@ class _Run:
             or not path.is_file()
             or entry.get("sha256") != sha256(path)
             or (sources is not None and provenance.get("sources_sha256") != sources())
+            or "issues" not in provenance
         ):
             return None
-        reports = tuple(Report(**{**report, "first": tuple(report["first"])}) for report in provenance["reports"])
-        self._refuse(encoder.modality, reports)
+        issues = tuple(IssueGroup(**{**group, "first": tuple(group["first"])}) for group in provenance["issues"])
+        self._refuse(encoder.modality, issues)
         if entry.get("items_hash") != self.folder.catalog.content_hash:
             renew_items_hash(self._features, encoder.modality, self.folder.catalog.content_hash)
         return ModalitySummary(
@@ -301,7 +297,7 @@ class _Run:
             entry["dim"],
             entry["num_items"],
             entry["num_present"],
-            reports,
+            issues,
             up_to_date=True,
         )
 
@@ -310,19 +306,19 @@ class _Run:
         encoder: ItemEncoder,
         encoded: Encoded,
         identity: dict[str, Any],
-        more_reports: tuple[Report, ...] = (),
+        more_issues: tuple[IssueGroup, ...] = (),
     ) -> ModalitySummary:
-        reports = (*to_reports(encoded.problems), *more_reports)
-        self._refuse(encoder.modality, reports)
+        issues = (*group_issues(encoded.issues), *more_issues)
+        self._refuse(encoder.modality, issues)
         self._sweep(f"{encoder.modality}.safetensors", MANIFEST)
-        # Before the features: a kill at any moment leaves no versions of other features behind.
+        # Before the features: a kill at any moment leaves no out-of-fold features of others behind.
         remove_folds(self._features, encoder.modality)
         write_modality(
             self._features,
             encoder.modality,
             encoded.features,
             encoded.present,
-            {**identity, "reports": [asdict(report) for report in reports]},
+            {**identity, "issues": [asdict(group) for group in issues]},
             items_hash=self.folder.catalog.content_hash,
             mark={MARK: encoder.name},
         )
@@ -332,25 +328,25 @@ class _Run:
             encoder.dim,
             len(self.folder.catalog),
             int(encoded.present.sum()),
-            reports,
+            issues,
         )
 
     def _sweep(self, *names: str) -> None:
-        """Delete what a run left that was killed while it wrote these files."""
+        """Delete the temporary files of runs that were killed while writing these files."""
         for name in names:
             for leftover in self._features.rglob(f".{name}.*.tmp"):
                 leftover.unlink(missing_ok=True)
 
-    def _refuse(self, modality: str, reports: tuple[Report, ...]) -> None:
-        if self.strict and reports:
+    def _refuse(self, modality: str, issues: tuple[IssueGroup, ...]) -> None:
+        if self.strict and issues:
             raise BundleMLLMError(
-                f"{modality}: {'; '.join(map(str, reports))}. `strict` allows none of that, so no features were "
-                "written: mend or remove these, or encode without `strict`."
+                f"{modality}: {'; '.join(map(str, issues))}. `strict` allows none of that, so no features were "
+                "written: mend or remove the sources, or encode without `strict`."
             )
 
 
 class _Counter:
-    """Tells how many items are done."""
+    """Reports how many items are done."""
 
     def __init__(self, progress: Callable[[str, int, int], None] | None, modality: str, total: int, left: int):
         self._progress, self._modality, self._total, self._done = progress, modality, total, total - left
@@ -383,25 +379,25 @@ def _encode_here(
             parts = []
 
 
-def _sources_sha256(rows: Sequence[int], found: bytes) -> str:
-    """Return SHA-256 over which items have a source and the digests of these."""
-    return hashlib.sha256(np.asarray(rows, dtype="<i8").tobytes() + found).hexdigest()
+def _sources_sha256(rows: Sequence[int], source_digests: bytes) -> str:
+    """Return SHA-256 over the rows of items with a source and the digests of their sources."""
+    return hashlib.sha256(np.asarray(rows, dtype="<i8").tobytes() + source_digests).hexdigest()
 
 
 def _tables_sha256(folder: DatasetFolder) -> str:
-    """Return SHA-256 over all tables of a folder: what an encoder may see that looks at all items together."""
+    """Return SHA-256 over all tables of a folder, the input of encoders that need all items together."""
     digest, log = hashlib.sha256(), find_table(folder.path, "interactions")
     for path in (*folder.tables(), *([] if log is None else [log])):
         digest.update(f"{path.relative_to(folder.path).as_posix()} {sha256(path)}\n".encode())
     return digest.hexdigest()
 
 
-def _log_reports(folder: DatasetFolder) -> tuple[Report, ...]:
+def _log_issues(folder: DatasetFolder) -> tuple[IssueGroup, ...]:
     log = folder.interactions
     if log is None or not log.num_unknown:
         return ()
     reason = "records of the user log whose item the catalog lacks"
-    return (Report(reason, False, log.num_unknown, tuple(item_id for _, item_id in log.unknown)),)
+    return (IssueGroup(reason, False, log.num_unknown, tuple(item_id for _, item_id in log.unknown)),)
 
 
 def _as_json(values: dict[str, Any]) -> dict[str, Any]:

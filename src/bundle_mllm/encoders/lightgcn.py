@@ -1,6 +1,6 @@
 """LightGCN (He et al., SIGIR 2020): embed the two sides of a graph of groups (users or bundles) and items.
 
-It must not know what the groups are, which split an edge comes from, nor the items' titles and files.
+Knows nothing about what the groups are, their split, nor the items' titles and files.
 
 The whole graph is propagated once per step, so large batches are what makes it fast. The normalized adjacency A is
 symmetric: the gradient of the layer mean is the same layer mean of the gradient, and one sparse matrix serves both
@@ -19,6 +19,7 @@ import torch
 from scipy import sparse
 from torch.nn import functional as F  # noqa: N812
 
+from bundle_mllm.data.memberships import ItemGroups
 from bundle_mllm.errors import BundleMLLMError
 
 
@@ -29,8 +30,8 @@ class LightGCN:
     Attributes:
         dim: Length of an embedding.
         num_layers: Number of propagations.
-        steps: Optimizer steps; one propagates the whole graph and sees `batch_size` edges.
-        batch_size: Edges per step, each with one negative item; all edges where there are fewer.
+        steps: Optimizer steps; each propagates the whole graph and draws `batch_size` edges.
+        batch_size: Edges per step, each with one negative item; at most all edges.
         learning_rate: Of Adam, for all steps.
         weight_decay: The L2 weight of eq. 15, on the layer-0 embeddings of the batch.
         seed: The same seed gives the same embeddings.
@@ -54,33 +55,25 @@ class LightGCN:
         """Name, version and settings."""
         return "lightgcn-1" if self == LightGCN() else f"lightgcn-1 {self}"
 
-    def fit(
-        self,
-        groups: np.ndarray,
-        items: np.ndarray,
-        num_items: int,
-        progress: Callable[[int, int], None] | None = None,
-    ) -> np.ndarray:
+    def fit(self, groups: ItemGroups, progress: Callable[[int, int], None] | None = None) -> np.ndarray:
         """Train the embeddings of a graph and return those of the items.
 
         Args:
-            groups: `[num_edges]` number of the group of each edge, from 0.
-            items: `[num_edges]` row of its item. Repeated edges count once.
-            num_items: Number of items.
+            groups: The edges of items and groups.
             progress: Called with (steps done, steps in all).
 
         Returns:
             `[num_items, dim]` float32, propagated (eq. 8); zero for items without an edge.
         """
-        if not groups.size:
-            return np.zeros((num_items, self.dim), dtype=np.float32)
-        training = LightGCNTraining(groups, items, num_items, self)
+        if not len(groups):
+            return np.zeros((groups.num_items, self.dim), dtype=np.float32)
+        training = LightGCNTraining(groups, self)
         for number in range(self.steps):
             training.step()
             if progress is not None:
                 progress(number + 1, self.steps)
         embeddings = training.item_embeddings()
-        embeddings[np.bincount(items, minlength=num_items) == 0] = 0.0
+        embeddings[groups.groups_per_node == 0] = 0.0
         return embeddings
 
 
@@ -119,22 +112,17 @@ def propagate(embeddings: torch.Tensor, adjacency: torch.Tensor, num_layers: int
     return _LayerMean.apply(embeddings, adjacency, num_layers)  # pyright: ignore[reportReturnType]
 
 
-def normalized_adjacency(groups: np.ndarray, items: np.ndarray, num_groups: int, num_items: int) -> torch.Tensor:
+def normalized_adjacency(groups: ItemGroups) -> torch.Tensor:
     """Return D^(-1/2) A D^(-1/2) of the bipartite graph (eq. 6 and 7); nodes are groups, then items.
 
     Args:
-        groups: `[num_edges]` number of the group of each edge.
-        items: `[num_edges]` row of its item. Repeated edges count once.
-        num_groups: Number of groups.
-        num_items: Number of items.
+        groups: The edges of items and groups.
 
     Returns:
         `[num_nodes, num_nodes]` float32 CSR; the rows of nodes without an edge are empty.
     """
-    edges = sparse.csr_array((np.ones(groups.size), (groups, items)), shape=(num_groups, num_items))
-    edges.data[:] = 1.0
-    of_group, of_item = (np.maximum(edges.sum(axis=axis), 1) ** -0.5 for axis in (1, 0))
-    edges = sparse.csr_array(sparse.diags_array(of_group) @ edges @ sparse.diags_array(of_item))
+    of_group, of_item = (np.maximum(degrees, 1) ** -0.5 for degrees in (groups.group_sizes, groups.groups_per_node))
+    edges = sparse.csr_array(sparse.diags_array(of_group) @ groups.csr().T @ sparse.diags_array(of_item))
     both = sparse.csr_array(sparse.block_array([[None, edges], [edges.T, None]]), dtype=np.float32)
     both.sort_indices()
     with warnings.catch_warnings():
@@ -152,20 +140,17 @@ class LightGCNTraining:
     """The embeddings of one graph while they are trained with BPR (eq. 15) and Adam.
 
     Args:
-        groups: `[num_edges]` number of the group of each edge, from 0; at least one edge.
-        items: `[num_edges]` row of its item. Repeated edges count once.
-        num_items: Number of items; items without an edge are trained as negatives only.
+        groups: The edges of items and groups, at least one; items without an edge are trained as negatives only.
         method: How to train.
     """
 
-    def __init__(self, groups: np.ndarray, items: np.ndarray, num_items: int, method: LightGCN):
-        self.method, self.num_items = method, num_items
-        self.num_groups = int(groups.max()) + 1
-        self._keys = np.unique(groups.astype(np.int64) * num_items + items)  # the distinct edges, sorted
+    def __init__(self, groups: ItemGroups, method: LightGCN):
+        self.method, self.num_items, self.num_groups = method, groups.num_items, groups.num_groups
+        self._keys = np.sort(groups.groups * self.num_items + groups.nodes)  # edges by group, then by item
         self.num_edges = len(self._keys)
-        self.adjacency = normalized_adjacency(*np.divmod(self._keys, num_items), self.num_groups, num_items)
+        self.adjacency = normalized_adjacency(groups)
         self._rng = np.random.default_rng(method.seed)
-        of_items = self._rng.normal(0, 0.1, (num_items, method.dim))  # items first: the same in any graph over them
+        of_items = self._rng.normal(0, 0.1, (self.num_items, method.dim))  # first: the same in any graph over them
         of_groups = self._rng.normal(0, 0.1, (self.num_groups, method.dim))
         start = np.concatenate([of_groups, of_items]).astype(np.float32)
         self.embeddings = torch.nn.Parameter(torch.from_numpy(start))  # layer 0, [num_nodes, dim]
@@ -174,7 +159,7 @@ class LightGCNTraining:
 
     @property
     def steps_per_epoch(self) -> int:
-        """How many steps see each edge once."""
+        """Number of steps that draw each edge once."""
         return -(-self.num_edges // self.method.batch_size)
 
     def step(self) -> float:
@@ -219,5 +204,5 @@ class LightGCNTraining:
 
     def _has(self, groups: np.ndarray, items: np.ndarray) -> np.ndarray:
         keys = groups * self.num_items + items
-        places = np.minimum(np.searchsorted(self._keys, keys), self.num_edges - 1)
-        return self._keys[places] == keys
+        positions = np.minimum(np.searchsorted(self._keys, keys), self.num_edges - 1)
+        return self._keys[positions] == keys

@@ -82,8 +82,8 @@ def loading(what: str) -> Iterator[None]:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         reason = lines[0].rstrip(".:")[:300] if lines else type(error).__name__
         raise BundleMLLMError(
-            f"{what} cannot be loaded ({reason}): check its name, or the network (HF_HUB_OFFLINE=1 allows only what is "
-            "in the cache), or give a folder that holds the model."
+            f"{what} cannot be loaded ({reason}): check its name, or the network (HF_HUB_OFFLINE=1 allows only the "
+            "cache), or give a folder that holds the model."
         ) from error
     finally:
         logging.set_verbosity(verbosity)

@@ -1,6 +1,6 @@
-"""Choose what to encode: what is asked for, or all that a folder offers without a download; and leave the rest alone.
+"""Select what to encode: the requested modalities, or all that need no download; features of other origin stay.
 
-It must not know how an encoder works, nor how features are made.
+Knows nothing about how an encoder works.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ DEFAULTS: Mapping[str, str] = {
     "user_item": "lightgcn",
     "bundle_item": "svd",
 }
-"""The encoder of each modality where none is named; none of them needs a download."""
+"""The default encoder of each modality; none of them needs a download."""
 
 MARK = "encoded_by"
-"""Key under which features files that `encode` made name their encoder, so that no others are replaced."""
+"""Metadata key for the encoder in features files that `encode` made, so that no others are replaced."""
 
 
-def asked_for(
+def requested(
     visual: str | ItemEncoder | None,
     acoustic: str | ItemEncoder | None,
     textual: str | ItemEncoder | None,
     relational: str | ItemEncoder | Sequence[str | ItemEncoder] | None,
 ) -> list[tuple[str, str | ItemEncoder]]:
-    """Return (modality, spec or encoder) for what is asked for; see `encode_folder`."""
+    """Return (modality, spec or encoder) for each that is not `None`; see `encode_folder`."""
     named = {"visual": visual, "acoustic": acoustic, "textual": textual}
-    chosen = [(modality, spec) for modality, spec in named.items() if spec is not None]
+    selected = [(modality, spec) for modality, spec in named.items() if spec is not None]
     if isinstance(relational, str):
         relational = [part.strip() for part in relational.split(",") if part.strip()]
     elif not isinstance(relational, Sequence):
@@ -48,17 +48,17 @@ def asked_for(
     for spec in relational:
         if isinstance(spec, str):
             modality, _, method = spec.partition(":")
-            chosen.append((modality, method))
+            selected.append((modality, method))
         else:
-            chosen.append((spec.modality, spec))
-    return chosen
+            selected.append((spec.modality, spec))
+    return selected
 
 
-def offered(folder: DatasetFolder) -> list[tuple[str, str]]:
-    """Return (modality, spec) for all that a folder has something of, by the encoders of `DEFAULTS`.
+def available(folder: DatasetFolder) -> list[tuple[str, str]]:
+    """Return (modality, spec of `DEFAULTS`) for each modality that a folder has data of.
 
     Raises:
-        BundleMLLMError: If it has nothing.
+        BundleMLLMError: If it has none.
     """
     has = {
         "visual": any(item.image for item in folder.catalog),
@@ -67,17 +67,17 @@ def offered(folder: DatasetFolder) -> list[tuple[str, str]]:
         "user_item": find_table(folder.path, "interactions") is not None,
         "bundle_item": len(folder.bundles.train) >= NUM_FOLDS,  # fewer are not cross-fitted
     }
-    chosen = [(modality, spec) for modality, spec in DEFAULTS.items() if has[modality]]
-    if not chosen:
+    selected = [(modality, spec) for modality, spec in DEFAULTS.items() if has[modality]]
+    if not selected:
         raise BundleMLLMError(
-            f"{folder.path} offers nothing to encode: its items have neither `image` nor `audio` nor text, it has no "
+            f"{folder.path} has nothing to encode: its items have neither `image` nor `audio` nor text, it has no "
             f"interactions table and fewer than {NUM_FOLDS} training bundles; add one of them."
         )
-    return chosen
+    return selected
 
 
 def kept_file(features: Path, modality: str, encoder: str) -> Path | None:
-    """Return the features of a modality, if they should stay because nobody asked for others.
+    """Return the file of a modality's features if another encoder made them; without a request, they stay.
 
     Args:
         features: The `features` folder; it need not exist.
@@ -85,7 +85,7 @@ def kept_file(features: Path, modality: str, encoder: str) -> Path | None:
         encoder: Name of the encoder that would be run.
 
     Returns:
-        Their file, if there is one that this encoder did not make.
+        The file, or `None` if there is none or this encoder made it.
     """
     path = _file(features, modality)
     return None if path is None or _encoder_of(features, modality, path) == encoder else path
@@ -96,10 +96,10 @@ def refuse_to_replace(features: Path, modality: str) -> None:
 
     Args:
         features: The `features` folder; it need not exist.
-        modality: The modality that is to be written.
+        modality: The modality to be written.
 
     Raises:
-        BundleMLLMError: If they came from elsewhere.
+        BundleMLLMError: If `encode` did not make them.
     """
     path = _file(features, modality)
     if path is not None and _encoder_of(features, modality, path) is None:
@@ -116,8 +116,8 @@ def _file(features: Path, modality: str) -> Path | None:
 def _encoder_of(features: Path, modality: str, path: Path) -> str | None:
     """Return the encoder that `encode` made a file with, or `None` if it did not make it.
 
-    The file says so itself, since the manifest is written after it. The manifest is asked where the file cannot be
-    read, so that it is no loss, or has no mark.
+    The mark in the file counts, since the manifest is written after it; the manifest does where the file is unreadable
+    or has no mark.
     """
     entry = read_feature_manifest(features).get(modality, {})
     provenance = entry.get("provenance", {}) if entry.get("file") == path.name else {}

@@ -1,6 +1,6 @@
 """Embed items by their texts (title, category, description): a sentence encoder, or TF-IDF with nothing to download.
 
-It must not know pictures, sounds, bundles or users.
+Knows nothing about pictures, sounds, bundles or users.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class SentenceEncoder(PretrainedEncoder):
         device: Where the model runs.
 
     Raises:
-        BundleMLLMError: If the model cannot be loaded, generates text, or its tokenizer is empty.
+        BundleMLLMError: If the model cannot be loaded, has a decoder, or its tokenizer is empty.
     """
 
     modality = "textual"
@@ -121,9 +121,9 @@ class SentenceEncoder(PretrainedEncoder):
         num_embeddings = tower.get_input_embeddings().num_embeddings  # pyright: ignore[reportCallIssue]
         if len(tokenizer) < num_embeddings // 2:
             raise BundleMLLMError(
-                f"{what} has a tokenizer of {len(tokenizer)} tokens for {num_embeddings} embeddings, so every text "
-                "would look the same: its files are incomplete; download them again (not with HF_HUB_OFFLINE=1), or "
-                "give a folder that holds tokenizer.json."
+                f"{what} has a tokenizer of {len(tokenizer)} tokens for {num_embeddings} embeddings, so all "
+                "texts would get the same vector: its files are incomplete; download them again (not with "
+                "HF_HUB_OFFLINE=1), or give a folder that holds tokenizer.json."
             )
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
@@ -137,11 +137,11 @@ class SentenceEncoder(PretrainedEncoder):
 
     @property
     def reader(self) -> SentenceReader:
-        """What cuts a text into tokens."""
+        """Cuts a text into tokens."""
         return self._reader
 
     def forward(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Return the mean of the hidden states of each text [n, dim]."""
+        """Return the mean of the hidden states of each text, `[n, dim]`."""
         mask = inputs["attention_mask"]  # [n, longest]
         used = mask.any(dim=0)
         ids, mask = inputs["input_ids"][:, used], mask[:, used]
@@ -150,6 +150,6 @@ class SentenceEncoder(PretrainedEncoder):
 
 
 def _max_positions(config: Any) -> int:
-    """Return how many tokens fit; RoBERTa numbers positions from behind its padding token."""
+    """Return the maximal number of tokens; RoBERTa numbers positions from behind its padding token."""
     positions = getattr(config, "max_position_embeddings", None) or MAX_TOKENS
     return positions - 2 if config.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet") else positions

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from bundle_mllm.baselines.base import Asked, UnavailableError
+from bundle_mllm.baselines.base import QuestionBatch, UnavailableError
 from bundle_mllm.baselines.counting import CategoryPMI, Chance, CoOccurrence, ItemKNN, Popularity, UserKNN
 from bundle_mllm.baselines.similarity import FeatureCosine, TfidfCosine
 from bundle_mllm.data import DatasetFolder
@@ -43,8 +43,9 @@ def score(baseline, folder, *questions):
     """Fit, and score questions written as "ab>cde": shown, then candidates."""
     baseline.fit(folder, folder.bundles.train)
     sides = [question.split(">") for question in questions]
-    asked = Asked([folder.catalog.rows(s) for s, _ in sides], [folder.catalog.rows(c) for _, c in sides], len(ITEMS))
-    return [row.tolist() for row in asked.split(baseline.score(asked))]
+    partials, candidates = ([folder.catalog.rows(items) for items in side] for side in zip(*sides, strict=True))
+    batch = QuestionBatch(partials, candidates, len(ITEMS))
+    return [row.tolist() for row in batch.split(baseline.score(batch))]
 
 
 def test_popularity_counts_training_bundles(folder):
@@ -52,7 +53,7 @@ def test_popularity_counts_training_bundles(folder):
 
 
 def test_co_occurrence_adds_up_the_bundles_shared_with_each_item_shown(folder):
-    # c meets a once and b twice; d meets neither; e is in no bundle
+    # c is with a once and with b twice; d with neither; e is in no bundle
     assert score(CoOccurrence(), folder, "ab>cde", "a>bc", "e>ab") == [[3, 0, 0], [2, 1], [0, 0]]
 
 
@@ -68,7 +69,7 @@ def test_item_knn_is_the_cosine_of_the_bundles_of_two_items(folder):
 def test_user_knn_reads_the_log_and_no_bundle(folder):
     ((b, d, e),) = score(UserKNN(shrinkage=1), folder, "a>bde")
     assert (b, e) == (0, 0)
-    assert d == pytest.approx(2 / 3)  # two users met both; each item has two users
+    assert d == pytest.approx(2 / 3)  # two users have both; each item has two users
 
 
 def test_category_pmi_compares_pairs_of_categories_with_chance(folder):
@@ -103,7 +104,7 @@ def test_tfidf_compares_words(folder):
     assert red > blue == 0
 
 
-def test_feature_cosine_takes_the_mean_away_and_leaves_absent_items_neutral(tmp_path):
+def test_feature_cosine_subtracts_the_mean_and_is_zero_for_absent_items(tmp_path):
     features = np.array([[3, 1], [3, 3], [1, 1], [1, 3], [9, 9]], dtype=np.float32)  # mean (2, 2) where present
     write_modality(tmp_path / "features", "visual", features, np.array([1, 1, 1, 1, 0]), {"encoder": "the test"})
     folder = write_folder(tmp_path)
@@ -124,7 +125,7 @@ def test_bundles_of_other_splits_change_nothing(baseline, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("baseline", "said"),
+    ("baseline", "message"),
     [
         (UserKNN(), "no interactions of users"),
         (CategoryPMI(), "give `category`"),
@@ -133,7 +134,7 @@ def test_bundles_of_other_splits_change_nothing(baseline, tmp_path):
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_what_the_folder_lacks_is_said(baseline, said, tmp_path):
+def test_the_error_names_the_missing_data(baseline, message, tmp_path):
     folder = write_folder(tmp_path, [{"item_id": item["item_id"]} for item in ITEMS])
-    with pytest.raises(UnavailableError, match=said):
+    with pytest.raises(UnavailableError, match=message):
         baseline.fit(folder, folder.bundles.train)

@@ -1,16 +1,17 @@
-"""Baselines on a question file: what is written, what is skipped, and what a mistake says."""
+"""Baselines on a question file: metrics files, skipped baselines, and the errors of wrong arguments."""
 
 import json
 import shutil
 
+import numpy as np
 import pytest
 from tiny_models import make_backbone, make_tokenizer
 
-from bundle_mllm.baselines import ALL, BASELINES, baseline_path, evaluate_baselines
-from bundle_mllm.baselines.base import Asked
+from bundle_mllm.baselines import ALL, BASELINES, baseline_path, evaluate_baselines, make_baseline
+from bundle_mllm.baselines.base import QuestionBatch, score_in_parts
 from bundle_mllm.baselines.learning import Schedule
 from bundle_mllm.cli import main
-from bundle_mllm.data import DatasetFolder, make_questions, save_questions
+from bundle_mllm.data import DatasetFolder, load_questions, make_questions, save_questions
 from bundle_mllm.data.tables import write_records
 from bundle_mllm.encoders.lightgcn import LightGCN
 from bundle_mllm.errors import BundleMLLMError
@@ -20,18 +21,18 @@ from bundle_mllm.hub.card import read_measurements
 
 @pytest.fixture(scope="module")
 def questions(tiny_data, tmp_path_factory):
-    data, path = DatasetFolder.open(tiny_data), tmp_path_factory.mktemp("asked") / "q.jsonl"
+    data, path = DatasetFolder.open(tiny_data), tmp_path_factory.mktemp("questions") / "q.jsonl"
     save_questions(path, make_questions(data.bundles.test, data.catalog, data.bundles, num_candidates=4, seed=0))
     return path
 
 
 @pytest.fixture(scope="module", autouse=True)
 def few_steps():
-    """Train little: what is learned is tested elsewhere."""
+    """Train little: test_learned.py tests what the baselines learn."""
     with pytest.MonkeyPatch.context() as patch:
         for module in ("multivae", "set_transformer"):
             patch.setattr(f"bundle_mllm.baselines.{module}.Schedule", lambda **_: Schedule(epochs=2))
-        patch.setattr("bundle_mllm.baselines.graph.LightGCN", lambda seed, steps: LightGCN(seed=seed, steps=20))
+        patch.setattr("bundle_mllm.baselines.similarity.LightGCN", lambda seed, steps: LightGCN(seed=seed, steps=20))
         yield
 
 
@@ -41,7 +42,7 @@ def everything(tiny_data, questions, tmp_path_factory):
     return {result.name: result for result in evaluate_baselines(tiny_data, questions, [ALL], output)}, output
 
 
-def test_all_measures_what_the_folder_has_and_says_why_it_leaves_the_rest_out(everything):
+def test_all_measures_each_baseline_with_data_and_gives_the_reason_for_the_others(everything):
     results, output = everything
     assert set(results) == {*BASELINES, "similarity:visual"}
     skipped = {name: result.skipped for name, result in results.items() if result.metrics is None}
@@ -52,11 +53,11 @@ def test_all_measures_what_the_folder_has_and_says_why_it_leaves_the_rest_out(ev
     assert len(written) == 2 * (len(results) - len(skipped))
 
 
-def test_bundles_of_one_color_are_found_by_everything_that_sees_color(everything):
+def test_bundles_of_one_color_are_completed_by_baselines_that_read_color(everything):
     results, _ = everything
-    found = {name: result.metrics["hit_rate@1_expected"] for name, result in results.items() if result.metrics}
-    assert found["similarity:visual"] > 0.5 and found["boosted_ranker"] > 0.45
-    assert max(found[name] for name in ("random", "popularity")) < 0.45
+    rates = {name: result.metrics["hit_rate@1_expected"] for name, result in results.items() if result.metrics}
+    assert rates["similarity:visual"] > 0.5 and rates["boosted_ranker"] > 0.45
+    assert max(rates[name] for name in ("random", "popularity")) < 0.45
 
 
 def test_metrics_of_a_baseline_have_the_form_of_a_models(everything, questions):
@@ -91,8 +92,8 @@ def test_held_out_bundles_change_no_score(everything, tiny_data, questions, tmp_
     [
         (["popularty"], r"no baseline 'popularty': did you mean 'popularity'\? Choose from random, popularity"),
         (["smell"], "no baseline 'smell': choose from random"),
-        (["similarity"], "'similarity' does not say which: write for example similarity:visual"),
-        (["llm:"], "llm:Qwen/Qwen3-0.6B"),
+        (["similarity"], "'similarity' lacks its modality: write for example similarity:visual"),
+        (["llm:"], "'llm:' lacks its model: write for example llm:Qwen/Qwen3-0.6B"),
         (["similarity:acoustic"], r"'similarity:acoustic' cannot be measured: .* no 'acoustic' features \(it has vis"),
         (["lightgcn_users"], "'lightgcn_users' cannot be measured: .* no interactions of users: add interactions.csv"),
         (["llm:a/b/", "llm:c/b"], "'llm:a/b/' and 'llm:c/b' would write the same file"),
@@ -105,37 +106,49 @@ def test_a_mistake_names_the_baseline_and_the_way_out(names, message, tiny_data,
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_of_nothing_but_ids_serves_what_it_can(tmp_path):
+def test_a_folder_of_ids_alone_serves_the_baselines_that_need_no_more(tmp_path):
     write_records(tmp_path / "items.jsonl", [{"item_id": str(n)} for n in range(12)])
     bundles = [{"bundle_id": f"b{n}", "items": [str(n), str(n + 1), str(n + 2)], "split": "train"} for n in range(10)]
     bundles[-1]["split"] = "test"
     write_records(tmp_path / "bundles.jsonl", bundles)
     data = DatasetFolder.open(tmp_path)
-    asked = make_questions(data.bundles.test, data.catalog, data.bundles, num_candidates=3, seed=0)
-    save_questions(tmp_path / "q.jsonl", asked)
+    questions = make_questions(data.bundles.test, data.catalog, data.bundles, num_candidates=3, seed=0)
+    save_questions(tmp_path / "q.jsonl", questions)
     results = {result.name: result for result in evaluate_baselines(tmp_path, tmp_path / "q.jsonl", [ALL])}
     assert "give `category`" in results["category_pmi"].skipped
     assert "no titles" in results["tfidf"].skipped
     assert "too few to cut into 5 folds" in results["boosted_ranker"].skipped
     assert results["set_transformer"].metrics and results["multivae"].metrics
-    with pytest.raises(BundleMLLMError, match="no titles, which is all that a language model is told"):
+    with pytest.raises(BundleMLLMError, match="no titles, so the prompts would be empty"):
         evaluate_baselines(tmp_path, tmp_path / "q.jsonl", ["llm:gpt2"])
 
 
-def test_long_lists_are_scored_in_parts_and_to_the_same_scores(tiny_data, questions, monkeypatch):
-    names = ["co_occurrence", "tfidf", "similarity:visual", "category_pmi", "random"]
-    scores = {}
-    for number in (50_000, 9, 1):
-        monkeypatch.setattr("bundle_mllm.baselines.evaluate.CANDIDATES_AT_ONCE", number)
-        results = evaluate_baselines(tiny_data, questions, names)
-        scores[number] = [result.metrics["mrr"] for result in results]
-    assert scores[50_000] == scores[9] == scores[1]
-    asked = Asked([[0]] * 5, [[1, 2, 3], [4, 5, 6], [1], [2], list(range(9))], 32)
-    assert [[len(c) for c in part.candidates] for part in asked.batches(4)] == [[3], [3, 1], [1], [9]]
-    assert [len(part) for part in asked.batches(100)] == [5]
+def test_long_lists_are_scored_in_parts_and_to_the_same_scores(tiny_data, questions):
+    folder = DatasetFolder.open(tiny_data)
+    batch = QuestionBatch.of(load_questions(questions, folder.catalog), folder.catalog)
+    for name in ("co_occurrence", "item_knn", "tfidf", "similarity:visual", "category_pmi", "random"):
+        baseline = make_baseline(name, folder)
+        baseline.fit(folder, folder.bundles.train)
+        whole = baseline.score(batch)
+        for number in (9, 1):
+            np.testing.assert_array_equal(score_in_parts(baseline, batch, number), whole)
+    batch = QuestionBatch([[0]] * 5, [[1, 2, 3], [4, 5, 6], [1], [2], list(range(9))], 32)
+    assert [[len(c) for c in part.candidates] for part in batch.parts(4)] == [[3], [3, 1], [1], [9]]
+    assert [len(part) for part in batch.parts(100)] == [5]
 
 
-def test_without_training_bundles_what_counts_them_is_left_out(tiny_data, questions, tmp_path):
+def test_a_user_log_with_the_answers_is_a_warning_for_baselines_that_read_users_only(
+    tiny_data, questions, monkeypatch
+):
+    checked = []
+    monkeypatch.setattr("bundle_mllm.baselines.evaluate.check_interactions", lambda *_, **__: checked.append(True))
+    evaluate_baselines(tiny_data, questions, ["popularity", "similarity:visual"])
+    assert not checked
+    evaluate_baselines(tiny_data, questions, ["popularity", "set_transformer"])
+    assert checked
+
+
+def test_without_training_bundles_baselines_that_read_them_are_left_out(tiny_data, questions, tmp_path):
     shutil.copytree(tiny_data, tmp_path, dirs_exist_ok=True)
     rows = [json.loads(line) for line in (tmp_path / "bundles.jsonl").read_text().splitlines()]
     write_records(tmp_path / "bundles.jsonl", [row for row in rows if row["split"] != "train"])
@@ -145,14 +158,14 @@ def test_without_training_bundles_what_counts_them_is_left_out(tiny_data, questi
         evaluate_baselines(tmp_path, questions, ["popularity"])
 
 
-def test_a_language_model_is_asked_from_titles(tiny_data, questions, tmp_path):
+def test_a_language_model_scores_from_titles(tiny_data, questions, tmp_path):
     make_tokenizer().save_pretrained(tmp_path / "tiny-llm")
     make_backbone().save_pretrained(tmp_path / "tiny-llm")
     name = f"llm:{tmp_path / 'tiny-llm'}"
     (result,) = evaluate_baselines(tiny_data, questions, [name], tmp_path / "metrics.json")
     assert result.path == tmp_path / "metrics.llm-tiny-llm.json"
     metrics, scored = load_results(result.path)
-    assert metrics["asked"]["permutations"] == 1
+    assert metrics["scoring"]["permutations"] == 1
     assert {"calibration_error", "valid_ratio"} < set(metrics)
     assert len({question.option_logits for question in scored}) == len(scored)
 
@@ -173,7 +186,7 @@ def test_the_command_prints_one_table_best_first(tiny_data, questions, tmp_path,
     assert "give --model OUT, --baselines all, or both" in capsys.readouterr().err
 
 
-def test_publishing_a_model_passes_over_the_metrics_of_baselines(everything, tmp_path):
+def test_publishing_a_model_leaves_out_the_metrics_of_baselines(everything, tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"")
     shutil.copy(baseline_path(everything[1], "tfidf"), tmp_path / "metrics.tfidf.json")
     with pytest.MonkeyPatch.context() as patch:

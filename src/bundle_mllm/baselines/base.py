@@ -1,6 +1,6 @@
-"""What a baseline is: fitted to training bundles, it scores candidates by their rows in the catalog.
+"""Define baselines: fitted to training bundles, they score candidates by their rows in the catalog.
 
-It must not know which candidate is the answer, how scores become metrics, nor any method.
+Knows nothing about which candidate is the answer, how scores become metrics, nor any method.
 """
 
 from __future__ import annotations
@@ -17,16 +17,20 @@ from scipy import sparse
 from bundle_mllm.data.bundles import Bundle
 from bundle_mllm.data.catalog import ItemCatalog
 from bundle_mllm.data.folder import DatasetFolder
+from bundle_mllm.data.memberships import ItemGroups
 from bundle_mllm.data.questions import Question
 from bundle_mllm.errors import BundleMLLMError
 
+CANDIDATES_AT_ONCE = 2_560
+"""Candidates scored together: their features and their groups, many for popular items, are held in memory."""
+
 
 class UnavailableError(BundleMLLMError):
-    """A dataset folder lacks what a baseline looks at; the message says what."""
+    """A dataset folder lacks the data that a baseline needs; the message names it."""
 
 
 @dataclass(frozen=True, eq=False)
-class Asked:
+class QuestionBatch:
     """Questions without their answers, as rows of the catalog.
 
     Attributes:
@@ -40,7 +44,7 @@ class Asked:
     num_items: int
 
     @classmethod
-    def of(cls, questions: Sequence[Question], catalog: ItemCatalog) -> Asked:
+    def of(cls, questions: Sequence[Question], catalog: ItemCatalog) -> QuestionBatch:
         """Take the answers away from questions."""
         return cls(
             [catalog.rows(question.partial) for question in questions],
@@ -52,37 +56,37 @@ class Asked:
         return len(self.partials)
 
     @cached_property
-    def candidate(self) -> np.ndarray:
-        """The candidates of all questions, one after the other: `[total]` int64."""
+    def candidate_rows(self) -> np.ndarray:
+        """The candidates of all questions, one question after the other: `[total]` int64."""
         return np.fromiter(chain.from_iterable(self.candidates), dtype=np.int64)
 
     @cached_property
-    def question(self) -> np.ndarray:
-        """The number of the question of each of them: `[total]` int64, rising."""
+    def question_index(self) -> np.ndarray:
+        """The number of the question of each candidate: `[total]` int64, rising."""
         return np.repeat(np.arange(len(self)), list(map(len, self.candidates)))
 
     @cached_property
     def shown(self) -> sparse.csr_array:
-        """Which items each question shows: `[questions, num_items]`, 1 where shown."""
+        """The items shown in each question: `[questions, num_items]`, 1 where shown."""
         rows = np.fromiter(chain.from_iterable(self.partials), dtype=np.int64)
         ends = np.cumsum([0, *map(len, self.partials)])
         return sparse.csr_array((np.ones(len(rows)), rows, ends), shape=(len(self), self.num_items))
 
     @cached_property
     def num_shown(self) -> np.ndarray:
-        """How many items each question shows: `[questions]`."""
+        """The number of items shown in each question: `[questions]`."""
         return np.fromiter(map(len, self.partials), dtype=np.int64)
 
-    def batches(self, max_candidates: int) -> Iterator[Asked]:
-        """Cut into parts of at most so many candidates in all; a longer question is a part of its own."""
+    def parts(self, max_candidates: int) -> Iterator[QuestionBatch]:
+        """Cut into parts of at most so many candidates; a longer question is a part of its own."""
         start = total = 0
         for end, candidates in enumerate(self.candidates):
             if end > start and total + len(candidates) > max_candidates:
-                yield Asked(self.partials[start:end], self.candidates[start:end], self.num_items)
+                yield QuestionBatch(self.partials[start:end], self.candidates[start:end], self.num_items)
                 start, total = end, 0
             total += len(candidates)
         if start < len(self):
-            yield Asked(self.partials[start:], self.candidates[start:], self.num_items)
+            yield QuestionBatch(self.partials[start:], self.candidates[start:], self.num_items)
 
     def split(self, scores: np.ndarray) -> list[np.ndarray]:
         """Cut `[total]` scores into those of each question."""
@@ -93,7 +97,7 @@ class Baseline(Protocol):
     """A method that is fitted to training bundles and scores the candidates of questions.
 
     Attributes:
-        reads_bundles: Whether the bundles that it is fitted to make a difference.
+        reads_bundles: Whether the scores depend on the bundles that it is fitted to.
     """
 
     reads_bundles: bool
@@ -102,73 +106,47 @@ class Baseline(Protocol):
         """Learn from training bundles.
 
         Args:
-            folder: Items, and whatever else the folder holds of them; not its bundles.
-            bundles: All that may be known of bundles.
+            folder: Items, features and users; its bundles are not used.
+            bundles: The only bundles to learn from.
 
         Raises:
-            UnavailableError: The folder lacks what this baseline looks at.
+            UnavailableError: If the folder lacks the data that this baseline needs.
         """
         ...
 
-    def score(self, asked: Asked) -> np.ndarray:
+    def score(self, batch: QuestionBatch) -> np.ndarray:
         """Return one score for each candidate, `[total]`; higher is better, finite; equal where nothing is known."""
         ...
 
 
-class Relation:
-    """Which items meet in which groups: training bundles, or the users of a log.
+def score_in_parts(baseline: Baseline, batch: QuestionBatch, max_candidates: int = CANDIDATES_AT_ONCE) -> np.ndarray:
+    """Score any number of questions, a few candidates at a time: `[total]`."""
+    return np.concatenate([np.empty(0), *(baseline.score(part) for part in batch.parts(max_candidates))])
+
+
+def count_shared(groups: sparse.csr_array, batch: QuestionBatch, weights: np.ndarray | None = None) -> np.ndarray:
+    """Count the groups that each candidate shares with the items shown, summed over these.
 
     Args:
-        groups: `[num_edges]` number of the group of each edge, from 0.
-        items: `[num_edges]` row of its item. Repeated edges count once.
-        num_items: Length of the catalog.
+        groups: `[num_items, num_groups]`, 1 where the item is in the group.
+        batch: The questions.
+        weights: `[num_items]` of the items shown; by default 1.
+
+    Returns:
+        `[total]`.
     """
-
-    def __init__(self, groups: np.ndarray, items: np.ndarray, num_items: int):
-        self.num_groups = int(groups.max()) + 1 if groups.size else 0
-        shape = (num_items, max(1, self.num_groups))
-        self.groups_of = sparse.csr_array((np.ones(groups.size), (items, groups)), shape=shape)
-        self.groups_of.data[:] = 1.0
-        self.counts = np.diff(self.groups_of.indptr)
-        """In how many groups each item is: `[num_items]`."""
-
-    def meetings(self, asked: Asked, weights: np.ndarray | None = None) -> np.ndarray:
-        """Add up, over the items shown, in how many groups each meets the candidate.
-
-        Args:
-            asked: The questions.
-            weights: `[num_items]` of the items shown; 1 if not given.
-
-        Returns:
-            `[total]`.
-        """
-        sums = [np.empty(0)]
-        for part in asked.batches(2_560):  # so that the groups of popular items are not all held at once
-            shown = part.shown if weights is None else part.shown @ sparse.diags_array(weights)
-            profile = sparse.csr_array(shown @ self.groups_of)  # [questions, groups]
-            sums.append(profile[part.question].multiply(self.groups_of[part.candidate]).sum(axis=1))
-        return np.concatenate(sums)
+    shown = batch.shown if weights is None else batch.shown @ sparse.diags_array(weights)
+    profile = sparse.csr_array(shown @ groups)  # [questions, num_groups]
+    return np.asarray(profile[batch.question_index].multiply(groups[batch.candidate_rows]).sum(axis=1))
 
 
-def bundle_relation(folder: DatasetFolder, bundles: Sequence[Bundle]) -> Relation:
-    """Return which items meet in which bundles."""
-    return Relation(*bundle_edges(folder.catalog, bundles), len(folder.catalog))
-
-
-def bundle_edges(catalog: ItemCatalog, bundles: Sequence[Bundle]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the bundle, by number, and the item of each edge: `[num_edges]` twice."""
-    rows = [catalog.rows(bundle.items) for bundle in bundles]
-    groups = np.repeat(np.arange(len(rows)), list(map(len, rows)))
-    return groups, np.fromiter(chain.from_iterable(rows), dtype=np.int64)
-
-
-def user_edges(folder: DatasetFolder) -> tuple[np.ndarray, np.ndarray]:
-    """Return the user, by number, and the item of each interaction: `[num_edges]` twice.
+def user_groups(folder: DatasetFolder) -> ItemGroups:
+    """Return the users of each item.
 
     Raises:
-        UnavailableError: The folder has no user log.
+        UnavailableError: If the folder has no user log.
     """
     log = folder.interactions
     if log is None or not len(log):
         raise UnavailableError(f"{folder.path} has no interactions of users: add interactions.csv, or leave it out.")
-    return log.user_index, log.rows
+    return ItemGroups.of_users(log, len(folder.catalog))

@@ -1,12 +1,12 @@
 """Gradient boosting over the scores of simple baselines, fitted to training questions.
 
-It must not know validation bundles, nor how a simple baseline scores.
+Knows nothing about validation bundles, nor how a simple baseline scores.
 
-A baseline that was fitted to all training bundles knows the answers of training questions, and leaving out only the
-bundle that is asked about lowers the counts of its answer and of nothing else. So training bundles are cut into folds
-(near-duplicates together), the simple baselines are fitted once without each fold, and score questions about its
-bundles, whose hard negatives are matched on the frequencies outside the fold, too: answers and wrong options lose the
-same bundles, and the scores are to these questions what those of the final fit are to held-out ones.
+A baseline fitted to all training bundles contains the answers of training questions, and leaving out only a question's
+own bundle lowers the counts of its answer and of nothing else. So training bundles are cut into folds (near-duplicates
+together), the simple baselines are fitted once without each fold, and score questions about its bundles. The hard
+negatives are matched on the frequencies outside the fold, too: answers and wrong options lose the same bundles, and
+the scores relate to these questions as those of the final fit to held-out ones.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from sklearn.ensemble import HistGradientBoostingClassifier
 
-from bundle_mllm.baselines.base import Asked, Baseline, UnavailableError
+from bundle_mllm.baselines.base import Baseline, QuestionBatch, UnavailableError, score_in_parts
 from bundle_mllm.data.bundles import Bundle
 from bundle_mllm.data.folder import DatasetFolder
 from bundle_mllm.data.folds import assign_folds
@@ -29,15 +29,15 @@ NUM_CANDIDATES = 10
 
 
 class BoostedRanker:
-    """Score candidates by the odds that histogram gradient boosting (scikit-learn) gives them of being the answer.
+    """Score candidates by the odds of being the answer, from histogram gradient boosting (scikit-learn).
 
-    It sees, of each simple baseline, the score of the candidate, its standard score within the question and the share
-    of the other candidates that it beats; and how many items are shown.
+    The inputs are, of each simple baseline, the score of the candidate, its standard score within the question and the
+    share of the other candidates with a lower score; and the number of items shown.
 
     Args:
-        simple: Makes the simple baselines, by name; those that the folder cannot serve are left out.
+        simple: Makes the simple baselines, by name; those without their data in the folder are left out.
         seed: The same seed gives the same scores.
-        num_questions: Most training questions, half of them with hard negatives; at most ten about each bundle.
+        num_questions: Maximal number of training questions, half of them with hard negatives; at most ten per bundle.
     """
 
     reads_bundles = True
@@ -49,14 +49,14 @@ class BoostedRanker:
 
     def fit(self, folder: DatasetFolder, bundles: Sequence[Bundle]) -> None:
         """Fit the simple baselines without each fold, then the trees, then the simple baselines to all bundles."""
-        num_askable = sum(len(bundle.items) > 1 for bundle in bundles)
-        if num_askable < 2 * NUM_FOLDS:
+        num_bundles = sum(len(bundle.items) > 1 for bundle in bundles)
+        if num_bundles < 2 * NUM_FOLDS:
             raise UnavailableError(
-                f"{folder.path} has {num_askable} training bundles of two items or more, too few to cut into "
+                f"{folder.path} has {num_bundles} training bundles of two items or more, too few to cut into "
                 f"{NUM_FOLDS} folds: add bundles, or leave it out."
             )
-        room = len(folder.catalog) - max(len(bundle.items) for bundle in bundles) + 1
-        if room < 2:
+        num_candidates = min(NUM_CANDIDATES, len(folder.catalog) - max(len(bundle.items) for bundle in bundles) + 1)
+        if num_candidates < 2:
             raise UnavailableError(
                 f"{folder.path} has a training bundle of all items, which leaves no wrong option: add items, or leave "
                 "it out."
@@ -65,8 +65,8 @@ class BoostedRanker:
         questions = sample_training_questions(
             bundles,
             folder.catalog,
-            num_questions=min(self.num_questions, QUESTIONS_PER_BUNDLE * num_askable),
-            num_candidates=(min(NUM_CANDIDATES, room),) * 2,
+            num_questions=min(self.num_questions, QUESTIONS_PER_BUNDLE * num_bundles),
+            num_candidates=(num_candidates, num_candidates),
             hard_fraction=0.5,
             fold_of_bundle=folds,
             seed=self.seed,
@@ -75,27 +75,27 @@ class BoostedRanker:
         inputs, labels = [], []
         refitted = [name for name, baseline in self._simple.items() if baseline.reads_bundles]
         for fold in sorted(set(folds.values())):
-            asked_here = [question for question in questions if folds[question.bundle_id] == fold]
-            if not asked_here:
+            of_fold = [question for question in questions if folds[question.bundle_id] == fold]
+            if not of_fold:
                 continue
             kept = [bundle for bundle in bundles if folds[bundle.bundle_id] != fold]
             fitted = self._fit_simple(folder, kept, {name: self._make[name] for name in refitted})
-            inputs.append(self._inputs(Asked.of(asked_here, folder.catalog), {**self._simple, **fitted}))
-            labels.append(_labels(asked_here))
+            inputs.append(self._inputs(QuestionBatch.of(of_fold, folder.catalog), {**self._simple, **fitted}))
+            labels.append(_labels(of_fold))
         self._trees = HistGradientBoostingClassifier(
             learning_rate=0.06,
             max_iter=150,
             max_leaf_nodes=15,
             min_samples_leaf=100,
             l2_regularization=1.0,
-            early_stopping=False,
+            early_stopping=False,  # pyright: ignore[reportArgumentType]  # a stub inferred from the default "auto"
             random_state=self.seed,
         )
         self._trees.fit(np.concatenate(inputs), np.concatenate(labels))
 
-    def score(self, asked: Asked) -> np.ndarray:
+    def score(self, batch: QuestionBatch) -> np.ndarray:
         """Score by the simple baselines, then by the trees."""
-        return self._trees.decision_function(self._inputs(asked, self._simple))
+        return self._trees.decision_function(self._inputs(batch, self._simple))
 
     @staticmethod
     def _fit_simple(
@@ -111,12 +111,12 @@ class BoostedRanker:
             fitted[name] = baseline
         return fitted
 
-    def _inputs(self, asked: Asked, simple: Mapping[str, Baseline]) -> np.ndarray:
-        """Return what the trees see of each candidate: `[total, 3 · baselines + 1]` float32."""
-        columns = [asked.num_shown[asked.question]]
+    def _inputs(self, batch: QuestionBatch, simple: Mapping[str, Baseline]) -> np.ndarray:
+        """Return the inputs of the trees for each candidate: `[total, 3 · baselines + 1]` float32."""
+        columns = [batch.num_shown[batch.question_index]]
         for name in self._simple:
-            scores = simple[name].score(asked)
-            columns += [scores, _standard(asked, scores), _share_beaten(asked, scores)]
+            scores = score_in_parts(simple[name], batch)
+            columns += [scores, _standard(batch, scores), _share_lower(batch, scores)]
         return np.stack(columns, axis=1).astype(np.float32)
 
 
@@ -124,22 +124,23 @@ def _labels(questions: Sequence[Question]) -> np.ndarray:
     return np.concatenate([np.arange(len(q.candidates)) == q.answer_index for q in questions])
 
 
-def _standard(asked: Asked, scores: np.ndarray) -> np.ndarray:
+def _standard(batch: QuestionBatch, scores: np.ndarray) -> np.ndarray:
     """Return the scores less their mean in the question, over their standard deviation; 0 where all are equal."""
-    number = np.bincount(asked.question)
-    centered = scores - (np.bincount(asked.question, weights=scores) / number)[asked.question]
-    deviation = np.sqrt(np.bincount(asked.question, weights=centered**2) / number)[asked.question]
+    question = batch.question_index
+    number = np.bincount(question)
+    centered = scores - (np.bincount(question, weights=scores) / number)[question]
+    deviation = np.sqrt(np.bincount(question, weights=centered**2) / number)[question]
     return centered / np.where(deviation > 1e-12, deviation, 1.0)
 
 
-def _share_beaten(asked: Asked, scores: np.ndarray) -> np.ndarray:
-    """Return the share of the question's other candidates that score lower, those that are equal counting half."""
-    order = np.lexsort((scores, asked.question))  # question by question, as they come, the lowest first
-    ordered, question = scores[order], asked.question[order]
+def _share_lower(batch: QuestionBatch, scores: np.ndarray) -> np.ndarray:
+    """Return the share of the question's other candidates with a lower score, equal ones counting half."""
+    order = np.lexsort((scores, batch.question_index))  # question by question, the lowest score first
+    ordered, question = scores[order], batch.question_index[order]
     new = np.flatnonzero((np.diff(ordered, prepend=np.nan) != 0) | (np.diff(question, prepend=-1) != 0))
     ends = np.append(new[1:], len(order))
-    middle = np.repeat((new + ends - 1) / 2, ends - new)  # mean place of those that are equal
-    number = np.bincount(asked.question)
+    middle = np.repeat((new + ends - 1) / 2, ends - new)  # mean position of equal ones
+    number = np.bincount(batch.question_index)
     starts = np.cumsum(number) - number
     shares = np.empty(len(order))
     shares[order] = (middle - starts[question]) / np.maximum(1, number - 1)[question]

@@ -1,6 +1,6 @@
 """Fit baselines to the training bundles of a dataset folder and measure them on a question file.
 
-It must not know how a baseline works; no baseline sees an answer or a bundle of another split.
+Knows nothing about how a baseline works; no baseline gets an answer or a bundle of another split.
 """
 
 from __future__ import annotations
@@ -12,11 +12,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from transformers.utils import logging
 
-from bundle_mllm.baselines.base import Asked, UnavailableError
-from bundle_mllm.baselines.registry import LLM, expand, make_baseline
+from bundle_mllm.baselines.base import QuestionBatch, UnavailableError, score_in_parts
+from bundle_mllm.baselines.registry import LLM, make_baseline, reads_users, resolve_names
 from bundle_mllm.data.bundles import BundleSplits
 from bundle_mllm.data.folder import DatasetFolder
 from bundle_mllm.data.leakage import check_interactions
@@ -29,19 +28,17 @@ from bundle_mllm.evaluation.results import check_writable, save_results
 from bundle_mllm.modeling.ranking_bundle_mllm import GROUP_SIZE, MAX_OPTIONS
 
 logger = logging.get_logger(__name__)
-CANDIDATES_AT_ONCE = 50_000
-"""Features of more candidates than this are not held at a time."""
 
 
 @dataclass(frozen=True)
 class BaselineResult:
-    """What became of one baseline.
+    """The measurement of one baseline.
 
     Attributes:
         name: Its name.
-        metrics: What was measured; `None` if it was skipped.
-        skipped: Why it was skipped, if it was.
-        seconds: What fitting and scoring took.
+        metrics: Its metrics; `None` if it was skipped.
+        skipped: The reason, if it was skipped.
+        seconds: Time of fitting and scoring.
         path: The metrics file, if one was written.
     """
 
@@ -69,38 +66,40 @@ def evaluate_baselines(
     """Measure baselines.
 
     Args:
-        data: The dataset folder whose items the questions name; its training bundles are what is learned from.
+        data: The dataset folder with the items of the questions; baselines learn from its training bundles.
         questions_path: A question file over these items.
         names: Names of `BASELINES`, `similarity:MODALITY`, `llm:MODEL`, or `all`: everything but language models.
-        output: Where the metrics of a model would go, such as `metrics.json`; those of a baseline go beside it (see
+        output: The metrics file of a model, such as `metrics.json`; those of a baseline go beside it (see
             [`baseline_path`]), with its scores, as `compare_metrics` reads them. By default nothing is written.
         batch_size: Prompts per forward pass of a language model; as the next three, see `score_questions`.
-        permutations: In how many orders it is asked.
+        permutations: Number of candidate orders in which it scores each question.
         max_options: Longest list of candidates in one prompt.
         group_size: Most candidates of a group of a longer list.
-        seed: Of what is random: chance, weights, folds.
-        device: Where a language model runs; the GPU if there is one, unless told otherwise.
-        report: Called with each result as soon as it is there and written.
+        seed: Of chance, weights and folds.
+        device: Where a language model runs; by default the GPU if there is one.
+        report: Called with each result as soon as it is measured and written.
 
     Returns:
         One result for each baseline. Its metrics are those of [`describe`], `questions` as in `evaluate`, `baseline`
         (its name), `seed`, `train_bundles` (their number) and `data`.
 
     Raises:
-        BundleMLLMError: A path is wrong, a question is malformed, a name is unknown, or a baseline that was named
-            (rather than meant by `all`) looks at what the folder lacks.
+        BundleMLLMError: If a path is wrong, a question is malformed, a name is unknown, or a baseline that was named
+            (rather than included by `all`) needs data that the folder lacks.
     """
     manifest = read_question_manifest(questions_path)
     folder = DatasetFolder.open(data)
-    chosen = expand(names, folder)
-    paths = _paths(output, list(chosen), questions_path)
+    selected = resolve_names(names, folder)
+    paths = _paths(output, list(selected), questions_path)
     questions = load_questions(questions_path, folder.catalog)
     train = folder.bundles.train
     known = warm_items(folder.bundles)
-    encoded = check_interactions(folder, allow_leakage=True)
-    if encoded is not None and encoded.is_refused:
-        logger.warning(f"What baselines score by users is no prediction: the log of {data} has the answers. {encoded}")
-    folder = replace(folder, bundles=BundleSplits(train=train))  # all that a baseline can see
+    leaked = check_interactions(folder, allow_leakage=True) if any(map(reads_users, selected)) else None
+    if leaked is not None and leaked.is_refused:
+        logger.warning(
+            f"Scores of baselines that read users are no predictions: the log of {data} has the answers. {leaked}"
+        )
+    folder = replace(folder, bundles=BundleSplits(train=train))  # so that no baseline can read others
     common = {
         "seed": seed,
         "train_bundles": len(train),
@@ -108,9 +107,9 @@ def evaluate_baselines(
     }
     max_options = max_options or MAX_OPTIONS
     group_size = group_size or min(GROUP_SIZE, max_options)
-    asked = {"permutations": permutations, "max_options": max_options, "group_size": group_size, "seed": seed}
+    scoring = {"permutations": permutations, "max_options": max_options, "group_size": group_size, "seed": seed}
     results = []
-    for name, named in chosen.items():
+    for name, named in selected.items():
         start = time.perf_counter()
         is_llm = name.startswith(f"{LLM}:")
         try:
@@ -119,7 +118,7 @@ def evaluate_baselines(
 
                 model = name.partition(":")[2]
                 scored = score_by_language_model(
-                    model, folder.catalog, questions, device=device, batch_size=batch_size, progress=True, **asked
+                    model, folder.catalog, questions, device=device, batch_size=batch_size, progress=True, **scoring
                 )
             else:
                 scored = _score(name, folder, questions, seed)
@@ -131,7 +130,7 @@ def evaluate_baselines(
             kind: dict[str, Any] = {"probabilities": is_llm, **({"max_options": max_options} if is_llm else {})}
             metrics = {"baseline": name} | describe(manifest, questions, scored, known, **kind) | common
             if is_llm:
-                metrics["asked"] = asked
+                metrics["scoring"] = scoring
             if (path := paths.get(name)) is not None:
                 save_results(path, metrics, scored)
             result = BaselineResult(name, metrics, seconds=time.perf_counter() - start, path=path)
@@ -144,10 +143,10 @@ def evaluate_baselines(
 def baseline_path(output: Path, name: str) -> Path:
     """Return where the metrics of a baseline go: `metrics.popularity.json` beside `metrics.json`.
 
-    A language model is called by the last part of its name: `metrics.llm-Qwen3-0.6B.json`.
+    For a language model, the last part of its name counts: `metrics.llm-Qwen3-0.6B.json`.
     """
-    kind, _, which = name.partition(":")
-    parts = [kind, *([re.split(r"[/\\]", which.rstrip("/\\"))[-1]] if which else [])]
+    kind, _, argument = name.partition(":")
+    parts = [kind, *([re.split(r"[/\\]", argument.rstrip("/\\"))[-1]] if argument else [])]
     slug = "-".join(re.sub(r"[^\w.-]+", "-", part) for part in parts)
     return output.with_name(f"{output.name.removesuffix('.json')}.{slug}.json")
 
@@ -157,9 +156,8 @@ def _score(name: str, folder: DatasetFolder, questions: Sequence[Question], seed
     if baseline.reads_bundles and not folder.bundles.train:
         raise UnavailableError(f"{folder.path} has no training bundles: add some, or leave it out.")
     baseline.fit(folder, folder.bundles.train)
-    asked = Asked.of(questions, folder.catalog)
-    scores = np.concatenate([baseline.score(part) for part in asked.batches(CANDIDATES_AT_ONCE)])
-    return as_scored(questions, [row.tolist() for row in asked.split(scores)])
+    batch = QuestionBatch.of(questions, folder.catalog)
+    return as_scored(questions, [row.tolist() for row in batch.split(score_in_parts(baseline, batch))])
 
 
 def _paths(output: Path | None, names: Sequence[str], questions_path: Path) -> dict[str, Path]:

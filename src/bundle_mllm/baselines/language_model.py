@@ -1,6 +1,6 @@
-"""Ask a stock language model, zero-shot, from titles alone.
+"""Score questions by a stock language model, zero-shot, from titles alone.
 
-It must not know bundles of any split: nothing is fitted.
+Knows nothing about bundles of any split: nothing is fitted.
 """
 
 from __future__ import annotations
@@ -27,26 +27,26 @@ def score_by_language_model(
 ) -> list[ScoredQuestion]:
     """Score questions by the letters' logits of a causal language model that was not trained on bundles.
 
-    It is asked as a model of stage one is: titles only, in its own chat template if it has one, one forward pass per
-    question; its free answer is its most likely next token of all.
+    The prompts are those of stage one: titles only, in the model's own chat template if it has one, one forward pass
+    per question.
 
     Args:
         name: Hub name or folder of a model that `AutoModelForCausalLM` loads.
         catalog: The items.
         questions: The questions.
-        device: Where it runs; the GPU if there is one, unless told otherwise.
+        device: Where it runs; by default the GPU if there is one.
         **options: Of `score_questions`.
 
     Returns:
-        What it said, with log-probabilities up to a constant.
+        The scored questions, with log-probabilities up to a constant.
 
     Raises:
-        UnavailableError: The items have no titles.
-        BundleMLLMError: The model cannot be loaded.
+        UnavailableError: If the items have no titles.
+        BundleMLLMError: If the model cannot be loaded.
     """
     if not any(catalog.titles):
-        raise UnavailableError("The items have no titles, which is all that a language model is told: leave it out.")
+        raise UnavailableError("The items have no titles, so the prompts would be empty: leave it out.")
     model, processor = wrap_backbone(*load_backbone(name), catalog, {})
     processor.show_items = False
-    model.to(choose_device(device))
+    model.to(choose_device(device))  # pyright: ignore[reportArgumentType]  # the stub lacks `self`
     return score_questions(model, processor, questions, **options)

@@ -1,33 +1,35 @@
-"""Train networks to complete partial bundles, by steps, and stop when held-out training bundles say so.
+"""Train networks to complete partial bundles, and stop when the loss on held-out training bundles stops falling.
 
-It must not know any network, nor a bundle outside the training split.
+Knows nothing about any particular network, nor bundles outside the training split.
 
-What is trained sees a random part of a bundle and gives logits to items. The softmax over the whole catalog, which
-both MultiVAE and CLHE use, is estimated: its columns are all items of the batch's bundles and some others, drawn
-uniformly, each of which stands for as many as there are (importance sampling), so that a step costs the same for a
-large catalog.
+A network gets a random part of a bundle and gives logits to items. The softmax over the whole catalog, which both
+MultiVAE and CLHE use, is estimated: its columns are all items of the batch's bundles and some others, drawn uniformly
+and weighted by the number of items that each represents (importance sampling), so that the cost of a step does not
+grow with the catalog.
 """
 
 from __future__ import annotations
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import nn
 
-from bundle_mllm.baselines.base import Asked, UnavailableError
+from bundle_mllm.baselines.base import QuestionBatch, UnavailableError
 from bundle_mllm.data.bundles import Bundle
 from bundle_mllm.data.folder import DatasetFolder
 from bundle_mllm.data.folds import assign_folds
 
+T = TypeVar("T")
 ABSENT = -1
-"""Fills the places of short lists."""
+"""Pads short lists."""
 HELD_OUT_FOLDS = 10
-"""One bundle in so many, near-duplicates together, decides when to stop."""
+"""One bundle in so many, near-duplicates together, is held out to decide when to stop."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class PartialBundles:
     Attributes:
         shown: `[batch, longest]` rows of the items shown; `ABSENT` behind the last.
         columns: `[columns]` rows of the items that get logits, each once.
-        log_weights: `[columns]` logarithm of how many items each stands for.
+        log_weights: `[columns]` logarithm of the number of items that each represents.
         members: `[batch, columns]` 1 where the bundle has the item.
         rest: `[batch, columns]` 1 where the bundle has the item and it is not shown.
     """
@@ -76,58 +78,53 @@ class PartialBundles:
         return logits - torch.logsumexp(logits + self.log_weights, dim=1, keepdim=True)
 
 
-class PartialBundleNetwork(Protocol):
-    """What [`train_network`] trains: a module that gives its loss, and the logits it would rank by."""
+class PartialBundleNetwork(nn.Module, ABC):
+    """A module with a loss for [`train_network`], and logits to rank by."""
 
+    @abstractmethod
     def loss(self, batch: PartialBundles, progress: float) -> torch.Tensor:
-        """Return the loss of a batch; `progress` is the share of all passes that are done."""
-        ...
+        """Return the loss of a batch; `progress` is the finished share of all passes."""
 
+    @abstractmethod
     def logits(self, shown: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-        """Return `[batch, columns]` logits of the same items for all."""
-        ...
+        """Return the logits of the same items for all: `[batch, columns]`."""
 
 
 def pad(rows: Sequence[Sequence[int]]) -> torch.Tensor:
     """Return lists of rows as `[lists, longest]`, with `ABSENT` behind the last."""
     padded = torch.full((len(rows), max(map(len, rows))), ABSENT)
-    for place, entry in enumerate(rows):
-        padded[place, : len(entry)] = torch.tensor(entry)
+    for index, entry in enumerate(rows):
+        padded[index, : len(entry)] = torch.tensor(entry)
     return padded
 
 
-def askable_rows(folder: DatasetFolder, bundles: Sequence[Bundle]) -> dict[str, list[int]]:
-    """Return the rows of the bundles of two items or more, by bundle id.
-
-    Raises:
-        UnavailableError: There is none.
-    """
-    rows = {bundle.bundle_id: folder.catalog.rows(bundle.items) for bundle in bundles if len(bundle.items) > 1}
-    if not rows:
-        raise UnavailableError(f"{folder.path} has no training bundle of two items: add bundles, or leave it out.")
-    return rows
-
-
-def hold_out(bundles: dict[str, list[int]], seed: int) -> tuple[list[list[int]], list[list[int]]]:
-    """Set a tenth of the bundles aside, near-duplicates together; none where there are too few.
+def hold_out(folder: DatasetFolder, bundles: Sequence[Bundle], seed: int) -> tuple[list[list[int]], list[list[int]]]:
+    """Hold out a tenth of the bundles of two items or more, near-duplicates together; none of few bundles.
 
     Args:
-        bundles: The rows of each bundle's items, by bundle id.
-        seed: Chooses them.
+        folder: The dataset folder with their items.
+        bundles: Training bundles.
+        seed: Chooses the held-out bundles.
 
     Returns:
-        The rows of those that are left to train on, and of those that decide when to stop.
+        The rows of each bundle to train on, and of each that decides when to stop.
+
+    Raises:
+        UnavailableError: If there is no bundle of two items.
     """
-    if len(bundles) < 2 * HELD_OUT_FOLDS:
-        return list(bundles.values()), []
-    folds = assign_folds(bundles, HELD_OUT_FOLDS, seed=seed)
+    items = {bundle.bundle_id: bundle.items for bundle in bundles if len(bundle.items) > 1}
+    if not items:
+        raise UnavailableError(f"{folder.path} has no training bundle of two items: add bundles, or leave it out.")
     held_out = HELD_OUT_FOLDS - 1  # not 0, which has the largest group of near-duplicates
-    training = [rows for bundle_id, rows in bundles.items() if folds[bundle_id] != held_out]
-    return training, [rows for bundle_id, rows in bundles.items() if folds[bundle_id] == held_out]
+    folds = assign_folds(items, HELD_OUT_FOLDS, seed=seed) if len(items) >= 2 * HELD_OUT_FOLDS else {}
+    parts: tuple[list[list[int]], list[list[int]]] = ([], [])
+    for bundle_id, item_ids in items.items():
+        parts[folds.get(bundle_id) == held_out].append(folder.catalog.rows(item_ids))
+    return parts
 
 
 def train_network(
-    network: nn.Module,
+    network: PartialBundleNetwork,
     training: Sequence[list[int]],
     held_out: Sequence[list[int]],
     num_items: int,
@@ -137,12 +134,12 @@ def train_network(
     """Train a network in place and leave it in evaluation mode.
 
     Args:
-        network: A [`PartialBundleNetwork`].
+        network: The network.
         training: The rows of each bundle's items, two or more.
         held_out: Those of the bundles that decide when to stop; without any, all passes are made.
         num_items: Length of the catalog.
         schedule: How to train.
-        seed: The same seed gives the same weights. Random numbers of other users of torch are left alone.
+        seed: The same seed gives the same weights. The global random state of torch stays as it is.
     """
     rng = np.random.default_rng(seed)
     check = [_make_batch(part, num_items, schedule, rng) for part in _cut(held_out, 256)]
@@ -154,9 +151,9 @@ def train_network(
         torch.manual_seed(seed)
         for epoch in range(schedule.epochs):
             network.train()
-            order = rng.permutation(len(training))
-            for chosen in _cut(order, schedule.batch_size):
-                batch = _make_batch([training[i] for i in chosen], num_items, schedule, rng)
+            order = rng.permutation(len(training)).tolist()
+            for drawn in _cut(order, schedule.batch_size):
+                batch = _make_batch([training[i] for i in drawn], num_items, schedule, rng)
                 optimizer.zero_grad(set_to_none=True)
                 network.loss(batch, epoch / schedule.epochs).backward()
                 optimizer.step()
@@ -173,24 +170,21 @@ def train_network(
 
 
 @torch.inference_mode()
-def score_by_network(network: nn.Module, asked: Asked) -> np.ndarray:
+def score_by_network(network: PartialBundleNetwork, batch: QuestionBatch) -> np.ndarray:
     """Return the logits of all candidates, `[total]` float64, question by question."""
-    scores = [np.empty(0)]
-    for part in asked.batches(640):
-        columns, place = np.unique(part.candidate, return_inverse=True)
-        logits = network.logits(pad(part.partials), torch.from_numpy(columns))
-        scores.append(logits.double().numpy()[part.question, place])
-    return np.concatenate(scores)
+    columns, position = np.unique(batch.candidate_rows, return_inverse=True)
+    logits = network.logits(pad(batch.partials), torch.from_numpy(columns))
+    return logits.double().numpy()[batch.question_index, position]
 
 
-def _cut(entries: Sequence, size: int) -> Iterator[Sequence]:
+def _cut(entries: Sequence[T], size: int) -> Iterator[Sequence[T]]:
     return (entries[start : start + size] for start in range(0, len(entries), size))
 
 
 def _make_batch(
     bundles: Sequence[list[int]], num_items: int, schedule: Schedule, rng: np.random.Generator
 ) -> PartialBundles:
-    """Show a random part of each bundle, at least one item and never all, as training questions do."""
+    """Show a random part of each bundle, at least one item and not all, as in training questions."""
     shown, hidden = [], []
     for rows in bundles:
         order = rng.permutation(rows).tolist()
@@ -206,15 +200,15 @@ def _make_batch(
     weights = np.zeros(len(columns), dtype=np.float32)
     weights[len(own) :] = np.log(max(1, left) / max(1, len(others)))
     members, rest = np.zeros((2, len(bundles), len(columns)), dtype=np.float32)
-    for place, (visible, asked) in enumerate(zip(shown, hidden, strict=True)):
-        members[place, np.searchsorted(own, [*visible, *asked])] = 1
-        rest[place, np.searchsorted(own, asked)] = 1
+    for index, (partial, missing) in enumerate(zip(shown, hidden, strict=True)):
+        members[index, np.searchsorted(own, [*partial, *missing])] = 1
+        rest[index, np.searchsorted(own, missing)] = 1
     tensors = map(torch.from_numpy, (columns, weights, members, rest))
     return PartialBundles(pad(shown), *tensors)
 
 
 @torch.inference_mode()
-def _held_out_loss(network: nn.Module, check: Sequence[PartialBundles]) -> float:
+def _held_out_loss(network: PartialBundleNetwork, check: Sequence[PartialBundles]) -> float:
     """Return the mean negative log-probability of the items that are not shown, bundle by bundle."""
     total = number = 0
     for batch in check:

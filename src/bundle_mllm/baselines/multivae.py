@@ -1,6 +1,6 @@
 """MultiVAE (Liang et al., WWW 2018): a variational autoencoder of bundles as bags of items.
 
-It must not know words or features.
+Knows nothing about words or features.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
-from bundle_mllm.baselines.base import Asked
+from bundle_mllm.baselines.base import QuestionBatch
 from bundle_mllm.baselines.learning import (
     ABSENT,
+    PartialBundleNetwork,
     PartialBundles,
     Schedule,
-    askable_rows,
     hold_out,
     score_by_network,
     train_network,
@@ -35,8 +35,8 @@ class MultiVAE:
     Encoder and decoder have one hidden layer of tanh, the likelihood is multinomial (eq. 2), and the weight of the KL
     divergence rises to 0.2, as in the paper. Ours: the input is a random part of a bundle, as in a question, instead
     of its dropout; widths for thousands of bundles instead of 100,000 users; the softmax is sampled (`learning`). The
-    code of a question is the mean of its posterior. An item in no training bundle has no place in the network: it
-    scores below all others of its question.
+    code of a question is the mean of its posterior. An item in no training bundle has no embedding: it scores below
+    all others of its question.
 
     Args:
         seed: The same seed gives the same scores.
@@ -50,34 +50,41 @@ class MultiVAE:
 
     def fit(self, folder: DatasetFolder, bundles: Sequence[Bundle]) -> None:
         """Train the network."""
-        training, held_out = hold_out(askable_rows(folder, bundles), self.seed)
+        training, held_out = hold_out(folder, bundles, self.seed)
         known = np.unique(np.concatenate(training))
         self._number = np.full(len(folder.catalog), ABSENT)  # of each item among the known ones
         self._number[known] = np.arange(len(known))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             self._network = _Network(len(known))
-        training = [self._number[rows].tolist() for rows in training]
-        known_rows = (self._number[rows] for rows in held_out)
-        held_out = [rows.tolist() for kept in known_rows if len(rows := kept[kept != ABSENT]) > 1]
-        train_network(self._network, training, held_out, len(known), self.schedule, self.seed)
+        numbers_of_held_out = map(self._known_numbers, held_out)
+        train_network(
+            self._network,
+            [self._known_numbers(rows) for rows in training],
+            [numbers for numbers in numbers_of_held_out if len(numbers) > 1],
+            len(known),
+            self.schedule,
+            self.seed,
+        )
 
-    def score(self, asked: Asked) -> np.ndarray:
-        """Encode what is shown and decode the candidates."""
-        numbers = (self._number[partial].tolist() for partial in asked.partials)
-        partials = [[number for number in entry if number != ABSENT] or [ABSENT] for entry in numbers]
-        number = self._number[asked.candidate]
+    def score(self, batch: QuestionBatch) -> np.ndarray:
+        """Encode the items shown and decode the candidates."""
+        number = self._number[batch.candidate_rows]
         known = number != ABSENT
-        candidates = [entry.tolist() for entry in asked.split(np.maximum(number, 0))]
-        inner = Asked(partials, candidates, len(self._number))
-        scores = score_by_network(self._network, inner)
-        least = np.full(len(asked), np.inf)
-        np.minimum.at(least, asked.question[known], scores[known])
+        partials = [self._known_numbers(rows) or [ABSENT] for rows in batch.partials]
+        candidates = [entry.tolist() for entry in batch.split(np.maximum(number, 0))]
+        scores = score_by_network(self._network, QuestionBatch(partials, candidates, len(self._number)))
+        least = np.full(len(batch), np.inf)
+        np.minimum.at(least, batch.question_index[known], scores[known])
         floor = np.where(np.isfinite(least), least, 1.0) - 1.0
-        return np.where(known, scores, floor[asked.question])
+        return np.where(known, scores, floor[batch.question_index])
+
+    def _known_numbers(self, rows: Sequence[int]) -> list[int]:
+        numbers = self._number[list(rows)]
+        return numbers[numbers != ABSENT].tolist()
 
 
-class _Network(nn.Module):
+class _Network(PartialBundleNetwork):
     """Bag of items -> hidden -> mean and log variance of the code -> hidden -> logits."""
 
     def __init__(self, num_items: int, hidden: int = 128, dim: int = 64):
@@ -88,8 +95,8 @@ class _Network(nn.Module):
         self.decode = nn.Linear(dim, hidden)
         self.write = nn.Embedding(num_items, hidden)
         self.write_bias = nn.Embedding(num_items, 1)
-        for weights in (self.read, self.write):  # small, as Xavier's is for many items: large random codes of items
-            nn.init.normal_(weights.weight, std=0.02)  # are remembered, and nothing is learned from like items
+        for weights in (self.read, self.write):  # small, as Xavier's is for many items: with large random codes, the
+            nn.init.normal_(weights.weight, std=0.02)  # network memorizes items and learns nothing from similar ones
         nn.init.zeros_(self.write_bias.weight)
 
     def loss(self, batch: PartialBundles, progress: float) -> torch.Tensor:
@@ -106,8 +113,8 @@ class _Network(nn.Module):
         return self._decode(self._posterior(shown)[0], columns)
 
     def _posterior(self, shown: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        there = (shown != ABSENT).unsqueeze(-1)  # [batch, longest, 1]
-        bag = (self.read(shown.clamp(min=0)) * there).sum(dim=1) / there.sum(dim=1).clamp(min=1).sqrt()
+        mask = (shown != ABSENT).unsqueeze(-1)  # [batch, longest, 1]
+        bag = (self.read(shown.clamp(min=0)) * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1).sqrt()
         mean, log_variance = self.encode(torch.tanh(bag + self.read_bias)).chunk(2, dim=1)
         return mean, log_variance.clamp(-10, 10)
 

@@ -1,6 +1,6 @@
-"""Find baselines by name: `popularity`, `similarity:visual`, …, and `all`.
+"""Look baselines up by name: `popularity`, `similarity:visual`, …, and `all`.
 
-It must not know how a baseline works, nor import one that is not asked for.
+Knows nothing about how a baseline works; imports only the requested ones.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from importlib import import_module
 
 from bundle_mllm.baselines.base import Baseline
 from bundle_mllm.data.folder import DatasetFolder
+from bundle_mllm.data.memberships import BUNDLE_ITEM
 from bundle_mllm.errors import BundleMLLMError
 
 ALL = "all"
@@ -20,109 +21,117 @@ LLM = "llm"
 SIMILARITY = "similarity"
 RANKER = "boosted_ranker"
 STEPS_IN_RANKER = 50
-"""Steps of LightGCN where the ranker fits it anew for each fold; it loses little by them."""
+"""Steps of LightGCN in the ranker, which fits it once for each fold; the ranker is little worse for it."""
 
 
 @dataclass(frozen=True)
-class Entry:
-    """Where a baseline is found.
+class BaselineEntry:
+    """Where the code of a baseline is, and its needs.
 
     Attributes:
         module: Module of this package.
-        maker: Its class there.
+        maker: Its class in that module.
         seeded: Whether it takes a seed.
         simple: Whether its scores go into the boosted ranker.
+        reads_users: Whether it reads the user log.
     """
 
     module: str
     maker: str
     seeded: bool = False
     simple: bool = True
+    reads_users: bool = False
 
 
-BASELINES: Mapping[str, Entry] = {
-    "random": Entry("counting", "Chance", seeded=True, simple=False),
-    "popularity": Entry("counting", "Popularity"),
-    "co_occurrence": Entry("counting", "CoOccurrence"),
-    "item_knn": Entry("counting", "ItemKNN"),
-    "item_knn_users": Entry("counting", "UserKNN"),
-    "tfidf": Entry("similarity", "TfidfCosine"),
-    "category_pmi": Entry("counting", "CategoryPMI"),
-    "lightgcn": Entry("graph", "BundleLightGCN", seeded=True),
-    "lightgcn_users": Entry("graph", "UserLightGCN", seeded=True),
-    "multivae": Entry("multivae", "MultiVAE", seeded=True, simple=False),
-    "set_transformer": Entry("set_transformer", "SetTransformer", seeded=True, simple=False),
-    RANKER: Entry("boosting", "BoostedRanker", seeded=True, simple=False),
+BASELINES: Mapping[str, BaselineEntry] = {
+    "random": BaselineEntry("counting", "Chance", seeded=True, simple=False),
+    "popularity": BaselineEntry("counting", "Popularity"),
+    "co_occurrence": BaselineEntry("counting", "CoOccurrence"),
+    "item_knn": BaselineEntry("counting", "ItemKNN"),
+    "item_knn_users": BaselineEntry("counting", "UserKNN", reads_users=True),
+    "tfidf": BaselineEntry("similarity", "TfidfCosine"),
+    "category_pmi": BaselineEntry("counting", "CategoryPMI"),
+    "lightgcn": BaselineEntry("similarity", "BundleLightGCN", seeded=True),
+    "lightgcn_users": BaselineEntry("similarity", "UserLightGCN", seeded=True, reads_users=True),
+    "multivae": BaselineEntry("multivae", "MultiVAE", seeded=True, simple=False),
+    "set_transformer": BaselineEntry("set_transformer", "SetTransformer", seeded=True, simple=False, reads_users=True),
+    RANKER: BaselineEntry("boosting", "BoostedRanker", seeded=True, simple=False, reads_users=True),
 }
 """Every baseline by name, except `similarity:MODALITY` (one per modality) and `llm:MODEL`."""
 
 
-def expand(names: Sequence[str], folder: DatasetFolder) -> dict[str, bool]:
-    """Resolve what a user asked for.
+def resolve_names(names: Sequence[str], folder: DatasetFolder) -> dict[str, bool]:
+    """Resolve the requested names.
 
     Args:
-        names: Names of baselines; `all` stands for each that needs no model of its own.
-        folder: The dataset folder, which says what modalities there are.
+        names: Names of baselines; `all` includes each that needs no model of its own.
+        folder: The dataset folder, for its modalities.
 
     Returns:
-        The names, each once, and whether each was named (rather than meant by `all`).
+        The names, each once, and whether each was named (rather than included by `all`).
 
     Raises:
-        BundleMLLMError: A name is unknown or incomplete.
+        BundleMLLMError: If a name is unknown or incomplete.
     """
-    expanded: dict[str, bool] = {}
+    resolved: dict[str, bool] = {}
     for name in names:
         if name == ALL:
             store = folder.features()
             similar = [f"{SIMILARITY}:{modality}" for modality in (store.modalities if store else {})]
-            place = list(BASELINES).index("lightgcn")  # what is trained comes last
-            for each in (*list(BASELINES)[:place], *similar, *list(BASELINES)[place:]):
-                expanded.setdefault(each, False)
+            position = list(BASELINES).index("lightgcn")  # trained ones come last
+            for each in (*list(BASELINES)[:position], *similar, *list(BASELINES)[position:]):
+                resolved.setdefault(each, False)
             continue
-        kind, _, which = name.partition(":")
+        kind, _, argument = name.partition(":")
         if kind in (SIMILARITY, LLM):
-            if not which:
+            if not argument:
+                missing = "modality" if kind == SIMILARITY else "model"
                 example = "similarity:visual" if kind == SIMILARITY else "llm:Qwen/Qwen3-0.6B"
-                raise BundleMLLMError(f"The baseline {name!r} does not say which: write for example {example}.")
+                raise BundleMLLMError(f"The baseline {name!r} lacks its {missing}: write for example {example}.")
         elif name not in BASELINES:
             choices = [*BASELINES, f"{SIMILARITY}:MODALITY", f"{LLM}:MODEL", ALL]
             near = get_close_matches(name, choices, n=1)
-            meant = f"did you mean {near[0]!r}? Choose" if near else "choose"
-            raise BundleMLLMError(f"There is no baseline {name!r}: {meant} from {', '.join(choices)}.")
-        expanded[name] = True
-    return expanded
+            hint = f"did you mean {near[0]!r}? Choose" if near else "choose"
+            raise BundleMLLMError(f"There is no baseline {name!r}: {hint} from {', '.join(choices)}.")
+        resolved[name] = True
+    return resolved
 
 
 def make_baseline(name: str, folder: DatasetFolder, seed: int = 0) -> Baseline:
     """Make a baseline, not yet fitted.
 
     Args:
-        name: A name that [`expand`] returned, other than `llm:MODEL`.
-        folder: The dataset folder it will be fitted to.
-        seed: Of those that are random.
+        name: A name that [`resolve_names`] returned, other than `llm:MODEL`.
+        folder: The dataset folder to be fitted to.
+        seed: Of random methods.
     """
     if name.startswith(f"{SIMILARITY}:"):
-        return _find("similarity", "FeatureCosine")(name.partition(":")[2])
+        return _import("similarity", "FeatureCosine")(name.partition(":")[2])
     entry = BASELINES[name]
-    make = _find(entry.module, entry.maker)
+    make = _import(entry.module, entry.maker)
     if name == RANKER:
-        return make(_simple_ones(folder, seed), seed=seed)
+        return make(_simple_makers(folder, seed), seed=seed)
     return make(seed=seed) if entry.seeded else make()
 
 
-def _simple_ones(folder: DatasetFolder, seed: int) -> dict[str, Callable[[], Baseline]]:
-    """Return makers of what the boosted ranker sees."""
+def reads_users(name: str) -> bool:
+    """Return whether a baseline reads the user log."""
+    return name in BASELINES and BASELINES[name].reads_users
+
+
+def _simple_makers(folder: DatasetFolder, seed: int) -> dict[str, Callable[[], Baseline]]:
+    """Return makers of the baselines whose scores go into the boosted ranker."""
     names = [name for name, entry in BASELINES.items() if entry.simple]
     store = folder.features()
-    known = store.modalities if store else {}
-    # `bundle_item` features know the bundles that training questions are asked about.
-    names += [f"{SIMILARITY}:{modality}" for modality in known if modality != "bundle_item"]
+    modalities = store.modalities if store else {}
+    # Features of training bundles contain the answers of training questions.
+    names += [f"{SIMILARITY}:{modality}" for modality in modalities if modality != BUNDLE_ITEM]
     makers: dict[str, Callable[[], Baseline]] = {name: partial(make_baseline, name, folder, seed) for name in names}
     for name in ("lightgcn", "lightgcn_users"):  # fitted once per fold
         entry = BASELINES[name]
-        makers[name] = partial(_find(entry.module, entry.maker), seed=seed, steps=STEPS_IN_RANKER)
+        makers[name] = partial(_import(entry.module, entry.maker), seed=seed, steps=STEPS_IN_RANKER)
     return makers
 
 
-def _find(module: str, maker: str) -> Callable[..., Baseline]:
+def _import(module: str, maker: str) -> Callable[..., Baseline]:
     return getattr(import_module(f"{__package__}.{module}"), maker)

@@ -1,6 +1,6 @@
 """A set transformer in the manner of CLHE (Ma et al., WSDM 2024): attention over modalities, then over items.
 
-It must not know validation bundles or questions.
+Knows nothing about validation bundles or answers of questions.
 """
 
 from __future__ import annotations
@@ -12,24 +12,24 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
-from bundle_mllm.baselines.base import Asked
+from bundle_mllm.baselines.base import QuestionBatch
 from bundle_mllm.baselines.learning import (
     ABSENT,
+    PartialBundleNetwork,
     PartialBundles,
     Schedule,
-    askable_rows,
     hold_out,
     score_by_network,
     train_network,
 )
 from bundle_mllm.data.bundles import Bundle
 from bundle_mllm.data.folder import DatasetFolder
-from bundle_mllm.data.memberships import BUNDLE_ITEM
+from bundle_mllm.data.memberships import BUNDLE_ITEM, TEXTUAL, USER_ITEM, ItemGroups
 from bundle_mllm.encoders.relational import item_svd
 from bundle_mllm.encoders.textual import TfidfEncoder
 
 MIN_BUNDLES = 2
-"""Items of fewer bundles have no embedding: it would know nothing but the bundle that is asked about."""
+"""Items of fewer bundles have no embedding: it would depend on the question's own bundle alone."""
 TEMPERATURE = 0.2
 CONTRASTED_ITEMS = 256
 
@@ -42,11 +42,11 @@ class SetTransformer:
     items have other weights as candidates than as shown ones; the loss is the multinomial negative log-likelihood, and
     two contrastive losses (InfoNCE) between views with other modalities and items dropped.
 
-    Ours: a random part of the bundle is shown and the rest predicted, as questions ask; features stay apart instead of
+    Ours: a random part of the bundle is shown and the rest predicted, as in questions; features stay apart instead of
     being added; an absent modality is masked, and only items of two training bundles or more have an embedding; user
     feedback is a truncated SVD of the log; the softmax is sampled (`learning`); and the network starts as the mean
-    similarity of features, from which few bundles lead further than from noise. Texts are the folder's `textual`
-    features and, where there are none, TF-IDF.
+    similarity of features, a better start than noise where bundles are few. Texts are the folder's `textual` features,
+    or else TF-IDF.
 
     Args:
         seed: The same seed gives the same scores.
@@ -60,42 +60,35 @@ class SetTransformer:
 
     def fit(self, folder: DatasetFolder, bundles: Sequence[Bundle]) -> None:
         """Train the network."""
-        training, held_out = hold_out(askable_rows(folder, bundles), self.seed)
+        training, held_out = hold_out(folder, bundles, self.seed)
         trained = np.flatnonzero(np.bincount(np.concatenate(training)) >= MIN_BUNDLES)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             self._network = _Network(_item_features(folder), trained, len(folder.catalog))
         train_network(self._network, training, held_out, len(folder.catalog), self.schedule, self.seed)
 
-    def score(self, asked: Asked) -> np.ndarray:
-        """Encode what is shown, and compare."""
-        return score_by_network(self._network, asked)
+    def score(self, batch: QuestionBatch) -> np.ndarray:
+        """Encode the items shown, and compare."""
+        return score_by_network(self._network, batch)
 
 
 def _item_features(folder: DatasetFolder) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Return features `[num_items, dim]`, centered and of length 1, and presence `[num_items]` of each modality."""
     store = folder.features()
-    found = {} if store is None else dict(zip(store.modalities, _unzip(store.load()), strict=True))
-    found.pop(BUNDLE_ITEM, None)  # item embeddings stand for it
-    if "textual" not in found and any(folder.catalog.titles):
+    features, present = ({}, {}) if store is None else store.load()
+    inputs = {name: (features[name], present[name]) for name in features if name != BUNDLE_ITEM}  # embeddings have it
+    if TEXTUAL not in inputs and any(folder.catalog.titles):
         text = TfidfEncoder().encode(folder)
-        found["textual"] = torch.as_tensor(text.features), torch.as_tensor(text.present)
-    if "user_item" not in found and folder.interactions is not None:
-        log, num_items = folder.interactions, len(folder.catalog)
-        factors = item_svd(log.user_index, log.rows, num_items, 64)
-        present = np.bincount(log.rows, minlength=num_items) > 0
-        found["user_item"] = torch.from_numpy(factors), torch.from_numpy(present)
+        inputs[TEXTUAL] = torch.as_tensor(text.features), torch.as_tensor(text.present)
+    if USER_ITEM not in inputs and folder.interactions is not None:
+        users = ItemGroups.of_users(folder.interactions, len(folder.catalog))
+        inputs[USER_ITEM] = torch.from_numpy(item_svd(users, 64)), torch.from_numpy(users.groups_per_node > 0)
     result = []
-    for features, present in found.values():
-        if present.any():
-            features = F.normalize(features.float() - features[present].float().mean(dim=0), dim=1)
-            result.append((features * present[:, None], present))
+    for values, mask in inputs.values():
+        if mask.any():
+            centered = F.normalize(values.float() - values[mask].float().mean(dim=0), dim=1)
+            result.append((centered * mask[:, None], mask))
     return result
-
-
-def _unzip(loaded: tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    features, present = loaded
-    return [(features[modality], present[modality]) for modality in features]
 
 
 class _ItemEncoder(nn.Module):
@@ -103,13 +96,13 @@ class _ItemEncoder(nn.Module):
 
     def __init__(self, widths: Sequence[int], num_trained: int, dim: int):
         super().__init__()
-        self.project = nn.ModuleList(nn.Linear(width, dim, bias=False) for width in widths)
-        self.bend = nn.ModuleList(
-            nn.Sequential(nn.Linear(width, dim), nn.ReLU(), nn.Linear(dim, dim)) for width in widths
-        )
-        for project, bend in zip(self.project, self.bend, strict=True):
+        self.project, self.bend = nn.ModuleList(), nn.ModuleList()
+        for width in widths:
+            project, last = nn.Linear(width, dim, bias=False), nn.Linear(dim, dim)
             nn.init.orthogonal_(project.weight)
-            nn.init.zeros_(bend[-1].weight)
+            nn.init.zeros_(last.weight)
+            self.project.append(project)
+            self.bend.append(nn.Sequential(nn.Linear(width, dim), nn.ReLU(), last))
         self.embedding = nn.Embedding(max(1, num_trained), dim)
         nn.init.normal_(self.embedding.weight, std=dim**-0.5)
         self.query, self.key = nn.Linear(dim, dim, bias=False), nn.Linear(dim, dim, bias=False)
@@ -124,7 +117,7 @@ class _ItemEncoder(nn.Module):
             mask: `[n, modalities + 1]` which of them count, the embedding last.
 
         Returns:
-            `[n, dim]`; zero for an item of which nothing counts.
+            `[n, dim]`; zero for an item without any.
         """
         each = zip(self.project, self.bend, inputs, strict=True)
         vectors = [project(values) + bend(values) for project, bend, values in each]
@@ -136,7 +129,7 @@ class _ItemEncoder(nn.Module):
         return mixed.sum(dim=1) / mask.sum(dim=1, keepdim=True).clamp(min=1)
 
 
-class _Network(nn.Module):
+class _Network(PartialBundleNetwork):
     """Items shown -> a vector of the bundle; candidates -> vectors; their inner products."""
 
     def __init__(
@@ -148,11 +141,11 @@ class _Network(nn.Module):
         number[trained] = torch.arange(len(trained))
         has_embedding = torch.zeros(num_items, dtype=torch.bool)
         has_embedding[trained] = True
-        self.number, self.present = number, torch.stack([*(there for _, there in features), has_embedding], dim=1)
+        self.number, self.present = number, torch.stack([*(mask for _, mask in features), has_embedding], dim=1)
         widths = [values.shape[1] for values in self.features]
         self.shown_encoder = _ItemEncoder(widths, len(trained), dim)
         self.candidate_encoder = _ItemEncoder(widths, len(trained), dim)
-        self.candidate_encoder.load_state_dict(self.shown_encoder.state_dict())  # at first, like items match
+        self.candidate_encoder.load_state_dict(self.shown_encoder.state_dict())  # the start: similar items score high
         self.mix = nn.TransformerEncoderLayer(dim, 4, 2 * dim, dropout=0.1, batch_first=True, norm_first=True)
         for last in (self.mix.self_attn.out_proj, self.mix.linear2):
             nn.init.zeros_(last.weight)
@@ -187,17 +180,17 @@ class _Network(nn.Module):
         return encoder([values[rows] for values in self.features], self.number[rows], mask)
 
     def _bundles(self, shown: torch.Tensor) -> torch.Tensor:
-        there = shown != ABSENT
-        there[:, 0] |= ~there.any(dim=1)  # a set of nothing is one empty item
+        mask = shown != ABSENT
+        mask[:, 0] |= ~mask.any(dim=1)  # an empty set is one empty item
         items = self._items(self.shown_encoder, shown.clamp(min=0).flatten()).unflatten(0, shown.shape)
         items = items * (shown != ABSENT).unsqueeze(-1)
-        mixed = self.mix(items, src_key_padding_mask=~there) * there.unsqueeze(-1)
-        return self.out(mixed.sum(dim=1) / there.sum(dim=1, keepdim=True))
+        mixed = self.mix(items, src_key_padding_mask=~mask) * mask.unsqueeze(-1)
+        return self.out(mixed.sum(dim=1) / mask.sum(dim=1, keepdim=True))
 
     def _compare(self, bundles: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
         return bundles @ self._items(self.candidate_encoder, columns).T * self.temperature.exp()
 
     def _contrast(self, one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-        """Return InfoNCE: each vector is to be nearer to its other view than to those of others."""
+        """Return InfoNCE, the cross-entropy of each vector's other view among those of all vectors."""
         one, other = (F.normalize(self.view(view), dim=1) for view in (one, other))
         return F.cross_entropy(one @ other.T / TEMPERATURE, torch.arange(len(one)))

@@ -1,6 +1,6 @@
-"""Baselines that compare contents: words, and features of any modality, by cosine.
+"""Baselines that compare vectors of items: words, features of any modality, LightGCN embeddings.
 
-They must not know any bundle.
+Knows nothing about how features and embeddings are made.
 """
 
 from __future__ import annotations
@@ -10,15 +10,18 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from scipy import sparse
 
-from bundle_mllm.baselines.base import Asked, UnavailableError
+from bundle_mllm.baselines.base import QuestionBatch, UnavailableError, user_groups
 from bundle_mllm.data.bundles import Bundle
 from bundle_mllm.data.folder import DatasetFolder
+from bundle_mllm.data.memberships import ItemGroups
 from bundle_mllm.data.words import words
+from bundle_mllm.encoders.lightgcn import LightGCN
 from bundle_mllm.encoders.textual import tfidf
 
 CENTERING_ROWS = 20_000
-"""The mean of a modality is taken over at most so many items, at equal distances."""
+"""The mean of a modality is taken over at most so many items, evenly spaced in the catalog."""
 
 
 class TfidfCosine:
@@ -35,18 +38,18 @@ class TfidfCosine:
             raise UnavailableError(f"{folder.path} has no titles: give `title` to items, or leave it out.")
         self._vectors = tfidf([Counter(words(item.text)) for item in folder.catalog])
 
-    def score(self, asked: Asked) -> np.ndarray:
+    def score(self, batch: QuestionBatch) -> np.ndarray:
         """Compare."""
-        profile = (asked.shown @ self._vectors).tocsr()  # [questions, words]
-        cosines = profile[asked.question].multiply(self._vectors[asked.candidate]).sum(axis=1)
-        return np.asarray(cosines) / asked.num_shown[asked.question]
+        profile = sparse.csr_array(batch.shown @ self._vectors)  # [questions, words]
+        cosines = profile[batch.question_index].multiply(self._vectors[batch.candidate_rows]).sum(axis=1)
+        return np.asarray(cosines) / batch.num_shown[batch.question_index]
 
 
 class FeatureCosine:
     """Score a candidate by the mean cosine of its features with those of the items shown.
 
-    The catalog's mean is taken away first: features share a direction that tells nothing (histograms are all positive,
-    and so are the cosines of most learned embeddings). An item without the modality is neither like nor unlike: 0.
+    The catalog's mean is subtracted first: features share a direction without information (histograms are all
+    positive, and so are the cosines of most learned embeddings). Cosines with an item without the modality are 0.
 
     Args:
         modality: A modality of the folder's features.
@@ -70,19 +73,57 @@ class FeatureCosine:
         features, present = self._gather(rows)
         self._mean = features[present].mean(axis=0) if present.any() else 0.0
 
-    def score(self, asked: Asked) -> np.ndarray:
+    def score(self, batch: QuestionBatch) -> np.ndarray:
         """Read the rows of the questions, and compare."""
-        rows, place = np.unique(np.concatenate([asked.shown.indices, asked.candidate]), return_inverse=True)
+        shown = batch.shown.copy()
+        rows, position = np.unique(np.concatenate([shown.indices, batch.candidate_rows]), return_inverse=True)
         features, present = self._gather(rows)
         features = np.where(present[:, None], features - self._mean, 0.0)
         vectors = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)  # [rows, dim]
-        shown = asked.shown.copy()
-        shown.indices = place[: shown.nnz].astype(shown.indices.dtype)
-        shown.resize(len(asked), len(rows))
-        profile = shown @ vectors / asked.num_shown[:, None]  # [questions, dim]
-        return np.einsum("nd,nd->n", profile[asked.question], vectors[place[shown.nnz :]])
+        shown.indices = position[: shown.nnz].astype(shown.indices.dtype)
+        shown.resize(len(batch), len(rows))
+        profile = shown @ vectors / batch.num_shown[:, None]  # [questions, dim]
+        return np.einsum("nd,nd->n", profile[batch.question_index], vectors[position[shown.nnz :]])
 
     def _gather(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         assert self._store is not None
         features, present = self._store.gather(torch.from_numpy(rows))
         return features[self.modality].double().numpy(), present[self.modality].numpy()
+
+
+class BundleLightGCN:
+    """Score a candidate by the mean inner product of its LightGCN embedding (He et al., SIGIR 2020) with those shown.
+
+    The graph is that of training bundles and items. A partial bundle is no node of it; the mean of its items'
+    embeddings represents it.
+
+    Args:
+        seed: The same seed gives the same embeddings.
+        steps: Optimizer steps.
+    """
+
+    reads_bundles = True
+
+    def __init__(self, seed: int = 0, steps: int = LightGCN.steps):
+        self.method = LightGCN(seed=seed, steps=steps)
+
+    def fit(self, folder: DatasetFolder, bundles: Sequence[Bundle]) -> None:
+        """Train the embeddings of items."""
+        self._embeddings = self.method.fit(self._groups(folder, bundles)).astype(np.float64)
+
+    def score(self, batch: QuestionBatch) -> np.ndarray:
+        """Compare embeddings."""
+        profile = batch.shown @ self._embeddings / batch.num_shown[:, None]  # [questions, dim]
+        return np.einsum("nd,nd->n", profile[batch.question_index], self._embeddings[batch.candidate_rows])
+
+    def _groups(self, folder: DatasetFolder, bundles: Sequence[Bundle]) -> ItemGroups:
+        return ItemGroups.of_bundles(bundles, folder.catalog)
+
+
+class UserLightGCN(BundleLightGCN):
+    """[`BundleLightGCN`] on the graph of users and items."""
+
+    reads_bundles = False
+
+    def _groups(self, folder: DatasetFolder, bundles: Sequence[Bundle]) -> ItemGroups:
+        return user_groups(folder)

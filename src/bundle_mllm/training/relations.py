@@ -13,9 +13,8 @@ import torch
 from bundle_mllm.data.folder import DatasetFolder
 from bundle_mllm.data.folds import count_folds as is_current
 from bundle_mllm.data.leakage import check_interactions
-from bundle_mllm.data.memberships import BUNDLE_ITEM
+from bundle_mllm.data.memberships import BUNDLE_ITEM, ItemGroups
 from bundle_mllm.data.words import words
-from bundle_mllm.encoders.cross_fitting import edges
 from bundle_mllm.modeling.configuration_bundle_mllm import BUNDLE_CATEGORY
 
 USER_ITEM, TEXTUAL = "user_item", "textual"
@@ -47,8 +46,8 @@ def load_relations(
     """
     found: dict[str, tuple[torch.LongTensor, ...]] = {}
     if {BUNDLE_ITEM, BUNDLE_CATEGORY} & set(names) and is_current(data.path / "features", BUNDLE_ITEM):
-        bundles = sorted(data.bundles.train, key=lambda bundle: bundle.bundle_id)
-        groups, rows = edges([np.array(data.catalog.rows(bundle.items)) for bundle in bundles])
+        members = ItemGroups.of_bundles(data.bundles.train, data.catalog)
+        groups, rows = members.groups, members.nodes
         if BUNDLE_ITEM in names:
             found[BUNDLE_ITEM] = _smallest_groups(rows, groups, MAX_GROUPS)
         category = _categories(data)

@@ -166,9 +166,9 @@ def test_accelerate_launch_shares_the_work_with_no_change(copies):
     )
     assert run.returncode == 0, run.stderr
     assert files(again) == files(whole)
-    told = sorted(line for line in run.stdout.splitlines() if line[:2] in ("0 ", "1 "))
-    assert told[0].startswith("0 {'visual': 'visual: 58 of 65 items, 6 wide (slow-1)")
-    assert told[1] == "1 {}"  # the other process did a share and has nothing to tell
+    lines = sorted(line for line in run.stdout.splitlines() if line[:2] in ("0 ", "1 "))
+    assert lines[0].startswith("0 {'visual': 'visual: 58 of 65 items, 6 wide (slow-1)")
+    assert lines[1] == "1 {}"  # the other process did a share and returns no summary
 
 
 @pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed")

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from bundle_mllm.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from bundle_mllm.baselines.base import QuestionBatch as QuestionBatch
     from bundle_mllm.baselines.base import Baseline as Baseline
+    from bundle_mllm.baselines.base import QuestionBatch as QuestionBatch
     from bundle_mllm.baselines.base import UnavailableError as UnavailableError
     from bundle_mllm.baselines.evaluate import BaselineResult as BaselineResult
     from bundle_mllm.baselines.evaluate import baseline_path as baseline_path

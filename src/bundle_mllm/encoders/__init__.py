@@ -9,9 +9,9 @@ from bundle_mllm.lazy import lazy_names
 
 if TYPE_CHECKING:
     from bundle_mllm.encoders.base import Encoded as Encoded
+    from bundle_mllm.encoders.base import IssueGroup as IssueGroup
     from bundle_mllm.encoders.base import ItemEncoder as ItemEncoder
     from bundle_mllm.encoders.base import ItemIssue as ItemIssue
-    from bundle_mllm.encoders.base import IssueGroup as IssueGroup
     from bundle_mllm.encoders.batches import BatchEncoder as BatchEncoder
     from bundle_mllm.encoders.batches import Reading as Reading
     from bundle_mllm.encoders.descriptors import ImageDescriptor as ImageDescriptor

@@ -143,8 +143,8 @@ def test_unusual_sounds_are_used_with_a_note_and_unusable_ones_left_out(tmp_path
 
 def test_a_model_that_is_no_clap_is_one_line(gallery, tmp_path):
     transformers.BertConfig(**TEXT).save_pretrained(tmp_path)
-    for model, told in ((tmp_path, "is of type 'bert': give a CLAP model"), ("no/such", "cannot be loaded")):
-        with pytest.raises(BundleMLLMError, match=told) as caught:
+    for model, message in ((tmp_path, "is of type 'bert': give a CLAP model"), ("no/such", "cannot be loaded")):
+        with pytest.raises(BundleMLLMError, match=message) as caught:
             encode_folder(gallery, acoustic=f"clap:{model}")
         assert "\n" not in str(caught.value)
 
@@ -219,7 +219,7 @@ def test_a_checkpoint_of_laion_gives_every_weight_of_the_model(fused, tmp_path, 
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (lambda s: s.pop("module.audio_projection.0.bias"), r"lacks 1 weights \(audio_projection\.linear1\.bias"),
         (lambda s: s.pop("module.audio_branch.norm.weight"), r"lacks the weight 'audio_model\.audio_encoder\.norm"),
@@ -232,11 +232,11 @@ def test_a_checkpoint_of_laion_gives_every_weight_of_the_model(fused, tmp_path, 
         (lambda s: s["module.audio_branch.logmel_extractor.melW"].mul_(2), "trained on other mel filters"),
     ],
 )
-def test_a_checkpoint_that_does_not_fit_is_refused(change, told, tmp_path):
+def test_a_checkpoint_that_does_not_fit_is_refused(change, message, tmp_path):
     state, _ = laion_state(fused=False)
     change(state)
     torch.save({"state_dict": state}, tmp_path / "clap.pt")
-    with pytest.raises(BundleMLLMError, match=told):
+    with pytest.raises(BundleMLLMError, match=message):
         import_checkpoint(str(tmp_path / "clap.pt"))
 
 
@@ -249,9 +249,9 @@ def test_a_checkpoint_that_would_run_code_is_not_run(tmp_path):
     with pytest.raises(BundleMLLMError, match="cannot be read as tensors alone"):
         import_checkpoint(str(tmp_path / "clap.pt"))
     assert not (tmp_path / "trapped").exists()
-    for path, told in (("nowhere.pt", "There is no file"), ("junk.pt", "cannot be read as tensors alone")):
+    for path, message in (("nowhere.pt", "There is no file"), ("junk.pt", "cannot be read as tensors alone")):
         (tmp_path / "junk.pt").write_bytes(b"junk")
-        with pytest.raises(BundleMLLMError, match=told):
+        with pytest.raises(BundleMLLMError, match=message):
             import_checkpoint(str(tmp_path / path))
 
 

@@ -106,15 +106,15 @@ def test_a_checkpoint_that_lacks_a_weight_is_refused(gallery, tmp_path, quiet):
         encode_folder(gallery, visual=f"transformers:{tmp_path / 'model'}")
 
 
-def test_a_model_that_cannot_be_had_is_one_line(gallery, tmp_path, quiet):
+def test_a_model_that_cannot_be_loaded_is_one_line(gallery, tmp_path, quiet):
     transformers.BertConfig(**TEXT).save_pretrained(tmp_path / "bert")
     (tmp_path / "empty").mkdir()
-    for model, told in (
+    for model, message in (
         ("no-such-org/no-such-model", r"cannot be loaded \(.*\): check its name, or the network \(HF_HUB_OFFLINE=1"),
         (tmp_path / "empty", "cannot be loaded"),
-        (tmp_path / "bert", "is of type 'bert', of which no image tower is known here: take one of type clip, siglip"),
+        (tmp_path / "bert", "is of type 'bert', which has no known image tower: take one of type clip, siglip"),
     ):
-        with pytest.raises(BundleMLLMError, match=told) as caught:
+        with pytest.raises(BundleMLLMError, match=message) as caught:
             encode_folder(gallery, visual=f"transformers:{model}")
         assert "\n" not in str(caught.value)
 
@@ -168,7 +168,7 @@ def test_a_pretrained_name_of_open_clip_takes_a_file_in_place_of_a_tag(gallery, 
 
 @with_open_clip
 @pytest.mark.parametrize(
-    ("model", "told"),
+    ("model", "message"),
     [
         ("ViT-B-32", r"names no pretrained weights, and random ones would be useless: choose from ViT-B-32/openai, "),
         ("ViT-B-32/nonsense", "names no pretrained weights"),
@@ -178,8 +178,8 @@ def test_a_pretrained_name_of_open_clip_takes_a_file_in_place_of_a_tag(gallery, 
         ("ViT-B-32/laion2b_s34b_b79k", "cannot be loaded"),
     ],
 )
-def test_an_open_clip_model_that_cannot_be_had_is_one_line(gallery, model, told):
-    with pytest.raises(BundleMLLMError, match=told) as caught:
+def test_an_open_clip_model_that_cannot_be_had_is_one_line(gallery, model, message):
+    with pytest.raises(BundleMLLMError, match=message) as caught:
         encode_folder(gallery, visual=f"open_clip:{model}")
     assert "\n" not in str(caught.value)
 

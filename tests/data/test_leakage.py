@@ -5,7 +5,7 @@ import pytest
 
 from bundle_mllm.data import DatasetFolder, write_records
 from bundle_mllm.data.features import write_modality
-from bundle_mllm.data.leakage import Accuracy, Encoded, check_interactions, measure_leakage
+from bundle_mllm.data.leakage import Accuracy, LeakedBundles, check_interactions, measure_leakage
 from bundle_mllm.encoders.relational import BundleItemSVD
 from bundle_mllm.errors import BundleMLLMError
 
@@ -54,18 +54,18 @@ def report(tmp_path_factory):
 
 
 def test_features_that_know_the_training_bundles_show_a_large_gap_and_others_none(report):
-    large = {(evidence.name, evidence.negatives) for evidence in report.evidence if evidence.is_large}
+    large = {(gap.name, gap.negatives) for gap in report.gaps if gap.is_large}
     assert large == {("bundle_item", "uniform"), ("bundle_item", "hard")}
-    assert [evidence.name for evidence in report.evidence] == [
+    assert [gap.name for gap in report.gaps] == [
         name for name in ("bundle_item", "bundle_item (cross-fitted)", "visual") for _ in range(2)
     ]
 
 
 def test_cross_fitted_versions_answer_training_questions_as_held_out_ones_are(report):
-    for evidence in report.evidence:
-        if evidence.name == "bundle_item (cross-fitted)":
-            assert abs(evidence.gap) < 3 * evidence.gap_se
-            assert evidence.train.num_questions == NUM_TRAIN
+    for gap in report.gaps:
+        if gap.name == "bundle_item (cross-fitted)":
+            assert abs(gap.gap) < 3 * gap.gap_se
+            assert gap.train.num_questions == NUM_TRAIN
 
 
 def test_the_report_shows_each_number_and_says_what_to_do(report):
@@ -92,26 +92,26 @@ def test_the_seed_asks_the_same_questions(tmp_path):
     first = measure_leakage(folder, num_questions=40)
     assert str(measure_leakage(folder, num_questions=40)) == str(first)
     assert str(measure_leakage(folder, num_questions=40, seed=1)) != str(first)
-    assert first.evidence[0].train.num_questions == 40
+    assert first.gaps[0].train.num_questions == 40
 
 
 def test_ties_count_their_share(tmp_path):
     folder = folder_of(tmp_path)
     write(folder, "visual", np.ones((NUM_ITEMS, 2)))
-    for evidence in measure_leakage(folder).evidence:
-        assert evidence.train.value == pytest.approx(0.1)
-        assert evidence.train.se == pytest.approx(0)
+    for gap in measure_leakage(folder).gaps:
+        assert gap.train.value == pytest.approx(0.1)
+        assert gap.train.se == pytest.approx(0)
 
 
 def test_a_log_of_bundle_membership_is_refused_unless_it_is_allowed(tmp_path):
     folder = folder_of(tmp_path, log=bundles())
     with pytest.raises(BundleMLLMError, match=r"encode held-out bundles.* 100\.0% of 60 .*allow_leakage=True"):
         check_interactions(folder)
-    encoded = check_interactions(folder, allow_leakage=True)
-    assert encoded.is_refused
-    assert (encoded.share, encoded.num_bundles) == (1.0, NUM_HELD_OUT)
-    assert encoded.by_chance < 0.05
-    assert encoded.answered.value > 0.9
+    leaked = check_interactions(folder, allow_leakage=True)
+    assert leaked.is_refused
+    assert (leaked.share, leaked.num_bundles) == (1.0, NUM_HELD_OUT)
+    assert leaked.by_chance < 0.05
+    assert leaked.answered.value > 0.9
 
 
 def test_users_that_are_several_bundles_and_more_are_refused(tmp_path):
@@ -123,8 +123,8 @@ def test_users_that_are_several_bundles_and_more_are_refused(tmp_path):
 
 
 def test_a_log_that_has_nothing_to_do_with_bundles_passes_and_large_users_are_chance(tmp_path):
-    encoded = check_interactions(folder_of(tmp_path, users(300, 10)))
-    assert encoded.share == 0
+    leaked = check_interactions(folder_of(tmp_path, users(300, 10)))
+    assert leaked.share == 0
     (tmp_path / "large").mkdir()
     large = check_interactions(folder_of(tmp_path / "large", users(50, 150)))
     assert large.share > 0.5
@@ -135,7 +135,7 @@ def test_a_log_that_has_nothing_to_do_with_bundles_passes_and_large_users_are_ch
 def test_training_bundles_in_the_log_are_no_held_out_ones(tmp_path):
     folder = folder_of(tmp_path, log=bundles()[:NUM_TRAIN])
     assert not check_interactions(folder).is_refused
-    large = [evidence.name for evidence in measure_leakage(folder).evidence if evidence.is_large]
+    large = [gap.name for gap in measure_leakage(folder).gaps if gap.is_large]
     assert set(large) == {"shared users"}
 
 
@@ -150,7 +150,7 @@ def test_without_a_log_there_is_nothing_to_check(tmp_path):
     folder = folder_of(tmp_path)
     assert check_interactions(folder) is None
     report = measure_leakage(folder)
-    assert report.evidence == ()
+    assert report.gaps == ()
     assert report.warnings == ()
 
 
@@ -174,4 +174,4 @@ def test_a_gap_without_questions_is_none(tmp_path):
 
 @pytest.mark.parametrize(("num_questions", "refused"), [(1, False), (19, False), (20, True)])
 def test_a_few_questions_may_be_answered_by_chance(num_questions, refused):
-    assert Encoded(num_questions, 0.0, 0.0, Accuracy(1.0, 0.0, num_questions)).is_refused == refused
+    assert LeakedBundles(num_questions, 0.0, 0.0, Accuracy(1.0, 0.0, num_questions)).is_refused == refused

@@ -1,6 +1,6 @@
-"""Keep one matrix of item features per modality in safetensors files and read single rows of them.
+"""Keep one matrix of item features per modality in safetensors files, and read single rows of them.
 
-It must not know how features are made nor what a question shows.
+Knows nothing about how features are made or what a question shows.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from bundle_mllm.data.files import atomic_path, sha256
+from bundle_mllm.data.files import atomic_path, require_folder, sha256
 from bundle_mllm.errors import BundleMLLMError
 
 KNOWN_MODALITIES = ("acoustic", "bundle_item", "textual", "user_item", "visual")
 MANIFEST = "manifest.json"
 FEATURES, PRESENT = "features", "present"
 FITTED_TO = "train_bundles_sha256"
-"""What provenance calls the training bundles that features were fitted to, if they were; see `BundleSplits`."""
+"""Key of provenance: the hash of the training bundles that features were fitted to; see `BundleSplits`."""
 _DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
 
 
 class FeatureMatrix:
-    """A matrix in a safetensors file whose rows are read from the file when they are asked for.
+    """A matrix in a safetensors file of which single rows are read.
 
-    The rows are read and not mapped: the kernel maps up to two megabytes around a row that is touched, so that a
-    hundred random questions made a map of 2 GB resident as a whole.
+    Rows are read and not mapped: the kernel maps up to two megabytes around a row that is touched, so that a hundred
+    random questions made a map of 2 GB resident as a whole.
 
     Args:
         path: The file.
@@ -70,11 +70,11 @@ class FeatureMatrix:
             return torch.empty(0, width, dtype=self.dtype)
         size = width * self.dtype.itemsize
         buffer = np.empty(total * size, dtype=np.uint8)
-        target, place, start = buffer.data, 0, self._start
+        target, at, start = buffer.data, 0, self._start
         for first, number in runs:
-            end = place + number * size
-            self._fill(target[place:end], start + first * size)
-            place = end
+            end = at + number * size
+            self._fill(target[at:end], start + first * size)
+            at = end
         return torch.from_numpy(buffer).view(self.dtype).view(total, width)
 
     def _fill(self, target: memoryview, offset: int) -> None:
@@ -104,7 +104,7 @@ def _runs(rows: np.ndarray) -> list[tuple[int, int]]:
 
 
 class FeatureStore:
-    """Features of all items on disk, one matrix per modality; a row is read when it is asked for.
+    """Features of all items on disk, one matrix per modality, of which single rows are read.
 
     Open one with [`~FeatureStore.open`].
     """
@@ -166,7 +166,7 @@ class FeatureStore:
             fitted_to = entry.get("provenance", {}).get(FITTED_TO) if entry.get("file") == path.name else None
             if None not in (train_sha256, fitted_to) and train_sha256 != fitted_to:
                 raise BundleMLLMError(
-                    f"{path} was fitted to other training bundles than the folder has now, so it may know held-out "
+                    f"{path} was fitted to other training bundles than the folder has now, so it may contain held-out "
                     f"ones: encode {modality!r} again (bundle-mllm encode), or restore the bundles file."
                 )
             features[modality], present[modality] = _open_file(path, num_items)
@@ -240,7 +240,7 @@ def write_modality(
             items are written as zero.
         provenance: How the features were made, as JSON values; stored in the manifest.
         items_hash: `catalog.content_hash`; lets [`FeatureStore.open`] notice that the items have changed since.
-        mark: What the file shall say of itself (metadata of safetensors, of one key, or its bytes would vary).
+        mark: Metadata of the file; of one key, since the order of several would vary from run to run.
 
     Returns:
         The path of the file written.
@@ -278,11 +278,11 @@ def write_modality(
 
 
 def renew_items_hash(folder: str | os.PathLike, modality: str, items_hash: str) -> None:
-    """Enter in `manifest.json` that the features of a modality belong to the items as they are now.
+    """Enter in `manifest.json` that the features of a modality belong to the present items.
 
     Args:
         folder: The `features` folder of a data set.
-        modality: A modality of its manifest, whose rows are known to be right.
+        modality: A modality of its manifest, whose rows belong to the items.
         items_hash: `catalog.content_hash`.
     """
     folder = Path(folder)
@@ -330,8 +330,7 @@ def find_features(folder: Path) -> dict[str, Path]:
     Raises:
         BundleMLLMError: If there is no such folder, or it holds two files of one modality.
     """
-    if not folder.is_dir():
-        raise BundleMLLMError(f"There is no folder {folder}: check the path, or encode some features first.")
+    require_folder(folder, "check the path, or encode some features first")
     files: dict[str, Path] = {}
     for path in sorted(folder.glob("[!.]*.safetensors")):
         modality = _modality_of(path.stem)
@@ -348,11 +347,11 @@ def _open_file(path: Path, num_items: int) -> tuple[FeatureMatrix, torch.Tensor]
     """Return features `[num_items, dim]`, still on disk, and the presence mask `[num_items]` (bool)."""
     try:
         with safe_open(path, framework="pt") as file:
-            found = sorted(file.keys())
-            present = file.get_tensor(PRESENT) if PRESENT in found else None
-        if FEATURES not in found:
+            names = sorted(file.keys())
+            present = file.get_tensor(PRESENT) if PRESENT in names else None
+        if FEATURES not in names:
             raise BundleMLLMError(
-                f"{path} has no tensor `features` (it has {', '.join(found)}): rename the matrix to `features`."
+                f"{path} has no tensor `features` (it has {', '.join(names)}): rename the matrix to `features`."
             )
         features = FeatureMatrix(path, FEATURES)
     except SafetensorError as error:

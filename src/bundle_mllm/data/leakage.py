@@ -1,11 +1,10 @@
-"""Find features and interactions that know answers: how well they alone answer training and held-out questions.
+"""Find features and interactions that contain answers: how well they alone answer training and held-out questions.
 
-It must not know how features are made, prompts or the language model.
+Knows nothing about how features are made, prompts or models.
 
 Features that were fitted to the training bundles answer training questions better than held-out ones, and a model
-that trains on them learns to trust them more than it may at test time: that is the *gap*. Interactions whose "users"
-are bundles (some published user logs are bundle membership) answer held-out questions because they were given the
-answers: those are refused.
+that trains on them learns to trust them too much: that is the *gap*. Interactions whose "users" are bundles (some
+published tables are bundle membership) contain the answers of held-out questions, too, and are refused.
 """
 
 from __future__ import annotations
@@ -24,11 +23,11 @@ from bundle_mllm.data.folds import OutOfFoldFeatures
 from bundle_mllm.data.interactions import Interactions
 from bundle_mllm.data.memberships import ItemGroups
 from bundle_mllm.data.questions import Negatives, Question, make_questions
-from bundle_mllm.errors import BundleMLLMError
+from bundle_mllm.errors import BundleMLLMError, check_at_least
 
 NUM_QUESTIONS = 1_000
 GAP, GAP_ERRORS = 0.05, 3.0  # a gap is large if it is above both, the second in standard errors
-ENCODED_WARNING, ENCODED_REFUSAL = 0.05, 0.5  # shares of held-out bundles that users have, beyond chance
+LEAKED_WARNING, LEAKED_REFUSAL = 0.05, 0.5  # shares of held-out bundles that users have, beyond chance
 ANSWERED_REFUSAL = 0.9  # share of hard held-out questions that interactions answer
 FEWEST = 20  # questions, of which ANSWERED_REFUSAL is no accident
 NEARLY_ALL = 0.8  # a user "has" a bundle with this share of its items
@@ -45,7 +44,7 @@ class Accuracy:
     Attributes:
         value: The share; a tie of n candidates counts 1/n.
         se: Its standard error.
-        num_questions: How many questions were asked.
+        num_questions: How many questions there were.
     """
 
     value: float
@@ -57,11 +56,11 @@ class Accuracy:
 
 
 @dataclass(frozen=True)
-class Evidence:
-    """How well one thing alone answers questions.
+class AccuracyGap:
+    """How well one modality, or shared users, alone answer training and validation questions.
 
     Attributes:
-        name: A modality, with "(cross-fitted)" where training questions are asked with its versions; or
+        name: A modality, with "(cross-fitted)" where training questions use its out-of-fold features; or
             "shared users".
         negatives: The kind of wrong options.
         train: About training bundles.
@@ -86,24 +85,24 @@ class Evidence:
     @property
     def is_large(self) -> bool:
         """Whether the gap is too large for chance, and to ignore."""
-        asked = min(self.train.num_questions, self.validation.num_questions) > 0
-        return asked and self.gap > max(GAP, GAP_ERRORS * self.gap_se)
+        measured = min(self.train.num_questions, self.validation.num_questions) > 0
+        return measured and self.gap > max(GAP, GAP_ERRORS * self.gap_se)
 
     def __str__(self) -> str:
-        asked = self.train.num_questions and self.validation.num_questions
-        gap = f"{self.gap:+.3f} ± {self.gap_se:.3f}" if asked else "-"
+        measured = self.train.num_questions and self.validation.num_questions
+        gap = f"{self.gap:+.3f} ± {self.gap_se:.3f}" if measured else "-"
         mark = "   <- large gap" if self.is_large else ""
         return f"{self.name:28} {self.negatives:8} {self.train!s:15} {self.validation!s:15} {gap}{mark}"
 
 
 @dataclass(frozen=True)
-class Encoded:
-    """How many held-out bundles the users of a log have.
+class LeakedBundles:
+    """How many held-out bundles are among the items of a user.
 
     Attributes:
-        num_bundles: The held-out bundles looked at.
+        num_bundles: How many held-out bundles were examined.
         share: The share of them of which some user has (nearly) all items.
-        by_chance: The same for these bundles with half of their items exchanged for others that as many users have.
+        by_chance: The same for copies of them with half of the items exchanged for others that as many users have.
         answered: How well shared users answer hard validation questions.
     """
 
@@ -121,7 +120,7 @@ class Encoded:
     def is_refused(self) -> bool:
         """Whether the interactions encode the held-out bundles."""
         is_answered = self.answered.num_questions >= FEWEST and self.answered.value >= ANSWERED_REFUSAL
-        return self.beyond_chance >= ENCODED_REFUSAL or is_answered
+        return self.beyond_chance >= LEAKED_REFUSAL or is_answered
 
     def __str__(self) -> str:
         return (
@@ -131,45 +130,45 @@ class Encoded:
 
 
 @dataclass(frozen=True)
-class LeakageReport:
+class LeakageSummary:
     """What was measured.
 
     Attributes:
-        evidence: One entry per modality (and the user log) and kind of negatives.
-        interactions: What the user log knows of held-out bundles; `None` without a log or held-out bundles.
+        gaps: One entry per modality (and one for interactions) and kind of negatives.
+        interactions: The held-out bundles in the interactions; `None` without interactions or held-out bundles.
     """
 
-    evidence: tuple[Evidence, ...]
-    interactions: Encoded | None
+    gaps: tuple[AccuracyGap, ...]
+    interactions: LeakedBundles | None
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What should be mended or known, one sentence each."""
-        found, names = [], {evidence.name for evidence in self.evidence}
-        for name in dict.fromkeys(e.name for e in self.evidence if e.is_large):
+        """What to correct or to report, one sentence each."""
+        warnings, names = [], {gap.name for gap in self.gaps}
+        for name in dict.fromkeys(gap.name for gap in self.gaps if gap.is_large):
             if _cross_fitted(name) in names:
-                continue  # training questions are asked with the versions
-            worst = max((e for e in self.evidence if e.name == name), key=lambda e: e.gap)
-            found.append(
+                continue  # training questions use the out-of-fold features
+            worst = max((gap for gap in self.gaps if gap.name == name), key=lambda gap: gap.gap)
+            warnings.append(
                 f"{name} alone answers {worst.train.value:.0%} of training but {worst.validation.value:.0%} of "
                 f"validation questions ({worst.negatives} negatives): a model that trains on it learns to trust it "
-                "too much; train on cross-fitted versions (`bundle-mllm encode` makes them for bundle_item) or leave "
+                "too much; train on out-of-fold features (`bundle-mllm encode` makes them for bundle_item) or leave "
                 "it out."
             )
-        log = self.interactions
-        if log is not None and log.beyond_chance >= ENCODED_WARNING:
-            found.append(
-                f"The user log knows held-out bundles: {log}. Results with user_item profit from that share; say so, "
-                "or leave user_item out."
+        leaked = self.interactions
+        if leaked is not None and leaked.beyond_chance >= LEAKED_WARNING:
+            warnings.append(
+                f"The interactions contain held-out bundles: {leaked}. Results with user_item profit from that share: "
+                "report it, or leave user_item out."
             )
-        return tuple(found)
+        return tuple(warnings)
 
     def __str__(self) -> str:
-        if not self.evidence:
-            return "There are neither features nor interactions, so nothing that could know a bundle."
-        lines = [f"{'alone':28} {'wrong':8} {'training':15} {'validation':15} gap", *map(str, self.evidence)]
+        if not self.gaps:
+            return "There are neither features nor interactions, so nothing that could contain a bundle."
+        lines = [f"{'alone':28} {'wrong':8} {'training':15} {'validation':15} gap", *map(str, self.gaps)]
         if self.interactions is not None:
-            lines.append(f"user log: {self.interactions}")
+            lines.append(f"interactions: {self.interactions}")
         return "\n".join([*lines, *(f"warning: {warning}" for warning in self.warnings)])
 
 
@@ -179,68 +178,69 @@ def measure_leakage(
     modalities: Sequence[str] | None = None,
     num_questions: int = NUM_QUESTIONS,
     seed: int = 0,
-) -> LeakageReport:
+) -> LeakageSummary:
     """Measure how well features and interactions alone answer training against validation questions.
 
-    The scorer of features is the cosine of a candidate and the mean of the partial bundle's directions; an absent
-    item has no direction and scores 0. Half of a bundle is shown, one question is asked per bundle, and there are
-    ten candidates. Where a modality has cross-fitted versions, training questions are asked with them once more, and
-    their wrong options are then matched on frequencies outside of the fold.
+    Features score a candidate by its cosine with the mean of the partial bundle's unit vectors; an absent item scores
+    0. There is one question per bundle, with half of it shown and ten candidates. Where a modality has out-of-fold
+    features, training questions are answered with them, too, with wrong options matched on frequencies outside the
+    fold.
 
     Args:
         folder: The dataset folder.
         modalities: The modalities to measure; `None` measures all that the folder has.
         num_questions: At most this many questions of each kind.
-        seed: The same seed asks the same questions.
+        seed: The same seed makes the same questions.
 
     Returns:
-        The report; no leakage is refused here.
+        What was measured; nothing is refused.
 
     Raises:
         BundleMLLMError: If `num_questions` is less than 1.
     """
-    if num_questions < 1:
-        raise BundleMLLMError(f"{num_questions} questions measure nothing: ask for at least 1.")
+    check_at_least("num_questions", num_questions, 1, "nothing would be measured")
     store = folder.features(modalities)
     catalog = folder.catalog
-    asked = {
+    questions = {
         (split, negatives): _questions(folder, split, negatives, num_questions, seed)
         for split in ("train", "validation")
         for negatives in _NEGATIVES
     }
-    evidence = []
+    gaps = []
     for modality in store.modalities if store is not None else ():
         own = folder.features([modality])
         assert own is not None
         scorer = _cosine_scorer(lambda rows, own=own, name=modality: own.gather(rows)[0][name].numpy())
-        answered = {key: _accuracy(questions, catalog, scorer) for key, questions in asked.items()}
-        evidence += [Evidence(modality, n, answered["train", n], answered["validation", n]) for n in _NEGATIVES]
-        if (versions := OutOfFoldFeatures.load(folder, modality)) is not None:
+        answered = {key: _accuracy(part, catalog, scorer) for key, part in questions.items()}
+        gaps += [AccuracyGap(modality, n, answered["train", n], answered["validation", n]) for n in _NEGATIVES]
+        if (out_of_fold := OutOfFoldFeatures.load(folder, modality)) is not None:
             for negatives in _NEGATIVES:
-                train = _cross_fitted_accuracy(folder, versions, negatives, num_questions, seed)
-                evidence.append(Evidence(_cross_fitted(modality), negatives, train, answered["validation", negatives]))
+                train = _cross_fitted_accuracy(folder, out_of_fold, negatives, num_questions, seed)
+                gaps.append(AccuracyGap(_cross_fitted(modality), negatives, train, answered["validation", negatives]))
     log = folder.interactions
     if log is None or not len(log):
-        return LeakageReport(tuple(evidence), None)
+        return LeakageSummary(tuple(gaps), None)
     by_users = _shared_users_scorer(_matrix(log, len(catalog)))
-    answered = {key: _accuracy(questions, catalog, by_users) for key, questions in asked.items()}
-    evidence += [Evidence("shared users", n, answered["train", n], answered["validation", n]) for n in _NEGATIVES]
-    return LeakageReport(tuple(evidence), _encoded(folder, log, answered["validation", "hard"], num_questions, seed))
+    answered = {key: _accuracy(part, catalog, by_users) for key, part in questions.items()}
+    gaps += [AccuracyGap("shared users", n, answered["train", n], answered["validation", n]) for n in _NEGATIVES]
+    return LeakageSummary(
+        tuple(gaps), _leaked_bundles(folder, log, answered["validation", "hard"], num_questions, seed)
+    )
 
 
 def check_interactions(
     folder: DatasetFolder, *, allow_leakage: bool = False, num_bundles: int = NUM_QUESTIONS, seed: int = 0
-) -> Encoded | None:
-    """Refuse a user log that encodes held-out bundles.
+) -> LeakedBundles | None:
+    """Refuse interactions that encode held-out bundles.
 
     Args:
         folder: The dataset folder.
         allow_leakage: Refuse nothing.
-        num_bundles: At most this many held-out bundles are looked at.
+        num_bundles: At most this many held-out bundles are examined.
         seed: Chooses them.
 
     Returns:
-        What the log knows, or `None` if the folder has no log or no held-out bundles.
+        What was measured, or `None` if the folder has no interactions or no held-out bundles.
 
     Raises:
         BundleMLLMError: If (nearly) all items of most held-out bundles are with one user, far more often than
@@ -251,14 +251,14 @@ def check_interactions(
         return None
     scorer = _shared_users_scorer(_matrix(log, len(folder.catalog)))
     questions = _questions(folder, "validation", "hard", num_bundles, seed)
-    encoded = _encoded(folder, log, _accuracy(questions, folder.catalog, scorer), num_bundles, seed)
-    if encoded is not None and encoded.is_refused and not allow_leakage:
+    leaked = _leaked_bundles(folder, log, _accuracy(questions, folder.catalog, scorer), num_bundles, seed)
+    if leaked is not None and leaked.is_refused and not allow_leakage:
         raise BundleMLLMError(
-            f"The interactions of {folder.path} encode held-out bundles, so what is learned of users would be told "
-            f"the answers: {encoded}. Remove the interactions table or the users that are bundles, or pass "
+            f"The interactions of {folder.path} encode held-out bundles, so what is learned of users would contain "
+            f"the answers: {leaked}. Remove the interactions table or the users that are bundles, or pass "
             "allow_leakage=True (--allow-leakage) to use it nevertheless."
         )
-    return encoded
+    return leaked
 
 
 def _cross_fitted(modality: str) -> str:
@@ -266,13 +266,13 @@ def _cross_fitted(modality: str) -> str:
 
 
 def _questions(folder: DatasetFolder, split: str, negatives: Negatives, number: int, seed: int) -> list[Question]:
-    return _ask(folder, _sample(folder.bundles[split], number, seed), folder.bundles.train, negatives, seed)
+    return _make_questions(folder, _sample(folder.bundles[split], number, seed), folder.bundles.train, negatives, seed)
 
 
-def _ask(
+def _make_questions(
     folder: DatasetFolder, bundles: Sequence[Bundle], train: Sequence[Bundle], negatives: Negatives, seed: int
 ) -> list[Question]:
-    """Ask one question per bundle with ten candidates, or as many as the catalog allows."""
+    """Make one question per bundle with ten candidates, or as many as the catalog allows."""
     longest = max((len(bundle.items) for bundle in bundles), default=0)
     num_candidates = min(10, len(folder.catalog) - longest + 1)
     if num_candidates < 2:
@@ -295,14 +295,14 @@ def _sample(bundles: Sequence[Bundle], number: int, seed: int) -> list[Bundle]:
 
 
 def _cross_fitted_accuracy(
-    folder: DatasetFolder, versions: OutOfFoldFeatures, negatives: Negatives, number: int, seed: int
+    folder: DatasetFolder, out_of_fold: OutOfFoldFeatures, negatives: Negatives, number: int, seed: int
 ) -> Accuracy:
     bundles, hits = _sample(folder.bundles.train, number, seed), []
-    for fold in range(versions.num_folds):
-        chosen = [bundle for bundle in bundles if versions.fold_of_bundle[bundle.bundle_id] == fold]
-        kept = versions.without_fold(folder.bundles.train, fold)
-        scorer = _cosine_scorer(lambda rows, version=versions.features[fold]: version[rows].float().numpy())
-        hits += _hits(_ask(folder, chosen, kept, negatives, seed), folder.catalog, scorer)
+    for fold in range(out_of_fold.num_folds):
+        chosen = [bundle for bundle in bundles if out_of_fold.fold_of_bundle[bundle.bundle_id] == fold]
+        kept = out_of_fold.without_fold(folder.bundles.train, fold)
+        scorer = _cosine_scorer(lambda rows, features=out_of_fold.features[fold]: features[rows].float().numpy())
+        hits += _hits(_make_questions(folder, chosen, kept, negatives, seed), folder.catalog, scorer)
     return _summary(hits)
 
 
@@ -353,7 +353,9 @@ def _shared_users_scorer(users: sparse.csc_array) -> Scorer:
     return score
 
 
-def _encoded(folder: DatasetFolder, log: Interactions, answered: Accuracy, number: int, seed: int) -> Encoded | None:
+def _leaked_bundles(
+    folder: DatasetFolder, log: Interactions, answered: Accuracy, number: int, seed: int
+) -> LeakedBundles | None:
     """Count the held-out bundles of which some user has nearly all items; small ones only if there are no others."""
     held_out = [bundle for split in ("validation", "test") for bundle in folder.bundles[split]]
     large = [bundle for bundle in held_out if len(bundle.items) >= 3]
@@ -363,22 +365,22 @@ def _encoded(folder: DatasetFolder, log: Interactions, answered: Accuracy, numbe
     users = _matrix(log, len(folder.catalog))
     degree = np.diff(users.indptr)
     order = np.argsort(degree, kind="stable")
-    place = np.empty(len(order), dtype=np.int64)
-    place[order] = np.arange(len(order))
+    position = np.empty(len(order), dtype=np.int64)
+    position[order] = np.arange(len(order))
     rng = np.random.default_rng(seed)
-    had, by_chance = 0, 0
+    contained, by_chance = 0, 0
     for bundle in bundles:
         rows = np.array(folder.catalog.rows(bundle.items))
         exchanged = rng.permutation(len(rows))[: (len(rows) + 1) // 2]
         others = rows.copy()
-        near = place[rows[exchanged]] + rng.integers(-25, 26, size=len(exchanged))
+        near = position[rows[exchanged]] + rng.integers(-25, 26, size=len(exchanged))
         others[exchanged] = order[np.clip(near, 0, len(order) - 1)]
-        had += _is_had(users, rows)
-        by_chance += _is_had(users, np.unique(others))
-    return Encoded(len(bundles), had / len(bundles), by_chance / len(bundles), answered)
+        contained += _is_contained(users, rows)
+        by_chance += _is_contained(users, np.unique(others))
+    return LeakedBundles(len(bundles), contained / len(bundles), by_chance / len(bundles), answered)
 
 
-def _is_had(users: sparse.csc_array, rows: np.ndarray) -> bool:
-    """Tell whether some user has nearly all of these items."""
+def _is_contained(users: sparse.csc_array, rows: np.ndarray) -> bool:
+    """Return whether some user has nearly all of the items."""
     counts = np.bincount(np.concatenate([users.indices[users.indptr[row] : users.indptr[row + 1]] for row in rows]))
     return bool(len(counts) and counts.max() >= np.ceil(NEARLY_ALL * len(rows) - 1e-9))

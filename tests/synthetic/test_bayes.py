@@ -82,6 +82,8 @@ def test_the_command_prints_the_best_accuracy_and_the_share_of_each_metrics_file
     printed = capsys.readouterr().out
     assert f"{best['expected']:.4f} expected, {best['realized']:.4f} realized" in printed
     assert printed.count("share ") == 1
+    assert main(["best-accuracy", *arguments, "--signals", "media"]) == 0
+    assert "0.0500 expected" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

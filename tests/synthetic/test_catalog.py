@@ -53,7 +53,8 @@ def test_each_title_of_the_demo_stands_for_exactly_one_item_of_each_look_and_gro
     for title, pair in zip(catalog.titles, pairs, strict=True):
         by_title.setdefault(title, []).append(pair)
     assert all(
-        sorted(found) == [(look, group) for look in range(4) for group in range(2)] for found in by_title.values()
+        sorted(pairs_of_title) == [(look, group) for look in range(4) for group in range(2)]
+        for pairs_of_title in by_title.values()
     )
 
 

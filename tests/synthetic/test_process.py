@@ -140,7 +140,7 @@ def test_bundles_are_drawn_as_often_as_the_process_describes(distinct):
 def test_questions_are_answered_as_well_as_promised_and_not_better_by_another_method(
     num_candidates, partial, tmp_path
 ):
-    settings = replace(one_signal("bundle_item"), theme_purity=0.85, num_test=1200)
+    settings = replace(one_signal("bundle_item"), theme_purity=0.85, num_train=10, num_test=1200, num_users=48)
     process, _, catalog, splits = process_of(settings, tmp_path)
     options = dict(num_candidates=num_candidates, partial=partial, questions_per_bundle=1, seed=0)
     questions = make_questions(splits.test, catalog, splits, **options)
@@ -205,7 +205,7 @@ def closed_form(signals, num_candidates, partial) -> float:
 def test_the_demo_has_the_best_accuracy_of_its_closed_form_whatever_signals_are_known(
     signals, num_candidates, partial, tmp_path
 ):
-    settings = SyntheticSettings(seed=5, num_test=1000)
+    settings = SyntheticSettings(seed=5, num_train=10, num_test=1000, num_users=48)
     process, drawn, catalog, splits = process_of(settings, tmp_path, signals)
     questions = make_questions(
         splits.test, catalog, splits, num_candidates=num_candidates, partial=partial, questions_per_bundle=1, seed=0

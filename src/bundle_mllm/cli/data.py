@@ -48,7 +48,11 @@ def synthetic(
 
 
 def best_accuracy(
-    data: Path, questions: Path, output: Path = Path("best-accuracy.json"), metrics: tuple[Path, ...] = ()
+    data: Path,
+    questions: Path,
+    output: Path = Path("best-accuracy.json"),
+    metrics: tuple[Path, ...] = (),
+    signals: tuple[Literal["title", "media", "user_item", "bundle_item"], ...] | None = None,
 ) -> None:
     """Compute the Bayes-optimal hit rate on a question file about a folder that `synthetic` made.
 
@@ -57,10 +61,11 @@ def best_accuracy(
         questions: Question file with uniform negatives (see `bundle-mllm questions`).
         output: Where the Bayes-optimal metrics are written, in the form of `evaluate`: `compare` reads them.
         metrics: Files of `bundle-mllm evaluate` on the same questions, whose share of the optimum is printed.
+        signals: The signals that are known, such as titles alone; all that show which items go together if not given.
     """
     from bundle_mllm.synthetic.bayes import bayes_optimal, share_of_bayes_optimal
 
-    best = bayes_optimal(data, questions, output)["bayes_optimal"]
+    best = bayes_optimal(data, questions, output, signals=signals)["bayes_optimal"]
     print(f"Bayes-optimal  {best['expected']:.4f} expected, {best['realized']:.4f} realized -> {output}")
     for path in metrics:
         share = share_of_bayes_optimal(path, output)

@@ -113,7 +113,7 @@ def share_of_bayes_optimal(metrics: str | os.PathLike, best: str | os.PathLike) 
     (of_model, _), (of_best, _) = load_results(metrics), load_results(best)
     if "bayes_optimal" not in of_best:
         raise BundleMLLMError(f"{best} has no Bayes-optimal accuracy: give what `bundle-mllm best-accuracy` wrote.")
-    used = [found["questions"]["sha256"] for found in (of_model, of_best)]
+    used = [results["questions"]["sha256"] for results in (of_model, of_best)]
     if used[0] != used[1]:
         raise BundleMLLMError(
             f"{metrics} and {best} are about different question files (SHA-256 {used[0][:12]}… and {used[1][:12]}…), "

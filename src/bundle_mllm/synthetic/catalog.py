@@ -11,7 +11,7 @@ from typing import get_args
 
 import numpy as np
 
-from bundle_mllm.synthetic.settings import NUM_COPIES, Domain, Signal, SyntheticSettings
+from bundle_mllm.synthetic.settings import NUM_COPIES, NUM_KINDS, Domain, Signal, SyntheticSettings
 
 OWN_VALUE_SHARE = 0.9
 """Share of a user's items that have the user's own value."""
@@ -26,7 +26,7 @@ _ADJECTIVES: dict[Domain, str] = {
     "playlist": "calm quiet drowsy gentle floating hushed party dancing wild neon glitter weekend "
     "folk rural harvest village campfire meadow gloomy gothic haunted stormy midnight bitter",
 }
-_VARIANTS = ("plain", "simple")  # Tell copies apart where a value has too few adjectives for two pairs.
+_VARIANTS = ("plain", "simple")  # Distinguish copies where a value has too few adjectives for two pairs.
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +38,8 @@ class SyntheticCatalog:
         titles: One title per item.
         kind: `[num_items]` int64, the item's kind.
         theme: `[num_items]` int64, the item's theme.
-        values: For title, media and user_item `[num_items]` int64, the value that this signal shows of the item.
+        levels: For each signal that carries the theme `[num_items]` int64, the level of each item.
+        values: For these, media and user_item `[num_items]` int64, the value that the signal shows of each item.
         cold: `[num_items]` bool, whether the item is in no training bundle.
         bundles: For each split its bundles, as tuples of rows.
         interactions: `[num_interactions, 2]` int64, pairs of user and row.
@@ -48,6 +49,7 @@ class SyntheticCatalog:
     titles: tuple[str, ...]
     kind: np.ndarray
     theme: np.ndarray
+    levels: dict[Signal, np.ndarray]
     values: dict[Signal, np.ndarray]
     cold: np.ndarray
     bundles: dict[str, tuple[tuple[int, ...], ...]]
@@ -57,12 +59,6 @@ class SyntheticCatalog:
     def item_ids(self) -> tuple[str, ...]:
         """The item ids, in row order."""
         return tuple(f"invented-{self.settings.domain}-{row:04d}" for row in range(len(self.titles)))
-
-    @property
-    def levels(self) -> dict[Signal, np.ndarray]:
-        """For each signal that carries the theme `[num_items]` int64, the level of each item."""
-        signals = self.settings.signals
-        return dict(zip(signals, np.unravel_index(self.theme, tuple(signals.values())), strict=True))
 
 
 def random_generator(settings: SyntheticSettings, *purpose: int) -> np.random.Generator:
@@ -83,28 +79,25 @@ def draw_catalog(settings: SyntheticSettings) -> SyntheticCatalog:
         The catalog.
     """
     rng, noise = random_generator(settings), random_generator(settings, 2)
-    kinds = KINDS[settings.domain]
-    num_items, num_values = settings.num_items, settings.values_per_level
-    shape = (settings.num_themes, num_values, len(kinds), NUM_COPIES)
-    cold = np.zeros(num_items, dtype=bool)
+    signals, num_themes = settings.signals, settings.num_themes
+    shape = (num_themes, settings.values_per_level, NUM_KINDS, NUM_COPIES)
+    num_items = settings.num_items
     # At most one copy of a combination is cold, so that the other one can take its place in training bundles.
-    some = rng.choice(num_items // NUM_COPIES, size=round(settings.cold_share * num_items), replace=False)
-    cold[some * NUM_COPIES + rng.integers(NUM_COPIES, size=some.size)] = True
+    combinations = rng.choice(num_items // NUM_COPIES, size=round(settings.cold_share * num_items), replace=False)
+    cold = np.zeros(num_items, dtype=bool)
+    cold[combinations * NUM_COPIES + rng.integers(NUM_COPIES, size=combinations.size)] = True
     order = rng.permutation(num_items)
+    cold = cold[order]
     theme, value, kind, copy = np.unravel_index(order, shape)
-    catalog = SyntheticCatalog(settings, (), kind, theme, {}, cold[order], {}, np.empty((0, 2), dtype=np.int64))
-    for signal in ("title", "media", "user_item"):
-        if signal in settings.signals:
-            catalog.values[signal] = value * settings.signals[signal] + catalog.levels[signal]
-        elif signal == "title":
-            catalog.values[signal] = np.zeros(num_items, dtype=np.int64)
-        else:  # The value of another item.
-            catalog.values[signal] = noise.permutation(value * settings.num_themes + theme)
-    titles = _draw_titles(settings, catalog.values["title"], kind, copy, rng)
-    rows = np.argsort(order).reshape(shape).swapaxes(1, 2).reshape(settings.num_themes, len(kinds), -1)
-    bundles = _draw_bundles(settings, rows, catalog.cold, rng, noise)
-    interactions = _draw_interactions(settings, catalog.values["user_item"], rng)
-    return SyntheticCatalog(settings, titles, kind, theme, catalog.values, catalog.cold, bundles, interactions)
+    levels = dict(zip(signals, np.unravel_index(theme, tuple(signals.values())), strict=True))
+    values: dict[Signal, np.ndarray] = {signal: value * signals[signal] + levels[signal] for signal in signals}
+    for signal in ("media", "user_item"):  # Independent of the theme: the value of another item.
+        values.setdefault(signal, noise.permutation(value * num_themes + theme))
+    titles = _draw_titles(settings, values.get("title", np.zeros_like(kind)), kind, copy, rng)
+    rows = np.argsort(order).reshape(shape).swapaxes(1, 2).reshape(num_themes, NUM_KINDS, -1)
+    bundles = _draw_bundles(settings, rows, cold, rng, noise)
+    interactions = _draw_interactions(settings, values["user_item"], rng)
+    return SyntheticCatalog(settings, titles, kind, theme, levels, values, cold, bundles, interactions)
 
 
 def adjectives(settings: SyntheticSettings) -> list[tuple[str, ...]]:

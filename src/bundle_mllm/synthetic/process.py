@@ -16,8 +16,7 @@ from functools import cache, cached_property, lru_cache
 from pathlib import Path
 
 from bundle_mllm.errors import BundleMLLMError
-from bundle_mllm.synthetic.settings import Signal
-from bundle_mllm.synthetic.write import PROCESS
+from bundle_mllm.synthetic.settings import PROCESS, Signal
 
 Counts = tuple[tuple[int, int], ...]
 """For each kind the number of items of a theme, and of all other themes."""
@@ -68,7 +67,7 @@ class GenerativeProcess:
         Args:
             folder: The dataset folder.
             signals: The signals that are known; all if not given. Themes that differ in none of these are one theme,
-                of the purity that bundles have then. (Items that only other signals tell apart count as equally
+                of the purity that bundles have then. (Items that only other signals distinguish count as equally
                 likely, which is exact but for less than .001.)
 
         Raises:
@@ -116,90 +115,79 @@ class GenerativeProcess:
         theme, kind = self.themes, self.kinds
         used = Counter((theme[i], kind[i]) for i in (*shown, *candidates))
         used_of_kind = Counter(kind[i] for i in (*shown, *candidates))
+        kinds_shown = [kind[i] for i in shown] if self.distinct_kinds else []
+        possible = len(set(kinds_shown)) == len(kinds_shown)
+        weights = self._weights(len(shown), len(candidates), partial)
         own, others = self.cell
-        kinds_shown = {kind[i] for i in shown} if self.distinct_kinds else set()
-        possible = len(kinds_shown) == len(shown) or not self.distinct_kinds
 
         @cache
-        def probability(of: int, fits: bool, taken: int | None) -> Fraction:
+        def probability(of: int, fits: bool, taken: int | None) -> int:
             """Of all bundles of one theme with an answer that fits it or not and takes a kind."""
             if not possible or taken in kinds_shown:
-                return Fraction(0)
-            free = [
+                return 0
+            fitting = sum(theme[i] == of for i in shown) + fits
+            unfitting = len(shown) + 1 - fitting
+            free = tuple(
                 (own - used[of, k], others - used_of_kind[k] + used[of, k])
                 for k in range(self.num_kinds)
                 if k not in kinds_shown and k != taken
-            ]
-            fitting = sum(theme[i] == of for i in shown) + fits
-            return _probability(self, len(shown), len(candidates), partial, fitting, tuple(sorted(free)))
+            )
+            return sum(
+                weight * _num_sets(free, number - fitting, size - number - unfitting, self.distinct_kinds)
+                for (size, number), weight in weights.items()
+            )
 
         @cache
-        def unfitting(taken: int | None) -> Fraction:
+        def of_no_theme(taken: int | None) -> int:
             """Of all bundles of all themes with an answer that does not fit."""
-            return sum((probability(of, False, taken) for of in range(self.num_themes)), Fraction(0))
+            return sum(probability(of, False, taken) for of in range(self.num_themes))
 
-        totals: list[Fraction] = []
+        totals: list[int] = []
         for candidate in candidates:
             of, taken = theme[candidate], kind[candidate] if self.distinct_kinds else None
-            totals.append(unfitting(taken) - probability(of, False, taken) + probability(of, True, taken))
-        if not (whole := sum(totals, Fraction(0))):
+            totals.append(of_no_theme(taken) - probability(of, False, taken) + probability(of, True, taken))
+        if not (whole := sum(totals)):
             raise BundleMLLMError(
                 f"No bundle of {self.bundle_sizes} items can contain the {len(shown)} items shown and a candidate: "
                 "use questions about bundles of this catalog."
             )
-        return [total / whole for total in totals]
+        return [Fraction(total, whole) for total in totals]
 
+    def _weights(self, num_shown: int, num_candidates: int, partial: str | None) -> dict[tuple[int, int], int]:
+        """Return the probability of a bundle and a question about it, by size and number of items of the theme.
 
-@lru_cache(maxsize=100_000)
-def _probability(
-    process: GenerativeProcess, num_shown: int, num_candidates: int, partial: str | None, fitting: int, free: Counts
-) -> Fraction:
-    """Return the probability of all bundles of one theme that go with a question and one answer to it.
-
-    Args:
-        process: The process.
-        num_shown: Items shown.
-        num_candidates: Items offered.
-        partial: How much of a bundle is shown.
-        fitting: Items of the theme among those shown and the answer.
-        free: Items that may be hidden.
-    """
-    everything = (process.cell,) * process.num_kinds
-    purity, distinct = Fraction(str(process.theme_purity)), process.distinct_kinds
-    total = Fraction(0)
-    for size in process.bundle_sizes:
-        hidden = size - num_shown - 1
-        if hidden < 0 or num_shown != {"half": size // 2, "leave_one_out": size - 1}.get(partial or "", num_shown):
-            continue
-        questions = (
-            math.comb(size, num_shown) * (size - num_shown) * math.comb(len(process.themes) - size, num_candidates - 1)
-        )
-        questions *= 1 if partial else size - 1  # As many numbers of items could have been shown.
-        for more in range(hidden + 1):
-            number = fitting + more
-            chance = math.comb(size, number) * purity**number * (1 - purity) ** (size - number)
-            if chance:
-                sets = Fraction(
-                    _num_sets(free, more, hidden - more, distinct),
-                    _num_sets(everything, number, size - number, distinct),
-                )
-                total += chance * sets / questions
-    return total
+        All are multiplied by the least number that makes them whole.
+        """
+        weights: dict[tuple[int, int], Fraction] = {}
+        everything = (self.cell,) * self.num_kinds
+        purity = Fraction(str(self.theme_purity))
+        for size in self.bundle_sizes:
+            if num_shown not in {"half": [size // 2], "leave_one_out": [size - 1]}.get(partial or "", range(1, size)):
+                continue
+            questions = math.comb(size, num_shown) * (size - num_shown) * (1 if partial else size - 1)
+            questions *= math.comb(len(self.themes) - size, num_candidates - 1)
+            for number in range(size + 1):
+                chance = math.comb(size, number) * purity**number * (1 - purity) ** (size - number)
+                if chance:
+                    weights[size, number] = (
+                        chance / _num_sets(everything, number, size - number, self.distinct_kinds) / questions
+                    )
+        common = math.lcm(*(weight.denominator for weight in weights.values()))
+        return {key: int(weight * common) for key, weight in weights.items()}
 
 
 @lru_cache(maxsize=100_000)
 def _num_sets(counts: Counts, fitting: int, others: int, distinct: bool) -> int:
-    """Count sets of so many items of the theme and of other themes; `distinct` sets take no kind twice."""
-    if not distinct:
-        return math.comb(sum(f for f, _ in counts), fitting) * math.comb(sum(o for _, o in counts), others)
-    if fitting == others == 0:
-        return 1
-    if fitting < 0 or others < 0 or not counts:
+    """Count sets of so many items of a theme and of others; `distinct` ones take no kind twice."""
+    if fitting < 0 or others < 0:
         return 0
-    (first, first_other), *rest = counts
-    left = tuple(rest)
+    if not distinct:
+        return math.comb(sum(own for own, _ in counts), fitting) * math.comb(sum(o for _, o in counts), others)
+    if not counts:
+        return fitting == others == 0
+    (own, other), rest = counts[0], counts[1:]
     return (
-        _num_sets(left, fitting, others, True)
-        + first * _num_sets(left, fitting - 1, others, True)
-        + first_other * _num_sets(left, fitting, others - 1, True)
+        _num_sets(rest, fitting, others, True)
+        + own * _num_sets(rest, fitting - 1, others, True)
+        + other * _num_sets(rest, fitting, others - 1, True)
     )

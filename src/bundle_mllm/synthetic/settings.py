@@ -14,6 +14,9 @@ from bundle_mllm.errors import BundleMLLMError
 Domain = Literal["fashion", "playlist"]
 Signal = Literal["title", "media", "user_item", "bundle_item"]
 
+PROCESS = "synthetic.json"
+"""File of a synthetic dataset folder with its settings, and the kind and the levels of each item."""
+
 NUM_KINDS = 9
 NUM_COPIES = 2  # Items that agree in theme, kind and value.
 NUM_WORDS = 48  # Adjectives of titles, in both domains.
@@ -84,9 +87,9 @@ class SyntheticSettings:
                 f"The theme purity is {self.theme_purity}, which is no probability: choose one above 0 and up to 1."
             )
         members = NUM_COPIES * self.values_per_level
-        most_items = NUM_KINDS if self.distinct_kinds else NUM_KINDS * members
+        most_items = NUM_KINDS if self.distinct_kinds else 10
         possible = self.num_themes * sum(
-            math.comb(NUM_KINDS, size) * members**size if self.distinct_kinds else math.comb(most_items, size)
+            math.comb(NUM_KINDS, size) * members**size if self.distinct_kinds else math.comb(NUM_KINDS * members, size)
             for size in self.bundle_sizes
         )
         num_bundles = self.num_train + self.num_validation + self.num_test

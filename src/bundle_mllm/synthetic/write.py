@@ -15,10 +15,7 @@ from bundle_mllm.data.tables import write_records
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.synthetic.catalog import KINDS, SyntheticCatalog, draw_catalog, random_generator
 from bundle_mllm.synthetic.media import draw_picture, draw_sound, picture_look
-from bundle_mllm.synthetic.settings import SyntheticSettings
-
-PROCESS = "synthetic.json"
-"""File of a synthetic dataset folder with the settings, and the kind and the levels of each item."""
+from bundle_mllm.synthetic.settings import PROCESS, SyntheticSettings
 
 _FILES = ("items.jsonl", "bundles.jsonl", "interactions.csv", "README.md")
 _FOLDERS = ("images", "audio", "features", "questions")

@@ -82,7 +82,7 @@ def test_features_with_a_gap_and_without_versions_are_warned_of(tmp_path):
     write(folder, "bundle_item", encoded.features, encoded.present)
     (warning,) = measure_leakage(folder).warnings
     assert warning.startswith("bundle_item alone answers")
-    assert "train on cross-fitted versions" in warning
+    assert "train on out-of-fold features" in warning
     assert f"warning: {warning}" in str(measure_leakage(folder))
 
 
@@ -143,7 +143,7 @@ def test_a_log_that_knows_a_part_of_the_held_out_bundles_is_reported(tmp_path):
     report = measure_leakage(folder_of(tmp_path, log=users(300, 8) + bundles()[-NUM_HELD_OUT // 5 :]))
     assert report.interactions.share == pytest.approx(0.2)
     assert not report.interactions.is_refused
-    assert "The user log knows held-out bundles: some user has (nearly) all items of 20.0%" in str(report)
+    assert "The interactions contain held-out bundles: some user has (nearly) all items of 20.0%" in str(report)
 
 
 def test_without_a_log_there_is_nothing_to_check(tmp_path):
@@ -158,7 +158,7 @@ def test_nothing_to_measure_is_said(tmp_path):
     folder = folder_of(tmp_path)
     assert "neither features nor interactions" in str(measure_leakage(folder))
     write(folder, "visual", np.ones((NUM_ITEMS, 2), np.float32))
-    with pytest.raises(BundleMLLMError, match="0 questions measure nothing"):
+    with pytest.raises(BundleMLLMError, match="num_questions is 0, so nothing would be measured"):
         measure_leakage(folder, num_questions=0)
 
 

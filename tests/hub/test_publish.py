@@ -11,17 +11,14 @@ import pytest
 import torch
 from hub_server import TOKEN, HubServer
 from huggingface_hub import ModelCard
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny_models import MODALITIES
 from transformers import pipeline
 
 from bundle_mllm.data import SPLITS, DatasetFolder, load_questions
-from bundle_mllm.encoders import encode_folder
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.hub.publish import publish
 from bundle_mllm.model_folder import fingerprint, load_model, save_model
-from bundle_mllm.training.backbone import build_model
-from bundle_mllm.training.config import default_run
 
 NEW_ITEM = {"title": "new hat", "features": {name: [0.5] * width for name, width in MODALITIES.items()}}
 ASKED = [
@@ -117,10 +114,10 @@ def test_a_dry_run_needs_no_token_and_says_what_would_be_published(published, mo
 
 def test_the_record_and_the_metrics_name_no_folder_of_this_machine(published, model_folder):
     files = published["dry run folder"]
-    assert (
-        json.loads(files["training_record.json"])["settings"]["data"]
-        == Path(json.loads((model_folder / "run.json").read_text())["settings"]["data"]).name
-    )
+    settings = json.loads((model_folder / "run.json").read_text())["settings"]
+    public = json.loads(files["training_record.json"])["settings"]
+    assert settings.keys() - public.keys() <= {"data", "output_dir", "relations"}
+    assert all(public[name] == settings[name] for name in ("base_model", "seed", "stage_one", "stage_two"))
     assert json.loads(files["metrics.json"])["questions"]["path"] == "test_hard.jsonl"
     assert str(model_folder.parent) not in "".join(files.values())
 
@@ -197,7 +194,7 @@ def test_a_data_set_is_read_by_load_dataset(published, received, data_folder):
     data = DatasetFolder.open(data_folder)
     assert published["data set"]["url"]
     count, first = received["items"]["items"]
-    assert (count, first["item_id"], first["price"]) == (len(data.catalog), data.catalog.item_ids[0], "7")
+    assert (count, first["item_id"]) == (len(data.catalog), data.catalog.item_ids[0])
     assert {split: count for split, (count, _) in received["bundles"].items()} == {
         s: len(data.bundles[s]) for s in SPLITS
     }
@@ -220,49 +217,112 @@ def test_a_download_of_a_data_set_is_the_same_dataset_folder(received, data_fold
 
 
 def test_a_user_log_pictures_and_local_paths_stay_at_home(published, received, data_folder):
-    assert published["data set"]["left_out"] == ["images", "interactions.csv"]
+    left_out = ["images", "interactions.csv", "columns of the items (--columns publishes them): price"]
+    assert published["data set"]["left_out"] == left_out
     folder = Path(received["data snapshot"])
     assert not list(folder.rglob("interactions*")) and not (folder / "images").exists()
     manifest = (folder / "features" / "manifest.json").read_text()
-    assert str(data_folder.parent) not in manifest and '"clip"' in manifest
+    assert str(data_folder.parent) not in manifest and "clip" not in manifest
 
 
-def test_what_trl_leaves_in_a_folder_and_names_of_local_folders_stay_at_home(model_folder, tmp_path):
+def test_what_trl_leaves_in_a_folder_stays_at_home(model_folder, tmp_path):
     folder = shutil.copytree(model_folder, tmp_path / "model")
     for name in ("training_args.bin", "README.md", "trainer_state.json", "checkpoint-5/model.safetensors"):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(b"\x80\x04not for others")
-    record = json.loads((folder / "run.json").read_text()) | {"base_model_is_folder": True}
-    record["settings"]["base_model"] = "../../private/llama"
-    record["note"] = f"made in {tmp_path}/model by hand"
-    (folder / "run.json").write_text(json.dumps(record))
     report = publish(folder, "acme/outfits", dry_run=True)
     assert {"training_args.bin", "README.md", "trainer_state.json", "checkpoint-5"} <= set(report.left_out)
     assert not {"training_args.bin", "trainer_state.json"} & set(report.files)
     assert (report.folder / "README.md").read_text().startswith("---")
-    text = (report.folder / "training_record.json").read_text()
-    assert json.loads(text)["settings"]["base_model"] == "llama" and "private" not in text + str(report.files)
-    assert json.loads(text)["note"] == "made in model by hand"
+
+
+def spoil_json(path, **fields):
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def test_free_text_of_records_settings_and_weights_reaches_neither_card_nor_repository(model_folder, tmp_path):
+    folder = shutil.copytree(model_folder, tmp_path / "model")
+    secrets = {"note": "hf_SecretTokenOfAlice", "bucket": "s3://alice-bucket/x", "log": "../alice/run.log"}
+    record = json.loads((folder / "run.json").read_text())
+    record["settings"] |= {**secrets, "base_model": "runs/alice/llama", "data": "runs/alice"}
+    record["settings"]["stage_one"] |= secrets
+    spoil_json(folder / "run.json", **{**record, **secrets, "inputs": {"../alice/items.jsonl": "f" * 64}})
+    for name in ("config.json", "tokenizer_config.json", "processor_config.json", "generation_config.json"):
+        spoil_json(folder / name, **secrets, _name_or_path="alice/model", name_or_path="/home/alice/model")
+    config = json.loads((folder / "config.json").read_text())
+    spoil_json(folder / "config.json", auto_map={**config["auto_map"], "AutoX": "alice/repo--x.X"})
+    for path in folder.glob("*.safetensors"):
+        save_file(load_file(path), path, metadata={"format": "pt", **secrets})
+    items = [json.loads(line) for line in (folder / "items.jsonl").read_text().splitlines()]
+    (folder / "items.jsonl").write_text("".join(json.dumps(item | secrets) + "\n" for item in items))
+    shutil.rmtree(folder / "report")
+    metrics = json.loads((folder / "metrics.json").read_text())
+    metrics |= {**secrets, "fingerprint": fingerprint(folder), "model": "runs/alice", "data": "s3://alice"}
+    metrics["questions"] |= {"path": "s3://alice/q", **secrets}
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    report = publish(folder, "acme/outfits", dry_run=True)
+    assert report.verification is not None and report.verification.largest_difference <= 1e-5
+    for name in report.files:
+        assert b"alice" not in (report.folder / name).read_bytes().lower(), name
+    assert json.loads((report.folder / "metrics.json").read_text())["fingerprint"] == fingerprint(report.folder)
+
+
+def test_files_that_need_no_change_are_published_as_they_are(model_folder, tmp_path):
+    report = publish(model_folder, "acme/outfits", dry_run=True, output_dir=tmp_path / "hub")
+    own = {path.name: path.read_bytes() for path in model_folder.iterdir() if path.name in report.files}
+    assert {"config.json", "processor_config.json", "tokenizer_config.json", "items.jsonl"} <= own.keys()
+    changed = [name for name, content in own.items() if (report.folder / name).read_bytes() != content]
+    assert changed == ["metrics.json"]
+
+
+def add_retriever(folder, **memberships):
+    """Add a folder that looks like a retriever."""
+    (folder / "retriever").mkdir()
+    save_file({"x": torch.ones(2)}, folder / "retriever" / "model.safetensors", metadata={"format": "pt"})
+    config = {"model_type": "bundle_retriever", "memberships": memberships}
+    config["auto_map"] = {"AutoConfig": "configuration_bundle_mllm.BundleRetrieverConfig"}
+    (folder / "retriever" / "config.json").write_text(json.dumps(config))
+    shutil.copy(folder / "configuration_bundle_mllm.py", folder / "retriever")
+    (folder / "retriever" / "optimizer.pt").write_bytes(b"\x80\x02not for others")
+
+
+def test_a_retriever_in_its_subfolder_is_checked_and_published(model_folder, tmp_path, monkeypatch):
+    folder = shutil.copytree(model_folder, tmp_path / "model")
+    add_retriever(folder, textual=40)
+    monkeypatch.setattr("bundle_mllm.hub.publish.verify_repository", lambda folder: None)
+    monkeypatch.setattr("bundle_mllm.hub.publish.read_report", lambda folder: None)
+    options = {"dry_run": True, "allow_no_metrics": True}
+    (folder / "metrics.json").unlink()
+    shutil.rmtree(folder / "report")
+    report = publish(folder, "acme/outfits", **options)
+    names = {"config.json", "configuration_bundle_mllm.py", "model.safetensors"}
+    assert {f"retriever/{name}" for name in names} <= set(report.files)
+    assert "retriever/optimizer.pt" in report.left_out and "retriever" not in report.left_out
+    for name in names:
+        content = (folder / "retriever" / name).read_bytes()
+        (folder / "retriever" / name).unlink()
+        with pytest.raises(BundleMLLMError, match=r"has no config|has no configuration|holds no \*\.safetensors"):
+            publish(folder, "acme/outfits", **options)
+        (folder / "retriever" / name).write_bytes(content)
+    (folder / "retriever" / "configuration_bundle_mllm.py").write_text("print('hello')")
+    with pytest.raises(BundleMLLMError, match="is not the code of this version"):
+        publish(folder, "acme/outfits", **options)
+
+
+def test_a_retriever_that_holds_a_user_log_is_published_only_when_asked_for(model_folder, tmp_path, monkeypatch):
+    folder = shutil.copytree(model_folder, tmp_path / "model")
+    add_retriever(folder, user_item=60)
+    monkeypatch.setattr("bundle_mllm.hub.publish.verify_repository", lambda folder: None)
+    shutil.rmtree(folder / "report")
+    (folder / "metrics.json").unlink()
+    options = {"dry_run": True, "allow_no_metrics": True}
+    with pytest.raises(BundleMLLMError, match=r"60 pairs of user and item.*--share-user-log"):
+        publish(folder, "acme/logs", **options)
+    report = publish(folder, "acme/logs", share_user_log=True, **options)
+    assert "60 pairs of item and user" in (report.folder / "README.md").read_text()
 
 
 @pytest.mark.parametrize("name", ["outfits", "a/b/c", "acme/", "acme/out fits", "acme/-outfits", "/some/out", ""])
 def test_a_name_that_is_none_is_refused(model_folder, tmp_path, name):
     with pytest.raises(BundleMLLMError, match=r"is not the name of a Hub repository.*owner/name"):
         publish(model_folder, name, dry_run=True, output_dir=tmp_path / "out")
-
-
-def test_a_model_that_holds_a_user_log_is_published_only_when_told_to(tiny_data, tmp_path):
-    for file in ("items.jsonl", "bundles.jsonl"):
-        (tmp_path / file).symlink_to(tiny_data / file)
-    items = [item.item_id for item in DatasetFolder.open(tiny_data).catalog]
-    pairs = [f"u{user},{items[(user + step) % len(items)]}" for user in range(20) for step in (1, 2, 5)]
-    (tmp_path / "interactions.csv").write_text("user_id,item_id\n" + "\n".join(pairs) + "\n")
-    encode_folder(tmp_path, relational="user_item:svd")
-    run = default_run("scratch", data=tmp_path, output_dir=tmp_path / "out")
-    save_model(*build_model(run, DatasetFolder.open(tmp_path)), tmp_path / "model")
-    settings = {"dry_run": True, "allow_no_metrics": True, "output_dir": tmp_path / "hub"}
-    with pytest.raises(BundleMLLMError, match=r"60 pairs of user and item.*--share-user-log"):
-        publish(tmp_path / "model", "acme/logs", **settings)
-    assert not (tmp_path / "hub").exists()
-    assert publish(tmp_path / "model", "acme/logs", share_user_log=True, **settings).verification
-    assert "60 pairs of item and user" in (tmp_path / "hub" / "README.md").read_text()

@@ -8,8 +8,8 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,25 +22,27 @@ from bundle_mllm.data.catalog import ItemCatalog
 from bundle_mllm.data.features import MANIFEST
 from bundle_mllm.data.folder import OUT_OF_FOLD, DatasetFolder
 from bundle_mllm.data.folds import OutOfFoldFeatures, count_folds
+from bundle_mllm.data.interactions import USER, Interactions
 from bundle_mllm.data.questions import load_questions
 from bundle_mllm.data.tables import SUFFIXES, find_table, iter_records, write_records
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.hub.card import LICENSE_UNKNOWN, card_template, check_license, split_name
 from bundle_mllm.hub.integrity import check_safe
-from bundle_mllm.hub.places import Places
+from bundle_mllm.hub.records import FEATURES, FEATURES_METADATA
 from bundle_mllm.hub.repository import (
     CARD,
+    METADATA,
     PublishReport,
     link_or_copy,
-    matches,
+    place_tensors,
+    read_header,
     read_json,
-    repository_files,
-    repository_folder,
     write_json,
-    write_repository,
 )
-from bundle_mllm.hub.upload import check_login, check_repo_id, upload
+from bundle_mllm.hub.schema import rebuild
+from bundle_mllm.hub.upload import check_repo_id, publish_folder
 
+INTERACTIONS = "interactions.parquet"
 TAGS = ("bundle-mllm", "product-bundling", "recommendation", "arxiv:2407.11712")
 WRITTEN = (
     CARD,
@@ -52,12 +54,14 @@ WRITTEN = (
     f"features/{MANIFEST}",
     *(f"interactions{suffix}" for suffix in SUFFIXES),
 )
-"""The files of a dataset repository that this module writes; others stay when it is published again."""
-
-
+"""The files of a dataset repository that this module writes, or wrote; others stay when it is published again."""
+COLUMNS = {
+    "items": ("item_id", "title", "description", "category", "image", "audio"),
+    "bundles": ("bundle_id", "items", "split", "name"),
+    "questions": ("question_id", "bundle_id", "partial", "candidates", "answer_index"),
+}
+"""The columns of each table that are published without being named."""
 _ROWS_AT_ONCE = 8192
-
-USER = "user_id"
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,7 @@ def publish_dataset(
     dry_run: bool = False,
     include_interactions: bool = False,
     include_media: bool = False,
+    columns: Sequence[str] = (),
     license: str = LICENSE_UNKNOWN,
     output_dir: str | os.PathLike | None = None,
     commit_message: str = "Publish with bundle-mllm",
@@ -98,6 +103,8 @@ def publish_dataset(
         include_interactions: Publish the user log, too, and a `user_id` of bundles. They are personal data, so only if
             you may.
         include_media: Publish the pictures and sounds that the items name, too. Only if you may.
+        columns: Further columns of items, bundles and questions to publish, such as "price"; those that a dataset
+            folder does not need stay here unless they are named.
         license: The Hub's identifier of the license.
         output_dir: The repository folder; by default `data_dir` with "-hub" at its end.
         commit_message: Title of the commit.
@@ -106,8 +113,8 @@ def publish_dataset(
         The files with their sizes, and the commit.
 
     Raises:
-        BundleMLLMError: The name is none, there is no valid token, the folder is malformed, a column mixes types, or
-            the Hub cannot be reached. Then nothing has become visible.
+        BundleMLLMError: If the name is none, there is no valid token, the folder is malformed, a column mixes types,
+            no table has a named column, or the Hub cannot be reached. Then nothing has become visible.
     """
     source = Path(data_dir)
     check_repo_id(repo_id)
@@ -117,22 +124,22 @@ def publish_dataset(
         raise BundleMLLMError(
             f"{source} holds no bundle, so nobody could learn from it: add some to its bundles file."
         )
-    if not dry_run:
-        check_login()
-    folder = Path(output_dir) if output_dir is not None else repository_folder(source)
     used: set[Path] = {path for path, _ in find_bundles(source)}
     sources: dict[str, Path] = {}
     media = {path: _path_inside(source, path) for item in data.catalog for path in (item.image, item.audio) if path}
     tables: list[_Table] = []
+    selected = _Columns((*columns, *([USER] if include_interactions else [])))
 
     def write(target: Path) -> None:
-        tables.append(_write_items(data, media, target, sources))
-        tables.append(_write_bundles(data, target, sources, include_interactions))
-        tables.extend(_write_questions(data, target, used, sources))
-        features = _place_features(data, target, Places(source, folder))
+        tables.append(_write_items(data, media, target, sources, selected))
+        tables.append(_write_bundles(data, target, sources, selected))
+        tables.extend(_write_questions(data, target, used, sources, selected))
+        if unknown := set(columns) - selected.published:
+            raise BundleMLLMError(f"No table has a column {min(unknown)!r} to publish: check --columns.")
+        features = _place_features(data, target)
         interactions = find_table(source, "interactions") if include_interactions else None
         if interactions is not None:
-            link_or_copy(interactions, target / interactions.name)
+            Interactions.load(source, data.catalog).save(target / INTERACTIONS, data.catalog)
             used.add(interactions)
         for name, path in sorted(media.items()) if include_media else ():
             link_or_copy(_inside(source, name), target / str(path))
@@ -144,7 +151,7 @@ def publish_dataset(
             num_items=len(data.catalog),
             features=features,
             cross_fitted=[name for name in features if count_folds(data.path / "features", name)],
-            interactions=None if interactions is None else interactions.name,
+            interactions=None if interactions is None else INTERACTIONS,
             names_media=bool(media),
             media=include_media,
         )
@@ -152,37 +159,63 @@ def publish_dataset(
 
     def check(target: Path) -> None:
         check_safe(target)
-        Places(source, folder).check(target)
         _check_readable(target, tables)
         _check_same(data, DatasetFolder.open(target))
 
-    write_repository(folder, source, write, check, sources)
-    files = repository_files(folder)
-    commit_url = None
-    if not dry_run:
-        commit_url = upload(
-            folder,
-            files,
-            repo_id,
-            repo_type="dataset",
-            private=private,
-            message=commit_message,
-            belongs=lambda name: matches(name, WRITTEN),
-        )
+    published = publish_folder(
+        source,
+        repo_id,
+        write,
+        check,
+        repo_type="dataset",
+        written=WRITTEN,
+        private=private,
+        dry_run=dry_run,
+        output_dir=output_dir,
+        message=commit_message,
+        sources=sources,
+    )
     used |= {path for path in source.iterdir() if path.name in ("features", "questions", "bundles")}
     used |= {path for path in source.iterdir() if path.name.startswith("items.")}
     left_out = sorted(path.name for path in source.iterdir() if path not in used and path.name[0] != ".")
+    left_out += [
+        f"columns of the {table} (--columns publishes them): {', '.join(names)}"
+        for table, names in selected.left.items()
+        if names
+    ]
     if num_outside := sum(path is None for path in media.values()):
         left_out.append(f"{num_outside} paths of pictures and sounds that are not in the folder")
-    return PublishReport(repo_id, folder, files, tuple(left_out), None, commit_url)
+    notes = [f"bundle ids (such as {next(iter(data.bundles)).bundle_id!r}): are they order numbers?"]
+    notes += ["user ids: do they name anyone?"] if include_interactions else []
+    return replace(published, left_out=tuple(left_out), notes=tuple(notes))
+
+
+@dataclass
+class _Columns:
+    """The columns of the tables: those that were named to be published, and those that stay here."""
+
+    named: tuple[str, ...]
+    published: set[str] = field(default_factory=set)
+    left: dict[str, dict[str, None]] = field(default_factory=dict)
+
+    def select(self, table: str, record: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the fields of a record that are published."""
+        kept = {name: value for name, value in record.items() if name in COLUMNS[table] or name in self.named}
+        self.published |= kept.keys()
+        self.left.setdefault(table, {}).update(dict.fromkeys(name for name in record if name not in kept))
+        return kept
 
 
 def _write_items(
-    data: DatasetFolder, media: Mapping[str, str | None], target: Path, sources: dict[str, Path]
+    data: DatasetFolder, media: Mapping[str, str | None], target: Path, sources: dict[str, Path], columns: _Columns
 ) -> _Table:
     """Write the items; a picture or sound outside the folder is nobody else's, so its item has none."""
     items = (
-        replace(item, **{kind: media.get(getattr(item, kind) or "") for kind in ("image", "audio")})
+        replace(
+            item,
+            extra=columns.select("items", item.extra),
+            **{kind: media.get(getattr(item, kind) or "") for kind in ("image", "audio")},
+        )
         for item in data.catalog
     )
     sources["items.parquet"] = find_table(data.path, "items") or data.path
@@ -190,16 +223,15 @@ def _write_items(
     return _table("items", {"items": ("items.parquet", len(data.catalog))}, target)
 
 
-def _write_bundles(data: DatasetFolder, target: Path, sources: dict[str, Path], with_users: bool) -> _Table:
-    """Write a file per split, with every field that the records have; who made a bundle only if that is asked for."""
+def _write_bundles(data: DatasetFolder, target: Path, sources: dict[str, Path], columns: _Columns) -> _Table:
+    """Write a file per split; who made a bundle goes along with the interactions only."""
     by_id = {bundle.bundle_id: bundle for bundle in data.bundles}
     rows: dict[str, list[Mapping[str, Any]]] = {split: [] for split in SPLITS}
     for path, _ in find_bundles(data.path):
         for record in iter_records(path):
             bundle = by_id[str(record["bundle_id"])]
             known = {"bundle_id": bundle.bundle_id, "items": list(bundle.items), "split": bundle.split}
-            kept = {name: value for name, value in record.items() if with_users or name != USER}
-            rows[bundle.split].append({**kept, **known})
+            rows[bundle.split].append({**columns.select("bundles", record), **known})
             sources[f"bundles/{bundle.split}.parquet"] = path
     splits = {}
     for split, records in rows.items():
@@ -209,14 +241,19 @@ def _write_bundles(data: DatasetFolder, target: Path, sources: dict[str, Path], 
     return _table("bundles", splits, target)
 
 
-def _write_questions(data: DatasetFolder, target: Path, used: set[Path], sources: dict[str, Path]) -> list[_Table]:
+def _write_questions(
+    data: DatasetFolder, target: Path, used: set[Path], sources: dict[str, Path], columns: _Columns
+) -> list[_Table]:
     splits: dict[str, tuple[str, int]] = {}
     for path in sorted((data.path / "questions").glob("[!.]*")):
         if not path.name.endswith(SUFFIXES):
             continue
         questions = load_questions(path, data.catalog)
         records = [
-            {**record, **{name: list(v) if isinstance(v, tuple) else v for name, v in vars(question).items()}}
+            {
+                **columns.select("questions", record),
+                **{name: list(v) if isinstance(v, tuple) else v for name, v in vars(question).items()},
+            }
             for record, question in zip(iter_records(path), questions, strict=True)
         ]
         split = split_name(path.name)
@@ -243,21 +280,22 @@ def _table(config: str, splits: Mapping[str, tuple[str, int]], target: Path) -> 
     )
 
 
-def _place_features(data: DatasetFolder, target: Path, places: Places) -> list[str]:
+def _place_features(data: DatasetFolder, target: Path) -> list[str]:
     store = data.features()
     if store is None:
         return []
     for start in range(0, len(data.catalog), _ROWS_AT_ONCE):  # refuses values that no training could use
         store.gather(range(start, min(start + _ROWS_AT_ONCE, len(data.catalog))))
-    for path in sorted((data.path / "features").glob("[!.]*.safetensors")):
-        link_or_copy(path, target / "features" / path.name)
-    for path in sorted((data.path / "features" / OUT_OF_FOLD).glob("[!.]*.safetensors")):
-        if path.stem in store.modalities:
+    folder = data.path / "features"
+    for path in sorted([*folder.glob("[!.]*.safetensors"), *(folder / OUT_OF_FOLD).glob("[!.]*.safetensors")]):
+        if path.parent != folder:
+            if path.stem not in store.modalities:
+                continue
             OutOfFoldFeatures.load(data, path.stem)  # refuses versions of other features, which no training could use
-            link_or_copy(path, target / "features" / OUT_OF_FOLD / path.name)
-    manifest = data.path / "features" / MANIFEST
-    if manifest.exists():
-        write_json(target / "features" / MANIFEST, places.reduce(read_json(manifest)))
+        metadata = rebuild(read_header(path)[0].get(METADATA, {}), FEATURES_METADATA)
+        place_tensors(path, target / "features" / path.relative_to(folder), metadata)
+    if (folder / MANIFEST).exists():
+        write_json(target / "features" / MANIFEST, rebuild(read_json(folder / MANIFEST), FEATURES))
     return list(store.modalities)
 
 

@@ -6,9 +6,8 @@ Knows nothing about the Hub, and loads nothing.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from bundle_mllm import modeling
 from bundle_mllm.errors import BundleMLLMError
@@ -19,10 +18,9 @@ RETRIEVER = "retriever"
 RETRIEVER_TYPE = "bundle_retriever"
 """`model_type` of a retriever."""
 _NEEDED = ("config.json", "items.jsonl", "processor_config.json")
-_NEEDED_OF_RANKER = (*_NEEDED, "tokenizer.json", "tokenizer_config.json")
+_NEEDED_OF_RANKER = ("tokenizer.json", "tokenizer_config.json")
 _CODE = Path(modeling.__file__).parent
-_REFERENCE = re.compile(r"(\w+_bundle_mllm)\.\w+")
-_SIBLING = re.compile(r"^\s*from \.(\w+) import", re.MULTILINE)
+_REFERENCE, _SIBLING = re.compile(r'"(\w+_bundle_mllm)\.\w+"'), re.compile(r"^\s*from \.(\w+) import", re.MULTILINE)
 _PICKLES = (".bin", ".ckpt", ".dill", ".joblib", ".npy", ".npz", ".pickle", ".pkl", ".pt", ".pth")
 _PICKLE_STARTS, _ZIP_START = {bytes((0x80, protocol)) for protocol in range(2, 6)}, b"PK\x03\x04"
 
@@ -38,11 +36,10 @@ def check_complete(folder: Path) -> None:
     Raises:
         BundleMLLMError: If not; the first problem is named.
     """
-    _check_files(folder, ("config.json",))
-    _check_files(folder, _NEEDED if is_retriever(folder) else _NEEDED_OF_RANKER)
     for part in (folder, folder / RETRIEVER):
-        if part.is_dir():
-            _check_files(part, ("config.json",))
+        if part == folder or part.is_dir():
+            _check_files(part, _NEEDED if part == folder else ("config.json",))
+            _check_files(part, _NEEDED_OF_RANKER if part == folder and not is_retriever(folder) else ())
             _check_files(part, _needed_code(part))
             check_weights(part)
 
@@ -53,12 +50,17 @@ def check_safe(folder: Path) -> None:
     Raises:
         BundleMLLMError: If it does; the first problem is named.
     """
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        if path.suffix == ".safetensors":
-            _tensor_names(path)
-        else:  # the length of a safetensors header may look like a pickle's first bytes
-            _check_no_pickle(path)
     check_code(folder)
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        with open(path, "rb") as file:
+            start = file.read(4)
+        if path.suffix == ".safetensors":
+            _tensor_names(path)  # the length of its header may look like a pickle's first bytes
+        elif path.suffix in _PICKLES or start[:2] in _PICKLE_STARTS or start == _ZIP_START:
+            raise BundleMLLMError(
+                f"{path} may be a pickle, which runs code on whoever loads it: leave it out, and save weights as "
+                "safetensors."
+            )
 
 
 def check_code(folder: Path) -> None:
@@ -97,7 +99,7 @@ def check_weights(folder: Path) -> None:
                 )
 
 
-def _check_files(folder: Path, names: Any) -> None:
+def _check_files(folder: Path, names: Sequence[str]) -> None:
     for name in names:
         if not (folder / name).is_file():
             hint = " It holds an adapter only: merge it first." if (folder / "adapter_config.json").exists() else ""
@@ -109,26 +111,13 @@ def _check_files(folder: Path, names: Any) -> None:
 
 def _needed_code(folder: Path) -> list[str]:
     """Return the code files that the settings in a folder name, and those that these import."""
-    names: dict[str, None] = {}
-    for path in sorted(folder.glob("*config.json")):
-        settings = read_json(path)
-        names |= dict.fromkeys(_references([settings.get("auto_map"), settings.get("custom_pipelines")]))
-    needed = list(names)
+    settings = "".join(path.read_text(encoding="utf-8") for path in sorted(folder.glob("*config.json")))
+    needed = list(dict.fromkeys(_REFERENCE.findall(settings)))
     for name in needed:
-        if (_CODE / name).is_file():
-            imported = _SIBLING.findall((_CODE / name).read_text(encoding="utf-8"))
-            needed += [f"{module}.py" for module in imported if f"{module}.py" not in needed]
-    return needed
-
-
-def _references(value: Any) -> Iterator[str]:
-    if isinstance(value, dict):
-        value = list(value.values())
-    if isinstance(value, list):
-        for entry in value:
-            yield from _references(entry)
-    elif isinstance(value, str) and (match := _REFERENCE.fullmatch(value)):
-        yield f"{match[1]}.py"
+        if (_CODE / f"{name}.py").is_file():
+            imported = _SIBLING.findall((_CODE / f"{name}.py").read_text(encoding="utf-8"))
+            needed += [sibling for sibling in dict.fromkeys(imported) if sibling not in needed]
+    return [f"{name}.py" for name in needed]
 
 
 def _tensor_names(path: Path) -> list[str]:
@@ -145,13 +134,3 @@ def _tensor_names(path: Path) -> list[str]:
             "again."
         )
     return list(tensors)
-
-
-def _check_no_pickle(path: Path) -> None:
-    with open(path, "rb") as file:
-        start = file.read(4)
-    if path.suffix in _PICKLES or start[:2] in _PICKLE_STARTS or start == _ZIP_START:
-        raise BundleMLLMError(
-            f"{path} may be a pickle, which runs code on whoever loads it: leave it out, and save weights as "
-            "safetensors."
-        )

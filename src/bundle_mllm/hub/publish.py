@@ -7,53 +7,44 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.hub.card import LICENSE_UNKNOWN, Measurement, find_record, read_measurements, render_model_card
-from bundle_mllm.hub.integrity import check_code, check_complete
-from bundle_mllm.hub.places import Places
+from bundle_mllm.hub.integrity import RETRIEVER, check_code, check_complete
+from bundle_mllm.hub.records import place_public, public_record, public_settings
 from bundle_mllm.hub.report_files import FILES as REPORT_FILES
 from bundle_mllm.hub.report_files import FOLDER as REPORT_FOLDER
 from bundle_mllm.hub.report_files import read_report, write_report
 from bundle_mllm.hub.repository import (
     CARD,
     PublishReport,
-    link_or_copy,
     matches,
     read_json,
-    repository_files,
-    repository_folder,
     write_json,
-    write_repository,
 )
-from bundle_mllm.hub.upload import check_login, check_repo_id, upload
-from bundle_mllm.hub.verify import verify_repository
-
-USER_ITEM = "user_item"
+from bundle_mllm.hub.upload import check_repo_id, publish_folder
+from bundle_mllm.hub.verify import Verification, verify_repository
+from bundle_mllm.model_folder import fingerprint
 
 PUBLISHED_RECORD = "training_record.json"
+_MODEL = ("*.safetensors", "*.safetensors.index.json", "*_bundle_mllm.py", "config.json")
 TAKEN = (
-    "*.safetensors",
-    "*.safetensors.index.json",
-    "*_bundle_mllm.py",
-    "added_tokens.json",
+    *_MODEL,
+    *(f"{RETRIEVER}/{pattern}" for pattern in _MODEL),
     "chat_template.jinja",
     "chat_templates/*.jinja",
-    "config.json",
     "generation_config.json",
     "items.jsonl",
-    "merges.txt",
     "processor_config.json",
-    "special_tokens_map.json",
     "tokenizer.json",
-    "tokenizer.model",
     "tokenizer_config.json",
-    "vocab.json",
-    "vocab.txt",
 )
 """The files of a model folder that belong in its repository; all others stay here."""
-WRITTEN = (CARD, PUBLISHED_RECORD, "metrics*.json", *REPORT_FILES)
+_EARLIER = ("added_tokens.json", "merges.txt", "special_tokens_map.json", "tokenizer.model", "vocab.json", "vocab.txt")
+WRITTEN = (*TAKEN, *_EARLIER, CARD, PUBLISHED_RECORD, "metrics*.json", *REPORT_FILES)
+"""The files of a repository that this package writes, or wrote; those that are no longer there are deleted."""
 
 
 def publish(
@@ -73,9 +64,10 @@ def publish(
 ) -> PublishReport:
     """Publish a model folder on the Hub.
 
-    Writes the repository folder (weights as hard links, so it takes no space), renders its card, verifies it by
-    loading it without this package and comparing scores, and only then uploads it, in one commit. A call that failed
-    can be repeated; what has arrived is not sent again.
+    Writes the repository folder (weights as hard links, so it takes no space): the model's own files, and what an
+    allow-list of typed fields lets pass of records, metrics and settings. Renders its card, verifies it by loading it
+    without this package and comparing scores, and only then uploads it, in one commit. A call that failed can be
+    repeated; what has arrived is not sent again.
 
     Args:
         model_dir: A model folder.
@@ -88,7 +80,7 @@ def publish(
         base_model: Hub name of the base model, where the run record names a local folder.
         datasets: Hub names of the data sets it was trained on.
         license: The Hub's identifier of the license of the weights.
-        share_user_log: Publish a model that holds which users met which items.
+        share_user_log: Publish a retriever that holds which users have which items.
         output_dir: The repository folder; by default `model_dir` with "-hub" at its end.
         commit_message: Title of the commit.
 
@@ -96,9 +88,10 @@ def publish(
         The files with their sizes, what verification found, and the commit.
 
     Raises:
-        BundleMLLMError: The name is none, there is no valid token, metrics are missing, a file is missing, cut short
-            or unsafe, the model holds a user log that is not to be shared, the folder answers differently without
-            this package, or the Hub cannot be reached. Then nothing has become visible.
+        BundleMLLMError: If the name is none, there is no valid token, metrics are missing, a file is missing, cut
+            short or unsafe, code in the folder is not this package's, the model holds a user log that is not to be
+            shared, the folder answers differently without this package, or the Hub cannot be reached. Then nothing has
+            become visible.
     """
     source = Path(model_dir)
     check_repo_id(repo_id)
@@ -120,60 +113,51 @@ def publish(
         allow_no_metrics=allow_no_metrics,
         report=report,
     )
-    if not dry_run:
-        check_login()  # before the minutes that verifying a large model takes
-    folder = Path(output_dir) if output_dir is not None else repository_folder(source)
-    record, places = find_record(source), Places(source, folder)
-    taken = [path for path in _files_of(source) if matches(path.relative_to(source).as_posix(), TAKEN)]
+    record = find_record(source)
+    taken = [path for path in source.rglob("[!.]*") if matches(path.relative_to(source).as_posix(), TAKEN)]
 
     def write(target: Path) -> None:
         for path in taken:
-            link_or_copy(path, target / path.relative_to(source))
+            place_public(path, target / path.relative_to(source))
         for name, measurement in _metrics_names(measurements).items():
-            write_json(target / name, places.reduce(dict(measurement.values)))
-        write_report(report, source, target, places)
+            write_json(target / name, {**measurement.values, "fingerprint": fingerprint(target)})
+        if report is not None:
+            write_report(report, source, target)
         if record is not None:
-            values = read_json(record)
-            local = ["base_model"] if values.get("base_model_is_folder") else []
-            write_json(target / PUBLISHED_RECORD, places.reduce(values, local))
+            write_json(target / PUBLISHED_RECORD, public_record(read_json(record)))
         (target / CARD).write_text(str(card), encoding="utf-8")
 
-    verified = []
-    write_repository(
-        folder, source, write, lambda target: verified.append(verify_repository(target, origins=[source, folder]))
+    verified: list[Verification] = []
+    published = publish_folder(
+        source,
+        repo_id,
+        write,
+        lambda target: verified.append(verify_repository(target)),
+        repo_type="model",
+        written=WRITTEN,
+        private=private,
+        dry_run=dry_run,
+        output_dir=output_dir,
+        message=commit_message,
     )
-    files = repository_files(folder)
-    commit_url = None
-    if not dry_run:
-        commit_url = upload(
-            folder,
-            files,
-            repo_id,
-            repo_type="model",
-            private=private,
-            message=commit_message,
-            belongs=lambda name: matches(name, (*TAKEN, *WRITTEN)),
-        )
     used = {*taken, *(path.parent for path in taken), record, *(m.path for m in measurements)}
     used |= {source / REPORT_FOLDER} if report is not None else set()
-    left_out = tuple(sorted(path.name for path in source.iterdir() if path not in used and path.name[0] != "."))
-    return PublishReport(repo_id, folder, files, left_out, verified[0], commit_url)
+    paths = [*source.iterdir(), *source.glob(f"{RETRIEVER}/*")]
+    names = sorted(path.relative_to(source).as_posix() for path in paths if path not in used and path.name[0] != ".")
+    return replace(published, left_out=tuple(names), verification=verified[0])
 
 
 def _check_no_user_log(source: Path) -> None:
-    """Refuse a model whose matching compares items by their users: it holds every pair."""
-    pairs = (read_json(source / "config.json").get("relations") or {}).get(USER_ITEM, 0)
+    """Refuse a model whose retriever compares items by their users: it holds every pair."""
+    part = source / RETRIEVER if (source / RETRIEVER).is_dir() else source
+    config = public_settings(part / "config.json")
+    pairs = (config.get("memberships") or config.get("relations") or {}).get("user_item")
     if pairs:
         raise BundleMLLMError(
-            f"{source} holds the {pairs} pairs of user and item of your interactions table (users by number, without "
-            f"ids), and whoever downloads it can read them: train without {USER_ITEM} to leave them out, or add "
-            "--share-user-log."
+            f"{part} holds the {pairs} pairs of user and item of your interactions table (users by number, without "
+            "ids), and whoever downloads it can read them: train the retriever without the membership user_item to "
+            "leave them out, or add --share-user-log."
         )
-
-
-def _files_of(folder: Path) -> list[Path]:
-    """Return the files directly in a folder, and its chat templates."""
-    return sorted(path for path in (*folder.iterdir(), *folder.glob("chat_templates/*")) if path.is_file())
 
 
 def _metrics_names(measurements: Sequence[Measurement]) -> dict[str, Measurement]:

@@ -1,20 +1,24 @@
-"""What a report in a model folder adds to the repository: its page, figures and numbers, and tables for the card.
+"""Publish the report in a model folder: its page, figures and numbers, and tables for the card.
 
 Knows nothing about uploading, and measures nothing.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from jinja2 import UndefinedError
+
 from bundle_mllm.errors import BundleMLLMError
-from bundle_mllm.hub.places import Places
+from bundle_mllm.hub.records import BASE_MODEL, INPUTS, MADE, MODALITIES, VERSIONS
 from bundle_mllm.hub.repository import link_or_copy, read_json, write_json
+from bundle_mllm.hub.schema import NAME, Schema, digest, either, label, matching, number, numbers, rebuild
 from bundle_mllm.model_folder import fingerprint
 from bundle_mllm.report import REPORT
-from bundle_mllm.report.page import SECTIONS, table_rows, write_page
+from bundle_mllm.report.page import SECTIONS, describe_figure, table_rows, write_page
 
 FOLDER = "report"
 """Where the report lies in a model folder, and in its repository."""
@@ -22,69 +26,106 @@ FILES = (f"{FOLDER}/{REPORT}", f"{FOLDER}/report.html", f"{FOLDER}/figures/*.png
 ON_CARD = ("by_stage", "baselines", "bayes_optimal", "by_length", "ablation", "backbones")
 """The sections that the card shows; the page has all."""
 
+_ROW: Schema = {"kept": [label], NAME: either(number, label)}
+_REPORT: Schema = {
+    "models": [
+        {
+            "name": label,
+            "fingerprint": digest,
+            "base_model": BASE_MODEL,
+            "modalities": MODALITIES,
+            NAME: number,
+        }
+    ],
+    "data": {"num_items": number, "bundles": {NAME: number}, "tables": INPUTS},
+    "questions": [{"name": label, "sha256": digest, "made": MADE, NAME: numbers}],
+    "sections": {re.compile("|".join(SECTIONS)): {"rows": [_ROW]}},
+    "settings": {"split": matching("train|validation|test"), NAME: numbers},
+    "versions": VERSIONS,
+    "seconds": {"total": number},
+}
+
 
 def read_report(model_dir: Path) -> dict[str, Any] | None:
-    """Read the report in a model folder; `None` if there is none.
+    """Return what is published of the report in a model folder; `None` if there is none.
 
     Raises:
-        BundleMLLMError: It is malformed, incomplete, or on other weights than the folder holds.
+        BundleMLLMError: If it is malformed, incomplete, or on other weights than the folder holds.
     """
     path = model_dir / FOLDER / REPORT
     if not path.is_file():
         return None
-    report = read_json(path)
+    report = rebuild(read_json(path), _REPORT)
     try:
-        measured, sections = report["models"][0]["fingerprint"], dict(report["sections"])
-        figures = {name: section["figure"] for name, section in sections.items()}
-        tables = {name: table_rows(name, section["rows"]) for name, section in sections.items()}
+        measured = report["models"][0]["fingerprint"]
+        report["models"] = [{"name": "model", "base_model": None, **model} for model in report["models"]]
+        report["questions"] = [{"made": None, **each} for each in report["questions"]]
+        report |= {"data": {"name": "its data set", **report["data"]}, "left_out": {}}
+        for name, section in report["sections"].items():
+            section |= {"figure": f"figures/{name}.png", "alt": describe_figure(name, section["rows"])}
+            table_rows(name, section["rows"])
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
-        raise BundleMLLMError(
-            f"{path} was not written by this version of `bundle-mllm report` ({type(error).__name__}: {error}): make "
-            f"it again, or remove {path.parent}."
-        ) from error
+        raise _malformed(path, error) from error
     if measured != fingerprint(model_dir):
         raise BundleMLLMError(
             f"{path} is about other weights, items or wording than {model_dir} has, so the card might report another "
             f"model: run `bundle-mllm report --model {model_dir}` again, or remove {path.parent}."
         )
-    for name in tables:
-        if figures[name] != f"figures/{name}.png" or not (path.parent / figures[name]).is_file():
+    for section in report["sections"].values():
+        if not (path.parent / section["figure"]).is_file():
             raise BundleMLLMError(
-                f"{path.parent} lacks the figure {figures[name]!r}: run `bundle-mllm report --model {model_dir}` "
+                f"{path.parent} lacks the figure {section['figure']!r}: run `bundle-mllm report --model {model_dir}` "
                 "again; what was measured is kept."
             )
     return report
 
 
-def metrics_files(model_dir: Path, report: Mapping[str, Any] | None) -> list[Path]:
-    """Return the metrics files of the model as it is that a report wrote."""
-    if report is None:
+def metrics_files(model_dir: Path) -> list[Path]:
+    """Return the metrics files of the model as it is that a report in its folder wrote."""
+    if read_report(model_dir) is None:
         return []
-    return [model_dir / FOLDER / asked["metrics"] for asked in report["questions"]]
+    questions = read_json(model_dir / FOLDER / REPORT)["questions"]
+    paths = [model_dir / FOLDER / str(each.get("metrics")) for each in questions]
+    return [path for path in paths if path.is_file()]  # a download has none
 
 
 def card_sections(report: Mapping[str, Any] | None) -> list[dict[str, Any]]:
     """Return title, caption, figure and table of each section that the card shows."""
-    found = {} if report is None else report["sections"]
+    sections = {} if report is None else report["sections"]
     return [
         {
             "title": SECTIONS[name].title,
             "caption": SECTIONS[name].caption,
-            "figure": f"{FOLDER}/{found[name]['figure']}",
+            "figure": f"{FOLDER}/{sections[name]['figure']}",
             "head": [column.title for column in SECTIONS[name].columns],
-            "rows": table_rows(name, found[name]["rows"]),
+            "rows": table_rows(name, sections[name]["rows"]),
         }
         for name in ON_CARD
-        if name in found
+        if name in sections
     ]
 
 
-def write_report(report: Mapping[str, Any] | None, model_dir: Path, target: Path, places: Places) -> None:
-    """Write the report into a repository folder; its page is rendered again, from what names no folder of here."""
-    if report is None:
-        return
-    reduced = places.reduce(dict(report))
-    for section in reduced["sections"].values():
+def write_report(report: Mapping[str, Any], model_dir: Path, target: Path) -> None:
+    """Write a report into a repository folder: figures, numbers, and a page that is rendered from these.
+
+    Args:
+        report: What `read_report` returned.
+        model_dir: The model folder that holds it.
+        target: The repository folder, with the model in it.
+    """
+    models = [dict(model) for model in report["models"]]
+    models[0]["fingerprint"] = fingerprint(target) or models[0]["fingerprint"]
+    for section in report["sections"].values():
         link_or_copy(model_dir / FOLDER / section["figure"], target / FOLDER / section["figure"])
-    write_json(target / FOLDER / REPORT, reduced)
-    write_page(reduced, target / FOLDER)
+    write_json(target / FOLDER / REPORT, {**report, "models": models})
+    try:
+        write_page({**report, "models": models}, target / FOLDER)
+    except (UndefinedError, TypeError, ValueError) as error:  # a number is missing
+        raise _malformed(model_dir / FOLDER / REPORT, error) from error
+
+
+def _malformed(path: Path, error: Exception) -> BundleMLLMError:
+    return BundleMLLMError(
+        f"{path} was not written by this version of `bundle-mllm report` ({type(error).__name__}: {error}): make it "
+        f"again, or remove {path.parent}."
+    )

@@ -41,17 +41,19 @@ class PublishReport:
         repo_id: The repository.
         folder: The local folder that was uploaded; it stays for inspection.
         files: Size in bytes of each file, by its path in the repository.
+        commit_url: The address of the commit, `None` after a dry run.
         left_out: What the source folder holds besides.
         verification: How a clean process answered a model's questions; `None` for a data set.
-        commit_url: The address of the commit, `None` after a dry run.
+        notes: What is published as it is, and should be looked at.
     """
 
     repo_id: str
     folder: Path
     files: dict[str, int]
-    left_out: tuple[str, ...]
-    verification: Verification | None
-    commit_url: str | None
+    commit_url: str | None = None
+    left_out: tuple[str, ...] = ()
+    verification: Verification | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def size(self) -> int:
@@ -219,27 +221,18 @@ def write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def parse_json(path: Path) -> Any:
-    """Read a JSON file.
-
-    Raises:
-        BundleMLLMError: If the file is missing or damaged.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise BundleMLLMError(f"{path} cannot be read ({error.strerror}): check the path.") from error
-    except (ValueError, RecursionError) as error:
-        raise BundleMLLMError(f"{path} is not JSON ({error}): write or copy it again.") from error
-
-
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises:
         BundleMLLMError: If the file is missing, damaged or holds something else.
     """
-    value = parse_json(path)
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BundleMLLMError(f"{path} cannot be read ({error.strerror}): check the path.") from error
+    except (ValueError, RecursionError) as error:
+        raise BundleMLLMError(f"{path} is not JSON ({error}): write or copy it again.") from error
     if not isinstance(value, dict):
         raise BundleMLLMError(f"{path} holds a {type(value).__name__} where an object was expected: check the path.")
     return value

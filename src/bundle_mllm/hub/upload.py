@@ -1,12 +1,14 @@
-"""Put a folder on the Hub in one commit, or say in one line why that did not happen.
+"""Write a repository folder and put it on the Hub in one commit, or explain in one line why that did not happen.
 
 Knows nothing about what the files mean.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
@@ -14,17 +16,18 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalToken
 from huggingface_hub.utils import validate_repo_id
 
 from bundle_mllm.errors import BundleMLLMError
+from bundle_mllm.hub.repository import PublishReport, matches, repository_files, repository_folder, write_repository
 
 
 def check_repo_id(repo_id: str) -> None:
-    """Check that a name can be one of a repository, and says whose it is.
+    """Check that a name can be one of a repository, with its owner.
 
     Raises:
-        BundleMLLMError: It is not of the form `owner/name`, or has characters that the Hub refuses.
+        BundleMLLMError: If it is not of the form `owner/name`, or has characters that the Hub refuses.
     """
     try:
         validate_repo_id(repo_id)
-        problem = "" if repo_id.count("/") == 1 else "it does not say who owns it"
+        problem = "" if repo_id.count("/") == 1 else "it lacks its owner"
     except HFValidationError as error:
         problem = str(error).rstrip(".")
     if problem:
@@ -41,45 +44,61 @@ def check_login() -> str:
         The name of the account.
 
     Raises:
-        BundleMLLMError: There is no token, the Hub does not accept it, or it cannot be reached.
+        BundleMLLMError: If there is no token, the Hub does not accept it, or it cannot be reached.
     """
     api = HfApi()
     with explained(api, "log in"):
         return api.whoami()["name"]
 
 
-def upload(
-    folder: Path,
-    files: Iterable[str],
+def publish_folder(
+    source: Path,
     repo_id: str,
+    write: Callable[[Path], None],
+    check: Callable[[Path], None],
     *,
     repo_type: str,
+    written: Sequence[str],
     private: bool,
+    dry_run: bool,
+    output_dir: str | os.PathLike | None,
     message: str,
-    belongs: Callable[[str], bool],
-) -> str:
-    """Create the repository if need be, and bring it to the state of a folder.
+    sources: Mapping[str, Path] | None = None,
+) -> PublishReport:
+    """Write and check a repository folder, and bring the repository to its state unless it is a dry run.
 
     Everything becomes visible in one commit, after all contents have arrived; contents that have arrived before are
     not sent again, so a call that failed can simply be repeated.
 
     Args:
-        folder: The folder.
-        files: The files in it to upload.
+        source: What it is made from.
         repo_id: The repository, `owner/name`.
+        write: See `write_repository`, like `check` and `sources`.
+        check: Verifies the filled folder.
         repo_type: "model" or "dataset".
-        private: Whether only its owner may see it.
-        message: Title of the commit.
-        belongs: Whether a file of the repository is one that this package writes; those that `folder` no longer has,
+        written: Patterns of the files that this package writes. Those of the repository that the folder no longer has,
             such as the shards of earlier weights, are deleted. Others stay.
+        private: Whether only its owner may see it.
+        dry_run: Whether to stop before uploading; then no token is needed.
+        output_dir: The repository folder; by default beside the source, with "-hub" at the end of its name.
+        message: Title of the commit.
+        sources: Where the files come from.
 
     Returns:
-        The address of the commit.
+        The files with their sizes, and the commit.
 
     Raises:
-        BundleMLLMError: The Hub cannot be reached or refuses something, or the repository is public and `private` set.
+        BundleMLLMError: If the folder cannot be written, the Hub cannot be reached or refuses something, or the
+            repository is public and `private` set.
     """
-    api, names = HfApi(), set(files)
+    if not dry_run:
+        check_login()  # before the minutes that verifying a large model takes
+    folder = repository_folder(source) if output_dir is None else Path(output_dir)
+    write_repository(folder, source, write, check, sources)
+    report = PublishReport(repo_id, folder, repository_files(folder))
+    if dry_run:
+        return report
+    api = HfApi()
     with explained(api, f"publish {repo_id}"):
         api.create_repo(repo_id, repo_type=repo_type, private=True if private else None, exist_ok=True)
         if private and not api.repo_info(repo_id, repo_type=repo_type).private:
@@ -87,19 +106,20 @@ def upload(
                 f"{repo_id} exists and is public, so --private would not hide anything: make it private in its "
                 f"settings on {api.endpoint}, or choose another name. Nothing was uploaded."
             )
-        there = api.list_repo_files(repo_id, repo_type=repo_type)
+        present = api.list_repo_files(repo_id, repo_type=repo_type)
+        obsolete = [name for name in present if name not in report.files and matches(name, written)]
         # Not `upload_folder`: where hf_xet is installed that makes several commits of a large folder, and between two
         # of them the repository would be neither the old one nor the new one.
         commit = api.create_commit(
             repo_id,
             [
-                *(CommitOperationDelete(name) for name in there if name not in names and belongs(name)),
-                *(CommitOperationAdd(name, folder / name) for name in sorted(names)),
+                *(CommitOperationDelete(name) for name in obsolete),
+                *(CommitOperationAdd(name, folder / name) for name in sorted(report.files)),
             ],
             repo_type=repo_type,
             commit_message=message,
         )
-    return commit.commit_url
+    return replace(report, commit_url=commit.commit_url)
 
 
 @contextmanager
@@ -116,7 +136,7 @@ def explained(api: HfApi, what: str) -> Iterator[None]:
             "HF_TOKEN to a token with write access."
         ) from error
     except OfflineModeIsEnabled as error:
-        raise BundleMLLMError(f"HF_HUB_OFFLINE is set, so {where} is not asked: unset it to {what}.") from error
+        raise BundleMLLMError(f"HF_HUB_OFFLINE is set, so {where} is not reached: unset it to {what}.") from error
     except Exception as error:  # the client raises what its transport raises, and that has changed before
         status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
         causes = [error, error.__cause__] if isinstance(error, RuntimeError) else [error]

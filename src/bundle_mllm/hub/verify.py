@@ -22,7 +22,6 @@ import torch
 
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.hub.integrity import check_complete, check_safe
-from bundle_mllm.hub.places import Places
 from bundle_mllm.model_folder import load_model
 from bundle_mllm.modeling.processing_bundle_mllm import BundleMLLMProcessor
 
@@ -65,7 +64,6 @@ def verify_repository(
     questions: Sequence[Mapping[str, Any]] | None = None,
     *,
     seed: int = 0,
-    origins: Sequence[Path] = (),
 ) -> Verification:
     """Load a model repository in a process that cannot see this package, and compare its scores with this process.
 
@@ -77,19 +75,17 @@ def verify_repository(
         questions: The questions to compare on, as mappings of item ids (see `BundleMLLMProcessor`); by default a few
             drawn from the catalog by `seed`, one of them with an item that the catalog does not hold.
         seed: Seed of the default questions.
-        origins: What the folder is made from, and where it shall be; see `Places`.
 
     Returns:
         How well the two agree.
 
     Raises:
-        BundleMLLMError: A file is missing, cut short, a pickle or names a path of this machine; the clean process
+        BundleMLLMError: A file is missing, cut short or a pickle, or its code is not this package's; the clean process
             cannot load the folder; or its answers differ.
     """
     folder = Path(folder)
     check_complete(folder)
     check_safe(folder)
-    Places(folder, *origins).check(folder)
     model, processor = load_model(folder)
     modalities = model.config.modalities or {}
     processor.modalities = processor.modalities or modalities

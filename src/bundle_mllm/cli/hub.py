@@ -40,7 +40,7 @@ def publish(
         base_model: Hub name of the base model, if it was trained from a local folder.
         datasets: Hub names of the data sets it was trained on.
         license: The Hub's identifier of the license of the weights.
-        share_user_log: Publish a model that holds which users met which items.
+        share_user_log: Publish a retriever that holds the pairs of user and item (users by number).
         output_dir: The repository folder; by default the model folder's name with "-hub" at its end.
     """
     from bundle_mllm.hub.publish import publish as run
@@ -68,6 +68,7 @@ def publish_dataset(
     dry_run: bool = False,
     include_interactions: bool = False,
     include_media: bool = False,
+    columns: tuple[str, ...] = (),
     license: str = "unknown",
     output_dir: Path | None = None,
 ) -> None:
@@ -80,6 +81,7 @@ def publish_dataset(
         dry_run: Write the repository folder, list its files, and stop. No token, no network.
         include_interactions: Publish the user log, too. It may be personal data.
         include_media: Publish pictures and sounds, too. They may be somebody's.
+        columns: Further columns of items, bundles and questions to publish, such as price.
         license: The Hub's identifier of the license of the data.
         output_dir: The repository folder; by default the dataset folder's name with "-hub" at its end.
     """
@@ -92,6 +94,7 @@ def publish_dataset(
         dry_run=dry_run,
         include_interactions=include_interactions,
         include_media=include_media,
+        columns=columns,
         license=license,
         output_dir=output_dir,
     )
@@ -156,6 +159,8 @@ def _print_report(report: PublishReport) -> None:
     print(f"{report.size:>15,}  bytes in {len(report.files)} files of {report.folder}")
     if report.left_out:
         print(f"left out: {', '.join(report.left_out)}")
+    for note in report.notes:
+        print(f"published as they are: {note}")
     if report.verification is not None:
         print(
             f"verified: {report.verification.num_questions} questions asked without this package, largest difference "

@@ -22,6 +22,7 @@ from bundle_mllm.hub.records import METRICS, public_record, public_settings
 from bundle_mllm.hub.report_files import card_sections, metrics_files
 from bundle_mllm.hub.repository import read_json
 from bundle_mllm.hub.schema import WithheldError, hub_name, rebuild
+from bundle_mllm.hub.settings import LICENSE_UNKNOWN
 from bundle_mllm.model_folder import CONVERSION_RECORD, NO_RANKER, RUN_RECORD, SCRATCH, fingerprint
 
 LIBRARY = "transformers"  # what loads the repository, and what the Hub's "use this model" button shows
@@ -29,7 +30,6 @@ RANKER_TAG, RETRIEVER_TAG = "text-generation", "feature-extraction"
 """The Hub has a fixed list of tasks, and "bundle-completion" is not one of them. The ranker is a causal language model
 whose `generate` works; a retriever alone is what `AutoModel` loads."""
 TAGS = ("bundle-mllm", "product-bundling", "recommendation", "multimodal", "custom_code", "arxiv:2407.11712")
-LICENSE_UNKNOWN = "unknown"
 RECORDS = (RUN_RECORD, CONVERSION_RECORD)
 PARTS = ("both", "ranker", "retriever")
 PAIR_NAMES = {

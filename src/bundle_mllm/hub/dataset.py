@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from bundle_mllm.data.interactions import USER, Interactions
 from bundle_mllm.data.questions import load_questions
 from bundle_mllm.data.tables import SUFFIXES, find_table, iter_records, write_records
 from bundle_mllm.errors import BundleMLLMError
-from bundle_mllm.hub.card import LICENSE_UNKNOWN, card_template, check_license, split_name
+from bundle_mllm.hub.card import card_template, check_license, split_name
 from bundle_mllm.hub.integrity import check_safe
 from bundle_mllm.hub.records import FEATURES, FEATURES_METADATA
 from bundle_mllm.hub.repository import (
@@ -40,7 +40,9 @@ from bundle_mllm.hub.repository import (
     write_json,
 )
 from bundle_mllm.hub.schema import rebuild
+from bundle_mllm.hub.settings import LICENSE_UNKNOWN, DatasetPublishSettings
 from bundle_mllm.hub.upload import check_repo_id, publish_folder
+from bundle_mllm.settings import configured_by
 
 INTERACTIONS = "interactions.parquet"
 TAGS = ("bundle-mllm", "product-bundling", "recommendation", "arxiv:2407.11712")
@@ -76,38 +78,16 @@ class _Table:
     columns: tuple[str, ...]
 
 
-def publish_dataset(
-    data_dir: str | os.PathLike,
-    repo_id: str,
-    *,
-    private: bool = False,
-    dry_run: bool = False,
-    include_interactions: bool = False,
-    include_media: bool = False,
-    columns: Sequence[str] = (),
-    license: str = LICENSE_UNKNOWN,
-    output_dir: str | os.PathLike | None = None,
-    commit_message: str = "Publish with bundle-mllm",
-) -> PublishReport:
+@configured_by(DatasetPublishSettings)
+def publish_dataset(settings: DatasetPublishSettings) -> PublishReport:
     """Publish a dataset folder on the Hub.
 
     The repository holds the tables as Parquet (ids as text, whatever they were written as), with a file for each split
-    of the bundles, and the features. `datasets.load_dataset(repo_id, "items" | "bundles" | "questions")` reads the
+    of the bundles, and the features. `datasets.load_dataset(repo, "items" | "bundles" | "questions")` reads the
     tables; a download of it is a dataset folder with the same items, bundles and questions.
 
     Args:
-        data_dir: A dataset folder.
-        repo_id: The repository, `owner/name`.
-        private: Whether only its owner may see it.
-        dry_run: Stop before uploading; needs no token and no network.
-        include_interactions: Publish the user log, too, and a `user_id` of bundles. They are personal data, so only if
-            you may.
-        include_media: Publish the pictures and sounds that the items name, too. Only if you may.
-        columns: Further columns of items, bundles and questions to publish, such as "price"; those that a dataset
-            folder does not need stay here unless they are named.
-        license: The Hub's identifier of the license.
-        output_dir: The repository folder; by default `data_dir` with "-hub" at its end.
-        commit_message: Title of the commit.
+        settings: Whose fields are the arguments: see `DatasetPublishSettings`.
 
     Returns:
         The files with their sizes, and the commit.
@@ -116,9 +96,9 @@ def publish_dataset(
         BundleMLLMError: If the name is none, there is no valid token, the folder is malformed, a column mixes types,
             no table has a named column, or the Hub cannot be reached. Then nothing has become visible.
     """
-    source = Path(data_dir)
-    check_repo_id(repo_id)
-    check_license(license)
+    source = settings.data
+    check_repo_id(settings.repo)
+    check_license(settings.license)
     data = DatasetFolder.open(source)
     if not any(data.bundles[split] for split in SPLITS):
         raise BundleMLLMError(
@@ -128,32 +108,32 @@ def publish_dataset(
     sources: dict[str, Path] = {}
     media = {path: _path_inside(source, path) for item in data.catalog for path in (item.image, item.audio) if path}
     tables: list[_Table] = []
-    selected = _Columns((*columns, *([USER] if include_interactions else [])))
+    selected = _Columns((*settings.columns, *([USER] if settings.include_interactions else [])))
 
     def write(target: Path) -> None:
         tables.append(_write_items(data, media, target, sources, selected))
         tables.append(_write_bundles(data, target, sources, selected))
         tables.extend(_write_questions(data, target, used, sources, selected))
-        if unknown := set(columns) - selected.published:
+        if unknown := set(settings.columns) - selected.published:
             raise BundleMLLMError(f"No table has a column {min(unknown)!r} to publish: check --columns.")
         features = _place_features(data, target)
-        interactions = find_table(source, "interactions") if include_interactions else None
+        interactions = find_table(source, "interactions") if settings.include_interactions else None
         if interactions is not None:
             Interactions.load(source, data.catalog).save(target / INTERACTIONS, data.catalog)
             used.add(interactions)
-        for name, path in sorted(media.items()) if include_media else ():
+        for name, path in sorted(media.items()) if settings.include_media else ():
             link_or_copy(_inside(source, name), target / str(path))
             used.add(source / Path(str(path)).parts[0])
         card = _render_card(
-            repo_id,
-            license,
+            settings.repo,
+            settings.license,
             tables,
             num_items=len(data.catalog),
             features=features,
             cross_fitted=[name for name in features if count_folds(data.path / "features", name)],
             interactions=None if interactions is None else INTERACTIONS,
             names_media=bool(media),
-            media=include_media,
+            media=settings.include_media,
         )
         (target / CARD).write_text(str(card), encoding="utf-8")
 
@@ -163,17 +143,7 @@ def publish_dataset(
         _check_same(data, DatasetFolder.open(target))
 
     published = publish_folder(
-        source,
-        repo_id,
-        write,
-        check,
-        repo_type="dataset",
-        written=WRITTEN,
-        private=private,
-        dry_run=dry_run,
-        output_dir=output_dir,
-        message=commit_message,
-        sources=sources,
+        source, settings.repo, settings, write, check, repo_type="dataset", written=WRITTEN, sources=sources
     )
     used |= {path for path in source.iterdir() if path.name in ("features", "questions", "bundles")}
     used |= {path for path in source.iterdir() if path.name.startswith("items.")}
@@ -186,7 +156,7 @@ def publish_dataset(
     if num_outside := sum(path is None for path in media.values()):
         left_out.append(f"{num_outside} paths of pictures and sounds that are not in the folder")
     notes = [f"bundle ids (such as {next(iter(data.bundles)).bundle_id!r}): are they order numbers?"]
-    notes += ["user ids: do they name anyone?"] if include_interactions else []
+    notes += ["user ids: do they name anyone?"] if settings.include_interactions else []
     return replace(published, left_out=tuple(left_out), notes=tuple(notes))
 
 

@@ -5,13 +5,12 @@ Knows nothing about how the model was trained.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from bundle_mllm.errors import BundleMLLMError
-from bundle_mllm.hub.card import LICENSE_UNKNOWN, Measurement, find_record, read_measurements, render_model_card
+from bundle_mllm.hub.card import Measurement, find_record, read_measurements, render_model_card
 from bundle_mllm.hub.integrity import RETRIEVER, check_code, check_complete
 from bundle_mllm.hub.records import place_public, public_record, public_settings
 from bundle_mllm.hub.report_files import FILES as REPORT_FILES
@@ -24,9 +23,11 @@ from bundle_mllm.hub.repository import (
     read_json,
     write_json,
 )
+from bundle_mllm.hub.settings import PublishSettings
 from bundle_mllm.hub.upload import check_repo_id, publish_folder
 from bundle_mllm.hub.verify import Verification, verify_repository
 from bundle_mllm.model_folder import fingerprint
+from bundle_mllm.settings import configured_by
 
 PUBLISHED_RECORD = "training_record.json"
 _MODEL = ("*.safetensors", "*.safetensors.index.json", "*_bundle_mllm.py", "config.json")
@@ -47,21 +48,8 @@ WRITTEN = (*TAKEN, *_EARLIER, CARD, PUBLISHED_RECORD, "metrics*.json", *REPORT_F
 """The files of a repository that this package writes, or wrote; those that are no longer there are deleted."""
 
 
-def publish(
-    model_dir: str | os.PathLike,
-    repo_id: str,
-    *,
-    private: bool = False,
-    dry_run: bool = False,
-    metrics: Sequence[str | os.PathLike] = (),
-    allow_no_metrics: bool = False,
-    base_model: str | None = None,
-    datasets: Sequence[str] = (),
-    license: str = LICENSE_UNKNOWN,
-    share_user_log: bool = False,
-    output_dir: str | os.PathLike | None = None,
-    commit_message: str = "Publish with bundle-mllm",
-) -> PublishReport:
+@configured_by(PublishSettings)
+def publish(settings: PublishSettings) -> PublishReport:
     """Publish a model folder on the Hub.
 
     Writes the repository folder (weights as hard links, so it takes no space): the model's own files, and what an
@@ -70,19 +58,7 @@ def publish(
     repeated; what has arrived is not sent again.
 
     Args:
-        model_dir: A model folder.
-        repo_id: The repository, `owner/name`.
-        private: Whether only its owner may see it.
-        dry_run: Stop before uploading; needs no token and no network.
-        metrics: Files of `bundle-mllm evaluate`; by default the `metrics*.json` in the model folder, or those of
-            the report in it.
-        allow_no_metrics: Publish a card without metrics.
-        base_model: Hub name of the base model, where the run record names a local folder.
-        datasets: Hub names of the data sets it was trained on.
-        license: The Hub's identifier of the license of the weights.
-        share_user_log: Publish a retriever that holds which users have which items.
-        output_dir: The repository folder; by default `model_dir` with "-hub" at its end.
-        commit_message: Title of the commit.
+        settings: Whose fields are the arguments: see `PublishSettings`.
 
     Returns:
         The files with their sizes, what verification found, and the commit.
@@ -93,24 +69,24 @@ def publish(
             shared, the folder answers differently without this package, or the Hub cannot be reached. Then nothing has
             become visible.
     """
-    source = Path(model_dir)
-    check_repo_id(repo_id)
+    source = settings.model
+    check_repo_id(settings.repo)
     if not source.is_dir():
         raise BundleMLLMError(f"{source} is no folder: give the output folder of `bundle-mllm train`.")
     check_complete(source)
     check_code(source)
-    if not share_user_log:
+    if not settings.share_user_log:
         _check_no_user_log(source)
-    measurements = read_measurements(source, [Path(path) for path in metrics])
+    measurements = read_measurements(source, settings.metrics)
     report = read_report(source)
     card = render_model_card(
         source,
-        repo_id,
+        settings.repo,
         measurements,
-        base_model=base_model,
-        datasets=datasets,
-        license=license,
-        allow_no_metrics=allow_no_metrics,
+        base_model=settings.base_model,
+        datasets=settings.datasets,
+        license=settings.license,
+        allow_no_metrics=settings.allow_no_metrics,
         report=report,
     )
     record = find_record(source)
@@ -130,15 +106,12 @@ def publish(
     verified: list[Verification] = []
     published = publish_folder(
         source,
-        repo_id,
+        settings.repo,
+        settings,
         write,
         lambda target: verified.append(verify_repository(target)),
         repo_type="model",
         written=WRITTEN,
-        private=private,
-        dry_run=dry_run,
-        output_dir=output_dir,
-        message=commit_message,
     )
     used = {*taken, *(path.parent for path in taken), record, *(m.path for m in measurements)}
     used |= {source / REPORT_FOLDER} if report is not None else set()

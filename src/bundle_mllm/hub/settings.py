@@ -50,7 +50,7 @@ class PublishSettings(RepositoryOptions):
     datasets: tuple[str, ...] = ()
     """Hub names of the data sets it was trained on."""
     share_user_log: bool = False
-    """Publish a model that holds which users met which items."""
+    """Publish a retriever that holds the pairs of user and item (users by number)."""
 
 
 @dataclass(frozen=True)
@@ -65,3 +65,6 @@ class DatasetPublishSettings(RepositoryOptions):
     """Publish the interactions and the `user_id` of bundles, too. They are personal data, so only if you may."""
     include_media: bool = False
     """Publish pictures and sounds, too. Only if you may."""
+    columns: tuple[str, ...] = ()
+    """Further columns of items, bundles and questions to publish, such as price; others than the format's own stay
+    here."""

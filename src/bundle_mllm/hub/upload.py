@@ -5,7 +5,6 @@ Knows nothing about what the files mean.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,6 +16,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.hub.repository import PublishReport, matches, repository_files, repository_folder, write_repository
+from bundle_mllm.hub.settings import RepositoryOptions
 
 
 def check_repo_id(repo_id: str) -> None:
@@ -54,15 +54,12 @@ def check_login() -> str:
 def publish_folder(
     source: Path,
     repo_id: str,
+    options: RepositoryOptions,
     write: Callable[[Path], None],
     check: Callable[[Path], None],
     *,
     repo_type: str,
     written: Sequence[str],
-    private: bool,
-    dry_run: bool,
-    output_dir: str | os.PathLike | None,
-    message: str,
     sources: Mapping[str, Path] | None = None,
 ) -> PublishReport:
     """Write and check a repository folder, and bring the repository to its state unless it is a dry run.
@@ -73,15 +70,12 @@ def publish_folder(
     Args:
         source: What it is made from.
         repo_id: The repository, `owner/name`.
+        options: See `RepositoryOptions`.
         write: See `write_repository`, like `check` and `sources`.
         check: Verifies the filled folder.
         repo_type: "model" or "dataset".
         written: Patterns of the files that this package writes. Those of the repository that the folder no longer has,
             such as the shards of earlier weights, are deleted. Others stay.
-        private: Whether only its owner may see it.
-        dry_run: Whether to stop before uploading; then no token is needed.
-        output_dir: The repository folder; by default beside the source, with "-hub" at the end of its name.
-        message: Title of the commit.
         sources: Where the files come from.
 
     Returns:
@@ -89,19 +83,19 @@ def publish_folder(
 
     Raises:
         BundleMLLMError: If the folder cannot be written, the Hub cannot be reached or refuses something, or the
-            repository is public and `private` set.
+            repository is public and is to be private.
     """
-    if not dry_run:
+    if not options.dry_run:
         check_login()  # before the minutes that verifying a large model takes
-    folder = repository_folder(source) if output_dir is None else Path(output_dir)
+    folder = repository_folder(source) if options.output_dir is None else options.output_dir
     write_repository(folder, source, write, check, sources)
     report = PublishReport(repo_id, folder, repository_files(folder))
-    if dry_run:
+    if options.dry_run:
         return report
     api = HfApi()
     with explained(api, f"publish {repo_id}"):
-        api.create_repo(repo_id, repo_type=repo_type, private=True if private else None, exist_ok=True)
-        if private and not api.repo_info(repo_id, repo_type=repo_type).private:
+        api.create_repo(repo_id, repo_type=repo_type, private=True if options.private else None, exist_ok=True)
+        if options.private and not api.repo_info(repo_id, repo_type=repo_type).private:
             raise BundleMLLMError(
                 f"{repo_id} exists and is public, so --private would not hide anything: make it private in its "
                 f"settings on {api.endpoint}, or choose another name. Nothing was uploaded."
@@ -117,7 +111,7 @@ def publish_folder(
                 *(CommitOperationAdd(name, folder / name) for name in sorted(report.files)),
             ],
             repo_type=repo_type,
-            commit_message=message,
+            commit_message=options.commit_message,
         )
     return replace(report, commit_url=commit.commit_url)
 

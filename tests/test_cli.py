@@ -1,14 +1,22 @@
 """The command line: what it prints, what it writes, and one clear line for each mistake."""
 
+import dataclasses
 import json
 import re
 import shutil
+import subprocess
+import sys
 
 import pytest
 
-from bundle_mllm.cli import main
-from bundle_mllm.data import DatasetFolder, write_records
+import bundle_mllm
+from bundle_mllm.cli import _load, main
+from bundle_mllm.cli.commands import COMMANDS
+from bundle_mllm.data import DatasetFolder, Question, write_records
 from bundle_mllm.data.bundles import SPLITS
+from bundle_mllm.evaluation.metrics import as_scored
+from bundle_mllm.evaluation.results import save_results
+from bundle_mllm.settings import field_types
 
 TINY = [
     "--validation-questions", "8", "--validation-candidates", "4",
@@ -113,10 +121,6 @@ def test_publish_dataset_and_export_say_what_they_wrote(model, tiny_data, tmp_pa
     command = ["export", "--model", str(model), "--output-dir", str(tmp_path / "llm")]
     assert main([*command, "--modalities", "smell"]) == 2
     assert "smell" in capsys.readouterr().err
-    assert main([*command, "--modalities", "visual"]) == 2
-    assert "--without-matching" in capsys.readouterr().err
-    assert main([*command, "--modalities", "visual", "--without-matching"]) == 0
-    assert f"language model: {tmp_path / 'llm'}" in capsys.readouterr().out
 
 
 def test_import_reads_tables_with_other_names_and_says_what_it_met(tmp_path, capsys):
@@ -239,9 +243,72 @@ def test_a_prompt_beyond_the_backbones_context_is_refused_before_training(tiny_d
     assert "the backbone reads 4096" in capsys.readouterr().err
 
 
-def test_help_names_every_command(capsys):
+@pytest.mark.parametrize("argv", [["--help"], ["-h"], []])
+def test_help_names_every_command(argv, capsys):
+    assert main(argv) == 0
+    printed = capsys.readouterr().out
+    assert all(f"\n  {name} " in printed for name in COMMANDS)
+
+
+def test_the_version_is_that_of_the_package(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"bundle-mllm {bundle_mllm.__version__}\n"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_shows_each_option_once_with_a_text(command, capsys):
     with pytest.raises(SystemExit) as stopped:
-        main(["--help"])
+        main([command, "--help"])
     assert stopped.value.code == 0
     printed = capsys.readouterr().out
-    assert all(command in printed for command in ("demo", "questions", "train", "evaluate", "complete"))
+    options = re.findall(r"^\W*(--[a-z][\w.-]*)", printed, flags=re.MULTILINE)
+    assert options and len(options) == len(set(options))
+    settings = [_load(each) for each in COMMANDS[command].settings]
+    for each in settings:
+        for field in dataclasses.fields(each):
+            assert f"--{field.name.replace('_', '-')}" in printed or field.name in (*UNSEEN, *_nested(each), "source")
+
+
+UNSEEN = ("progress", "report")
+"""Fields that a command line cannot give: functions."""
+
+
+def _nested(settings):
+    return [name for name, hint in field_types(settings).items() if dataclasses.is_dataclass(hint)]
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["evalute"], "no command 'evalute': did you mean evaluate?"),
+        (["dance"], "no command 'dance': `bundle-mllm --help` shows all"),
+        (["evaluate", "--modle", "out"], "no option --modle: did you mean --model?"),
+        (["train", "--stage-two.learning-rat", "1"], "did you mean --stage-two.learning-rate"),
+        (["compare", "--a", "x", "--xyzzy=3"], "no option --xyzzy: `bundle-mllm compare --help` shows all"),
+    ],
+)
+def test_a_typo_is_answered_with_the_nearest_name(argv, message, capsys):
+    assert main(argv) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_nothing_heavy_is_imported_for_help_typos_and_comparisons(tmp_path):
+    """Half a second of CPU is measured by hand; here only that what takes longer is not imported."""
+    for name in "ab":
+        scored = as_scored([Question("q", "b", ("x",), ("y", "z"), 0)], [[1.0, 0.0]])
+        save_results(tmp_path / f"{name}.json", {"questions": {"path": "q", "sha256": "0"}}, scored)
+    compare = ["compare", "--a", str(tmp_path / "a.json"), "--b", str(tmp_path / "b.json")]
+    helps = [[name, "--help"] for name in COMMANDS]
+    code = f"""
+import sys
+from contextlib import suppress
+from bundle_mllm.cli import main
+for argv in {[["--help"], ["--version"], ["evalute"], compare, *helps]!r}:
+    with suppress(SystemExit):
+        main(argv)
+heavy = ("torch", "transformers", "datasets", "scipy", "sklearn", "pandas", "pyarrow")
+print([name for name in heavy if name in sys.modules])
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert run.stdout.splitlines()[-1] == "[]", run.stderr
+    assert "hit_rate@1 " in run.stdout

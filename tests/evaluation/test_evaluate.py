@@ -80,13 +80,13 @@ def test_what_is_hidden_or_shuffled_is_missing_from_the_answers_and_the_metrics_
     rows = {}
     for name, options in {
         "whole": {},
-        "hidden": {"hidden": ["visual"]},
-        "untitled": {"hidden": ["titles"]},
-        "shuffled": {"shuffled": ["visual"]},
-        "both": {"shuffled": ["visual"], "hidden": ["visual"]},
+        "hidden": {"mask": ["visual"]},
+        "untitled": {"mask": ["titles"]},
+        "shuffled": {"permute": ["visual"]},
+        "both": {"permute": ["visual"], "mask": ["visual"]},
     }.items():
         metrics = evaluate(model, tiny_data, questions, tmp_path / f"{name}.json", **options)
-        assert {k: v for k, v in metrics["asked"].items() if k in ("hidden", "shuffled")} == options
+        assert {k: v for k, v in metrics["asked"].items() if k in ("mask", "permute")} == options
         assert metrics["fingerprint"] == (None if options else fingerprint(model))
         rows[name] = [q.option_logits for q in load_results(tmp_path / f"{name}.json")[1]]
     assert rows["both"] == rows["hidden"]
@@ -94,9 +94,9 @@ def test_what_is_hidden_or_shuffled_is_missing_from_the_answers_and_the_metrics_
     assert len({str(rows[name]) for name in different}) == 4
     assert compare_metrics(tmp_path / "hidden.json", tmp_path / "whole.json")["mrr"]["se"] > 0
     with pytest.raises(BundleMLLMError, match=r"\['smell'\] cannot be hidden.*'titles', 'visual'"):
-        evaluate(model, tiny_data, questions, hidden=["smell"])
+        evaluate(model, tiny_data, questions, mask=["smell"])
     with pytest.raises(BundleMLLMError, match=r"\['titles'\] cannot be shuffled.*'visual'"):
-        evaluate(model, tiny_data, questions, shuffled=["titles"])
+        evaluate(model, tiny_data, questions, permute=["titles"])
 
 
 def test_questions_of_more_than_26_candidates_are_evaluated(model, tiny_data, ask):

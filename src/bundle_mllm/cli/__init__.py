@@ -1,6 +1,6 @@
-"""The `bundle-mllm` command: thin wrappers that read arguments, call the Python API and print the result.
+"""The `bundle-mllm` command: find the command, read its options, run it.
 
-Knows nothing that the Python API does not offer.
+Knows nothing about what a command does. Until one runs, neither torch nor transformers is imported.
 """
 
 from __future__ import annotations
@@ -8,50 +8,26 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from difflib import get_close_matches
+from importlib import import_module
 
-import tyro
-
-from bundle_mllm.cli.data import best_accuracy, check, encode, import_data, questions, synthetic
-from bundle_mllm.cli.hub import convert, export, publish, publish_dataset
-from bundle_mllm.cli.models import compare, complete, demo, evaluate, report, run_train, train
+from bundle_mllm import __version__
+from bundle_mllm.cli.commands import COMMANDS
+from bundle_mllm.errors import BundleMLLMError
 
 DEBUG = "BUNDLE_MLLM_TRACEBACK"
 """Environment variable that shows the traceback of an error instead of its message alone."""
 
-COMMANDS = {
-    "demo": demo,
-    "synthetic": synthetic,
-    "best-accuracy": best_accuracy,
-    "questions": questions,
-    "train": train,
-    "evaluate": evaluate,
-    "compare": compare,
-    "report": report,
-    "complete": complete,
-    "import": import_data,
-    "encode": encode,
-    "check": check,
-    "publish": publish,
-    "publish-dataset": publish_dataset,
-    "convert": convert,
-    "export": export,
-}
-
-_DESCRIPTION = "Product bundling with multimodal LLMs (Bundle-MLLM). `bundle-mllm COMMAND --help` explains a command."
-
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit status: 0, or 2 for a mistake in what was given."""
+    """Run the command line and return its exit status: 0, or 2 for a mistake in the arguments or files."""
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
-        if argv[:1] == ["train"]:
-            run_train(argv[1:])
-        else:
-            tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="bundle-mllm", description=_DESCRIPTION, args=argv)
+        _run(argv)
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (ValueError, OSError) as error:  # what the package and the stack below raise for what they were given
+    except (ValueError, OSError) as error:  # what the package and its libraries raise for wrong arguments and files
         if os.environ.get(DEBUG):
             raise
         print(f"bundle-mllm: error: {' '.join(str(error).split())}", file=sys.stderr)
@@ -60,3 +36,49 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("bundle-mllm: interrupted; start the same command again to continue.", file=sys.stderr)
         return 130
     return 0
+
+
+def _run(argv: Sequence[str]) -> None:
+    name, *arguments = argv or ["--help"]
+    if name in ("-h", "--help"):
+        print(_help())
+    elif name == "--version":
+        print(f"bundle-mllm {__version__}")
+    elif name not in COMMANDS:
+        alike = get_close_matches(name, COMMANDS, n=2)
+        hint = f"did you mean {' or '.join(alike)}?" if alike else "`bundle-mllm --help` shows all."
+        raise BundleMLLMError(f"There is no command {name!r}: {hint}")
+    else:
+        from bundle_mllm.cli.options import parse_options
+
+        command = COMMANDS[name]
+        defaults, description = command.recipe(arguments) if command.recipe else (command.defaults, None)
+        options = parse_options(
+            [_load(each) for each in command.settings],
+            arguments,
+            prog=f"bundle-mllm {name}",
+            description=description,
+            defaults=defaults,
+            positional=command.positional,
+        )
+        command.run(**options)
+
+
+def _load(path: str) -> type:
+    module, _, name = path.partition(":")
+    return getattr(import_module(f"bundle_mllm.{module}"), name)
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS))
+    return "\n".join(
+        [
+            "usage: bundle-mllm COMMAND [OPTIONS]",
+            "",
+            "Product bundling with multimodal LLMs (Bundle-MLLM).",
+            "",
+            *(f"  {name:{width}}  {command.summary}" for name, command in COMMANDS.items()),
+            "",
+            "`bundle-mllm COMMAND --help` explains a command; `bundle-mllm --version` prints the version.",
+        ]
+    )

@@ -22,46 +22,22 @@ from bundle_mllm.evaluation.breakdowns import compute_slices, position_bias
 from bundle_mllm.evaluation.metrics import ScoredQuestion, compute_metrics
 from bundle_mllm.evaluation.results import check_writable, save_results
 from bundle_mllm.evaluation.scoring import score_questions
+from bundle_mllm.evaluation.settings import EvaluationSettings
 from bundle_mllm.model_folder import fingerprint, load_model
 from bundle_mllm.modeling.ranking_bundle_mllm import GROUP_SIZE
+from bundle_mllm.settings import configured_by
 
 if TYPE_CHECKING:
     from bundle_mllm.modeling.modeling_bundle_mllm import BundleMLLMForCausalLM
     from bundle_mllm.modeling.processing_bundle_mllm import BundleMLLMProcessor
 
 
-def evaluate(
-    model_dir: Path,
-    data: Path,
-    questions_path: Path,
-    output: Path | None = None,
-    *,
-    batch_size: int = 32,
-    permutations: int = 1,
-    max_options: int | None = None,
-    group_size: int | None = None,
-    seed: int = 0,
-    hidden: Sequence[str] = (),
-    shuffled: Sequence[str] = (),
-    device: str | None = None,
-) -> dict[str, Any]:
+@configured_by(EvaluationSettings)
+def evaluate(settings: EvaluationSettings) -> dict[str, Any]:
     """Score a question file and compute its metrics.
 
     Args:
-        model_dir: A model folder.
-        data: The dataset folder whose items the questions name.
-        questions_path: A question file over these items.
-        output: Where to write the metrics as JSON, if anywhere; the scores of every question go beside it
-            (`metrics.json` and `metrics.questions.jsonl`), and `compare_metrics` reads both.
-        batch_size: Prompts per forward pass.
-        permutations: How many candidate orders each question is asked in; see `score_questions`.
-        max_options: Longest list of candidates asked in one prompt, 3 to 26, by default the processor's; longer ones
-            are ranked in groups.
-        group_size: Most candidates of a group; by default 10, or `max_options` if that is less.
-        seed: Of candidate orders, groups and shuffling.
-        hidden: What the model is not to know of any item: modalities, "titles".
-        shuffled: Modalities of which every item gets the features of another.
-        device: Where the model runs; the GPU if there is one, unless told otherwise.
+        settings: Whose fields are the arguments: see `EvaluationSettings`.
 
     Returns:
         See [`describe`]; and `asked` (permutations, max_options, group_size, seed,
@@ -73,34 +49,39 @@ def evaluate(
             malformed, or the model's catalog lacks an item.
         ValueError: A prompt is too long, or a score is not finite.
     """
-    if output is not None:
-        check_writable(output, questions_path)
-    manifest = read_question_manifest(questions_path)
-    catalog = ItemCatalog.load(data)
-    questions = load_questions(questions_path, catalog)
-    train_items = load_train_items(data, catalog)
-    model, processor = load_model(model_dir)
-    model.to(choose_device(device))
+    if settings.output is not None:
+        check_writable(settings.output, settings.questions)
+    manifest = read_question_manifest(settings.questions)
+    catalog = ItemCatalog.load(settings.data)
+    questions = load_questions(settings.questions, catalog)
+    train_items = load_train_items(settings.data, catalog)
+    model, processor = load_model(settings.model)
+    model.to(choose_device(settings.device))
     asked = {item_id for q in questions for item_id in (*q.partial, *q.candidates)}
     if unknown := sorted(asked - set(processor.item_ids)):
         raise BundleMLLMError(
-            f"{len(unknown)} items of {questions_path} are not in the catalog of {model_dir} (such as {unknown[:3]}), "
-            "so their questions cannot be asked: evaluate on the catalog it was trained with, or set its catalog."
+            f"{len(unknown)} items of {settings.questions} are not in the catalog of {settings.model} (such as "
+            f"{unknown[:3]}), so their questions cannot be scored: evaluate on the catalog it was trained with, or "
+            "set its catalog."
         )
-    max_options = max_options or processor.max_options
-    group_size = group_size or min(GROUP_SIZE, max_options)
-    settings = {"permutations": permutations, "max_options": max_options, "group_size": group_size, "seed": seed}
-    with _altered(model, processor, hidden, shuffled, seed) as asked_of:
-        scored = score_questions(*asked_of, questions, batch_size=batch_size, progress=True, **settings)
-    altered = {name: list(names) for name, names in (("hidden", hidden), ("shuffled", shuffled)) if names}
-    metrics = describe(manifest, questions, scored, train_items, max_options=max_options) | {
-        "asked": settings | altered,
-        "fingerprint": None if altered else fingerprint(model_dir),
-        "model": str(model_dir),
-        "data": str(data),
+    max_options = settings.max_options or processor.max_options
+    asked_as = {
+        "permutations": settings.permutations,
+        "max_options": max_options,
+        "group_size": settings.group_size or min(GROUP_SIZE, max_options),
+        "seed": settings.seed,
     }
-    if output is not None:
-        save_results(output, metrics, scored)
+    with _altered(model, processor, settings.mask, settings.permute, settings.seed) as asked_of:
+        scored = score_questions(*asked_of, questions, batch_size=settings.batch_size, progress=True, **asked_as)
+    altered = {name: list(names) for name, names in (("mask", settings.mask), ("permute", settings.permute)) if names}
+    metrics = describe(manifest, questions, scored, train_items, max_options=max_options) | {
+        "asked": asked_as | altered,
+        "fingerprint": None if altered else fingerprint(settings.model),
+        "model": str(settings.model),
+        "data": str(settings.data),
+    }
+    if settings.output is not None:
+        save_results(settings.output, metrics, scored)
     return metrics
 
 

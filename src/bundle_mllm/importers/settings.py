@@ -13,7 +13,7 @@ from bundle_mllm.settings import Settings
 
 
 @dataclass(frozen=True, kw_only=True)
-class NameOptions(Settings):
+class NamingOptions(Settings):
     """Tables and columns that have other names (tabular, huggingface)."""
 
     columns: dict[str, str] | tuple[str, ...] | None = None
@@ -37,7 +37,7 @@ class SplitOptions(Settings):
 
 
 @dataclass(frozen=True)
-class ImportSettings(SplitOptions, NameOptions):
+class ImportSettings(SplitOptions, NamingOptions):
     """Turn a data set of another format into a dataset folder."""
 
     format: Literal["official", "bundlerec", "tabular", "huggingface"]

@@ -1,0 +1,160 @@
+"""Options of a command, made from dataclasses of settings: each field once, grouped by the class that declares it.
+
+Knows nothing about any command.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import re
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from functools import cache
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import tyro
+
+from bundle_mllm.errors import BundleMLLMError
+from bundle_mllm.settings import field_types
+
+
+def parse_options(
+    settings: Sequence[type],
+    argv: Sequence[str],
+    *,
+    prog: str,
+    description: str | None = None,
+    defaults: Mapping[str, Any] | None = None,
+    positional: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Read the options of a command; print help, or what is missing, and exit where that is called for.
+
+    Args:
+        settings: Dataclasses; a field that several have is one option.
+        argv: The arguments.
+        prog: Name of the command.
+        description: What the command does; by default the docstring of the first class.
+        defaults: Values that replace the fields' own defaults; `tyro.MISSING` makes an option required.
+        positional: Names of fields that are given without an option's name.
+
+    Returns:
+        The values by field name.
+
+    Raises:
+        BundleMLLMError: If there is no such option.
+    """
+    main, groups = settings[0], {settings[0]: {}}
+    for owner, field, hint in _fields(settings):
+        default = (defaults or {}).get(field.name, _default(field))
+        text = _docstrings(owner).get(field.name)
+        is_positional = field.name in positional
+        marks: list[Any] = [tyro.conf.arg(help=text, metavar=field.name.upper() if is_positional else None)]
+        if is_positional:
+            marks.append(tyro.conf.Positional)
+        if default is None:
+            hint = hint | None
+            marks.append(tyro.conf.DisallowNone)  # leave the option out
+        group = groups.setdefault(main if owner in settings else owner, {})
+        group[field.name] = Annotated[(hint, *marks)], default
+    titles = {owner: _title(owner) for owner in groups if owner is not main}
+    shared = {titles[owner]: _dataclass(owner, groups[owner]) for owner in titles}
+    nested = {title: (tyro.conf.OmitArgPrefixes[group], tyro.MISSING) for title, group in shared.items()}
+    parser = _dataclass(main, groups[main] | nested, description)
+    _check_names(argv, parser, prog)
+    parsed = tyro.cli(parser, prog=prog, args=list(argv))
+    parts = [(parsed, groups[main]), *((getattr(parsed, titles[owner]), groups[owner]) for owner in titles)]
+    return {name: getattr(part, name) for part, names in parts for name in names}
+
+
+def _fields(settings: Sequence[type]) -> Iterator[tuple[type, dataclasses.Field, Any]]:
+    """Yield each field once: the class that declares it, the field, and the type that a command line can give."""
+    seen = set()
+    for each in settings:
+        for field in dataclasses.fields(each):
+            hint = _parseable(field_types(each)[field.name])
+            if hint is not None and field.name not in seen:
+                seen.add(field.name)
+                yield next(c for c in each.__mro__ if field.name in inspect.get_annotations(c)), field, hint
+
+
+def _parseable(hint: Any) -> Any:
+    """Return the part of a type that a command line can give: the first of several types, `None` for none."""
+    kind, inner = get_origin(hint), get_args(hint)
+    if kind in (UnionType, Union):
+        chosen = next((each for each in map(_parseable, inner) if each is not None), None)
+        return chosen | None if chosen is not None and NoneType in inner else chosen
+    if kind is tuple:
+        return tuple[tuple(each if each is Ellipsis else _parseable(each) for each in inner)]
+    if kind is Literal or hint in (str, int, float, bool, Path) or dataclasses.is_dataclass(hint):
+        return hint
+    return None
+
+
+def _default(field: dataclasses.Field) -> Any:
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return tyro.MISSING if field.default is dataclasses.MISSING else field.default
+
+
+@cache
+def _docstrings(settings: type) -> dict[str, str]:
+    """Return the docstrings below the fields of a class."""
+    [block] = ast.parse(textwrap.dedent(inspect.getsource(settings))).body
+    assert isinstance(block, ast.ClassDef)
+    return {
+        field.target.id: " ".join(below.value.value.split())
+        for field, below in zip(block.body, block.body[1:], strict=False)
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+        if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant) and isinstance(below.value.value, str)
+    }
+
+
+def _title(group: type) -> str:
+    """Return the title of a group: `scoring` for `ScoringOptions`."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", group.__name__.removesuffix("Options")).lower()
+
+
+def _dataclass(settings: type, fields: Mapping[str, tuple[Any, Any]], description: str | None = None) -> type:
+    """Make the dataclass that tyro reads: required options first."""
+    first = sorted(fields.items(), key=lambda entry: entry[1][1] is not tyro.MISSING)
+    return dataclasses.make_dataclass(
+        settings.__name__,
+        [
+            (name, hint)
+            if default is tyro.MISSING
+            else (name, hint, dataclasses.field(default_factory=lambda d=default: d))
+            for name, (hint, default) in first
+        ],
+        kw_only=True,
+        namespace={"__doc__": description or settings.__doc__},
+    )
+
+
+def _check_names(argv: Sequence[str], parser: type, prog: str) -> None:
+    """Refuse an option that does not exist, and name those that are like it."""
+    names = {"--help", *_names(parser)}
+    for argument in argv:
+        name = argument.partition("=")[0].replace("_", "-")
+        if name.startswith("--") and name not in names:
+            alike = get_close_matches(name, names, n=2)
+            hint = f"did you mean {' or '.join(alike)}?" if alike else f"`{prog} --help` shows all."
+            raise BundleMLLMError(f"{prog} has no option {argument.partition('=')[0]}: {hint}")
+
+
+def _names(parser: Any, prefix: str = "--") -> Iterator[str]:
+    for name, hint in get_type_hints(parser, include_extras=True).items():
+        inner = get_args(hint)[0] if get_origin(hint) is Annotated else hint
+        option = prefix + name.replace("_", "-")
+        if dataclasses.is_dataclass(inner):
+            is_group = any(mark is tyro.conf.OmitArgPrefixes for mark in getattr(hint, "__metadata__", ()))
+            yield from _names(inner, prefix if is_group else f"{option}.")
+            continue
+        yield option
+        if inner is bool:
+            head, dot, last = option[2:].rpartition(".")
+            yield f"--{head}{dot}no-{last}"

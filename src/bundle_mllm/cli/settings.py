@@ -1,0 +1,88 @@
+"""Settings of commands that call several functions of the API, or none that takes settings.
+
+Knows nothing that the API does not offer; imports neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from bundle_mllm.settings import Settings
+
+Signal = Literal["title", "media", "user_item", "bundle_item"]
+
+
+@dataclass(frozen=True)
+class DemoSettings(Settings):
+    """Invent a small catalog, train both stages on it, evaluate, and complete one bundle (about five minutes)."""
+
+    output_dir: Path
+    """Receives data/ (the invented dataset folder), model/ (the trained model folder) and demo.json."""
+    domain: Literal["fashion", "playlist"] = "fashion"
+    """Outfits with pictures, or playlists with sounds."""
+    seed: int = 0
+    """Seed of data, training and questions."""
+
+
+@dataclass(frozen=True)
+class SyntheticCatalogSettings(Settings):
+    """Invent a dataset folder whose best possible accuracy is known (see `best-accuracy`), to test a training run."""
+
+    output_dir: Path
+    """The dataset folder to write."""
+    signal: Signal | None = None
+    """The only signal that shows which items go together: titles, pictures or sounds, interactions, or nothing but the
+    training bundles (which always do: train without `bundle_item` for the other three). If not given, titles, pictures
+    or sounds, and interactions each show a part of it, as in the demo."""
+    domain: Literal["fashion", "playlist"] = "fashion"
+    """Items with pictures (fashion) or sounds (playlist)."""
+    seed: int = 0
+    """The same seed gives the same files, byte by byte."""
+    theme_purity: float | None = None
+    """Probability that an item of a bundle fits it; the best possible accuracy rises with it. By default .9 with one
+    signal, 1 without."""
+
+
+@dataclass(frozen=True)
+class BestAccuracySettings(Settings):
+    """Compute the Bayes-optimal hit rate on a question file about a folder that `synthetic` made."""
+
+    data: Path
+    """Dataset folder that `bundle-mllm synthetic` made."""
+    questions: Path
+    """Question file with uniform negatives (see `bundle-mllm questions`)."""
+    output: Path = Path("best-accuracy.json")
+    """Where the Bayes-optimal metrics are written, in the form of `evaluate`: `compare` reads them."""
+    metrics: tuple[Path, ...] = ()
+    """Files of `bundle-mllm evaluate` on the same questions, whose share of the optimum is printed."""
+    signals: tuple[Signal, ...] | None = None
+    """The signals that are known, such as titles alone; all that show which items go together if not given."""
+
+
+@dataclass(frozen=True)
+class ConfigFileSettings(Settings):
+    """The YAML file of a training run."""
+
+    config: Path | None = None
+    """YAML file of settings, nested like the options below; an option given here takes precedence."""
+
+
+@dataclass(frozen=True)
+class CompletionSettings(Settings):
+    """Rank candidates for a partial bundle."""
+
+    model: str
+    """Model folder or Hub repository."""
+    bundle: str
+    """Ids of the items that the bundle has so far, separated by commas (a JSON list for ids with commas)."""
+    candidates: str | None = None
+    """Ids to choose from, separated by commas; the whole catalog if not given. More than 26 are ranked in groups, at
+    about 0.15 questions per candidate."""
+    top_k: int = 5
+    """Number of candidates to print."""
+    json: bool = False
+    """Print JSON."""
+    device: str | None = None
+    """cpu or cuda; a GPU if there is one, if not given."""

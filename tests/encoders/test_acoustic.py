@@ -52,13 +52,13 @@ def test_vectors_are_the_mean_of_what_the_model_hears_in_each_window(clap_folder
     for row, item in enumerate(DatasetFolder.open(gallery).catalog):
         windows = read_sound(gallery / item.audio, rate=48_000, seconds=10, max_windows=30).windows
         assert len(windows) == (2 if row % 3 == 2 else 1)  # 12 s are two windows of 10 s
-        heard = []
+        embeddings = []
         for window in windows:
             inputs = extractor(window.astype("float32"), sampling_rate=48_000, return_tensors="pt")
             inputs["is_longer"] = torch.zeros(1, 1, dtype=torch.bool)
             with torch.inference_mode():
-                heard.append(model.get_audio_features(**inputs).pooler_output[0])
-        expected = torch.nn.functional.normalize(torch.stack(heard).mean(dim=0), dim=0)
+                embeddings.append(model.get_audio_features(**inputs).pooler_output[0])
+        expected = torch.nn.functional.normalize(torch.stack(embeddings).mean(dim=0), dim=0)
         torch.testing.assert_close(features[row], expected, rtol=0, atol=5e-6)
     assert features[0].dot(features[1]) < 0.9999
 
@@ -167,7 +167,7 @@ def laion_state(fused):
     ]
     parts = {"norm1": "layernorm_before", "norm2": "layernorm_after", "attn.proj": "attention.output.dense"}
     parts |= {"mlp.fc1": "intermediate.dense", "mlp.fc2": "output.dense"}
-    found = {}
+    source = {}
     for layer, depth in enumerate(TINY_AUDIO["depths"]):
         for block in range(depth):
             place = f"layers.{layer}.blocks.{block}"
@@ -178,20 +178,20 @@ def laion_state(fused):
                 keys.append((f"{audio}.{place}.attn.{kind}", f"{ours}.{place}.attention.self.{kind}"))
             for kind in ("weight", "bias"):
                 joint = [state[f"{ours}.{place}.attention.self.{part}.{kind}"] for part in ("query", "key", "value")]
-                found[f"{audio}.{place}.attn.qkv.{kind}"] = torch.cat(joint)
-            found[f"{audio}.{place}.attn_mask"] = torch.zeros(4, 64, 64)
+                source[f"{audio}.{place}.attn.qkv.{kind}"] = torch.cat(joint)
+            source[f"{audio}.{place}.attn_mask"] = torch.zeros(4, 64, 64)
         if layer + 1 < len(TINY_AUDIO["depths"]):
             for part in ("norm.weight", "norm.bias", "reduction.weight"):
                 keys.append((f"{audio}.layers.{layer}.downsample.{part}", f"{ours}.layers.{layer}.downsample.{part}"))
     keys += [(f"text_branch.{n.removeprefix('text_model.')}", n) for n in state if n.startswith("text_model.")]
-    found |= {theirs: state[name] for theirs, name in keys}
+    source |= {theirs: state[name] for theirs, name in keys}
     extra = ("tscam_conv.weight", "head.weight", "spectrogram_extractor.stft.conv_real.weight")
-    found |= {f"{audio}.{name}": torch.zeros(2) for name in extra}
-    found |= {f"{tower}_transform.sequential.0.weight": torch.zeros(2) for tower in ("audio", "text")}
+    source |= {f"{audio}.{name}": torch.zeros(2) for name in extra}
+    source |= {f"{tower}_transform.sequential.0.weight": torch.zeros(2) for tower in ("audio", "text")}
     filters = ClapFeatureExtractor(frequency_min=50, frequency_max=14_000).mel_filters_slaney
-    found[f"{audio}.logmel_extractor.melW"] = torch.from_numpy(filters).float()
-    del found["text_branch.embeddings.token_type_ids"]  # which transformers computes
-    return {f"module.{name}": value for name, value in found.items()}, model
+    source[f"{audio}.logmel_extractor.melW"] = torch.from_numpy(filters).float()
+    del source["text_branch.embeddings.token_type_ids"]  # which transformers computes
+    return {f"module.{name}": value for name, value in source.items()}, model
 
 
 @pytest.mark.parametrize("fused", [False, True])

@@ -70,12 +70,12 @@ def test_media_show_looks_and_interactions_show_users_and_neither_shows_what_the
 
 
 def test_vectors_are_finite_float32_of_the_documented_length(tmp_path):
-    seen = ImageDescriptor().describe(picture(tmp_path / "a.png", Image.fromarray(PIXELS)))
-    heard = SoundDescriptor().describe(sound(tmp_path / "a.wav", tone()))
-    assert (seen.dtype, seen.shape) == (np.float32, (256,))
-    assert (heard.dtype, heard.shape) == (np.float32, (128,))
-    assert np.isfinite(seen).all()
-    assert np.isfinite(heard).all()
+    vector = ImageDescriptor().describe(picture(tmp_path / "a.png", Image.fromarray(PIXELS)))
+    sound_vector = SoundDescriptor().describe(sound(tmp_path / "a.wav", tone()))
+    assert (vector.dtype, vector.shape) == (np.float32, (256,))
+    assert (sound_vector.dtype, sound_vector.shape) == (np.float32, (128,))
+    assert np.isfinite(vector).all()
+    assert np.isfinite(sound_vector).all()
 
 
 @pytest.mark.parametrize("color", ["black", "white", "red", "lime", "blue"])
@@ -103,14 +103,14 @@ def test_color_moves_color_numbers_and_texture_moves_texture_numbers(tmp_path):
     rows, columns = ((np.sin(axis * 0.8) > 0)[..., None] * np.array([200, 60, 60]) for axis in (v, u))
     describe = ImageDescriptor().describe
     images = {"rows": rows, "columns": columns, "blue rows": rows[..., ::-1]}
-    seen = {
+    vectors = {
         name: describe(picture(tmp_path / f"{name}.png", Image.fromarray(pixels.astype(np.uint8))))
         for name, pixels in images.items()
     }
     color, texture = slice(0, 80), slice(192, 256)
-    assert distance(seen["rows"][color], seen["columns"][color]) < 0.1
-    assert distance(seen["rows"][texture], seen["columns"][texture]) > 1
-    assert distance(seen["rows"][color], seen["blue rows"][color]) > 0.5
+    assert distance(vectors["rows"][color], vectors["columns"][color]) < 0.1
+    assert distance(vectors["rows"][texture], vectors["columns"][texture]) > 1
+    assert distance(vectors["rows"][color], vectors["blue rows"][color]) > 0.5
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "LA", "CMYK", "1"])
@@ -128,9 +128,9 @@ def test_a_sixteen_bit_gray_picture_equals_its_eight_bit_copy(tmp_path):
 
 def test_what_is_transparent_counts_as_white(tmp_path):
     hidden = np.concatenate([PIXELS, np.zeros((48, 80, 1), dtype=np.uint8)], axis=2)
-    seen = ImageDescriptor().describe(picture(tmp_path / "a.png", Image.fromarray(hidden)))
+    vector = ImageDescriptor().describe(picture(tmp_path / "a.png", Image.fromarray(hidden)))
     white = ImageDescriptor().describe(picture(tmp_path / "b.png", Image.new("RGB", (80, 48), "white")))
-    np.testing.assert_allclose(seen, white, atol=1e-6)
+    np.testing.assert_allclose(vector, white, atol=1e-6)
 
 
 def test_of_an_animation_the_first_frame_counts(tmp_path):
@@ -170,12 +170,12 @@ def test_a_picture_of_too_many_pixels_is_not_decoded(tmp_path):
 
 def test_loudness_does_not_count_but_pitch_and_beat_do(tmp_path):
     describe = SoundDescriptor().describe
-    heard = describe(sound(tmp_path / "a.wav", tone()))
+    sound_vector = describe(sound(tmp_path / "a.wav", tone()))
     quiet = describe(sound(tmp_path / "b.wav", tone() * 0.1))
     higher = describe(sound(tmp_path / "c.wav", tone(pitch=1760)))
     steady = describe(sound(tmp_path / "d.wav", 0.5 * np.sin(2 * np.pi * 440 * np.arange(16_000) / 16_000)))
-    assert distance(heard, quiet) < 0.2 * distance(heard, higher)
-    assert distance(heard[96:120], steady[96:120]) > 0.3  # The beat.
+    assert distance(sound_vector, quiet) < 0.2 * distance(sound_vector, higher)
+    assert distance(sound_vector[96:120], steady[96:120]) > 0.3  # The beat.
 
 
 def test_the_beat_stands_at_its_lag(tmp_path):

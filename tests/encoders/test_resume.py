@@ -98,11 +98,11 @@ class KilledError(Exception):
 
 def interrupt(folder, batches, encoder=None):
     """Stop after some batches, as a kill between two of them would."""
-    seen = []
+    calls = []
 
     def count(*call):
-        seen.append(call)
-        if len(seen) == batches:
+        calls.append(call)
+        if len(calls) == batches:
             raise KilledError
 
     with pytest.raises(KilledError):
@@ -203,7 +203,7 @@ def test_a_vector_of_nan_is_a_problem_of_its_item_alone():
     rows = Rows(torch.tensor([[1.0, 2.0], [torch.nan, 0.0]]), torch.tensor([True, True]), torch.zeros(2, 32), ())
     features = rows.features
     with torch.inference_mode(False):
-        told = rows.to_host()
-    assert told.features.tolist() == [[1.0, 2.0], [0.0, 0.0]] and told.present.tolist() == [True, False]
-    assert told.issues == ((1, "described by NaN or infinity", False),)
+        result = rows.to_host()
+    assert result.features.tolist() == [[1.0, 2.0], [0.0, 0.0]] and result.present.tolist() == [True, False]
+    assert result.issues == ((1, "described by NaN or infinity", False),)
     assert features[1, 0].isnan()

@@ -11,7 +11,10 @@ from tiny_encoders import TEXT, seeded
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from bundle_mllm.baselines.base import QuestionBatch
+from bundle_mllm.baselines.similarity import TfidfCosine
 from bundle_mllm.data import DatasetFolder, write_records
+from bundle_mllm.data.memberships import ItemGroups
 from bundle_mllm.data.words import words
 from bundle_mllm.encoders import encode_folder
 from bundle_mllm.encoders.textual import tfidf
@@ -114,3 +117,22 @@ def test_a_changed_description_is_noticed(folder, sentence_model):
         records = [{"item_id": str(row), "title": t, "description": spec} for row, t in enumerate(TITLES)]
         write_records(folder / "items.jsonl", records)
         assert not encode_folder(folder, textual=spec)["textual"].up_to_date
+
+
+def test_titles_with_combining_marks_are_alike_only_by_whole_words(tmp_path):
+    titles = ["लाल जूते", "लाल साड़ी", "जाति लिली", "नई लिली"]  # red shoes, red sari, nutmeg lily, new lily
+    write_records(
+        tmp_path / "items.jsonl", [{"item_id": str(row), "title": title} for row, title in enumerate(titles)]
+    )
+    write_records(tmp_path / "bundles.jsonl", [{"bundle_id": "b", "items": ["0", "1"], "split": "train"}])
+    folder = DatasetFolder.open(tmp_path)
+    encode_folder(tmp_path, textual="tfidf")
+    features, _ = stored(tmp_path)
+    baseline = TfidfCosine()
+    baseline.fit(folder, ())
+    of_baseline = baseline.score(QuestionBatch([[0], [2]], [[1, 2, 3], [0, 1, 3]], 4))
+    of_features = (features @ features.T).numpy()[[0, 0, 0, 2, 2, 2], [1, 2, 3, 0, 1, 3]]
+    groups = ItemGroups.of_words(folder.catalog).csr()
+    shared = (groups @ groups.T).toarray()[[0, 0, 0, 2, 2, 2], [1, 2, 3, 0, 1, 3]]
+    for values in (of_baseline, of_features, shared):
+        np.testing.assert_allclose(values, [1, 0, 0, 0, 0, 1], atol=1e-6)

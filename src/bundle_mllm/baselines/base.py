@@ -26,7 +26,15 @@ CANDIDATES_AT_ONCE = 2_560
 
 
 class UnavailableError(BundleMLLMError):
-    """A dataset folder lacks the data that a baseline needs; the message names it."""
+    """A dataset folder lacks the data that a baseline needs.
+
+    Args:
+        problem: What is missing and where.
+        remedy: What to add.
+    """
+
+    def __init__(self, problem: str, remedy: str):
+        super().__init__(f"{problem}: {remedy}, or leave this baseline out.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,5 +156,7 @@ def user_groups(folder: DatasetFolder) -> ItemGroups:
     """
     log = folder.interactions
     if log is None or not len(log):
-        raise UnavailableError(f"{folder.path} has no interactions of users: add interactions.csv, or leave it out.")
+        raise UnavailableError(
+            f"{folder.path} has no interactions of users: add interactions.csv, or leave this baseline out."
+        )
     return ItemGroups.of_users(log, len(folder.catalog))

@@ -53,13 +53,13 @@ class BoostedRanker:
         if num_bundles < 2 * NUM_FOLDS:
             raise UnavailableError(
                 f"{folder.path} has {num_bundles} training bundles of two items or more, too few to cut into "
-                f"{NUM_FOLDS} folds: add bundles, or leave it out."
+                f"{NUM_FOLDS} folds",
+                "add bundles",
             )
         num_candidates = min(NUM_CANDIDATES, len(folder.catalog) - max(len(bundle.items) for bundle in bundles) + 1)
         if num_candidates < 2:
             raise UnavailableError(
-                f"{folder.path} has a training bundle of all items, which leaves no wrong option: add items, or leave "
-                "it out."
+                f"{folder.path} has a training bundle of all items, which leaves no wrong option", "add items"
             )
         folds = assign_folds({bundle.bundle_id: bundle.items for bundle in bundles}, NUM_FOLDS, seed=self.seed)
         questions = sample_training_questions(

@@ -123,9 +123,7 @@ class CategoryPMI:
         """Count pairs of categories."""
         names = sorted({category for category in folder.catalog.categories if category})
         if len(names) < 2:
-            raise UnavailableError(
-                f"{folder.path} has items of {len(names)} categories: give `category` to items, or leave it out."
-            )
+            raise UnavailableError(f"{folder.path} has items of {len(names)} categories", "give `category` to items")
         number = {name: column for column, name in enumerate(names)}
         self._category = np.array([number.get(category or "", -1) for category in folder.catalog.categories])
         several = [bundle for bundle in bundles if len(bundle.items) > 1]

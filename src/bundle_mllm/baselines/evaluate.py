@@ -124,7 +124,7 @@ def evaluate_baselines(
                 scored = _score(name, folder, questions, seed)
         except UnavailableError as error:
             if named:
-                raise UnavailableError(f"The baseline {name!r} cannot be measured: {error}") from error
+                raise BundleMLLMError(f"The baseline {name!r} cannot be measured: {error}") from error
             result = BaselineResult(name, None, skipped=str(error))
         else:
             kind: dict[str, Any] = {"probabilities": is_llm, **({"max_options": max_options} if is_llm else {})}
@@ -154,7 +154,7 @@ def baseline_path(output: Path, name: str) -> Path:
 def _score(name: str, folder: DatasetFolder, questions: Sequence[Question], seed: int) -> list[ScoredQuestion]:
     baseline = make_baseline(name, folder, seed)
     if baseline.reads_bundles and not folder.bundles.train:
-        raise UnavailableError(f"{folder.path} has no training bundles: add some, or leave it out.")
+        raise UnavailableError(f"{folder.path} has no training bundles", "add some")
     baseline.fit(folder, folder.bundles.train)
     batch = QuestionBatch.of(questions, folder.catalog)
     return as_scored(questions, [row.tolist() for row in batch.split(score_in_parts(baseline, batch))])

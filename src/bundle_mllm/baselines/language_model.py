@@ -45,7 +45,7 @@ def score_by_language_model(
         BundleMLLMError: If the model cannot be loaded.
     """
     if not any(catalog.titles):
-        raise UnavailableError("The items have no titles, so the prompts would be empty: leave it out.")
+        raise UnavailableError("The items have no titles, so the prompts would be empty", "give `title` to items")
     model, processor = wrap_backbone(*load_backbone(name), catalog, {})
     processor.show_items = False
     model.to(choose_device(device))  # pyright: ignore[reportArgumentType]  # the stub lacks `self`

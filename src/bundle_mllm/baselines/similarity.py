@@ -35,7 +35,7 @@ class TfidfCosine:
     def fit(self, folder: DatasetFolder, bundles: Sequence[Bundle]) -> None:
         """Count words."""
         if not any(folder.catalog.titles) and not any(item.description for item in folder.catalog):
-            raise UnavailableError(f"{folder.path} has no titles: give `title` to items, or leave it out.")
+            raise UnavailableError(f"{folder.path} has no titles", "give `title` to items")
         self._vectors = tfidf([Counter(words(item.text)) for item in folder.catalog])
 
     def score(self, batch: QuestionBatch) -> np.ndarray:
@@ -65,9 +65,7 @@ class FeatureCosine:
         store = folder.features()
         if store is None or self.modality not in store.modalities:
             known = ", ".join(store.modalities) if store else "none"
-            raise UnavailableError(
-                f"{folder.path} has no {self.modality!r} features (it has {known}): encode them, or leave it out."
-            )
+            raise UnavailableError(f"{folder.path} has no {self.modality!r} features (it has {known})", "encode them")
         self._store = folder.features([self.modality])
         rows = np.linspace(0, len(folder.catalog) - 1, min(len(folder.catalog), CENTERING_ROWS)).astype(int)
         features, present = self._gather(rows)

@@ -156,7 +156,5 @@ def user_groups(folder: DatasetFolder) -> ItemGroups:
     """
     log = folder.interactions
     if log is None or not len(log):
-        raise UnavailableError(
-            f"{folder.path} has no interactions of users: add interactions.csv, or leave this baseline out."
-        )
+        raise UnavailableError(f"{folder.path} has no interactions of users", "add interactions.csv")
     return ItemGroups.of_users(log, len(folder.catalog))

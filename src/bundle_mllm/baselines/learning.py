@@ -114,9 +114,7 @@ def hold_out(folder: DatasetFolder, bundles: Sequence[Bundle], seed: int) -> tup
     """
     items = {bundle.bundle_id: bundle.items for bundle in bundles if len(bundle.items) > 1}
     if not items:
-        raise UnavailableError(
-            f"{folder.path} has no training bundle of two items: add bundles, or leave this baseline out."
-        )
+        raise UnavailableError(f"{folder.path} has no training bundle of two items", "add bundles")
     held_out = HELD_OUT_FOLDS - 1  # not 0, which has the largest group of near-duplicates
     folds = assign_folds(items, HELD_OUT_FOLDS, seed=seed) if len(items) >= 2 * HELD_OUT_FOLDS else {}
     parts: tuple[list[list[int]], list[list[int]]] = ([], [])

@@ -192,5 +192,5 @@ def test_publishing_a_model_leaves_out_the_metrics_of_baselines(everything, tmp_
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("bundle_mllm.hub.card.fingerprint", lambda folder: "f")
         assert read_measurements(tmp_path) == []
-        with pytest.raises(BundleMLLMError, match="does not say which weights"):
+        with pytest.raises(BundleMLLMError, match="does not name the weights"):
             read_measurements(tmp_path, [tmp_path / "metrics.tfidf.json"])

@@ -121,6 +121,8 @@ def test_publish_dataset_and_export_say_what_they_wrote(model, tiny_data, tmp_pa
     command = ["export", "--model", str(model), "--output-dir", str(tmp_path / "llm")]
     assert main([*command, "--modalities", "smell"]) == 2
     assert "smell" in capsys.readouterr().err
+    assert main([*command, "--modalities", "visual"]) == 0
+    assert capsys.readouterr().out == f"language model: {tmp_path / 'llm'}\n"
 
 
 def test_import_reads_tables_with_other_names_and_says_what_it_met(tmp_path, capsys):

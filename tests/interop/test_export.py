@@ -220,7 +220,9 @@ def test_a_chat_tokenizer_may_be_asked_plainly(tmp_path):
 def test_a_client_finds_letters_and_limits(exported):
     _, processor, source, folder = exported
     record = json.loads((folder / "bundle_mllm_export.json").read_text())
-    assert record["source"] == source.name and record["modalities"] == sorted(MODALITIES)
+    assert (
+        record["left_behind"] == [] and record["source"] == source.name and record["modalities"] == sorted(MODALITIES)
+    )
     assert record["num_items"] == len(ITEM_IDS) and record["first_item_token_id"] == TEXT_TOKENS
     tokenizer = AutoTokenizer.from_pretrained(folder)
     prompt = processor.render(QUESTIONS[0])
@@ -299,7 +301,7 @@ def test_an_adapter_is_merged_with_all_it_holds(tmp_path):
         export_stock(tmp_path / "adapter", tmp_path / "other")
     config = tmp_path / "adapter" / "adapter_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"base_model_name_or_path": None}))
-    with pytest.raises(BundleMLLMError, match="does not say what it adapts"):
+    with pytest.raises(BundleMLLMError, match="does not name what it adapts"):
         export_stock(tmp_path / "adapter", tmp_path / "other")
 
 
@@ -397,6 +399,15 @@ def test_an_embedding_that_does_more_than_scale_is_refused():
 
     with pytest.raises(BundleMLLMError, match="Shifted does more than scale"):
         export._embedding_scale(Shifted(20, 8))
+
+
+def test_a_retriever_is_left_behind_and_named(exported, tmp_path):
+    shutil.copytree(exported[2], tmp_path / "model")
+    (tmp_path / "model" / "retriever").mkdir()
+    (tmp_path / "model" / "retriever" / "config.json").write_text("{}")
+    folder = export_stock(tmp_path / "model", tmp_path / "stock")
+    assert json.loads((folder / "bundle_mllm_export.json").read_text())["left_behind"] == ["retriever"]
+    assert not (folder / "retriever").exists()
 
 
 def test_a_very_large_catalog_is_warned_about(exported, tmp_path, monkeypatch):

@@ -163,10 +163,14 @@ def convert(**options: Any) -> None:
 
 
 def export(model: str, output_dir: Path, modalities: str | None) -> None:
-    from bundle_mllm.interop.export import export_stock
+    import json
 
-    chosen = None if modalities is None else tuple(name.strip() for name in modalities.split(",") if name.strip())
-    print(f"language model: {export_stock(model, output_dir, modalities=chosen)}")
+    from bundle_mllm.interop.export import EXPORT_RECORD, export_stock
+
+    folder = export_stock(model, output_dir, modalities=modalities)
+    print(f"language model: {folder}")
+    for part in json.loads((folder / EXPORT_RECORD).read_text(encoding="utf-8"))["left_behind"]:
+        print(f"It is the ranker alone: the {part} stays in {model}.")
 
 
 def _ids(text: str) -> list[str]:

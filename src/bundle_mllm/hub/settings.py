@@ -44,7 +44,7 @@ class PublishSettings(RepositoryOptions):
     metrics: tuple[Path, ...] = ()
     """Files of `bundle-mllm evaluate` for the card; the metrics*.json in the model folder if not given."""
     allow_no_metrics: bool = False
-    """Publish although there are no metrics; the card says so."""
+    """Publish although there are no metrics; the card states it."""
     base_model: str | None = None
     """Hub name of the base model, if it was trained from a local folder."""
     datasets: tuple[str, ...] = ()

@@ -71,7 +71,7 @@ def convert_checkpoint(settings: ConversionSettings) -> Path:
     """Turn a published checkpoint into a self-contained model folder.
 
     LoRA is merged into the backbone; fusion, projector and separator are taken over; the data folder's features become
-    the catalog. How the checkpoint was trained is not told by its files, since a layer norm without weights leaves no
+    the catalog. Its files do not record how it was trained, since a layer norm without weights leaves no
     trace and `w_v` is saved whether it was used or not: the three options must be given as in its training command.
 
     Two things have no counterpart. `w_v.weight` is dropped unless `fusion_value_map`. The vector of an item without
@@ -81,11 +81,11 @@ def convert_checkpoint(settings: ConversionSettings) -> Path:
         settings: Whose fields are the arguments: see `ConversionSettings`.
 
     Returns:
-        `output_dir`, which the Auto classes and the pipeline load; `conversion.json` in it says what it was made of.
+        `output_dir`, which the Auto classes and the pipeline load; `conversion.json` in it records its sources.
 
     Raises:
-        BundleMLLMError: A file is missing, damaged or holds more than tensors; a weight is missing, foreign or of
-            another shape than base model and data need; LoRA has a setting that is not known here; or `output_dir` is
+        BundleMLLMError: If a file is missing, damaged or holds more than tensors; a weight is missing, foreign or of
+            another shape than base model and data need; LoRA has a setting that cannot be merged; or `output_dir` is
             not empty.
     """
     checkpoint = settings.checkpoint

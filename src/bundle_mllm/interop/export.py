@@ -1,4 +1,4 @@
-"""Fold a trained model into a stock causal language model, which any LLM server runs without this package.
+"""Fold a ranker into a stock causal language model, which any LLM server runs without this package.
 
 Knows nothing about training, data sets or servers.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import json
 import random
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -19,45 +19,48 @@ from peft import PeftConfig, PeftModel
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers import initialization as init
-from transformers.utils import logging
+from transformers.utils import CONFIG_NAME, logging
+from transformers.utils.hub import cached_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from bundle_mllm.data.files import new_folder
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.interop.export_tokenizer import chat_ids, set_chat_template, stock_tokenizer
+from bundle_mllm.interop.settings import ExportSettings
 from bundle_mllm.model_folder import check_same_items, load_model, load_processor
 from bundle_mllm.modeling.modeling_bundle_mllm import BundleMLLMForCausalLM
 from bundle_mllm.modeling.processing_bundle_mllm import LETTERS, BundleMLLMProcessor
+from bundle_mllm.settings import configured_by
 
 logger = logging.get_logger(__name__)
 
-RECORD = "bundle_mllm_export.json"
+EXPORT_RECORD = "bundle_mllm_export.json"
 ITEMS = "items.jsonl"
+RETRIEVER = "retriever"
+"""The subfolder of a model folder that an export leaves behind."""
 MANY_ITEMS = 100_000
 """Above this, added tokens make tokenizers slow to load (1,000,000 take 27 s and 3 GB; 48,000 about 4 s)."""
 _ROWS_AT_ONCE = 8_192
-_PROBES = ((3, 10), (2, 4), (1, 2))  # items shown, candidates: the first that fits the backbone's context is asked
+_PROBES = ((3, 10), (2, 4), (1, 2))  # items shown, candidates: the first that fits the backbone's context is taken
 _NUM_PROBES = 4
 
 
+@configured_by(ExportSettings)
 @torch.no_grad()
-def export_stock(
-    model_dir: str | Path,
-    output_dir: str | Path,
-    *,
-    modalities: Collection[str] | None = None,
-    without_matching: bool = False,
-) -> Path:
+def export_stock(settings: ExportSettings) -> Path:
     """Write a folder that plain `AutoModelForCausalLM` and `AutoTokenizer` load, without remote code.
+
+    It holds the ranker alone: a stock language model has no place for a retriever, and `left_behind` in
+    `bundle_mllm_export.json` names what stays in the model folder.
 
     The soft separator and every item become rows of the embedding matrix of the backbone's own class, and
     `<|item_separator|>` and `<|item_0|>`, ... special tokens of a plain tokenizer. The letters' scores are those of
-    the model (the folder is loaded again and compared before it appears). Ours; the paper serves no model.
+    the ranker (the folder is loaded again and compared before it appears). Ours; the paper serves no model.
 
-    *The head.* A stock head has a row for every token, so the new tokens need one, and no row says "never": of zero
-    rows a logit of 0 may well be the highest. They get a copy of one text token's row (and bias): the one that is
+    *The head.* A stock head has a row for every token, so the new tokens need one, and no row excludes a token: of
+    zero rows a logit of 0 may well be the highest. They get a copy of one text token's row (and bias): the one that is
     least probable as an answer to the questions that are compared. A copy ties with its original and has the higher
-    id, so greedy decoding never writes an item, whatever the token, and answers what the model answers. Only sampling
+    id, so greedy decoding never writes an item, whatever the token, and answers what the ranker answers. Only sampling
     could: restrict it to the letters. A head that was tied to the embedding is untied.
 
     *Precision.* Rows are stored in the dtype of the backbone, so those of a bfloat16 model are rounded to it. Where
@@ -67,29 +70,24 @@ def export_stock(
     `bundle_mllm_export.json` (wording, letters, where it comes from): what a client needs to write a question. The
     chat template turns such a question, sent as one user message, into the prompt that the model was trained on.
 
-    Items given with features at the time of the question cannot be asked about: they are rows of no matrix.
+    Items that come with features of their own cannot be put in a question: they are rows of no matrix.
 
     Args:
-        model_dir: Model folder or Hub repository, or a PEFT adapter of one, which is merged.
-        output_dir: The folder to write; new or empty. It appears when it is whole.
-        modalities: Modalities that the item tokens are computed from; the others count as absent. All by default.
-            None at all is refused: every item would be the same token.
-        without_matching: Leave the matching behind, if the model has one: a stock model cannot add it to the letters.
-            What is exported then scores as the backbone alone does, which may be much worse; refused unless asked for.
+        settings: Whose fields are the arguments: see `ExportSettings`. No modality at all is refused: every item would
+            be the same token.
 
     Returns:
         `output_dir`.
 
     Raises:
-        BundleMLLMError: The model cannot be read, a modality is unknown, the output exists, or the backbone or its
+        BundleMLLMError: If the model cannot be read, a modality is unknown, the output exists, or the backbone or its
             tokenizer does not allow for an exact copy.
     """
-    with new_folder(output_dir) as folder:
-        model, processor = _load(model_dir)
-        used = _keep_modalities(model, modalities)
+    model_dir = settings.model
+    with new_folder(settings.output_dir) as folder:
+        model, processor, left_behind = _load(model_dir)
+        used = _keep_modalities(model, settings.modalities)
         _check(model, processor, model_dir)
-        if model.config.matching_hidden_size is not None:
-            _drop_matching(model, processor, model_dir, without_matching)
         questions = _probe_questions(processor)
         prompts = [processor.render(question) for question in questions]
         logits = torch.cat([model.last_logits(**processor(question, return_tensors="pt")) for question in questions])
@@ -105,7 +103,7 @@ def export_stock(
             [id_ if id_ < model.config.item_token_offset else id_ + to_stock for id_ in ids]
             for ids in processor(questions)["input_ids"]
         ]
-        record = _record(model, processor, model_dir, used, first_item_id)
+        record = {**_record(model, processor, model_dir, used, first_item_id), "left_behind": left_behind}
         items = {item_id: processor.item_text(item_id) for item_id in processor.item_ids}
         messages = [compose_message(record, items, q["partial"], q["candidates"]) for q in questions]
         set_chat_template(tokenizer, processor, list(zip(messages, prompt_ids, strict=True)))
@@ -117,11 +115,11 @@ def export_stock(
         stock.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         _write_items(folder / ITEMS, processor, items)
-        (folder / RECORD).write_text(json.dumps(record, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+        (folder / EXPORT_RECORD).write_text(json.dumps(record, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
         del model, stock  # a large one need not be in memory twice
         _verify_tokens(folder, prompts, messages, prompt_ids)
         _verify_scores(folder, dtype, prompt_ids, letter_ids, expected)
-    return Path(output_dir)
+    return settings.output_dir
 
 
 def compose_message(
@@ -146,35 +144,50 @@ def compose_message(
     return record["prompt_template"].format(partial=between.join(shown), options=between.join(options))
 
 
-def _load(model_dir: str | Path) -> tuple[BundleMLLMForCausalLM, BundleMLLMProcessor]:
-    """Load a model folder, or an adapter and what it adapts, merged."""
+def _load(model_dir: str | Path) -> tuple[BundleMLLMForCausalLM, BundleMLLMProcessor, list[str]]:
+    """Load the ranker of a model folder, or an adapter and what it adapts, merged; and name what else is there."""
     try:
         is_adapter = find_adapter_config_file(str(model_dir)) is not None
     except (OSError, ValueError):
-        is_adapter = False  # no such folder or repository: load_model says so
+        is_adapter = False  # no such folder or repository: load_model names the problem
     if not is_adapter:
-        return load_model(model_dir)
+        return *_without_matching(*load_model(model_dir)), _left_behind(model_dir)
     try:
         base = PeftConfig.from_pretrained(str(model_dir)).base_model_name_or_path
     except (OSError, ValueError, TypeError) as error:
         raise BundleMLLMError(f"The adapter {model_dir} cannot be read: {error} Save it again.") from error
     if not base:
         raise BundleMLLMError(
-            f"The adapter {model_dir} does not say what it adapts, so it cannot be merged: set "
+            f"The adapter {model_dir} does not name what it adapts, so it cannot be merged: set "
             "base_model_name_or_path in its adapter_config.json to the model folder it was trained on."
         )
     model, processor = load_model(base)
     try:
-        merged = PeftModel.from_pretrained(model, str(model_dir)).merge_and_unload()
+        merged: Any = PeftModel.from_pretrained(model, str(model_dir)).merge_and_unload()
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise BundleMLLMError(
             f"The adapter {model_dir} does not fit {base}, the model it names: {error} Give the adapter of a "
             "Bundle-MLLM model, or a model folder."
         ) from error
-    with suppress(BundleMLLMError):  # an adapter that was saved alone is asked by the model's own processor
+    with suppress(BundleMLLMError):  # an adapter that was saved alone has the model's own processor
         processor = load_processor(model_dir)
     check_same_items(model, processor, model_dir)
-    return merged.eval(), processor
+    return *_without_matching(merged.eval(), processor), _left_behind(base)
+
+
+def _left_behind(model_dir: str | Path) -> list[str]:
+    try:
+        return [RETRIEVER] if cached_file(str(model_dir), CONFIG_NAME, subfolder=RETRIEVER) else []
+    except OSError:
+        return []
+
+
+def _without_matching(model: Any, processor: Any) -> tuple[Any, Any]:
+    """Return a model of the former layout without what a stock language model has no place for."""
+    if getattr(model.config, "matching_hidden_size", None) is not None:
+        model.model.matching, model.config.matching_hidden_size, processor.marks_options = None, None, False
+        model.model.catalog.relations, model.config.relations = nn.ModuleDict(), {}
+    return model, processor
 
 
 def _check(model: BundleMLLMForCausalLM, processor: BundleMLLMProcessor, model_dir: str | Path) -> None:
@@ -209,25 +222,13 @@ def _check(model: BundleMLLMForCausalLM, processor: BundleMLLMProcessor, model_d
         )
 
 
-def _drop_matching(
-    model: BundleMLLMForCausalLM, processor: BundleMLLMProcessor, model_dir: str | Path, is_allowed: bool
-) -> None:
-    """Leave the backbone to answer alone, and its prompts as they are for it."""
-    if not is_allowed:
-        raise BundleMLLMError(
-            f"{model_dir} adds a matching of item features to the scores of its letters, which a stock language model "
-            "cannot do, so an export would answer worse: serve the model folder itself, train with "
-            "--fusion.matching-hidden-size None, or add --without-matching to export the backbone alone."
-        )
-    model.model.matching, model.config.matching_hidden_size, processor.marks_options = None, None, False
-    model.model.catalog.relations, model.config.relations = torch.nn.ModuleDict(), {}
-
-
-def _keep_modalities(model: BundleMLLMForCausalLM, modalities: Collection[str] | None) -> list[str]:
+def _keep_modalities(model: BundleMLLMForCausalLM, modalities: str | Sequence[str] | None) -> list[str]:
     """Mark all other modalities of the catalog as absent, and return what is left."""
-    known = list(model.config.modalities)
+    known = list(model.config.modalities or {})
     if modalities is None:
         return known
+    if isinstance(modalities, str):
+        modalities = [name for part in modalities.split(",") if (name := part.strip())]
     if unknown := sorted(set(modalities) - set(known)):
         raise BundleMLLMError(
             f"There are no modalities {', '.join(map(repr, unknown))} in this model, so its items cannot be computed "
@@ -256,7 +257,7 @@ def _probe_questions(processor: BundleMLLMProcessor) -> list[dict[str, list[str]
             problem = error
             continue
         return questions
-    raise BundleMLLMError(f"Not even a question of two candidates can be asked of this model: {problem}")
+    raise BundleMLLMError(f"Not even a question of two candidates can be put to this model: {problem}")
 
 
 def _least_probable(logits: torch.Tensor, num_text_tokens: int) -> int:
@@ -266,7 +267,8 @@ def _least_probable(logits: torch.Tensor, num_text_tokens: int) -> int:
 
 def _fold(model: BundleMLLMForCausalLM, num_tokens: int, first_item_id: int, never_id: int) -> PreTrainedModel:
     """Return the backbone's own class around the backbone, its matrices extended by separator and items."""
-    base, head, config = model.model.language_model, model.lm_head, model.config
+    base, config = model.model.language_model, model.config
+    head: Any = model.lm_head
     embedding: nn.Embedding = base.get_input_embeddings()
     stock = _stock_class(base, head)
     scale = _embedding_scale(embedding)
@@ -278,7 +280,7 @@ def _fold(model: BundleMLLMForCausalLM, num_tokens: int, first_item_id: int, nev
     if config.separator_token_id is not None:
         targets[config.separator_token_id] = model.model.separator().unsqueeze(0)
     for start in range(0, config.num_items, _ROWS_AT_ONCE):
-        chunk = torch.arange(start, min(start + _ROWS_AT_ONCE, config.num_items), device=embedding.weight.device)
+        chunk: Any = torch.arange(start, min(start + _ROWS_AT_ONCE, config.num_items), device=embedding.weight.device)
         targets[first_item_id + start] = model.get_item_embeddings(chunk)
     for first, target in targets.items():
         rows[first : first + len(target)] = (target.double() / scale).to(rows.dtype)
@@ -432,7 +434,8 @@ def _verify_scores(
     expected: list[torch.Tensor],
 ) -> None:
     """Load the model as anyone would, and compare the letters' scores."""
-    stock, info = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, output_loading_info=True)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, output_loading_info=True)
+    stock, info = loaded
     if problems := [str(key) for what in ("missing", "unexpected", "mismatched") for key in info[f"{what}_keys"]]:
         raise BundleMLLMError(
             f"{type(stock).__name__} does not read the weights it was saved with ({', '.join(problems[:3])}), so this "

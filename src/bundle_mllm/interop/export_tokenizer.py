@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from typing import Any
 
 from transformers import AddedToken, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
@@ -37,7 +38,7 @@ def stock_tokenizer(source: BundleMLLMTokenizerFast, num_items: int) -> tuple[Pr
     texts = [source.item_token(row) for row in range(num_items)]
     backend.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in texts])
     ids = [backend.token_to_id(text) for text in texts]
-    first = ids[0] if ids else backend.get_vocab_size()
+    first = backend.get_vocab_size() - num_items
     if ids != list(range(first, first + num_items)):
         raise BundleMLLMError("This tokenizer has tokens named like items, so rows would be mixed up: rename them.")
     tokenizer = PreTrainedTokenizerFast(
@@ -57,18 +58,18 @@ def set_chat_template(
 ) -> None:
     """Give a tokenizer the chat template that turns a question, sent as a user message, into our prompt's tokens.
 
-    For a processor that asks in a chat it is the tokenizer's own, which also begins the answer with the processor's
+    For a conversational processor it is the tokenizer's own, which also begins the answer with the processor's
     answer cue; otherwise one that writes the messages as they are. Servers tokenize what a template writes without
     adding special tokens, so it must also write what the tokenizer would put in front. How that is spelled depends on
     the tokenizer (a metaspace one wants a space behind a special token), so the spellings are tried on the cases.
 
     Args:
         tokenizer: The tokenizer; receives the template.
-        processor: Says how questions are asked.
+        processor: Whose prompts they are.
         cases: Messages, and the ids that each must become.
 
     Raises:
-        BundleMLLMError: No spelling gives these ids.
+        BundleMLLMError: If no spelling gives these ids.
     """
     source, written = processor.tokenizer, ""
     body = _MESSAGES_AS_THEY_ARE
@@ -84,8 +85,8 @@ def set_chat_template(
             if all(chat_ids(tokenizer, message) == ids for message, ids in cases):
                 return
     raise BundleMLLMError(
-        "No chat template makes this tokenizer write a prompt's tokens, so a server would ask something else than the "
-        "model was trained on: serve the model folder itself."
+        "No chat template makes this tokenizer write a prompt's tokens, so a server would give the model another text "
+        "than it was trained on: serve the model folder itself."
     )
 
 
@@ -103,4 +104,5 @@ def _quoted(text: str) -> str:
 def chat_ids(tokenizer: PreTrainedTokenizerBase, message: str) -> list[int]:
     """Tokenize one user message, as a server does before it generates."""
     messages = [{"role": "user", "content": message}]
-    return tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
+    encoded: Any = tokenizer.apply_chat_template(messages, add_generation_prompt=True)
+    return encoded["input_ids"]

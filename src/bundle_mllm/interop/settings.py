@@ -41,7 +41,7 @@ class ConversionSettings(OfficialTrainingOptions):
 class ExportSettings(Settings):
     """Fold a ranker into a stock causal language model that any LLM server runs, without this package."""
 
-    model: str
+    model: str | Path
     """Model folder or Hub repository, or a LoRA adapter of one, which is merged."""
     output_dir: Path
     """The folder to write: new or empty. It appears when it is complete."""

@@ -165,7 +165,7 @@ def test_a_language_model_scores_from_titles(tiny_data, questions, tmp_path):
     (result,) = evaluate_baselines(tiny_data, questions, [name], tmp_path / "metrics.json")
     assert result.path == tmp_path / "metrics.llm-tiny-llm.json"
     metrics, scored = load_results(result.path)
-    assert metrics["scoring"]["permutations"] == 1
+    assert metrics["options"] == {"permutations": 1, "max_options": 26, "group_size": 10, "seed": 0}
     assert {"calibration_error", "valid_ratio"} < set(metrics)
     assert len({question.option_logits for question in scored}) == len(scored)
 

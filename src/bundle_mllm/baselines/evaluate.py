@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from transformers.utils import logging
 
 from bundle_mllm.baselines.base import QuestionBatch, UnavailableError, score_in_parts
 from bundle_mllm.baselines.registry import LLM, make_baseline, reads_users, resolve_names
+from bundle_mllm.baselines.settings import BaselineSettings
 from bundle_mllm.data.bundles import BundleSplits
 from bundle_mllm.data.folder import DatasetFolder
 from bundle_mllm.data.leakage import check_interactions
@@ -25,7 +26,7 @@ from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.evaluation.evaluate import describe, warm_items
 from bundle_mllm.evaluation.metrics import ScoredQuestion, as_scored
 from bundle_mllm.evaluation.results import check_writable, save_results
-from bundle_mllm.modeling.ranking_bundle_mllm import GROUP_SIZE, MAX_OPTIONS
+from bundle_mllm.settings import configured_by
 
 logger = logging.get_logger(__name__)
 
@@ -49,94 +50,61 @@ class BaselineResult:
     path: Path | None = None
 
 
-def evaluate_baselines(
-    data: Path,
-    questions_path: Path,
-    names: Sequence[str],
-    output: Path | None = None,
-    *,
-    batch_size: int = 32,
-    permutations: int = 1,
-    max_options: int | None = None,
-    group_size: int | None = None,
-    seed: int = 0,
-    device: str | None = None,
-    report: Callable[[BaselineResult], None] | None = None,
-) -> list[BaselineResult]:
+@configured_by(BaselineSettings)
+def evaluate_baselines(settings: BaselineSettings) -> list[BaselineResult]:
     """Measure baselines.
 
-    Args:
-        data: The dataset folder with the items of the questions; baselines learn from its training bundles.
-        questions_path: A question file over these items.
-        names: Names of `BASELINES`, `similarity:MODALITY`, `llm:MODEL`, or `all`: everything but language models.
-        output: The metrics file of a model, such as `metrics.json`; those of a baseline go beside it (see
-            [`baseline_path`]), with its scores, as `compare_metrics` reads them. By default nothing is written.
-        batch_size: Prompts per forward pass of a language model; as the next three, see `score_questions`.
-        permutations: Number of candidate orders in which it scores each question.
-        max_options: Longest list of candidates in one prompt.
-        group_size: Most candidates of a group of a longer list.
-        seed: Of chance, weights and folds.
-        device: Where a language model runs; by default the GPU if there is one.
-        report: Called with each result as soon as it is measured and written.
+    With `output`, the metrics and scores of each baseline are written beside it (see [`baseline_path`]), and
+    `compare_metrics` reads any two of these files.
 
     Returns:
         One result for each baseline. Its metrics are those of [`describe`], `questions` as in `evaluate`, `baseline`
-        (its name), `seed`, `train_bundles` (their number) and `data`.
+        (its name), `seed`, `train_bundles` (their number), `data` and, of a language model, `options` of the scoring.
 
     Raises:
         BundleMLLMError: If a path is wrong, a question is malformed, a name is unknown, or a baseline that was named
             (rather than included by `all`) needs data that the folder lacks.
     """
-    manifest = read_question_manifest(questions_path)
-    folder = DatasetFolder.open(data)
-    selected = resolve_names(names, folder)
-    paths = _paths(output, list(selected), questions_path)
-    questions = load_questions(questions_path, folder.catalog)
-    train = folder.bundles.train
-    known = warm_items(folder.bundles)
+    manifest = read_question_manifest(settings.questions)
+    folder = DatasetFolder.open(settings.data)
+    selected = resolve_names(settings.baselines, folder)
+    paths = _paths(settings.output, list(selected), settings.questions)
+    questions = load_questions(settings.questions, folder.catalog)
+    train_items = warm_items(folder.bundles)
     leaked = check_interactions(folder, allow_leakage=True) if any(map(reads_users, selected)) else None
     if leaked is not None and leaked.is_refused:
         logger.warning(
-            f"Scores of baselines that read users are no predictions: the log of {data} has the answers. {leaked}"
+            f"Scores of baselines that read users are no predictions: the log of {settings.data} has the answers. "
+            f"{leaked}"
         )
-    folder = replace(folder, bundles=BundleSplits(train=train))  # so that no baseline can read others
-    common = {
-        "seed": seed,
-        "train_bundles": len(train),
-        "data": str(data),
-    }
-    max_options = max_options or MAX_OPTIONS
-    group_size = group_size or min(GROUP_SIZE, max_options)
-    scoring = {"permutations": permutations, "max_options": max_options, "group_size": group_size, "seed": seed}
+    folder = replace(folder, bundles=BundleSplits(train=folder.bundles.train))  # so that no baseline can read others
+    shared = {"seed": settings.seed, "train_bundles": len(folder.bundles.train), "data": str(settings.data)}
     results = []
-    for name, named in selected.items():
+    for name, is_named in selected.items():
         start = time.perf_counter()
-        is_llm = name.startswith(f"{LLM}:")
+        options: dict[str, Any] = {}
         try:
-            if is_llm:
+            if name.startswith(f"{LLM}:"):
                 from bundle_mllm.baselines.language_model import score_by_language_model
 
                 model = name.partition(":")[2]
-                scored = score_by_language_model(
-                    model, folder.catalog, questions, device=device, batch_size=batch_size, progress=True, **scoring
-                )
+                scored, options = score_by_language_model(model, folder.catalog, questions, settings)
             else:
-                scored = _score(name, folder, questions, seed)
+                scored = _score(name, folder, questions, settings.seed)
         except UnavailableError as error:
-            if named:
+            if is_named:
                 raise BundleMLLMError(f"The baseline {name!r} cannot be measured: {error}") from error
             result = BaselineResult(name, None, skipped=str(error))
         else:
-            kind: dict[str, Any] = {"probabilities": is_llm, **({"max_options": max_options} if is_llm else {})}
-            metrics = {"baseline": name} | describe(manifest, questions, scored, known, **kind) | common
-            if is_llm:
-                metrics["scoring"] = scoring
+            kind: dict[str, Any] = {"max_options": options["max_options"]} if options else {"probabilities": False}
+            metrics = {"baseline": name, **describe(manifest, questions, scored, train_items, **kind), **shared}
+            metrics |= {"options": options} if options else {}
             if (path := paths.get(name)) is not None:
                 save_results(path, metrics, scored)
             result = BaselineResult(name, metrics, seconds=time.perf_counter() - start, path=path)
         results.append(result)
-        if report is not None:
-            report(result)
+        if settings.report is not None:
+            settings.report(result)
     return results
 
 

@@ -53,10 +53,10 @@ def test_a_domain_becomes_a_dataset_folder_that_can_be_asked(domain, tmp_path):
     assert (bundles["0"].name, bundles["4"].name) == ("Earl Grey", "purpose 4")
     assert (summary.num_items, sum(summary.num_bundles.values())) == (40, 30)
     assert make_questions(folder.bundles.test, folder.catalog, folder.bundles, seed=0)
-    assert any("intents describe whole bundles" in warning for warning in summary.warnings)
+    assert any("intents are about whole bundles" in warning for warning in summary.warnings)
 
 
-def test_the_log_of_bundle_membership_is_left_out_unless_it_is_asked_for(domain, tmp_path):
+def test_the_log_of_bundle_membership_is_left_out_unless_it_is_chosen(domain, tmp_path):
     summary = import_bundlerec(domain, tmp_path / "none")
     assert DatasetFolder.open(tmp_path / "none").interactions is None
     assert any("user_item.csv was left out: it repeats which items" in warning for warning in summary.warnings)
@@ -125,7 +125,11 @@ def test_rows_about_nothing_known_are_counted_or_refused(domain, tmp_path):
 
 
 BAD = {
-    "two titles": ("item_titles.csv", "item ID,titles\n1,a\n1,b\n", r"item_titles.csv row 2 says .* the item '1'"),
+    "two titles": (
+        "item_titles.csv",
+        "item ID,titles\n1,a\n1,b\n",
+        r"item_titles.csv row 2 contradicts row 1 about the item '1'",
+    ),
     "two categories": (
         "item_categories.csv",
         "item ID,categories\n1,[[a]]\n1,[[b]]\n",
@@ -173,9 +177,9 @@ def test_what_is_no_domain_is_refused(domain, tmp_path):
         import_bundlerec(domain, tmp_path / "data")
 
 
-def test_a_log_that_is_asked_for_must_be_there(domain, tmp_path):
+def test_chosen_interactions_must_exist(domain, tmp_path):
     (domain / "user_item_pretrain.csv").unlink()
     with pytest.raises(BundleMLLMError, match=r"There is no file .*user_item_pretrain\.csv"):
         import_bundlerec(domain, tmp_path / "data", interactions="pretrain")
-    with pytest.raises(BundleMLLMError, match="interactions is 'all': choose one of none, pretrain, user_item"):
+    with pytest.raises(BundleMLLMError, match="interactions is 'all': choose one of 'none', 'pretrain', 'user_item'"):
         import_bundlerec(domain, tmp_path / "data", interactions="all")

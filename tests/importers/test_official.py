@@ -115,7 +115,7 @@ BAD_LINES = {
         "bi_test_cans3.txt",
         2,
         "[2, [1], [0], [8, 5, 6]]",
-        r"line 2 asks about the bundle 2",
+        r"line 2 is about the bundle 2",
     ),
     "nothing shown": ("bi_test_cans3.txt", 2, "[4, [9, 9], [0], [0, 5, 8]]", r"line 2 has the partial bundle \[\]"),
     "padding in the middle": ("bi_test_cans3.txt", 1, "[3, [2, 9, 4], [1], [0, 8, 6]]", r"line 1.* has the item 9"),

@@ -220,13 +220,17 @@ BAD = {
     "an item in two ways": (
         "items.csv",
         "item_id,title\n1,a\n2,b\n1,c\n",
-        "items.csv row 3 says .*item '1' than row 1",
+        "items.csv row 3 contradicts row 1 about the item '1'",
     ),
     "an item without id": ("items.csv", "item_id,title\n1,a\n,b\n", "items.csv row 2 has the id None"),
     "a cell too few": ("items.csv", "item_id,title\n1,a\n2\n", "items.csv line 3 has 1 cells for 2 columns"),
     "no id column": ("items.csv", "sku,title\n1,a\n", r"no `item_id` \(its columns: sku, title\): map the column"),
     "no item": ("items.csv", "item_id,title\n", "holds no item"),
-    "a bundle twice": ("bundles.jsonl", '{"bundle_id": 1, "items": ["000", "001"]}\n' * 2, "row 2 .* is there twice"),
+    "a bundle twice": (
+        "bundles.jsonl",
+        '{"bundle_id": 1, "items": ["000", "001"]}\n' * 2,
+        "row 2 .* repeats it",
+    ),
     "no items": ("bundles.jsonl", '{"bundle_id": 1}\n', "row 1 .*has no `items` or `item_id`"),
     "a list that is none": ("bundles.jsonl", '{"bundle_id": 1, "items": "a, b"}\n', "row 1 .*has 'a, b' as `items`"),
     "an expression": (
@@ -278,7 +282,7 @@ def test_a_malformed_table_is_refused_by_file_and_row_and_leaves_nothing(shop, t
         ({"tables": {"users": "u.csv"}}, "no table 'users'"),
         ({"tables": {"items": "products.csv"}}, "no file .*products.csv"),
         ({"delimiter": ";;"}, "not one character"),
-        ({"fractions": (0.5, 0.2, 0.2)}, "no shares"),
+        ({"fractions": (0.5, 0.2, 0.2)}, "are not shares"),
         ({"media_dir": "nowhere"}, "no folder nowhere"),
     ],
 )

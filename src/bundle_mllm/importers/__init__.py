@@ -1,6 +1,6 @@
-"""Readers of data that others published: each is a function `(source, output_dir)` that writes a dataset folder.
+"""Turn data of other formats into dataset folders: each importer is a function `(source, output_dir)`.
 
-It must not know questions' wording, models or how the folder is used.
+Knows nothing about prompts, models or how the folder is used.
 """
 
 from typing import TYPE_CHECKING
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from bundle_mllm.importers.official import import_official as import_official
     from bundle_mllm.importers.official import read_official as read_official
     from bundle_mllm.importers.official import read_official_items as read_official_items
-    from bundle_mllm.importers.summary import Finding as Finding
+    from bundle_mllm.importers.summary import ImportNote as ImportNote
     from bundle_mllm.importers.summary import ImportSummary as ImportSummary
     from bundle_mllm.importers.tabular import import_tabular as import_tabular
 else:

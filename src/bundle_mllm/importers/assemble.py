@@ -1,6 +1,6 @@
-"""Make clean items, bundles and interactions of foreign records, and write them as a dataset folder.
+"""Make clean items and bundles of foreign records, and write a dataset folder.
 
-It must not know where the records come from.
+Knows nothing about where the records come from.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from bundle_mllm.data.interactions import NUM_EXAMPLES, Interactions
 from bundle_mllm.data.records import to_id, to_ids, to_text
 from bundle_mllm.data.splitting import NEAR_DUPLICATE, held_out_near_duplicates, split_bundles
 from bundle_mllm.errors import BundleMLLMError
-from bundle_mllm.importers.summary import Findings, ImportSummary
+from bundle_mllm.importers.summary import ImportNotes, ImportSummary
 
 MEDIA = ("image", "audio")
 SPLIT_NAMES = {
@@ -39,8 +39,8 @@ class RawBundle:
 
     Attributes:
         items: The item ids, with repetitions.
-        split: Its split, if the source says.
-        name: Its name, if the source says.
+        split: Its split, if the source gives one.
+        name: Its name, if the source gives one.
     """
 
     items: list[str] = field(default_factory=list)
@@ -49,17 +49,17 @@ class RawBundle:
 
 
 def collect_items(
-    records: Iterable[Mapping[str, Any]], source: str, findings: Findings, store_media: StoreMedia | None = None
+    records: Iterable[Mapping[str, Any]], source: str, notes: ImportNotes, store_media: StoreMedia | None = None
 ) -> ItemCatalog:
     """Build the catalog.
 
-    A record that repeats an item word by word is counted and left out; one that says something else about it is an
-    error. Values that JSON lacks become text (dates, decimals) or null (NaN); columns of bytes are left out.
+    A record that repeats an item word by word is counted and left out; one that contradicts it is an error.
+    Values that JSON lacks become text (dates, decimals) or null (NaN); columns of bytes are left out.
 
     Args:
         records: One mapping per item, with the names of fields (see `columns.FIELDS`); others are kept as they are.
         source: What error messages call the records, such as a file name.
-        findings: Receives what was met.
+        notes: Receives what was left out or repaired.
         store_media: Puts pictures and sounds into the dataset folder; `None` leaves the paths as they are.
 
     Raises:
@@ -79,7 +79,7 @@ def collect_items(
             elif name not in plain and name not in MEDIA and (value := _to_plain(value)) is not None:
                 plain[name] = value
         if item_id in first_of:
-            _check_repeated(where, findings, plain, media, *first_of[item_id])
+            _check_repeated(where, notes, plain, media, *first_of[item_id])
             continue
         first_of[item_id] = number, plain, {kind: value for kind, value in media.items() if isinstance(value, str)}
         item = dict(plain)
@@ -89,10 +89,10 @@ def collect_items(
                 item[kind] = path
         items.append(item)
         if not to_text(item.get("title"), "title", where):
-            findings.add("items without a title", f"item {item_id!r}", harmless=True)
+            notes.add("items without a title", f"item {item_id!r}", harmless=True)
     if left_out:
         names = ", ".join(name or "(no name)" for name in sorted(left_out))
-        findings.warn(f"{source}: columns that have no name or hold bytes were left out: {names}.")
+        notes.warn(f"{source}: columns that have no name or hold bytes were left out: {names}.")
     return ItemCatalog.from_records(items, source)
 
 
@@ -108,8 +108,8 @@ def collect_bundles(records: Iterable[Mapping[str, Any]], source: str) -> dict[s
         The bundles by id, in order of first appearance.
 
     Raises:
-        BundleMLLMError: If a record is malformed, a bundle with a list is there twice, or the rows of a bundle
-            disagree on its split or name; the message names the row.
+        BundleMLLMError: If a record is malformed, a bundle with a list is repeated, or the rows of a bundle disagree
+            on its split or name; the message names the row.
     """
     bundles: dict[str, RawBundle] = {}
     for number, record in enumerate(records, start=1):
@@ -120,7 +120,7 @@ def collect_bundles(records: Iterable[Mapping[str, Any]], source: str) -> dict[s
         bundle = bundles.get(bundle_id)
         if "items" in record:
             if bundle is not None:
-                raise BundleMLLMError(f"{where} is there twice, so its items are unclear: remove or rename one.")
+                raise BundleMLLMError(f"{where} repeats it, so its items are unclear: remove or rename one.")
             bundles[bundle_id] = RawBundle(to_ids(record["items"], "items", where), split, name)
             continue
         item_id = to_id(_need(record, "item_id", where, "`items` or `item_id`"), where)
@@ -140,7 +140,7 @@ def settle_bundles(
     raw: Mapping[str, RawBundle],
     catalog: ItemCatalog,
     source: str,
-    findings: Findings,
+    notes: ImportNotes,
     *,
     fractions: Sequence[float],
     seed: int,
@@ -153,7 +153,7 @@ def settle_bundles(
         raw: The bundles.
         catalog: The items.
         source: What error messages call the bundles.
-        findings: Receives what was met.
+        notes: Receives what was left out or repaired.
         fractions: The shares of train, validation and test, where the source gives no splits.
         seed: Seed of these splits.
 
@@ -164,13 +164,13 @@ def settle_bundles(
     for bundle_id, bundle in raw.items():
         known = [item_id for item_id in bundle.items if item_id in catalog]
         unknown = (f"{item_id!r} in {bundle_id!r}" for item_id in bundle.items if item_id not in catalog)
-        findings.add("items of bundles that the catalog lacks, taken out of them", unknown)
+        notes.add("items of bundles that the catalog lacks, taken out of them", unknown)
         items = tuple(dict.fromkeys(known))
         if repeated := len(known) - len(items):
             what = "items repeated in their bundle, counted once"
-            findings.add(what, f"bundle {bundle_id!r}", count=repeated, harmless=True)
+            notes.add(what, f"bundle {bundle_id!r}", count=repeated, harmless=True)
         if len(items) < 2:
-            findings.add("bundles of fewer than two items, left out", f"bundle {bundle_id!r}")
+            notes.add("bundles of fewer than two items, left out", f"bundle {bundle_id!r}")
         else:
             members[bundle_id] = items
     if not members:
@@ -191,48 +191,47 @@ def settle_bundles(
     train, validation, test = (tuple(by_split[split]) for split in SPLITS)
     bundles = BundleSplits(train, validation, test)
     if given:
-        warn_of_near_duplicates(bundles, findings)
+        warn_of_near_duplicates(bundles, notes)
         shares = dict.fromkeys(SPLITS, 1.0)
     else:
         shares = dict(zip(SPLITS, fractions, strict=True))
         most = max(abs(len(bundles[split]) - share * len(members)) for split, share in shares.items())
         if most >= max(1, 0.01 * len(members)):
-            findings.warn(
+            notes.warn(
                 f"near-duplicates, which stay together, make the splits {bundles!r} and not the fractions "
                 f"{tuple(fractions)}."
             )
     if empty := [split for split in SPLITS if shares[split] and not bundles[split]]:
-        findings.warn(f"there is no bundle in {' and '.join(empty)}.")
+        notes.warn(f"there is no bundle in {' and '.join(empty)}.")
     return bundles
 
 
-def warn_of_near_duplicates(bundles: BundleSplits, findings: Findings) -> None:
-    """Report how many bundles of validation and test have a near-duplicate in another split."""
+def warn_of_near_duplicates(bundles: BundleSplits, notes: ImportNotes) -> None:
+    """Warn of how many bundles of validation and test have a near-duplicate in another split."""
     members = {bundle.bundle_id: bundle.items for bundle in bundles}
     crossing = held_out_near_duplicates(members, {bundle.bundle_id: bundle.split for bundle in bundles})
     if crossing:
         named = ", ".join(map(repr, crossing[:NUM_EXAMPLES])) + ", …" * (len(crossing) > NUM_EXAMPLES)
-        findings.warn(
+        notes.warn(
             f"the given splits part near-duplicates (Jaccard {NEAR_DUPLICATE} or more): {len(crossing)} bundles of "
             f"validation and test have one in another split ({named}), which flatters results on them."
         )
 
 
-def count_log(log: Interactions, source: str, findings: Findings) -> None:
-    """Report what reading a log left out."""
-    findings.add(
+def note_interactions(interactions: Interactions, source: str, notes: ImportNotes) -> None:
+    """Note what reading interactions left out."""
+    notes.add(
         "interactions with an item that the catalog lacks, left out",
-        (f"{source} row {row}: item {item_id!r}" for row, item_id in log.unknown),
-        count=log.num_unknown,
+        (f"{source} row {row}: item {item_id!r}" for row, item_id in interactions.unknown),
+        count=interactions.num_unknown,
     )
-    findings.add(
+    notes.add(
         "interactions that lack a user or an item, left out",
-        (f"{source} row {row}" for row in log.missing),
-        count=log.num_missing,
+        (f"{source} row {row}" for row in interactions.missing),
+        count=interactions.num_missing,
     )
-    findings.add(
-        "interactions that repeat a pair of user and item, counted once", count=log.num_repeated, harmless=True
-    )
+    what = "interactions that repeat a pair of user and item, counted once"
+    notes.add(what, count=interactions.num_repeated, harmless=True)
 
 
 def write_dataset(
@@ -240,8 +239,8 @@ def write_dataset(
     output_dir: Path,
     catalog: ItemCatalog,
     bundles: BundleSplits,
-    log: Interactions | None,
-    findings: Findings,
+    interactions: Interactions | None,
+    notes: ImportNotes,
 ) -> ImportSummary:
     """Write items, bundles and interactions.
 
@@ -250,25 +249,25 @@ def write_dataset(
         output_dir: The name that the folder will have.
         catalog: The items.
         bundles: The bundles.
-        log: The interactions; `None` writes none.
-        findings: What was met on the way.
+        interactions: The interactions; `None` writes none.
+        notes: What was left out or repaired.
 
     Raises:
         BundleMLLMError: If the import is strict and something would be lost.
     """
-    found = findings.check()
+    checked = notes.check()
     catalog.save(folder / "items.jsonl")
     bundles.save(folder / "bundles.jsonl")
-    if log is not None:
-        log.save(folder / "interactions.parquet", catalog)
+    if interactions is not None:
+        interactions.save(folder / "interactions.parquet", catalog)
     return ImportSummary(
         path=output_dir,
         num_items=len(catalog),
         num_bundles={split: len(bundles[split]) for split in SPLITS},
-        num_interactions=0 if log is None else len(log),
-        num_users=0 if log is None else log.num_users,
-        findings=found,
-        warnings=tuple(findings.warnings),
+        num_interactions=0 if interactions is None else len(interactions),
+        num_users=0 if interactions is None else interactions.num_users,
+        notes=checked,
+        warnings=tuple(notes.warnings),
     )
 
 
@@ -286,23 +285,23 @@ def _need(record: Mapping[str, Any], name: str, where: str, wanted: str = "") ->
 
 def _check_repeated(
     where: str,
-    findings: Findings,
+    notes: ImportNotes,
     plain: dict[str, Any],
     media: dict[str, Any],
     first: int,
     first_plain: dict[str, Any],
     first_paths: dict[str, Any],
 ) -> None:
-    """Report a row that repeats an item; refuse one that contradicts it."""
+    """Note a row that repeats an item; refuse one that contradicts it."""
     item_id = plain["item_id"]
     if plain != first_plain:
         raise BundleMLLMError(
-            f"{where} says something else about the item {item_id!r} than row {first} does, so it is unclear which to "
-            "keep: remove one, or give it another id."
+            f"{where} contradicts row {first} about the item {item_id!r}, so it is unclear which to keep: remove one, "
+            "or give it another id."
         )
     same = media == first_paths
     what = "rows that repeat an item, counted once" if same else "further pictures or sounds of an item, left out"
-    findings.add(what, f"{where}: item {item_id!r}", harmless=same)
+    notes.add(what, f"{where}: item {item_id!r}", harmless=same)
 
 
 def _to_split(value: Any, where: str) -> str | None:

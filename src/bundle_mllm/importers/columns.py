@@ -1,6 +1,6 @@
-"""Say which column of a foreign table holds which field of a dataset folder.
+"""Map the columns of a foreign table to the fields of a dataset folder.
 
-It must not know files nor what the fields are used for.
+Knows nothing about files or what the fields are used for.
 """
 
 from __future__ import annotations
@@ -88,14 +88,14 @@ class Columns:
 
 
 def check_columns(mapping: Mapping[str, str] | None) -> None:
-    """Check that a mapping names fields that there are.
+    """Check that the fields of a mapping exist.
 
     Raises:
-        BundleMLLMError: If it names another one.
+        BundleMLLMError: If one does not.
     """
     known = {field for fields in FIELDS.values() for field in fields}
     known |= {f"{table}.{field}" for table, fields in FIELDS.items() for field in fields}
     for name in mapping or {}:
         if name not in known:
             fields = "; ".join(f"{table}: {', '.join(fields)}" for table, fields in FIELDS.items())
-            raise BundleMLLMError(f"There is no field {name!r} to map a column to: use one of these ({fields}).")
+            raise BundleMLLMError(f"There is no field {name!r} to map a column to: use one of {fields}.")

@@ -1,6 +1,6 @@
 """Import a data set by the name of its format.
 
-It must not know what the formats look like.
+Knows nothing about the layouts of the formats.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def import_dataset(settings: ImportSettings) -> ImportSummary:
             format's own function.
 
     Returns:
-        What was written and what was met.
+        What was written, and what was left out or repaired.
 
     Raises:
         BundleMLLMError: If there is no such format, or it has no such option, or for what its function refuses.
@@ -64,15 +64,15 @@ def parse_pairs(option: str, pairs: Sequence[str]) -> dict[str, str]:
         pairs: The texts.
 
     Raises:
-        BundleMLLMError: If one is not of this form or a name is there twice.
+        BundleMLLMError: If one is not of this form or repeats a name.
     """
-    found: dict[str, str] = {}
+    values: dict[str, str] = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
-        if not (name and equals and value) or name in found:
+        if not (name and equals and value) or name in values:
             raise BundleMLLMError(f"{option} has {pair!r}: write NAME=VALUE, each name once, such as item_id=sku.")
-        found[name] = value
-    return found
+        values[name] = value
+    return values
 
 
 def _options(format: str) -> set[str]:

@@ -1,6 +1,6 @@
 """Import a data set of the Hugging Face Hub, or a local folder that `datasets` reads.
 
-It must not run code that comes with a data set.
+Knows nothing about the other formats, and runs no code that comes with a data set.
 """
 
 from __future__ import annotations
@@ -16,16 +16,22 @@ from bundle_mllm.data.interactions import ITEM, USER, Interactions
 from bundle_mllm.data.records import require_fields
 from bundle_mllm.data.splitting import FRACTIONS, check_fractions
 from bundle_mllm.errors import BundleMLLMError
-from bundle_mllm.importers.assemble import collect_bundles, collect_items, count_log, settle_bundles, write_dataset
+from bundle_mllm.importers.assemble import (
+    collect_bundles,
+    collect_items,
+    note_interactions,
+    settle_bundles,
+    write_dataset,
+)
 from bundle_mllm.importers.columns import FIELDS, Columns, check_columns
 from bundle_mllm.importers.media import MediaFolder
-from bundle_mllm.importers.summary import Findings, ImportSummary
+from bundle_mllm.importers.summary import ImportNotes, ImportSummary
 
 if TYPE_CHECKING:
     import pyarrow
     from datasets import Dataset
 
-_SAVED = ("state.json", "dataset_dict.json")  # one of them tells a folder of `save_to_disk`
+_SAVED = ("state.json", "dataset_dict.json")  # a folder of `save_to_disk` has one of them
 
 
 def import_huggingface(
@@ -45,7 +51,7 @@ def import_huggingface(
     or sub-folders that `save_to_disk` wrote. Of items and interactions all splits are read; the splits of bundles are
     kept, unless the table has a column `split` or a single split, which is how unsplit data come. Columns of the types
     `Image` and `Audio` are written to files with the bytes they have; nothing is decoded. Names stand in place of the
-    numbers of a `ClassLabel`. What is an error and what is counted is as in [`import_tabular`].
+    numbers of a `ClassLabel`. Errors, and what is counted instead, are those of [`import_tabular`].
 
     Args:
         source: The data set's name on the Hub, or a local folder. Loading scripts and pickled data are refused.
@@ -59,7 +65,7 @@ def import_huggingface(
         strict: Refuse to leave anything out.
 
     Returns:
-        What was written and what was met.
+        What was written, and what was left out or repaired.
 
     Raises:
         BundleMLLMError: If a table cannot be loaded, or its columns or rows are not what they should be.
@@ -67,20 +73,20 @@ def import_huggingface(
     check_fractions(fractions)
     check_columns(columns)
     loaded = _load(source, tables or {}, revision)
-    findings = Findings(strict)
+    notes = ImportNotes(strict)
     with new_folder(output_dir) as folder:
         base = Path(source) if Path(source).is_dir() else None
-        media = MediaFolder(folder, base, findings, caches=_caches())
-        records = _read(loaded["items"], "items", columns, source, findings)
-        catalog = collect_items(records, f"{source} items", findings, media)
-        raw = collect_bundles(_read(loaded["bundles"], "bundles", columns, source, findings), f"{source} bundles")
-        bundles = settle_bundles(raw, catalog, f"{source} bundles", findings, fractions=fractions, seed=seed)
-        log = None
+        media = MediaFolder(folder, base, notes, caches=_caches())
+        records = _read(loaded["items"], "items", columns, source, notes)
+        catalog = collect_items(records, f"{source} items", notes, media)
+        raw = collect_bundles(_read(loaded["bundles"], "bundles", columns, source, notes), f"{source} bundles")
+        bundles = settle_bundles(raw, catalog, f"{source} bundles", notes, fractions=fractions, seed=seed)
+        interactions = None
         if "interactions" in loaded:
-            batches = _iter_log(loaded["interactions"], Columns("interactions", columns), f"{source} interactions")
-            log = Interactions.from_batches(batches, catalog, f"{source} interactions")
-            count_log(log, "interactions", findings)
-        return write_dataset(folder, Path(output_dir), catalog, bundles, log, findings)
+            batches = _interaction_batches(loaded["interactions"], Columns("interactions", columns), str(source))
+            interactions = Interactions.from_batches(batches, catalog, f"{source} interactions")
+            note_interactions(interactions, "interactions", notes)
+        return write_dataset(folder, Path(output_dir), catalog, bundles, interactions, notes)
 
 
 def _load(source: str | os.PathLike, tables: Mapping[str, str], revision: str | None) -> dict[str, dict[str, Dataset]]:
@@ -97,11 +103,11 @@ def _load(source: str | os.PathLike, tables: Mapping[str, str], revision: str | 
     }
     try:
         if saved:
-            found = {table: datasets.load_from_disk(os.fspath(path)) for table, path in saved.items()}
+            loaded = {table: datasets.load_from_disk(os.fspath(path)) for table, path in saved.items()}
             subsets = sorted(path.parent.name for file in _SAVED for path in folder.glob(f"*/{file}"))
         else:
             subsets = datasets.get_dataset_config_names(os.fspath(source), revision=revision)
-            found = {
+            loaded = {
                 table: datasets.load_dataset(os.fspath(source), name, revision=revision)
                 for table, name in names.items()
                 if name in subsets
@@ -112,14 +118,14 @@ def _load(source: str | os.PathLike, tables: Mapping[str, str], revision: str | 
             "reach, or a folder of `save_to_disk` or of data files."
         ) from error
     for table, name in names.items():
-        if table not in found and (table in tables or table != "interactions"):
+        if table not in loaded and (table in tables or table != "interactions"):
             raise BundleMLLMError(
                 f"{source} has no subset {name!r} for the {table} (its subsets: {', '.join(subsets) or 'none'}): name "
                 f"the one that holds them, such as {table}=SUBSET."
             )
     return {
         table: {str(split): part for split, part in data.items()} if isinstance(data, dict) else {"": data}
-        for table, data in found.items()
+        for table, data in loaded.items()
     }
 
 
@@ -136,9 +142,9 @@ def _read(
     table: str,
     mapping: Mapping[str, str] | None,
     source: str | os.PathLike,
-    findings: Findings,
+    notes: ImportNotes,
 ) -> Iterator[dict[str, Any]]:
-    """Yield the records of all splits under the names of fields; those of bundles say their split."""
+    """Yield the records of all splits under the names of fields; those of bundles with their split."""
     columns = Columns(table, mapping)
     seen = dict.fromkeys(name for part in parts.values() for name in part.column_names)
     names_split = table == "bundles" and len(parts) > 1 and columns.name("split") not in seen
@@ -148,7 +154,7 @@ def _read(
     columns.check_seen(f"{source} {table}", seen, optional=("item_id",) if columns.name("items") in seen else ())
     if columns.replaced:
         names = ", ".join(sorted(columns.replaced))
-        findings.warn(f"{table}: columns whose name another column took were left out: {names}.")
+        notes.warn(f"{table}: columns whose name another column took were left out: {names}.")
 
 
 def _iter_rows(part: Dataset) -> Iterator[dict[str, Any]]:
@@ -169,11 +175,13 @@ def _iter_arrow(part: Dataset, num_rows: int) -> Iterator[pyarrow.Table]:
     return cast("Iterator[pyarrow.Table]", part.with_format("arrow").iter(num_rows))
 
 
-def _iter_log(parts: Mapping[str, Dataset], columns: Columns, source: str) -> Iterator[pyarrow.RecordBatch]:
+def _interaction_batches(parts: Mapping[str, Dataset], columns: Columns, source: str) -> Iterator[pyarrow.RecordBatch]:
     import pyarrow
 
     for part in parts.values():
-        require_fields(dict.fromkeys(part.column_names), map(columns.name, (USER, ITEM, *columns.of)), source)
+        require_fields(
+            dict.fromkeys(part.column_names), map(columns.name, (USER, ITEM, *columns.of)), f"{source} interactions"
+        )
         fields = [field for field in INTERACTION_FIELDS if columns.name(field) in part.column_names]
         chosen = part.select_columns([columns.name(field) for field in fields])
         for table in _iter_arrow(chosen, 200_000):

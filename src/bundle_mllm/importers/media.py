@@ -1,6 +1,6 @@
-"""Put the pictures and sounds of items into a dataset folder, as they are.
+"""Put the pictures and sounds of items into a dataset folder, byte for byte.
 
-It must not decode them.
+Knows nothing about their content.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from bundle_mllm.importers.summary import Findings
+from bundle_mllm.importers.summary import ImportNotes
 
 FOLDERS = {"image": "images", "audio": "audio"}
 _MAGIC = (
@@ -38,16 +38,16 @@ class MediaFolder:
     Args:
         folder: The dataset folder.
         base: The folder that relative paths start at; `None` if there is none.
-        findings: Receives what could not be stored.
-        caches: Further folders that files may be taken from. Nothing outside of these and `base` is read, links
+        notes: Receives what could not be stored.
+        caches: Further folders that files may be taken from. Nothing outside of them and `base` is read, links
             followed: a table from elsewhere must not choose among the files of this machine.
     """
 
-    def __init__(self, folder: Path, base: Path | None, findings: Findings, caches: Sequence[Path] = ()):
+    def __init__(self, folder: Path, base: Path | None, notes: ImportNotes, caches: Sequence[Path] = ()):
         self._folder = folder
         self._base = None if base is None else base.resolve()
         self._roots = [root.resolve() for root in ([] if base is None else [base]) + list(caches)]
-        self._findings = findings
+        self._notes = notes
         self._source_of: dict[str, Path | int] = {}
 
     def __call__(self, kind: str, row: int, value: Any, item: str) -> str | None:
@@ -57,7 +57,7 @@ class MediaFolder:
             kind: `"image"` or `"audio"`.
             row: The item's row, which names a file that is given by its bytes.
             value: A path, or, as in `Image` and `Audio` columns of `datasets`, a mapping of `bytes` and `path`.
-            item: What to call the item in the findings.
+            item: What to call the item in the notes.
 
         Returns:
             The path of the stored file, relative to the dataset folder, or `None`.
@@ -123,7 +123,7 @@ class MediaFolder:
 
     def _report(self, kind: str, reason: str, example: str) -> None:
         what = {"image": "pictures", "audio": "sounds"}[kind]
-        self._findings.add(f"{what} whose file {reason}, left out", example)
+        self._notes.add(f"{what} whose file {reason}, left out", example)
 
 
 def _suffix(data: bytes, path: str | None) -> str:

@@ -1,6 +1,6 @@
 """Read the data layout that the authors of Bundle-MLLM published (`xhLiu/BundleConstruction`).
 
-It must not know models, prompts or who uses the data.
+Knows nothing about models, prompts or who uses the data.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ import torch
 from bundle_mllm.data.bundles import Bundle, BundleSplits
 from bundle_mllm.data.catalog import ItemCatalog
 from bundle_mllm.data.features import write_modality
-from bundle_mllm.data.files import new_folder, sha256
+from bundle_mllm.data.files import new_folder, require_folder, sha256
 from bundle_mllm.data.interactions import Interactions
 from bundle_mllm.data.questions import MIN_CANDIDATES, Question, save_questions
 from bundle_mllm.data.torch_files import load_matrix
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.importers.assemble import warn_of_near_duplicates, write_dataset
-from bundle_mllm.importers.summary import Findings, ImportSummary
+from bundle_mllm.importers.summary import ImportNotes, ImportSummary
 
 TITLE = "title_en"
 BUNDLE_ITEM_FEATURES = "_LightGCN_bi_feature.pt"
@@ -81,7 +81,7 @@ class OfficialData:
 
 
 def read_official_items(folder: str | os.PathLike, modalities: Iterable[str] = MODALITIES) -> OfficialItems:
-    """Read what a published data folder says about items, and no other file.
+    """Read the items of a published data folder, and no other file.
 
     Args:
         folder: It holds `count.json`, `item_info.json` and the feature files of `modalities`.
@@ -103,7 +103,7 @@ def read_official_items(folder: str | os.PathLike, modalities: Iterable[str] = M
 def read_official(folder: str | os.PathLike) -> OfficialData:
     """Read a published data folder.
 
-    Nothing is repaired silently: a malformed line, an index that `count.json` does not cover, a missing file or a
+    A malformed line, an index that `count.json` does not cover, a missing file or a
     question that contradicts its bundle is an error. Two repetitions are harmless and counted in `dropped`: a pair of
     user and item counts once, and a wrong option that a candidate list repeats (the official code draws them with
     replacement) is kept once.
@@ -129,8 +129,8 @@ def read_official(folder: str | os.PathLike) -> OfficialData:
         if match is None:
             raise BundleMLLMError(f"{path} is no candidate file: call it bi_valid_cans10.txt or bi_test_cans10.txt.")
         shown, answers = parts[f"{match[1]}_input"], parts[f"{match[1]}_gt"]
-        found, repeated = _read_questions(path, int(match[2]), num_items, shown, answers)
-        questions[f"{_SPLIT_OF[match[1]]}_cans{int(match[2])}"] = found
+        in_file, repeated = _read_questions(path, int(match[2]), num_items, shown, answers)
+        questions[f"{_SPLIT_OF[match[1]]}_cans{int(match[2])}"] = in_file
         num_repeated_candidates += repeated
     interactions, num_repeated_pairs = _read_interactions(folder / "ui_full.txt", num_users, num_items)
     dropped = {
@@ -162,11 +162,11 @@ def import_official(
     with new_folder(output_dir) as folder:
         data = read_official(source)
         items = data.items
-        findings = Findings(strict)
+        notes = ImportNotes(strict)
         for what, number in data.dropped.items():
-            findings.add(what, count=number, harmless=True)
-        warn_of_near_duplicates(data.bundles, findings)
-        summary = write_dataset(folder, Path(output_dir), items.catalog, data.bundles, data.interactions, findings)
+            notes.add(what, count=number, harmless=True)
+        warn_of_near_duplicates(data.bundles, notes)
+        summary = write_dataset(folder, Path(output_dir), items.catalog, data.bundles, data.interactions, notes)
         for modality, features in items.features.items():
             path = items.feature_files[modality]
             provenance = {"reader": "official", "file": path.name, "sha256": sha256(path)}
@@ -183,8 +183,7 @@ def import_official(
 
 def _read_counts(folder: Path) -> tuple[int, int, int]:
     """Return the numbers of users, bundles and items."""
-    if not folder.is_dir():
-        raise BundleMLLMError(f"There is no folder {folder}: give the folder that holds count.json.")
+    require_folder(folder, "give the folder that holds count.json")
     path = folder / "count.json"
     counts = _read_object(path)
     for name in ("#U", "#B", "#I"):
@@ -232,7 +231,7 @@ def _to_bundles(folder: Path, parts: Mapping[str, Mapping[int, list[int]]]) -> t
             if (other := split_of.setdefault(bundle, split)) != split:
                 raise BundleMLLMError(
                     f"{folder} has the bundle {bundle} in {other} and in {split}, so its items could be learned and "
-                    "asked for: remove one."
+                    "be answers, too: remove one."
                 )
         splits[split] = tuple(
             Bundle(str(bundle), tuple(str(item) for item in dict.fromkeys(items)), split)
@@ -271,7 +270,7 @@ def _read_questions(
             f"{path} has {num_candidates} candidates per question, so there is nothing to choose: move it away."
         )
     questions: list[Question] = []
-    asked: dict[int, int] = {}
+    num_of_bundle: dict[int, int] = {}
     num_repeated = 0
     for where, line in _iter_lines(path):
         match line:
@@ -280,7 +279,7 @@ def _read_questions(
             case _:
                 raise BundleMLLMError(f"{where} is not [bundle, [partial], [answer index], [candidates]]: correct it.")
         if bundle not in shown:
-            raise BundleMLLMError(f"{where} asks about the bundle {bundle}, which has no input: remove the line.")
+            raise BundleMLLMError(f"{where} is about the bundle {bundle}, which has no input: remove the line.")
         partial = list(padded)
         while partial and partial[-1] == num_items:
             partial.pop()
@@ -288,7 +287,7 @@ def _read_questions(
         _check_items(candidates, num_items, f"{where}, the candidates,")
         if len(candidates) != num_candidates:
             raise BundleMLLMError(
-                f"{where} has {len(candidates)} candidates, but the file's name says {num_candidates}: correct one."
+                f"{where} has {len(candidates)} candidates, but the file's name has {num_candidates}: correct one."
             )
         if not 0 <= answer_index < num_candidates:
             raise BundleMLLMError(
@@ -299,7 +298,7 @@ def _read_questions(
         _check_question(where, bundle, partial, candidates, answer, shown[bundle], answers[bundle])
         distinct = list(dict.fromkeys(candidates))
         num_repeated += len(candidates) - len(distinct)
-        number = asked[bundle] = asked.get(bundle, -1) + 1
+        number = num_of_bundle[bundle] = num_of_bundle.get(bundle, -1) + 1
         questions.append(
             Question(
                 question_id=f"{bundle}-{number}",
@@ -377,11 +376,11 @@ def _read_features(path: Path, num_items: int) -> torch.Tensor:
 
 
 def _find_one(folder: Path, pattern: str) -> Path:
-    found = sorted(folder.glob(pattern))
-    if len(found) != 1:
-        names = " and ".join(path.name for path in found) or "none"
+    matching = sorted(folder.glob(pattern))
+    if len(matching) != 1:
+        names = " and ".join(path.name for path in matching) or "none"
         raise BundleMLLMError(f"{folder} needs one file {pattern}, and has {names}: copy it again, or keep one.")
-    return found[0]
+    return matching[0]
 
 
 def _iter_lines(path: Path, brackets: str = "") -> Iterator[tuple[str, Any]]:
@@ -417,7 +416,7 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 
 def _parse(text: str) -> Any:
-    return json.loads(text, parse_constant=lambda _: None)  # NaN in a field that nobody reads is nothing
+    return json.loads(text, parse_constant=lambda _: None)  # NaN, in fields that are not read
 
 
 @contextmanager

@@ -1,6 +1,6 @@
-"""What an import wrote and what it met on the way, for people to check against the source.
+"""Collect what an import wrote, left out and repaired, for people to check against the source.
 
-It must not know formats.
+Knows nothing about formats.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from bundle_mllm.errors import BundleMLLMError
 
 
 @dataclass(frozen=True)
-class Finding:
-    """Like cases that an import met and went on from.
+class ImportNote:
+    """Like cases that an import left out, repaired or counted once.
 
     Attributes:
         what: What they are and what became of them.
         count: How many there are.
         examples: Where the first few are.
-        harmless: Whether nothing is lost, so that a strict import does not mind.
+        harmless: Whether nothing is lost, so that a strict import accepts them.
     """
 
     what: str
@@ -34,17 +34,17 @@ class Finding:
         return f"{self.count} {self.what}" + f": {examples}" * bool(self.examples)
 
 
-class Findings:
-    """Collects what an import meets.
+class ImportNotes:
+    """The notes of one import while it runs.
 
     Args:
-        strict: Whether [`~Findings.check`] refuses what is not harmless.
+        strict: Whether [`~ImportNotes.check`] refuses what is not harmless.
     """
 
     def __init__(self, strict: bool = False):
         self.strict = strict
         self.warnings: list[str] = []
-        self._findings: dict[str, Finding] = {}
+        self._notes: dict[str, ImportNote] = {}
 
     def add(
         self, what: str, examples: str | Iterable[str] = (), *, count: int | None = None, harmless: bool = False
@@ -60,28 +60,27 @@ class Findings:
         examples = [examples] if isinstance(examples, str) else list(examples)
         count = len(examples) if count is None else count
         if count:
-            found = self._findings.get(what, Finding(what, 0, (), harmless))
-            examples = (*found.examples, *examples)[:NUM_EXAMPLES]
-            self._findings[what] = Finding(what, found.count + count, examples, harmless)
+            note = self._notes.get(what, ImportNote(what, 0, (), harmless))
+            examples = (*note.examples, *examples)[:NUM_EXAMPLES]
+            self._notes[what] = ImportNote(what, note.count + count, examples, harmless)
 
     def warn(self, text: str) -> None:
-        """Add a remark that nobody should miss."""
+        """Add a warning."""
         self.warnings.append(text)
 
-    def check(self) -> tuple[Finding, ...]:
-        """Return all findings, those that lose something first.
+    def check(self) -> tuple[ImportNote, ...]:
+        """Return all notes, those of losses first.
 
         Raises:
             BundleMLLMError: If the import is strict and something would be lost.
         """
-        findings = sorted(self._findings.values(), key=lambda finding: finding.harmless)
-        lost = [finding for finding in findings if not finding.harmless]
+        notes = sorted(self._notes.values(), key=lambda note: note.harmless)
+        lost = [note for note in notes if not note.harmless]
         if self.strict and lost:
             raise BundleMLLMError(
-                f"A strict import does not go on from {'; '.join(map(str, lost))}. Correct the source, or import "
-                "without strict."
+                f"A strict import refuses {'; '.join(map(str, lost))}. Correct the source, or import without strict."
             )
-        return tuple(findings)
+        return tuple(notes)
 
 
 @dataclass(frozen=True)
@@ -96,7 +95,7 @@ class ImportSummary:
         num_users: How many users these pairs have.
         num_questions: How many questions, by the name of their file.
         modalities: The width of the features, by modality.
-        findings: What was left out, repaired or counted once.
+        notes: What was left out, repaired or counted once.
         warnings: What to know before using the data.
     """
 
@@ -107,13 +106,13 @@ class ImportSummary:
     num_users: int = 0
     num_questions: Mapping[str, int] = field(default_factory=dict)
     modalities: Mapping[str, int] = field(default_factory=dict)
-    findings: tuple[Finding, ...] = ()
+    notes: tuple[ImportNote, ...] = ()
     warnings: tuple[str, ...] = ()
 
     @property
     def dropped(self) -> dict[str, int]:
         """How many entries of the source were left out, repaired or counted once, by what they are."""
-        return {finding.what: finding.count for finding in self.findings}
+        return {note.what: note.count for note in self.notes}
 
     def __str__(self) -> str:
         splits = ", ".join(f"{number} {split}" for split, number in self.num_bundles.items())
@@ -122,7 +121,7 @@ class ImportSummary:
             f"  {self.num_interactions} interactions of {self.num_users} users" * bool(self.num_interactions),
             *(f"  {number} questions in {name}" for name, number in self.num_questions.items()),
             *(f"  features: {modality}, {width} wide" for modality, width in self.modalities.items()),
-            *(f"  {finding}" for finding in self.findings),
+            *(f"  {note}" for note in self.notes),
             *(f"  warning: {warning}" for warning in self.warnings),
         ]
         return "\n".join(filter(None, lines))

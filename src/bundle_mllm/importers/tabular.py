@@ -1,6 +1,6 @@
 """Import tables of a shop: CSV, JSON Lines or Parquet, with columns of any name.
 
-It must not know which data set the tables are of.
+Knows nothing about the data set that the tables are of.
 """
 
 from __future__ import annotations
@@ -10,15 +10,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bundle_mllm.data.files import new_folder
+from bundle_mllm.data.files import new_folder, require_folder
 from bundle_mllm.data.interactions import Interactions
 from bundle_mllm.data.splitting import FRACTIONS, check_fractions
 from bundle_mllm.data.tables import SUFFIXES, find_table, iter_records
 from bundle_mllm.errors import BundleMLLMError
-from bundle_mllm.importers.assemble import collect_bundles, collect_items, count_log, settle_bundles, write_dataset
+from bundle_mllm.importers.assemble import (
+    collect_bundles,
+    collect_items,
+    note_interactions,
+    settle_bundles,
+    write_dataset,
+)
 from bundle_mllm.importers.columns import FIELDS, Columns, check_columns
 from bundle_mllm.importers.media import MediaFolder
-from bundle_mllm.importers.summary import Findings, ImportSummary
+from bundle_mllm.importers.summary import ImportNotes, ImportSummary
 
 
 def import_tabular(
@@ -37,7 +43,7 @@ def import_tabular(
 
     Bundles are one row each, with a list of item ids (a list, or a JSON list as text), or one row per bundle and item.
     An error names file and row: a malformed line, an item or bundle without an id, an item described in two ways, a
-    bundle that is there twice, an unknown split. Counted, reported and left out: items of bundles and interactions
+    repeated bundle, an unknown split. Counted, reported and left out: items of bundles and interactions
     that the items table lacks, bundles of fewer than two items, interactions without user or item, files of media
     that are missing. Counted once: repeated pairs of user and item, repeated items of a bundle.
 
@@ -56,7 +62,7 @@ def import_tabular(
         strict: Refuse to leave anything out.
 
     Returns:
-        What was written and what was met.
+        What was written, and what was left out or repaired.
 
     Raises:
         BundleMLLMError: If a file, column or row is not what it should be, or `output_dir` is not empty.
@@ -67,28 +73,25 @@ def import_tabular(
     if len(delimiter) != 1:
         raise BundleMLLMError(f"The delimiter {delimiter!r} is not one character: use ',', ';' or a tab.")
     paths = _find_tables(source, tables or {})
-    findings = Findings(strict)
+    notes = ImportNotes(strict)
     with new_folder(output_dir) as folder:
-        root = paths["items"].parent if media_dir is None else Path(media_dir)
-        if not root.is_dir():
-            raise BundleMLLMError(f"There is no folder {root} to take pictures and sounds from: check the path.")
-        media = MediaFolder(folder, root, findings)
-        records = _read(paths["items"], Columns("items", columns), delimiter, findings)
-        catalog = collect_items(records, str(paths["items"]), findings, media)
-        records = _read(paths["bundles"], Columns("bundles", columns), delimiter, findings)
+        root = require_folder(paths["items"].parent if media_dir is None else media_dir, "check media_dir")
+        media = MediaFolder(folder, root, notes)
+        records = _read(paths["items"], Columns("items", columns), delimiter, notes)
+        catalog = collect_items(records, str(paths["items"]), notes, media)
+        records = _read(paths["bundles"], Columns("bundles", columns), delimiter, notes)
         raw = collect_bundles(records, str(paths["bundles"]))
-        bundles = settle_bundles(raw, catalog, str(paths["bundles"]), findings, fractions=fractions, seed=seed)
-        log = None
+        bundles = settle_bundles(raw, catalog, str(paths["bundles"]), notes, fractions=fractions, seed=seed)
+        interactions = None
         if "interactions" in paths:
             names = Columns("interactions", columns).of
-            log = Interactions.read(paths["interactions"], catalog, columns=names, delimiter=delimiter)
-            count_log(log, paths["interactions"].name, findings)
-        return write_dataset(folder, Path(output_dir), catalog, bundles, log, findings)
+            interactions = Interactions.read(paths["interactions"], catalog, columns=names, delimiter=delimiter)
+            note_interactions(interactions, paths["interactions"].name, notes)
+        return write_dataset(folder, Path(output_dir), catalog, bundles, interactions, notes)
 
 
 def _find_tables(source: Path, tables: Mapping[str, str]) -> dict[str, Path]:
-    if not source.is_dir():
-        raise BundleMLLMError(f"There is no folder {source}: give the folder that holds the tables.")
+    require_folder(source, "give the folder that holds the tables")
     if unknown := tables.keys() - FIELDS.keys():
         raise BundleMLLMError(f"There is no table {min(unknown)!r}: name the files of {', '.join(FIELDS)}.")
     paths = {}
@@ -106,7 +109,7 @@ def _find_tables(source: Path, tables: Mapping[str, str]) -> dict[str, Path]:
     return paths
 
 
-def _read(path: Path, columns: Columns, delimiter: str, findings: Findings) -> Iterator[dict[str, Any]]:
+def _read(path: Path, columns: Columns, delimiter: str, notes: ImportNotes) -> Iterator[dict[str, Any]]:
     """Read a table under the names of fields, and check afterwards that it had the columns that are mapped."""
     seen: dict[str, None] = {}
 
@@ -119,4 +122,4 @@ def _read(path: Path, columns: Columns, delimiter: str, findings: Findings) -> I
     columns.check_seen(str(path), seen, optional=("item_id",) if columns.name("items") in seen else ())
     if columns.replaced:
         names = ", ".join(sorted(columns.replaced))
-        findings.warn(f"{path.name}: columns whose name another column took were left out: {names}.")
+        notes.warn(f"{path.name}: columns whose name another column took were left out: {names}.")

@@ -26,7 +26,7 @@ def test_rows_follow_the_records_and_missing_texts_are_empty(small):
     assert small[-1] == Item("c", audio="audio/c.wav")
 
 
-def test_it_is_a_sequence_of_items_that_knows_ids(small):
+def test_a_catalog_is_a_sequence_of_items_and_contains_ids(small):
     assert len(small) == 3
     assert list(small) == [small[0], small[1], small[2]]
     assert small[1:] == (small[1], small[2])
@@ -53,7 +53,7 @@ def test_unknown_ids_are_named_up_to_three(small):
         small.rows(["z"], where="t row 9")
 
 
-def test_an_integer_id_is_told_to_be_text(small):
+def test_an_integer_id_is_refused_with_its_text(small):
     with pytest.raises(BundleMLLMError, match="ids are text, so 7 names no item: write '7'"):
         small.row(7)
 

@@ -23,7 +23,7 @@ def save(folder, name="visual", **tensors):
     return folder
 
 
-def test_written_rows_are_gathered_in_the_order_asked_for(tmp_path):
+def test_written_rows_are_gathered_in_the_given_order(tmp_path):
     write_modality(tmp_path, "visual", FEATURES, PRESENT, {})
     features, present = FeatureStore.open(tmp_path, 4).gather([3, 0, 3])
     assert features["visual"].dtype == torch.float32
@@ -74,7 +74,7 @@ def test_changing_what_was_gathered_changes_neither_store_nor_file(tmp_path):
 
 
 def test_nan_elsewhere_does_not_disturb_the_rows_read(tmp_path):
-    """Only the rows asked for are read: a bad row is found when it is asked for."""
+    """Only the given rows are read: a bad row is refused when it is gathered."""
     stored = FEATURES.clone()
     stored[1, 2] = math.inf
     save(tmp_path, features=stored)
@@ -103,7 +103,7 @@ def resident_bytes():
     return int(line.split()[1]) * 1024
 
 
-def test_rows_in_runs_and_alone_are_put_where_they_were_asked_for(tmp_path):
+def test_rows_in_runs_and_alone_are_gathered_in_the_given_order(tmp_path):
     values = torch.arange(60, dtype=torch.bfloat16).reshape(20, 3)
     write_modality(tmp_path, "visual", values, None, {})
     rows = [4, 5, 6, 2, 2, 3, 19, 0, 1, 0]
@@ -111,7 +111,7 @@ def test_rows_in_runs_and_alone_are_put_where_they_were_asked_for(tmp_path):
     assert gathered.tolist() == values[rows].float().tolist()
 
 
-def test_a_file_cut_while_it_is_open_is_refused(tmp_path):
+def test_a_file_cut_while_open_is_refused(tmp_path):
     path = write_modality(tmp_path, "visual", FEATURES, PRESENT, {})
     store = FeatureStore.open(tmp_path, 4)
     os.truncate(path, path.stat().st_size - 8)
@@ -160,7 +160,7 @@ def test_modalities_are_sorted_and_can_be_chosen(tmp_path):
         ("price_log", "price_log"),
     ],
 )
-def test_a_file_name_tells_its_modality(tmp_path, stem, modality):
+def test_the_modality_is_the_start_of_the_file_name(tmp_path, stem, modality):
     save(tmp_path, stem, features=FEATURES)
     assert list(FeatureStore.open(tmp_path, 4).modalities) == [modality]
 

@@ -28,7 +28,7 @@ def test_interactions_and_features_are_optional(folder):
     assert data.features() is None
 
 
-def test_interactions_and_features_are_read_when_asked_for(folder, catalog):
+def test_interactions_and_features_are_read_on_first_use(folder, catalog):
     data = DatasetFolder.open(folder)
     write_records(folder / "interactions.csv", [{"user_id": "u", "item_id": "i3"}])
     for name in ("visual", "acoustic"):
@@ -38,7 +38,7 @@ def test_interactions_and_features_are_read_when_asked_for(folder, catalog):
     assert data.features(["visual"]).modalities == {"visual": 2}
 
 
-def test_modalities_that_are_asked_for_must_be_there(folder, catalog):
+def test_named_modalities_must_exist(folder, catalog):
     data = DatasetFolder.open(folder)
     with pytest.raises(BundleMLLMError, match="no folder"):
         data.features(["visual"])

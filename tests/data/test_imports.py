@@ -1,4 +1,4 @@
-"""What the command line imports before it knows its command is light."""
+"""The modules that every command imports are light."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""The guard tells what knows answers, and refuses a user log that was given them."""
+"""The check finds features that contain answers, and refuses interactions that do."""
 
 import numpy as np
 import pytest
@@ -53,7 +53,7 @@ def report(tmp_path_factory):
     return measure_leakage(folder)
 
 
-def test_features_that_know_the_training_bundles_show_a_large_gap_and_others_none(report):
+def test_features_fitted_to_training_bundles_show_a_large_gap_and_others_none(report):
     large = {(gap.name, gap.negatives) for gap in report.gaps if gap.is_large}
     assert large == {("bundle_item", "uniform"), ("bundle_item", "hard")}
     assert [gap.name for gap in report.gaps] == [
@@ -61,22 +61,22 @@ def test_features_that_know_the_training_bundles_show_a_large_gap_and_others_non
     ]
 
 
-def test_cross_fitted_versions_answer_training_questions_as_held_out_ones_are(report):
+def test_out_of_fold_features_answer_training_questions_no_better_than_held_out_ones(report):
     for gap in report.gaps:
         if gap.name == "bundle_item (cross-fitted)":
             assert abs(gap.gap) < 3 * gap.gap_se
             assert gap.train.num_questions == NUM_TRAIN
 
 
-def test_the_report_shows_each_number_and_says_what_to_do(report):
+def test_the_summary_shows_each_number_and_warns_of_nothing_out_of_fold_features_mend(report):
     text = str(report)
     assert text.count("<- large gap") == 2
     assert "bundle_item (cross-fitted)" in text
-    assert report.warnings == ()  # training questions are asked with the versions
+    assert report.warnings == ()  # training questions use the out-of-fold features
     assert report.interactions is None
 
 
-def test_features_with_a_gap_and_without_versions_are_warned_of(tmp_path):
+def test_features_with_a_gap_and_without_out_of_fold_features_give_a_warning(tmp_path):
     folder = folder_of(tmp_path)
     encoded = BundleItemSVD(32).encode(folder)
     write(folder, "bundle_item", encoded.features, encoded.present)
@@ -86,7 +86,7 @@ def test_features_with_a_gap_and_without_versions_are_warned_of(tmp_path):
     assert f"warning: {warning}" in str(measure_leakage(folder))
 
 
-def test_the_seed_asks_the_same_questions(tmp_path):
+def test_the_same_seed_makes_the_same_questions(tmp_path):
     folder = folder_of(tmp_path)
     write(folder, "visual", np.random.default_rng(0).standard_normal((NUM_ITEMS, 8)))
     first = measure_leakage(folder, num_questions=40)
@@ -139,7 +139,7 @@ def test_training_bundles_in_the_log_are_no_held_out_ones(tmp_path):
     assert set(large) == {"shared users"}
 
 
-def test_a_log_that_knows_a_part_of_the_held_out_bundles_is_reported(tmp_path):
+def test_interactions_that_contain_a_part_of_the_held_out_bundles_give_a_warning(tmp_path):
     report = measure_leakage(folder_of(tmp_path, log=users(300, 8) + bundles()[-NUM_HELD_OUT // 5 :]))
     assert report.interactions.share == pytest.approx(0.2)
     assert not report.interactions.is_refused
@@ -154,7 +154,7 @@ def test_without_a_log_there_is_nothing_to_check(tmp_path):
     assert report.warnings == ()
 
 
-def test_nothing_to_measure_is_said(tmp_path):
+def test_nothing_to_measure_is_an_own_message_or_refused(tmp_path):
     folder = folder_of(tmp_path)
     assert "neither features nor interactions" in str(measure_leakage(folder))
     write(folder, "visual", np.ones((NUM_ITEMS, 2), np.float32))

@@ -16,7 +16,7 @@ def file(tmp_path):
     return path
 
 
-def test_a_question_file_is_named_by_its_hash_and_by_how_it_was_made(file):
+def test_a_question_file_is_identified_by_its_hash_and_how_it_was_made(file):
     assert read_question_manifest(file) == {"path": str(file), "sha256": sha256(file)}
     assert write_question_manifest(file, MADE).name == "q.jsonl.json"
     assert read_question_manifest(file) == {"path": str(file), "sha256": sha256(file), "made": MADE}
@@ -36,7 +36,7 @@ def test_a_changed_question_file_is_refused(file):
 
 
 @pytest.mark.parametrize("text", ["", "[]", json.dumps({"sha256": "x"})])
-def test_a_note_that_says_nothing_is_refused(file, text):
+def test_a_note_without_content_is_refused(file, text):
     file.with_name("q.jsonl.json").write_text(text)
     with pytest.raises(BundleMLLMError, match="does not hold how"):
         read_question_manifest(file)

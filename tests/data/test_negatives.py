@@ -66,7 +66,7 @@ def test_a_category_that_fills_the_pool_is_used():
     assert max(draw(sampler, 0, {0}, 9, hard=True, times=50)) == 50
 
 
-def test_neither_high_nor_low_nor_middling_frequency_tells_the_answer():
+def test_neither_high_nor_low_nor_middling_frequency_gives_the_answer_away():
     catalog = ItemCatalog.from_records([{"item_id": f"i{n}", "category": "c"} for n in range(1000)])
     sampler = NegativeSampler(catalog, train([n // 10 for n in range(1000)]), seed=0)
     rng = random.Random(0)

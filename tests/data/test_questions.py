@@ -48,11 +48,11 @@ def by_id(splits):
 
 def test_bundles_are_spread_over_a_sorted_file():
     bundles = [Bundle(f"b{number}", ("x", "y") if number % 5 else ("x",), "test") for number in range(50)]
-    asked = [bundle for bundle in bundles if len(bundle.items) == 2]
+    usable = [bundle for bundle in bundles if len(bundle.items) == 2]
     for number in (1, 7, 39, 40, 41):
-        found = spread(bundles, number)
-        assert len(found) == min(number, 40) and found[0] is asked[0]
-        gaps = np.diff([asked.index(bundle) for bundle in found])
+        chosen = spread(bundles, number)
+        assert len(chosen) == min(number, 40) and chosen[0] is usable[0]
+        gaps = np.diff([usable.index(bundle) for bundle in chosen])
         assert len(set(gaps)) <= 2 and (len(gaps) == 0 or gaps.max() - gaps.min() <= 1)
     assert spread(bundles, 0) == spread([], 3) == []
 
@@ -71,16 +71,16 @@ def test_made_questions_are_proper(catalog, splits, by_id, negatives, partial, n
 
 
 @pytest.mark.parametrize(
-    ("size", "partial", "shown", "asked"),
+    ("size", "partial", "shown", "number"),
     [(2, "half", 1, 1), (3, "half", 1, 2), (7, "half", 3, 4), (40, "half", 10, 9), (2, "leave_one_out", 1, 2),
      (7, "leave_one_out", 6, 7), (40, "leave_one_out", 10, 9)],
 )  # fmt: skip
-def test_the_partial_bundle_has_the_size_of_its_protocol(catalog, size, partial, shown, asked):
+def test_the_partial_bundle_has_the_size_of_its_protocol(catalog, size, partial, shown, number):
     bundle = Bundle("b", catalog.item_ids[:size], "test")
     questions = make_questions([bundle], catalog, BundleSplits(), partial=partial, questions_per_bundle=9, seed=0)
-    assert [len(question.partial) for question in questions] == [shown] * asked
-    assert len({question.answer for question in questions}) == asked
-    assert [question.question_id for question in questions] == [f"b-{k}" for k in range(asked)]
+    assert [len(question.partial) for question in questions] == [shown] * number
+    assert len({question.answer for question in questions}) == number
+    assert [question.question_id for question in questions] == [f"b-{k}" for k in range(number)]
 
 
 def test_half_shows_the_same_items_in_every_question_of_a_bundle(catalog):
@@ -90,7 +90,7 @@ def test_half_shows_the_same_items_in_every_question_of_a_bundle(catalog):
     assert {q.answer for q in questions} | set(questions[0].partial) == set(bundle.items)
 
 
-def test_bundles_of_one_item_are_not_asked(catalog):
+def test_bundles_of_one_item_have_no_questions(catalog):
     assert make_questions([Bundle("b", ("i1",), "test")], catalog, BundleSplits(), seed=0) == []
 
 
@@ -184,7 +184,7 @@ def test_sampling_varies_sizes_over_their_whole_ranges(catalog, splits, by_id):
         assert sizes == set(range(1, min(len(bundle.items) - 1, 4) + 1))
 
 
-def test_every_pass_asks_about_every_bundle_once_in_a_new_order(catalog, splits):
+def test_every_pass_has_every_bundle_once_in_a_new_order(catalog, splits):
     askable = {bundle.bundle_id for bundle in splits.train if len(bundle.items) >= 2}
     sampled = sample_training_questions(splits.train, catalog, **{**SAMPLING, "num_questions": 2 * len(askable)})
     order = [question.bundle_id for question in sampled]

@@ -42,7 +42,7 @@ def test_missing_texts_are_none_and_numbers_become_text():
         to_text(["x"], "title", "t row 2")
 
 
-def test_half_a_character_is_refused_where_it_is():
+def test_half_a_character_is_refused_by_row():
     for call in (lambda: to_text("nice \ud83d", "title", "t row 4"), lambda: to_id("\ud83d", "t row 4")):
         with pytest.raises(BundleMLLMError, match="t row 4 has half a character"):
             call()

@@ -60,7 +60,7 @@ def test_own_splits_have_no_near_duplicates_across(monkeypatch):
     assert held_out_near_duplicates(bundles, split_bundles(bundles, seed=5)) == []
 
 
-def test_fractions_are_met_exactly_where_groups_are_small():
+def test_fractions_are_exact_where_groups_are_small():
     bundles = {f"b{n}": [f"i{n}", f"j{n}"] for n in range(1000)}
     bundles |= {f"c{n}": [f"i{n // 20}", f"j{n // 20}"] for n in range(100)}
     for fractions in [(0.8, 0.1, 0.1), (0.6, 0.4, 0), (1, 0, 0), (0.37, 0.22, 0.41)]:

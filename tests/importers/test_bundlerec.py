@@ -37,7 +37,7 @@ def domain(tmp_path):
     return folder
 
 
-def test_a_domain_becomes_a_dataset_folder_that_can_be_asked(domain, tmp_path):
+def test_a_domain_becomes_a_dataset_folder_with_questions(domain, tmp_path):
     summary = import_bundlerec(domain, tmp_path / "data")
     folder = DatasetFolder.open(tmp_path / "data")
     assert folder.catalog[5].title == "Thing 5, large"

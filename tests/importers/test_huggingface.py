@@ -59,7 +59,7 @@ def repository(tmp_path, items, bundles):
     return folder
 
 
-def test_a_saved_folder_becomes_a_dataset_folder_that_can_be_asked(saved, tmp_path, bundles):
+def test_a_saved_folder_becomes_a_dataset_folder_with_questions(saved, tmp_path, bundles):
     summary = import_huggingface(saved, tmp_path / "data")
     folder = DatasetFolder.open(tmp_path / "data")
     assert {b.bundle_id: [*b.items] for b in folder.bundles} == {b["bundle_id"]: b["items"] for b in bundles}

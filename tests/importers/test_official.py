@@ -65,7 +65,7 @@ def test_a_wrong_option_that_was_drawn_twice_is_offered_once(source):
     assert data.dropped["wrong options repeated in their question"] == 1
 
 
-def test_an_import_writes_a_dataset_folder_that_says_the_same(source, tmp_path):
+def test_an_import_writes_a_dataset_folder_with_the_same_content(source, tmp_path):
     summary = import_official(source, tmp_path / "made" / "data")
     data, folder = read_official(source), DatasetFolder.open(tmp_path / "made" / "data")
     assert folder.catalog == data.items.catalog
@@ -214,10 +214,10 @@ def test_a_bad_file_is_named(source, tmp_path, name):
 
 def test_other_peoples_files_are_not_overwritten(source, tmp_path):
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "mine.txt").write_text("mine")
+    (tmp_path / "out" / "other.txt").write_text("kept")
     with pytest.raises(BundleMLLMError, match="not empty"):
         import_official(source, tmp_path / "out")
-    assert os.listdir(tmp_path / "out") == ["mine.txt"]
+    assert os.listdir(tmp_path / "out") == ["other.txt"]
 
 
 def test_an_import_that_is_interrupted_leaves_nothing_and_can_be_repeated(source, tmp_path, monkeypatch):

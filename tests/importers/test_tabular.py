@@ -16,7 +16,7 @@ def members(folder):
     return {bundle.bundle_id: bundle.items for bundle in folder.bundles}
 
 
-def test_tables_become_a_dataset_folder_that_can_be_asked(shop, tmp_path, items, bundles):
+def test_tables_become_a_dataset_folder_with_questions(shop, tmp_path, items, bundles):
     summary = import_tabular(shop, tmp_path / "data", seed=1)
     folder = DatasetFolder.open(tmp_path / "data")
     assert [(item.item_id, item.title, item.category) for item in folder.catalog] == [tuple(i.values()) for i in items]
@@ -303,10 +303,10 @@ def test_a_missing_table_or_folder_is_refused(shop, tmp_path):
 def test_an_output_folder_that_is_not_empty_is_refused_and_kept(shop, tmp_path):
     (tmp_path / "data").mkdir()
     import_tabular(shop, tmp_path / "data")
-    (tmp_path / "data" / "mine").write_text("kept")
+    (tmp_path / "data" / "other").write_text("kept")
     with pytest.raises(BundleMLLMError, match="is not empty"):
         import_tabular(shop, tmp_path / "data")
-    assert (tmp_path / "data" / "mine").read_text() == "kept"
+    assert (tmp_path / "data" / "other").read_text() == "kept"
 
 
 def test_large_groups_of_near_duplicates_are_mentioned(shop, tmp_path, items):
@@ -350,5 +350,5 @@ def test_pictures_of_one_name_stay_those_of_their_items(shop, tmp_path, items):
     write_records(shop / "items.csv", [*shown, *items[3:]])
     import_tabular(shop, tmp_path / "data")
     catalog = DatasetFolder.open(tmp_path / "data").catalog
-    found = [(tmp_path / "data" / catalog[row].image).read_bytes() for row in range(3)]
-    assert found == [b"of one", b"of two", b"of one"]
+    images = [(tmp_path / "data" / catalog[row].image).read_bytes() for row in range(3)]
+    assert images == [b"of one", b"of two", b"of one"]

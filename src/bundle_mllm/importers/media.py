@@ -70,12 +70,12 @@ class MediaFolder:
         if isinstance(path, str) and path.strip():
             return self._copy(kind, row, path, item)
         if path is not None and path != "":
-            self._report(kind, "is no path", f"{item}: {type(path).__name__}")
+            self._leave_out(kind, "is no path", f"{item}: {type(path).__name__}")
         return None
 
     def _write(self, kind: str, row: int, data: bytes, path: str | None, item: str) -> str | None:
         if not data:
-            return self._report(kind, "has no bytes", item)
+            return self._leave_out(kind, "has no bytes", item)
         name = self._claim(f"{FOLDERS[kind]}/{row:07d}{_suffix(data, path)}", row)
         target = self._folder / name
         target.parent.mkdir(exist_ok=True)
@@ -85,21 +85,21 @@ class MediaFolder:
     def _copy(self, kind: str, row: int, path: str, item: str) -> str | None:
         shown = f"{item}: {path}"
         if "://" in path:
-            return self._report(kind, "is a web address, which is not fetched", shown)
+            return self._leave_out(kind, "is a web address, which is not fetched", shown)
         if self._base is None and not Path(path).is_absolute():
-            return self._report(kind, "is not part of the data", shown)
+            return self._leave_out(kind, "is not part of the data", shown)
         try:
             source = Path(self._base or "", path).resolve()
             is_file = source.is_file()
         except (OSError, ValueError, RuntimeError):  # too long, a zero byte, a ring of links
-            return self._report(kind, "is no path of a file", shown)
+            return self._leave_out(kind, "is no path of a file", shown)
         root = next((root for root in self._roots if source.is_relative_to(root)), None)
         if root is None:
-            return self._report(kind, "lies outside of the source folder", shown)
+            return self._leave_out(kind, "lies outside of the source folder", shown)
         if not is_file:
-            return self._report(kind, "does not exist", shown)
+            return self._leave_out(kind, "does not exist", shown)
         if not source.stat().st_size:
-            return self._report(kind, "has no bytes", shown)
+            return self._leave_out(kind, "has no bytes", shown)
         if root == self._base:
             relative = PurePosixPath(source.relative_to(root).as_posix())
             inside = relative.parts[0] == FOLDERS[kind] and len(relative.parts) > 1
@@ -121,7 +121,7 @@ class MediaFolder:
             name = str(path.with_stem(f"{path.stem}-{number}"))
         return name
 
-    def _report(self, kind: str, reason: str, example: str) -> None:
+    def _leave_out(self, kind: str, reason: str, example: str) -> None:
         what = {"image": "pictures", "audio": "sounds"}[kind]
         self._notes.add(f"{what} whose file {reason}, left out", example)
 

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.hub.card import escape_markdown, read_measurements, render_model_card, split_name
+from bundle_mllm.hub.settings import PublishSettings
 from bundle_mllm.model_folder import fingerprint
 
 REPO = "acme/outfits"
@@ -22,7 +23,7 @@ def folder(model_folder, tmp_path):
 
 
 def render(folder, *paths, **options) -> ModelCard:
-    return render_model_card(folder, REPO, read_measurements(folder, paths), **options)
+    return render_model_card(PublishSettings(folder, REPO, **options), read_measurements(folder, paths))
 
 
 def test_the_metadata_name_library_task_base_model_datasets_license_and_metrics(folder):
@@ -246,7 +247,7 @@ def test_the_metrics_of_a_part_are_not_those_of_the_model(folder):
 def test_a_retriever_alone_is_no_language_model(folder):
     config = {"model_type": "bundle_retriever", "num_items": 8, "memberships": {"user_item": 3}}
     (folder / "config.json").write_text(json.dumps(config))
-    card = render_model_card(folder, REPO, (), allow_no_metrics=True)
+    card = render_model_card(PublishSettings(folder, REPO, allow_no_metrics=True), ())
     assert card.data.pipeline_tag == "feature-extraction" and "needs no language model" in str(card)
     assert "3 pairs of item and user" in str(card) and "AutoModelForCausalLM" not in str(card)
 

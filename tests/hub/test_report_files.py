@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.hub.card import read_measurements, render_model_card
 from bundle_mllm.hub.report_files import read_report, write_report
+from bundle_mllm.hub.settings import PublishSettings
 
 
 @pytest.fixture
@@ -19,7 +20,9 @@ def folder(model_folder, tmp_path):
 
 
 def render(folder):
-    return str(render_model_card(folder, "acme/outfits", read_measurements(folder), report=read_report(folder)))
+    return str(
+        render_model_card(PublishSettings(folder, "acme/outfits"), read_measurements(folder), read_report(folder))
+    )
 
 
 def test_the_card_shows_stages_lengths_and_ablations_with_the_figures_beside_it(folder, tmp_path):

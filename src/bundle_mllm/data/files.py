@@ -1,4 +1,4 @@
-"""Write a file or a folder in one step, so that a reader never sees half of it; check that one exists; hash it.
+"""Write a file or a folder in one step, so that a reader never sees half of it; check, read and hash files.
 
 Knows nothing about what is written.
 
@@ -8,6 +8,7 @@ Temporary names are unique, so that processes that write to one place at once do
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import time
@@ -16,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from glob import escape
 from pathlib import Path
+from typing import Any
 
 from bundle_mllm.errors import BundleMLLMError
 
@@ -125,6 +127,23 @@ def require_folder(path: str | os.PathLike, fix: str = "check the path") -> Path
     if not Path(path).is_dir():
         raise BundleMLLMError(f"There is no folder {path}: {fix}.")
     return Path(path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        BundleMLLMError: If the file is missing, damaged or holds something else.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BundleMLLMError(f"{path} cannot be read ({error.strerror}): check the path.") from error
+    except (ValueError, RecursionError) as error:
+        raise BundleMLLMError(f"{path} is not JSON ({error}): write or copy it again.") from error
+    if not isinstance(value, dict):
+        raise BundleMLLMError(f"{path} holds a {type(value).__name__} where an object was expected: check the path.")
+    return value
 
 
 def sha256(path: str | os.PathLike) -> str:

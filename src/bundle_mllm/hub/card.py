@@ -16,13 +16,13 @@ from typing import Any
 import jinja2
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from bundle_mllm.data.files import read_json
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.hub.integrity import RETRIEVER, is_retriever
 from bundle_mllm.hub.records import METRICS, public_record, public_settings
 from bundle_mllm.hub.report_files import card_sections, metrics_files
-from bundle_mllm.hub.repository import read_json
 from bundle_mllm.hub.schema import WithheldError, hub_name, rebuild
-from bundle_mllm.hub.settings import LICENSE_UNKNOWN
+from bundle_mllm.hub.settings import LICENSE_UNKNOWN, PublishSettings
 from bundle_mllm.model_folder import CONVERSION_RECORD, NO_RANKER, RUN_RECORD, SCRATCH, fingerprint
 
 LIBRARY = "transformers"  # what loads the repository, and what the Hub's "use this model" button shows
@@ -135,27 +135,13 @@ def split_name(file_name: str) -> str:
 
 
 def render_model_card(
-    model_dir: Path,
-    repo_id: str,
-    measurements: Sequence[Measurement],
-    *,
-    base_model: str | None = None,
-    datasets: Sequence[str] = (),
-    license: str = LICENSE_UNKNOWN,
-    allow_no_metrics: bool = False,
-    report: Mapping[str, Any] | None = None,
+    settings: PublishSettings, measurements: Sequence[Measurement], report: Mapping[str, Any] | None = None
 ) -> ModelCard:
     """Render the card of a model folder.
 
     Args:
-        model_dir: The folder; `config.json`, `items.jsonl` and, where there are any, its record and its retriever's
-            `config.json` are read.
-        repo_id: The repository the card is for.
+        settings: Of `publish`.
         measurements: What was measured.
-        base_model: Hub name of the base model; by default that of the record, unless it is a local folder.
-        datasets: Hub names of the data sets it was trained on.
-        license: The Hub's identifier of the license.
-        allow_no_metrics: Whether a card without metrics is meant.
         report: What is published of the folder's report (see `read_report`), whose main figures the card shows.
 
     Returns:
@@ -164,28 +150,28 @@ def render_model_card(
     Raises:
         BundleMLLMError: If there are no metrics, a name or the license is malformed, or training has not finished.
     """
-    if not measurements and not allow_no_metrics:
+    model_dir, base_model, datasets = settings.model, settings.base_model, settings.datasets
+    if not measurements and not settings.allow_no_metrics:
         raise BundleMLLMError(
             f"There are no metrics of {model_dir}, so its card would not state how good it is: run `bundle-mllm "
             f"evaluate --model {model_dir} … --output {model_dir / 'metrics.json'}` or `bundle-mllm report --model "
             f"{model_dir}`, give --metrics FILE, or add --allow-no-metrics."
         )
-    check_license(license)
-    for what, names in (("base model", [base_model] if base_model else []), ("data set", datasets)):
-        for name in names:
-            if not is_hub_name(name):
-                raise BundleMLLMError(
-                    f"The {what} {name!r} is no name on the Hub, so the card would link to nothing: write owner/name, "
-                    "or leave it out."
-                )
+    check_license(settings.license)
+    for what, name in (*(("base model", name) for name in [base_model] if name), *(("data set", n) for n in datasets)):
+        if not is_hub_name(name):
+            raise BundleMLLMError(
+                f"The {what} {name!r} is no name on the Hub, so the card would link to nothing: write owner/name, or "
+                "leave it out."
+            )
     record_path = find_record(model_dir)
     record = {} if record_path is None else public_record(read_json(record_path))
     if record.get("finished") is False:
         raise BundleMLLMError(
             f"The training run in {model_dir} is not finished: give the same `bundle-mllm train` command again first."
         )
-    settings = record.get("settings") or {}
-    recorded = settings.get("base_model") or record.get("base_model")
+    recorded_settings = record.get("settings") or {}
+    recorded = recorded_settings.get("base_model") or record.get("base_model")
     base_model = base_model or (None if recorded in (SCRATCH, NO_RANKER) else recorded)
     config, has_ranker = public_settings(model_dir / "config.json"), not is_retriever(model_dir)
     has_both = (model_dir / RETRIEVER).is_dir()
@@ -194,25 +180,24 @@ def render_model_card(
     metadata = ModelCardData(
         library_name=LIBRARY,
         pipeline_tag=tag,
-        license=license,
+        license=settings.license,
         base_model=base_model,
         datasets=list(datasets) or None,
         tags=list(TAGS),
-        model_name=repo_id.split("/")[-1],
+        model_name=settings.repo.split("/")[-1],
         eval_results=[result for m in measurements for result in _eval_results(m, datasets, tag)],
     )
     if not measurements:
         metadata.eval_results, metadata.model_name = None, None
     steps = {
-        title: {**settings[name], "validation HitRate@1": _best_validation(record.get(name))}
+        title: {**step, "validation HitRate@1": _best_validation(record.get(name))}
         for name, title in _STEPS.items()
-        if isinstance(settings.get(name), dict)
-        and any(settings[name].get(size) for size in ("num_questions", "steps"))
+        if (step := recorded_settings.get(name)) and any(step.get(size) for size in ("num_questions", "steps"))
     }
     text = card_template("model_card.md").render(
         metadata=metadata.to_yaml(),
-        repo_id=repo_id,
-        name=repo_id.split("/")[-1],
+        repo_id=settings.repo,
+        name=settings.repo.split("/")[-1],
         base_model_text=_base_model_text(base_model, recorded),
         datasets=datasets,
         num_items=config.get("num_items") or 0,
@@ -222,13 +207,13 @@ def render_model_card(
         memberships=(beside or config).get("memberships") or config.get("relations") or {},
         pair_names=PAIR_NAMES,
         dtype=str(config.get("dtype") or "float32"),
-        license_text="not stated; those of base model and data apply" if license == LICENSE_UNKNOWN else license,
+        license=None if settings.license == LICENSE_UNKNOWN else settings.license,
         example=_example(model_dir),
         rows=[row for m in measurements for row in _rows(m)],
         report_sections=card_sections(report),
         steps=list(steps),
         setting_rows=[[name, *(_cell(step.get(name)) for step in steps.values())] for name in _names(steps)],
-        seed=settings.get("seed", "unknown"),
+        seed=recorded_settings.get("seed", "unknown"),
         has_record=bool(record),
     )
     return ModelCard(text)

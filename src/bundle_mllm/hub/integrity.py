@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bundle_mllm import modeling
+from bundle_mllm.data.files import read_json
 from bundle_mllm.errors import BundleMLLMError
-from bundle_mllm.hub.repository import METADATA, read_header, read_json
+from bundle_mllm.hub.repository import METADATA, read_header
 
 RETRIEVER = "retriever"
 """The subfolder of a model folder that holds its retriever."""

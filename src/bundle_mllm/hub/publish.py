@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from bundle_mllm.data.files import read_json
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.hub.card import Measurement, find_record, read_measurements, render_model_card
 from bundle_mllm.hub.integrity import RETRIEVER, check_code, check_complete
@@ -20,7 +21,6 @@ from bundle_mllm.hub.repository import (
     CARD,
     PublishReport,
     matches,
-    read_json,
     write_json,
 )
 from bundle_mllm.hub.settings import PublishSettings
@@ -79,16 +79,7 @@ def publish(settings: PublishSettings) -> PublishReport:
         _check_no_user_log(source)
     measurements = read_measurements(source, settings.metrics)
     report = read_report(source)
-    card = render_model_card(
-        source,
-        settings.repo,
-        measurements,
-        base_model=settings.base_model,
-        datasets=settings.datasets,
-        license=settings.license,
-        allow_no_metrics=settings.allow_no_metrics,
-        report=report,
-    )
+    card = render_model_card(settings, measurements, report)
     record = find_record(source)
     taken = [path for path in source.rglob("[!.]*") if matches(path.relative_to(source).as_posix(), TAKEN)]
 

@@ -219,20 +219,3 @@ def write_json(path: Path, value: Any) -> None:
     """Write a record for others to read."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        BundleMLLMError: If the file is missing, damaged or holds something else.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise BundleMLLMError(f"{path} cannot be read ({error.strerror}): check the path.") from error
-    except (ValueError, RecursionError) as error:
-        raise BundleMLLMError(f"{path} is not JSON ({error}): write or copy it again.") from error
-    if not isinstance(value, dict):
-        raise BundleMLLMError(f"{path} holds a {type(value).__name__} where an object was expected: check the path.")
-    return value

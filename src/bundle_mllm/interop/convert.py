@@ -13,11 +13,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from bundle_mllm.data.files import new_folder, sha256
+from bundle_mllm.data.files import new_folder, read_json, sha256
 from bundle_mllm.data.torch_files import load_weights
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.importers.official import OfficialItems, read_official_items
-from bundle_mllm.interop.lora import SETTINGS_FILE, WEIGHTS_FILE, check_weights, merge_lora_checkpoint, read_settings
+from bundle_mllm.interop.lora import SETTINGS_FILE, WEIGHTS_FILE, check_weights, merge_lora_checkpoint
 from bundle_mllm.interop.settings import ConversionSettings
 from bundle_mllm.model_folder import CONVERSION_RECORD, save_model
 from bundle_mllm.modeling.modeling_bundle_mllm import BundleMLLMForCausalLM
@@ -155,7 +155,7 @@ def _lay_out_questions(processor: BundleMLLMProcessor, official: OfficialItems, 
 def _write_record(path: Path, checkpoint: Path, official: OfficialItems, options: Mapping[str, bool]) -> None:
     """Write what the folder was made of: hashes, the base model's name in the checkpoint, options, versions."""
     record = {
-        "base_model": read_settings(checkpoint).get("base_model_name_or_path"),
+        "base_model": read_json(checkpoint / SETTINGS_FILE).get("base_model_name_or_path"),
         "dataset": official.name,
         "options": dict(options),
         "inputs": {name: sha256(checkpoint / name) for name in CHECKPOINT_FILES}

@@ -8,7 +8,6 @@ depends on both.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from types import NoneType
@@ -18,6 +17,7 @@ import torch
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from transformers import PreTrainedModel
 
+from bundle_mllm.data.files import read_json
 from bundle_mllm.data.torch_files import load_weights
 from bundle_mllm.errors import BundleMLLMError
 
@@ -48,7 +48,8 @@ def merge_lora_checkpoint(backbone: PreTrainedModel, checkpoint: Path) -> None:
         BundleMLLMError: If a file is missing or damaged, a setting cannot be merged, or a weight is missing, foreign
             or of another shape than the backbone needs.
     """
-    settings, path = read_settings(checkpoint), checkpoint / SETTINGS_FILE
+    path = checkpoint / SETTINGS_FILE
+    settings = read_json(path)
     for name, value in settings.items():
         allowed = _SETTINGS.get(name, (None, False, "", [], {}))
         if name not in _NOTES and allowed and value not in allowed and type(value) not in allowed:
@@ -78,24 +79,6 @@ def merge_lora_checkpoint(backbone: PreTrainedModel, checkpoint: Path) -> None:
     check_weights(checkpoint / WEIGHTS_FILE, weights, shapes, "base model")
     set_peft_model_state_dict(adapted, weights)
     adapted.merge_and_unload()
-
-
-def read_settings(checkpoint: Path) -> dict[str, Any]:
-    """Read `adapter_config.json` of a checkpoint folder.
-
-    Raises:
-        BundleMLLMError: If the file is missing or damaged.
-    """
-    path = checkpoint / SETTINGS_FILE
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise BundleMLLMError(f"There is no file {path}: download the whole checkpoint folder.") from error
-    except ValueError as error:
-        raise BundleMLLMError(f"{path} is not JSON ({error}): download it again.") from error
-    if not isinstance(settings, dict):
-        raise BundleMLLMError(f"{path} holds a {type(settings).__name__}, not an object {{…}}: download it again.")
-    return settings
 
 
 def check_weights(path: Path, weights: Mapping[str, torch.Tensor], shapes: Mapping[str, tuple], given_by: str) -> None:

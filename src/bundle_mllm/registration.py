@@ -21,8 +21,9 @@ from types import ModuleType
 
 
 def _register_config(ours: ModuleType, theirs: ModuleType) -> None:
-    theirs.AutoConfig.register(ours.BundleMLLMConfig.model_type, ours.BundleMLLMConfig, exist_ok=True)
-    ours.BundleMLLMConfig.register_for_auto_class()  # so that the code travels with what is saved; as below
+    for config in (ours.BundleMLLMConfig, ours.BundleRetrieverConfig):
+        theirs.AutoConfig.register(config.model_type, config, exist_ok=True)
+        config.register_for_auto_class()  # so that the code travels with saved folders; as below
 
 
 def _register_models(ours: ModuleType, theirs: ModuleType) -> None:
@@ -32,6 +33,11 @@ def _register_models(ours: ModuleType, theirs: ModuleType) -> None:
     theirs.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.setdefault(config.model_type, causal.__name__)
     ours.BundleMLLMModel.register_for_auto_class("AutoModel")
     causal.register_for_auto_class("AutoModelForCausalLM")
+
+
+def _register_retriever(ours: ModuleType, theirs: ModuleType) -> None:
+    theirs.AutoModel.register(ours.BundleRetrieverConfig, ours.BundleRetriever, exist_ok=True)
+    ours.BundleRetriever.register_for_auto_class("AutoModel")
 
 
 def _register_tokenizer(ours: ModuleType, theirs: ModuleType) -> None:
@@ -49,9 +55,17 @@ def _register_processor(ours: ModuleType, theirs: ModuleType) -> None:
     ours.BundleMLLMProcessor.register_for_auto_class()
 
 
+def _register_item_processor(ours: ModuleType, theirs: ModuleType) -> None:
+    from bundle_mllm.modeling import BundleRetrieverConfig
+
+    theirs.AutoProcessor.register(BundleRetrieverConfig, ours.BundleItemProcessor, exist_ok=True)
+    ours.BundleItemProcessor.register_for_auto_class()
+
+
 def _register_pipeline(ours: ModuleType, theirs: ModuleType) -> None:
+    models = theirs.AutoModelForCausalLM, theirs.AutoModel  # a retriever alone is no causal language model
     theirs.PIPELINE_REGISTRY.register_pipeline(
-        "bundle-completion", pipeline_class=ours.BundleCompletionPipeline, pt_model=theirs.AutoModelForCausalLM
+        "bundle-completion", pipeline_class=ours.BundleCompletionPipeline, pt_model=models
     )
 
 
@@ -64,8 +78,10 @@ _PAIRS: dict[tuple[str, str], Callable[[ModuleType, ModuleType], None]] = {
     for ours, theirs, register in (
         ("configuration_bundle_mllm", "transformers.models.auto.configuration_auto", _register_config),
         ("modeling_bundle_mllm", "transformers.models.auto.modeling_auto", _register_models),
+        ("retriever_bundle_mllm", "transformers.models.auto.modeling_auto", _register_retriever),
         ("tokenization_bundle_mllm", "transformers.models.auto.tokenization_auto", _register_tokenizer),
         ("processing_bundle_mllm", "transformers.models.auto.processing_auto", _register_processor),
+        ("item_processing_bundle_mllm", "transformers.models.auto.processing_auto", _register_item_processor),
         ("pipeline_bundle_mllm", "transformers.pipelines", _register_pipeline),
         ("lora", "peft.utils.constants", _register_lora),
     )

@@ -1,4 +1,4 @@
-"""The model's files as a package.
+"""The files of ranker, retriever and completer as a package.
 
 The files `*_bundle_mllm.py` travel to the Hub with every saved model; the others do not, and those must not need them.
 """
@@ -8,13 +8,17 @@ from typing import TYPE_CHECKING
 from bundle_mllm.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from bundle_mllm.modeling.completion_bundle_mllm import BundleCompleter as BundleCompleter
     from bundle_mllm.modeling.configuration_bundle_mllm import BundleMLLMConfig as BundleMLLMConfig
+    from bundle_mllm.modeling.configuration_bundle_mllm import BundleRetrieverConfig as BundleRetrieverConfig
+    from bundle_mllm.modeling.item_processing_bundle_mllm import BundleItemProcessor as BundleItemProcessor
     from bundle_mllm.modeling.lora import LORA_TARGET_MODULES as LORA_TARGET_MODULES
     from bundle_mllm.modeling.modeling_bundle_mllm import BundleMLLMForCausalLM as BundleMLLMForCausalLM
     from bundle_mllm.modeling.modeling_bundle_mllm import BundleMLLMModel as BundleMLLMModel
     from bundle_mllm.modeling.modeling_bundle_mllm import BundleMLLMPreTrainedModel as BundleMLLMPreTrainedModel
     from bundle_mllm.modeling.pipeline_bundle_mllm import BundleCompletionPipeline as BundleCompletionPipeline
     from bundle_mllm.modeling.processing_bundle_mllm import BundleMLLMProcessor as BundleMLLMProcessor
+    from bundle_mllm.modeling.retriever_bundle_mllm import BundleRetriever as BundleRetriever
     from bundle_mllm.modeling.tokenization_bundle_mllm import BundleMLLMTokenizerFast as BundleMLLMTokenizerFast
 else:
     __getattr__, __dir__, __all__ = lazy_names(__name__, __file__)

@@ -1,46 +1,80 @@
-"""Configuration of Bundle-MLLM: the backbone, the item modalities, the fusion and the virtual item vocabulary.
+"""Configurations of the two models: the ranker (the paper's Bundle-MLLM) and the retriever.
 
 Knows nothing about weights, tokenizers, titles or files.
 """
 
 import re
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import nn
 from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 
-AUTO_MAP = {
-    "AutoConfig": "configuration_bundle_mllm.BundleMLLMConfig",
-    "AutoModel": "modeling_bundle_mllm.BundleMLLMModel",
-    "AutoModelForCausalLM": "modeling_bundle_mllm.BundleMLLMForCausalLM",
-    "AutoTokenizer": [None, "tokenization_bundle_mllm.BundleMLLMTokenizerFast"],
-    "AutoProcessor": "processing_bundle_mllm.BundleMLLMProcessor",
-}
-CUSTOM_PIPELINES = {
-    "bundle-completion": {
-        "impl": "pipeline_bundle_mllm.BundleCompletionPipeline",
-        "pt": ["AutoModelForCausalLM"],
-        "type": "text",
-    }
-}
-# With the package installed the pipeline registry serves the task; a config that carries `custom_pipelines` would
-# demand `trust_remote_code=True` all the same. Only code that was loaded from a repository needs the entry.
-_IS_REMOTE_CODE = __name__.startswith("transformers_modules.")
-BUNDLE_CATEGORY = "bundle_category"
-"""The relation that is no modality: the bundles that any item of an item's category is in."""
+FORMAT_VERSION = 2
+"""Layout of model folders; 1 was one folder and one network for both models."""
+CONTENT_BASED = ("bundle_category", "textual")
+"""Item-group memberships that follow from what an item is, not from who bundled or bought it. The number of its groups
+carries no information, and would only set apart items that are added later, which have none."""
 
-
-def modality_of(relation: str) -> str:
-    """Return the modality that knows what a relation knows: itself, unless it is that of categories."""
-    return "bundle_item" if relation == BUNDLE_CATEGORY else relation
-
-
+_PIPELINE = {"impl": "pipeline_bundle_mllm.BundleCompletionPipeline", "type": "text"}
+_FORMAT_1_FIELDS = ("matching_hidden_size", "relations", "option_separator_token_id", "answer_distance")
 _MODALITY_NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
 
 
-class BundleMLLMConfig(PreTrainedConfig):
-    r"""Describe a `BundleMLLMModel`.
+class _BundleConfig(PreTrainedConfig):
+    """What both configurations share: version, code that travels along, catalog and modalities."""
+
+    auto_classes: ClassVar[dict[str, Any]] = {}
+    pipeline_class: ClassVar[str] = ""
+
+    format_version: int = FORMAT_VERSION
+    num_items: int = 0
+    items_hash: str | None = None
+    modalities: dict[str, int] | None = None
+
+    def __post_init__(self, **kwargs):
+        # With the package installed the pipeline registry serves the task; a config that carries `custom_pipelines`
+        # would demand `trust_remote_code=True` all the same. Only code loaded from a repository needs the entry.
+        if not __name__.startswith("transformers_modules."):
+            kwargs.pop("custom_pipelines", None)
+        old = [name for name in _FORMAT_1_FIELDS if kwargs.get(name)]
+        if old or self.format_version > FORMAT_VERSION:
+            version = 1 if old else self.format_version
+            fix = "train it again (bundle-mllm train)" if old else "update bundle-mllm"
+            raise ValueError(
+                f"This model folder has format_version {version}, and this code reads {FORMAT_VERSION}: {fix}."
+            )
+        kwargs["auto_map"] = {name: list(ref) if isinstance(ref, list) else ref for name, ref in self.auto_classes.items()}
+        super().__post_init__(**kwargs)
+        self.modalities = {name: self.modalities[name] for name in sorted(self.modalities or {})}
+        for name, width in self.modalities.items():
+            if not _MODALITY_NAME.fullmatch(name) or name in dir(nn.ModuleDict):
+                raise ValueError(
+                    f"Modality name {name!r} cannot name weights and files: use lower-case letters, digits and single "
+                    'underscores, and no name of a torch module\'s own methods; for example "visual" or "user_item".'
+                )
+            if isinstance(width, bool) or not isinstance(width, int) or width < 1:
+                raise ValueError(
+                    f"Modality {name!r} has width {width!r}, so no encoder can be built for it: give the number of "
+                    "columns of its feature matrix, a positive integer."
+                )
+        if self.num_items < 0:
+            raise ValueError(f"num_items is {self.num_items}; a catalog has 0 or more rows: give their number.")
+
+    def check_positive(self, *names: str) -> None:
+        """Refuse sizes of which no layer can be built."""
+        for name in names:
+            if (size := getattr(self, name)) < 1:
+                raise ValueError(f"{name} is {size}, so no layer can be built: give a positive integer.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as a dictionary, with the pipeline entry that remote code needs."""
+        pipeline = {"bundle-completion": {**_PIPELINE, "pt": [self.pipeline_class]}}
+        return {**super().to_dict(), "custom_pipelines": pipeline}
+
+
+class BundleMLLMConfig(_BundleConfig):
+    r"""Describe the ranker, `BundleMLLMForCausalLM`.
 
     Args:
         text_config (`dict` or `PreTrainedConfig`, *optional*, defaults to a Llama configuration):
@@ -72,32 +106,10 @@ class BundleMLLMConfig(PreTrainedConfig):
         normalize_item_embeddings (`bool`, *optional*, defaults to `False`):
             Whether an RMS norm follows the projector, so that an item token has the scale of the backbone's embeddings
             (ours).
-        matching_hidden_size (`int`, *optional*):
-            Width of the vectors that `BundleMLLMMatching` compares; without one there is no matching (ours). It needs
-            `standardize_features`, `option_separator_token_id`, `answer_token_ids` and `answer_distance`.
-        relations (`dict[str, int]`, *optional*, defaults to no relation):
-            The modalities of which the catalog also knows the groups (bundles, users, words) of each item, and the
-            number of such pairs; "bundle_category" (the bundles of all items of its category) may be among them. The
-            matching compares items by the groups they share. `set_catalog` keeps the numbers up to date.
-        backbone_weight (`float`, *optional*, defaults to 0.25):
-            With a matching, the power of the backbone's probabilities in the product of the two: by itself a small
-            backbone is surer of its answers than it should be.
-        matching_dropout (`float`, *optional*, defaults to 0.1):
-            Dropout of the matching's features and hidden units.
-        matching_relation_dropout (`float`, *optional*, defaults to 0.1):
-            The same for the modalities in `relations`, but for "textual". What a picture or a title goes with can be
-            learned by heart; relations that are cross-fitted cannot, and lose by more dropout.
         item_token_offset (`int`, *optional*, defaults to `1 << 20`):
             First id of the virtual item vocabulary: id `item_token_offset + k` is row `k` of the catalog.
         separator_token_id (`int`, *optional*):
             Id that stands for the soft separator. Without one the separator is never shown.
-        option_separator_token_id (`int`, *optional*):
-            Id that stands for the soft separator, too, before the item of an option: by it the matching knows the
-            options of a question from its partial bundle.
-        answer_token_ids (`list[int]`, *optional*):
-            Tokens of the answer letters, in the order of the options: whose logits the matching raises.
-        answer_distance (`int`, *optional*):
-            How many tokens behind the item of the last option a prompt ends: where the matching speaks.
         head_bias (`bool`, *optional*, defaults to `False`):
             Whether the language-model head has a bias (Phi, GPT-J).
         tie_word_embeddings (`bool`, *optional*):
@@ -105,18 +117,26 @@ class BundleMLLMConfig(PreTrainedConfig):
         freeze_backbone (`bool`, *optional*, defaults to `False`):
             Whether backbone and head are frozen after loading, so that fusion, projector and separator train alone.
 
+        format_version (`int`, *optional*, defaults to 2):
+            Layout of the model folder; a newer one is refused.
+
     Raises:
-        ValueError: A modality has an unusable name or width, a size is not positive, or the virtual item vocabulary
-            would begin inside the vocabulary of the backbone.
+        ValueError: If a modality has an unusable name or width, a size is not positive, the virtual item vocabulary
+            would begin inside the vocabulary of the backbone, or the folder has another layout.
     """
 
     model_type = "bundle_mllm"
     sub_configs_defaults: ClassVar = {"text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama")}
+    auto_classes: ClassVar = {
+        "AutoConfig": "configuration_bundle_mllm.BundleMLLMConfig",
+        "AutoModel": "modeling_bundle_mllm.BundleMLLMModel",
+        "AutoModelForCausalLM": "modeling_bundle_mllm.BundleMLLMForCausalLM",
+        "AutoTokenizer": [None, "tokenization_bundle_mllm.BundleMLLMTokenizerFast"],
+        "AutoProcessor": "processing_bundle_mllm.BundleMLLMProcessor",
+    }
+    pipeline_class: ClassVar = "AutoModelForCausalLM"
 
     text_config: dict | PreTrainedConfig | None = None
-    num_items: int = 0
-    items_hash: str | None = None
-    modalities: dict[str, int] | None = None
     mlp_modalities: list[str] | tuple[str, ...] = ("visual", "acoustic", "textual")
     fusion_hidden_size: int = 64
     mlp_hidden_size: int = 256
@@ -125,72 +145,20 @@ class BundleMLLMConfig(PreTrainedConfig):
     fusion_value_map: bool = False
     standardize_features: bool = False
     normalize_item_embeddings: bool = False
-    matching_hidden_size: int | None = None
-    relations: dict[str, int] | None = None
-    backbone_weight: float = 0.25
-    matching_dropout: float = 0.1
-    matching_relation_dropout: float = 0.1
     item_token_offset: int = 1 << 20
     separator_token_id: int | None = None
-    option_separator_token_id: int | None = None
-    answer_token_ids: list[int] | tuple[int, ...] | None = None
-    answer_distance: int | None = None
     head_bias: bool = False
     tie_word_embeddings: bool | None = None
     freeze_backbone: bool = False
 
     def __post_init__(self, **kwargs):
-        if not _IS_REMOTE_CODE:
-            kwargs.pop("custom_pipelines", None)
-        kwargs["auto_map"] = {name: list(ref) if isinstance(ref, list) else ref for name, ref in AUTO_MAP.items()}
         super().__post_init__(**kwargs)
-        self.modalities = {name: self.modalities[name] for name in sorted(self.modalities or {})}
         self.mlp_modalities = sorted(self.mlp_modalities)
-        self.relations = {name: self.relations[name] for name in sorted(self.relations or {})}
         if self.projector_hidden_size is None:
             self.projector_hidden_size = 2 * self.fusion_hidden_size
         if self.tie_word_embeddings is None:
             self.tie_word_embeddings = bool(getattr(self.text_config, "tie_word_embeddings", False))
-        self._check_fields()
-
-    def _check_fields(self) -> None:
-        for name, width in self.modalities.items():
-            if not _MODALITY_NAME.fullmatch(name) or name in dir(nn.ModuleDict):
-                raise ValueError(
-                    f"modality name {name!r} cannot name weights and files: use lower-case letters, digits and single "
-                    'underscores, and no name of a torch module\'s own methods; for example "visual" or "user_item".'
-                )
-            if isinstance(width, bool) or not isinstance(width, int) or width < 1:
-                raise ValueError(
-                    f"modality {name!r} has width {width!r}, so no encoder can be built for it: give the number of "
-                    "columns of its feature matrix, a positive integer."
-                )
-        for name in ("fusion_hidden_size", "mlp_hidden_size", "projector_hidden_size"):
-            if (size := getattr(self, name)) < 1:
-                raise ValueError(f"{name} is {size}, so no layer can be built: give a positive integer.")
-        if self.matching_hidden_size is not None:
-            if self.matching_hidden_size < 1 or not self.modalities:
-                raise ValueError(
-                    f"matching_hidden_size is {self.matching_hidden_size} with {len(self.modalities)} modalities, so "
-                    "there is nothing to match by: give a positive integer and a modality, or None."
-                )
-            needed = ("option_separator_token_id", "answer_token_ids", "answer_distance")
-            missing = [name for name in needed if getattr(self, name) is None]
-            missing += [] if self.standardize_features else ["standardize_features"]
-            if missing:
-                raise ValueError(
-                    f"matching_hidden_size is set without {', '.join(missing)}, so the matching would not find the "
-                    "options or read raw features: take the values from the processor's `matching_fields()` and set "
-                    "standardize_features=True, or set matching_hidden_size=None."
-                )
-        known = [*self.modalities, BUNDLE_CATEGORY]
-        if self.relations and (self.matching_hidden_size is None or not set(self.relations) <= set(known)):
-            raise ValueError(
-                f"relations are {sorted(self.relations)}, which only a matching reads and only of a modality: set "
-                f"matching_hidden_size, name some of {known}, or leave relations out."
-            )
-        if self.num_items < 0:
-            raise ValueError(f"num_items is {self.num_items}; a catalog has 0 or more rows: give their number.")
+        self.check_positive("fusion_hidden_size", "mlp_hidden_size", "projector_hidden_size")
         vocab_size = self.text_config.get_text_config().vocab_size
         if self.item_token_offset < vocab_size:
             raise ValueError(
@@ -198,9 +166,68 @@ class BundleMLLMConfig(PreTrainedConfig):
                 "tokens, so text would be read as items: choose an offset of at least the vocabulary size."
             )
 
-    def to_dict(self) -> dict:
-        """Return the fields as a dictionary, with the pipeline entry that remote code needs."""
-        return {**super().to_dict(), "custom_pipelines": CUSTOM_PIPELINES}
+
+class BundleRetrieverConfig(_BundleConfig):
+    r"""Describe the retriever, `BundleRetriever` (ours).
+
+    Args:
+        num_items (`int`, *optional*, defaults to 0):
+            Number of rows of the item catalog. `set_catalog` keeps it up to date.
+        items_hash (`str`, *optional*):
+            `items_hash` of the processor whose items the rows are; see `BundleMLLMConfig`.
+        modalities (`dict[str, int]`, *optional*, defaults to no modality):
+            Width of the item features of each modality, in alphabetical order.
+        memberships (`dict[str, int]`, *optional*, defaults to none):
+            Number of item-group pairs of each kind of group: "bundle_item" (training bundles), "bundle_category"
+            (training bundles of all items of an item's category), "user_item" (users), "textual" (words). `set_catalog`
+            keeps the numbers up to date.
+        hidden_size (`int`, *optional*, defaults to 64):
+            Width of the vectors of the two towers; the stacker's layers have half of it.
+        dropout (`float`, *optional*, defaults to 0.5):
+            Dropout of content features and of their hidden units in the towers. Content features overfit and need much.
+        collaborative_dropout (`float`, *optional*, defaults to 0.1):
+            The same for modalities that are memberships of bundles or users: out-of-fold features do not overfit, and
+            lose by more dropout.
+        ranker_weight (`float`, *optional*, defaults to 1.0):
+            Weight of the ranker's log-probabilities when a completer joins both models; fitted on training bundles
+            that neither model has seen.
+        temperature (`float`, *optional*, defaults to 1.0):
+            Divisor of the joined log-probabilities, fitted together with `ranker_weight`.
+        format_version (`int`, *optional*, defaults to 2):
+            Layout of the model folder; a newer one is refused.
+
+    Raises:
+        ValueError: If a modality has an unusable name or width, a size, weight or temperature is out of range, or the
+            folder has another layout.
+    """
+
+    model_type = "bundle_retriever"
+    auto_classes: ClassVar = {
+        "AutoConfig": "configuration_bundle_mllm.BundleRetrieverConfig",
+        "AutoModel": "retriever_bundle_mllm.BundleRetriever",
+        "AutoProcessor": "item_processing_bundle_mllm.BundleItemProcessor",
+    }
+    pipeline_class: ClassVar = "AutoModel"
+
+    memberships: dict[str, int] | None = None
+    hidden_size: int = 64
+    dropout: float = 0.5
+    collaborative_dropout: float = 0.1
+    ranker_weight: float = 1.0
+    temperature: float = 1.0
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        self.memberships = {name: self.memberships[name] for name in sorted(self.memberships or {})}
+        self.check_positive("hidden_size")
+        for name in ("dropout", "collaborative_dropout"):
+            if not 0 <= (value := getattr(self, name)) < 1:
+                raise ValueError(f"{name} is {value}, which is no share of units to drop: give 0 or more, below 1.")
+        if not self.ranker_weight >= 0 or not self.temperature > 0:
+            raise ValueError(
+                f"ranker_weight is {self.ranker_weight} and temperature {self.temperature}, so joined scores would "
+                "not be probabilities: give a weight of 0 or more and a positive temperature."
+            )
 
 
-__all__ = ["BundleMLLMConfig"]
+__all__ = ["BundleMLLMConfig", "BundleRetrieverConfig"]

@@ -1,4 +1,4 @@
-"""Read what a user asks: refuse questions, items and features that would be misread, and name them in messages.
+"""Read questions: refuse questions, items and features that would be misread, and name them in messages.
 
 Knows nothing about prompts, tokens or weights.
 """
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 QUESTION_KEYS = ("partial", "candidates", "question_id", "bundle_id", "answer_index", "answer", "name")
-"""`partial` and `candidates` are asked; the others are what question files have beside them."""
+"""`partial` and `candidates` are read; question files have the others beside them."""
 _ITEM_FIELDS = (("title", str, '"linen shirt"'), ("features", Mapping, '{"visual": [...]}'), ("item_id", str, '"i1"'))
 _ITEM_KEYS = tuple(key for key, _, _ in _ITEM_FIELDS)
 _LONGEST_NAME = 60
@@ -29,26 +29,30 @@ def check_keys(question: Any) -> None:
     """
     if isinstance(question, Mapping) and (unknown := [key for key in question if key not in QUESTION_KEYS]):
         raise ValueError(
-            f"the question has the keys {shorten(unknown)}, which would be ignored: it consists of partial and "
+            f"The question has the keys {shorten(unknown)}, which would be ignored: it consists of partial and "
             f"candidates (and may have {', '.join(QUESTION_KEYS[2:])}), while top_k, group_size and batch_size are "
             "parameters, given beside it to the pipeline."
         )
 
 
-def read_question(question: Any, known: Collection[str]) -> tuple[Sequence, Sequence]:
-    """Return partial bundle and candidates of a question, of any number, once all of their entries can be asked about.
+def read_question(question: Any, known: Collection[str]) -> tuple[Sequence, Sequence | None]:
+    """Return partial bundle and candidates of a question, of any number, once each entry is known to be an item.
 
     Args:
         question: A mapping or an object with `partial` and `candidates`.
         known: The ids of the catalog.
 
+    Returns:
+        Both lists; `None` for candidates that are left out.
+
     Raises:
-        ValueError: An entry is no item, or one is there twice (as far as ids tell).
+        ValueError: If an entry is no item, or one is there twice (as far as ids tell).
     """
     check_keys(question)
-    partial, candidates = (_entries(question, name) for name in ("partial", "candidates"))
+    partial = _entries(question, "partial")
+    candidates = None if field(question, "candidates") is None else _entries(question, "candidates")
     shown: set[str] = set()
-    for name, entries in (("partial", partial), ("candidates", candidates)):
+    for name, entries in (("partial", partial), ("candidates", candidates or ())):
         before, seen = frozenset(shown), shown if name == "partial" else set()
         for entry in entries:
             item_id = _check_item(entry, known)
@@ -56,12 +60,12 @@ def read_question(question: Any, known: Collection[str]) -> tuple[Sequence, Sequ
                 continue
             if item_id in seen:
                 raise ValueError(
-                    f"item {shorten(item_id)} is more than once in {name} of the question, so it would be counted "
+                    f"Item {shorten(item_id)} is more than once in {name} of the question, so it would be counted "
                     "twice: keep one."
                 )
             if item_id in before:
                 raise ValueError(
-                    f"item {shorten(item_id)} is in the partial bundle already and among the candidates, too: remove "
+                    f"Item {shorten(item_id)} is in the partial bundle already and among the candidates, too: remove "
                     "it from one of them."
                 )
             seen.add(item_id)
@@ -82,25 +86,25 @@ def read_features(entry: Mapping, modalities: Mapping[str, int]) -> dict[str, to
     for name, value in (entry.get("features") or {}).items():
         if name not in modalities:
             raise ValueError(
-                f"item {name_of(entry)} has features of {shorten(name)}, which this model cannot read: it has "
+                f"Item {name_of(entry)} has features of {shorten(name)}, which this model cannot read: it has "
                 f"{sorted(modalities)}; drop them."
             )
         try:
             vector = torch.as_tensor(value, dtype=torch.float32)
         except (TypeError, ValueError, RuntimeError, OverflowError):
             raise ValueError(
-                f"the {name!r} features of item {name_of(entry)} are {shorten(value)}, which cannot be read: give a "
+                f"The {name!r} features of item {name_of(entry)} are {shorten(value)}, which cannot be read: give a "
                 f"vector of {modalities[name]} numbers, or leave the modality out."
             ) from None
         if vector.shape != (modalities[name],):
             raise ValueError(
-                f"the {name!r} features of item {name_of(entry)} have shape {list(vector.shape)}, expected "
+                f"The {name!r} features of item {name_of(entry)} have shape {list(vector.shape)}, expected "
                 f"[{modalities[name]}]: encode the item by the encoder this model was trained with."
             )
         if not vector.norm().isfinite():
             problem = "too large" if vector.isfinite().all() else "not finite"
             raise ValueError(
-                f"the {name!r} features of item {name_of(entry)} are {problem} ({shorten(vector.tolist())}), so "
+                f"The {name!r} features of item {name_of(entry)} are {problem} ({shorten(vector.tolist())}), so "
                 "scores would mean nothing: repair them, or leave the modality out."
             )
         features[name] = vector
@@ -128,7 +132,7 @@ def check_scores(question: Any, scores: Sequence[float]) -> None:
 
 def describe(question: Any) -> str:
     """Name a question in a message, in one line of moderate length."""
-    partial, candidates = (_names(field(question, name)) for name in ("partial", "candidates"))
+    partial, candidates = (_names(field(question, name) or ()) for name in ("partial", "candidates"))
     question_id = field(question, "question_id")
     which = "the question" if question_id is None else f"the question {shorten(question_id)}"
     return f"{which} with partial {partial} and candidates {candidates}"
@@ -157,14 +161,9 @@ def _names(entries: Sequence) -> str:
 
 def _entries(question: Any, name: str) -> Sequence:
     value = field(question, name)
-    if value is None and name == "candidates":
-        raise ValueError(
-            "the question has no candidates, so there is nothing to choose from: give 2 to 26 of them, for "
-            'example {"partial": ["i1"], "candidates": ["i2", "i3"]}, or ask the pipeline, which ranks a catalog.'
-        )
     if isinstance(value, (str, Mapping)) or not isinstance(value, Sequence) or not value:
         raise ValueError(
-            f"{name} of the question is {shorten(value)}, so there is nothing to ask: give a list of at least one "
+            f"{name} of the question is {shorten(value)}, so there is nothing to complete: give a list of at least one "
             'item, for example {"partial": ["i1"], "candidates": ["i2", "i3"]}.'
         )
     return value
@@ -183,7 +182,7 @@ def _check_item(entry: Any, known: Collection[str]) -> str | None:
         )
     if unknown := [key for key in entry if key not in _ITEM_KEYS]:
         raise ValueError(
-            f"item {name_of(entry)} has the keys {shorten(unknown)}, which would be ignored: an item has "
+            f"Item {name_of(entry)} has the keys {shorten(unknown)}, which would be ignored: an item has "
             f"{', '.join(_ITEM_KEYS)}; rename or drop them."
         )
     for key, kind, example in _ITEM_FIELDS:
@@ -195,7 +194,7 @@ def _check_item(entry: Any, known: Collection[str]) -> str | None:
     for text in (entry.get("item_id"), entry.get("title")):
         if isinstance(text, str) and any("\ud800" <= character <= "\udfff" for character in text):
             raise ValueError(
-                f"item {name_of(entry)} has half a character in {shorten(text)}, which no tokenizer reads: it was "
+                f"Item {name_of(entry)} has half a character in {shorten(text)}, which no tokenizer reads: it was "
                 "probably cut inside an emoji; cut it elsewhere."
             )
     item_id = entry.get("item_id")
@@ -205,7 +204,7 @@ def _check_item(entry: Any, known: Collection[str]) -> str | None:
         else:
             fix = "give a title or features, or the plain id of an item of the catalog"
         raise ValueError(
-            f"item {shorten(dict(entry))} has neither title nor features, so nothing would be known about it: {fix}."
+            f"Item {shorten(dict(entry))} has neither title nor features, so nothing would be known about it: {fix}."
         )
     return item_id
 
@@ -213,7 +212,7 @@ def _check_item(entry: Any, known: Collection[str]) -> str | None:
 def unknown_item(item_id: Any, num_items: int) -> str:
     """Return the message about an id that no catalog row has."""
     return (
-        f"item {shorten(item_id)} is not among the {num_items} items of this catalog, so nothing is known about it: "
+        f"Item {shorten(item_id)} is not among the {num_items} items of this catalog, so nothing is known about it: "
         'check the id, or give the item itself as {"title": ..., "features": {...}}.'
     )
 

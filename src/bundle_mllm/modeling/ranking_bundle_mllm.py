@@ -1,6 +1,6 @@
-"""Rank lists that are too long for one question: groups of candidates, asked in rounds, on one common scale.
+"""Rank lists that are too long for one prompt: groups of candidates, scored in rounds, on one common scale.
 
-Knows nothing about prompts, models or devices: it is given what scores a group.
+Knows nothing about prompts, models or devices: a function scores the groups.
 """
 
 import random
@@ -9,13 +9,13 @@ from collections.abc import Callable, Generator, Sequence
 import torch
 
 MAX_OPTIONS = 26
-"""Longest list that is one question: its options are lettered A to Z."""
+"""Longest list that fits one prompt: its options are lettered A to Z."""
 GROUP_SIZE = 10
 """Candidates of one group: the paper's number of options, which the default recipes train on."""
 KEEP = 1 / 3
 """Share of the candidates that go on to the next round."""
 FINAL_ORDERS = 2
-"""How often the last group is asked, each time in another order."""
+"""How often the last group is scored, each time in another order."""
 
 MAX_STEPS, TOLERANCE = 500, 1e-3  # of the fit; 100 steps are usual for 1,000 candidates
 
@@ -23,15 +23,15 @@ MAX_STEPS, TOLERANCE = 500, 1e-3  # of the fit; 100 steps are usual for 1,000 ca
 def round_sizes(num_candidates: int, group_size: int = GROUP_SIZE) -> list[int]:
     """Return how many candidates take part in each round of a ranking.
 
-    A round of `n` candidates costs `ceil(n / group_size)` questions, each a row of a forward pass; all rounds together
+    A round of `n` candidates costs `ceil(n / group_size)` prompts, each a row of a forward pass; all rounds together
     about `1.5 * num_candidates / group_size + 3` of them.
 
     Raises:
-        ValueError: The group size is not 3 to 26.
+        ValueError: If the group size is not 3 to 26.
     """
     if not 3 <= group_size <= MAX_OPTIONS:
         raise ValueError(
-            f"group_size is {group_size}, but a group is a question with lettered options that leaves none alone: "
+            f"group_size is {group_size}, but a group is a prompt with lettered options that leaves none alone: "
             f"give 3 to {MAX_OPTIONS}."
         )
     sizes = [num_candidates]
@@ -40,28 +40,28 @@ def round_sizes(num_candidates: int, group_size: int = GROUP_SIZE) -> list[int]:
     return sizes + sizes[-1:] * (FINAL_ORDERS - 1)
 
 
-def num_questions(num_candidates: int, group_size: int = GROUP_SIZE) -> int:
-    """Return how many questions a ranking asks: 18 for 100 candidates in groups of 10, 154 for 1,000."""
+def num_prompts(num_candidates: int, group_size: int = GROUP_SIZE) -> int:
+    """Return how many prompts a ranking needs: 18 for 100 candidates in groups of 10, 154 for 1,000."""
     return sum(-(-size // group_size) for size in round_sizes(num_candidates, group_size))
 
 
 def rank_in_groups(
-    ask: Callable[[list[tuple[int, list[int]]]], Sequence[Sequence[float]]],
+    score: Callable[[list[tuple[int, list[int]]]], Sequence[Sequence[float]]],
     num_candidates: Sequence[int],
     *,
     group_size: int = GROUP_SIZE,
     seed: int = 0,
 ) -> list[list[float]]:
-    """Rank long lists by questions of few options (ours).
+    """Rank long lists by prompts of few options (ours).
 
     In each round the candidates that are left are shuffled and dealt into groups of equal size, and each group is one
-    question. The logit of a candidate is taken as its strength plus a constant of the question it was asked in; least
-    squares over all questions so far tells the two apart, since every round mixes the groups anew. The strongest third
-    goes on, until one group is left; that is asked twice, in another order. So the effort goes to the candidates that
-    may win, and every candidate has a strength on one scale.
+    prompt. The logit of a candidate is modeled as its strength plus a constant of its prompt; least squares over all
+    prompts so far separates the two, since every round mixes the groups anew. The strongest third goes on, until one
+    group is left, which is scored twice, in two orders. So most prompts go to the candidates that may win, and every
+    candidate has a strength on one scale.
 
     Args:
-        ask: Scores groups: given `(list, candidates)` pairs, the positions of lists in `num_candidates` and of
+        score: Scores groups: given `(list, candidates)` pairs, the positions of lists in `num_candidates` and of
             candidates in their lists, it returns one logit per candidate of each.
         num_candidates: How many candidates each list has; the rounds of all lists are asked together.
         group_size: Most candidates of a group, 3 to 26; see `round_sizes` for what a ranking costs.
@@ -74,8 +74,7 @@ def rank_in_groups(
     groups = [next(ranking) for ranking in rankings]
     results: list[list[float]] = [[] for _ in rankings]
     while any(groups):
-        asked = [(index, group) for index, members in enumerate(groups) for group in members]
-        logits = iter(ask(asked))
+        logits = iter(score([(index, group) for index, members in enumerate(groups) for group in members]))
         for index, members in enumerate(groups):
             if members:
                 try:
@@ -90,7 +89,7 @@ def _rank(
 ) -> Generator[list[list[int]], list[Sequence[float]], list[float]]:
     """Yield the groups of each round, take their logits, and return the log-probabilities."""
     left = list(range(number))
-    asked: list[list[int]] = []
+    scored: list[list[int]] = []
     logits: list[Sequence[float]] = []
     strengths = torch.zeros(number, dtype=torch.float64)
     for size in round_sizes(number, group_size):
@@ -98,16 +97,16 @@ def _rank(
         rng.shuffle(left)
         num_groups = -(-size // group_size)
         groups = [left[start::num_groups] for start in range(num_groups)]
-        asked += groups
+        scored += groups
         logits += yield groups
-        strengths = _fit(number, asked, logits)
+        strengths = _fit(number, scored, logits)
     return strengths.log_softmax(dim=0).tolist()
 
 
-def _fit(number: int, asked: list[list[int]], logits: list[Sequence[float]]) -> torch.Tensor:
+def _fit(number: int, scored: list[list[int]], logits: list[Sequence[float]]) -> torch.Tensor:
     """Fit logit = strength of the candidate + constant of the question, by least squares (alternating means)."""
-    members = torch.tensor([member for group in asked for member in group])
-    question = torch.repeat_interleave(torch.arange(len(asked)), torch.tensor([len(group) for group in asked]))
+    members = torch.tensor([member for group in scored for member in group])
+    question = torch.repeat_interleave(torch.arange(len(scored)), torch.tensor([len(group) for group in scored]))
     values = torch.tensor([value for group in logits for value in group], dtype=torch.float64)
     strengths = torch.zeros(number, dtype=torch.float64)
 
@@ -116,11 +115,11 @@ def _fit(number: int, asked: list[list[int]], logits: list[Sequence[float]]) -> 
         return total / torch.bincount(index, minlength=size).clamp(min=1)
 
     for _ in range(MAX_STEPS):
-        constants = mean(question, len(asked), values - strengths[members])
+        constants = mean(question, len(scored), values - strengths[members])
         before, strengths = strengths, mean(members, number, values - constants[question])
         if (strengths - before).abs().max() < TOLERANCE:
             break
     return strengths
 
 
-__all__ = ["GROUP_SIZE", "MAX_OPTIONS", "num_questions", "rank_in_groups", "round_sizes"]
+__all__ = ["GROUP_SIZE", "MAX_OPTIONS", "num_prompts", "rank_in_groups", "round_sizes"]

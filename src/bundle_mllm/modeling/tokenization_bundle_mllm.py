@@ -10,7 +10,6 @@ from transformers.tokenization_utils_base import AddedToken, BatchEncoding, PreT
 
 ITEM_PLACEHOLDER = "<|item|>"
 ITEM_SEPARATOR = "<|item_separator|>"
-OPTION_SEPARATOR = "<|option_separator|>"
 ITEM_TEXT = re.compile(r"<\|item_(0|[1-9][0-9]*)\|>")
 _DEFAULT_OFFSET = 1 << 20
 
@@ -31,7 +30,6 @@ class BundleMLLMTokenizerFast(PreTrainedTokenizerFast):
         cls,
         tokenizer: PreTrainedTokenizerBase,
         item_token_offset: int = _DEFAULT_OFFSET,
-        marks_options: bool = False,
     ) -> "BundleMLLMTokenizerFast":
         """Extend a backbone's tokenizer; the original stays as it is.
 
@@ -39,7 +37,6 @@ class BundleMLLMTokenizerFast(PreTrainedTokenizerFast):
             tokenizer: Any fast tokenizer. Its special tokens, chat template and padding side are kept; without a
                 padding token its end-of-sequence token is used.
             item_token_offset: Id of item 0, as in the model's configuration.
-            marks_options: Whether to add a second token for the soft separator, which stands in options.
 
         Returns:
             The tokenizer, with a placeholder and the soft separator as two more special tokens.
@@ -52,7 +49,7 @@ class BundleMLLMTokenizerFast(PreTrainedTokenizerFast):
                 f"{type(tokenizer).__name__} is not backed by a tokenizer.json, so item tokens cannot be placed by "
                 "character offsets: load the tokenizer through AutoTokenizer with use_fast=True."
             )
-        added = (ITEM_PLACEHOLDER, ITEM_SEPARATOR, *([OPTION_SEPARATOR] if marks_options else []))
+        added = (ITEM_PLACEHOLDER, ITEM_SEPARATOR)
         if item_token_offset < len(tokenizer) + len(added):
             raise ValueError(
                 f"item_token_offset is {item_token_offset}, but the tokenizer has {len(tokenizer)} tokens, so text "
@@ -91,11 +88,6 @@ class BundleMLLMTokenizerFast(PreTrainedTokenizerFast):
     def separator_token_id(self) -> int:
         """Id of the soft separator."""
         return self._tokenizer.token_to_id(ITEM_SEPARATOR)
-
-    @property
-    def option_separator_token_id(self) -> int | None:
-        """Id of the soft separator in options, where it has one of its own."""
-        return self._tokenizer.token_to_id(OPTION_SEPARATOR)
 
     @staticmethod
     def item_token(row: int) -> str:

@@ -1,0 +1,59 @@
+"""What both models share: strict loading, and the initialization of an item catalog.
+
+Knows nothing about what either model computes.
+"""
+
+from typing import ClassVar
+
+from torch import nn
+from transformers.modeling_utils import PreTrainedModel
+
+from .catalog_bundle_mllm import init_catalog
+
+
+class BundlePreTrainedModel(PreTrainedModel):
+    """A `PreTrainedModel` that loads exactly its own weights, or says which differ."""
+
+    how_to_make: ClassVar[str] = ""
+    """What a message about foreign weights adds."""
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        init_catalog(module)
+
+    @classmethod
+    def may_ignore(cls, key: str) -> bool:
+        """Return whether a weight of a checkpoint is of no use to this class, and no mistake."""
+        return False
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info: bool = False, **kwargs):
+        """Load a saved model, strictly.
+
+        Weights that are missing, left over or of another shape are errors, unless `key_mapping` says that the file
+        holds something else (for example a stock backbone).
+
+        Raises:
+            ValueError: If the checkpoint does not hold exactly the weights of this model.
+        """
+        strict = kwargs.get("key_mapping") is None
+        if strict:
+            kwargs["ignore_mismatched_sizes"] = True  # not ignored: reported below, by name
+        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        if strict:
+            problems = {
+                "missing": sorted(info["missing_keys"]),
+                "unexpected": sorted(key for key in info["unexpected_keys"] if not cls.may_ignore(key)),
+                "of another shape": sorted(str(key) for key in info["mismatched_keys"]),
+            }
+            found = "; ".join(f"{len(keys)} {what} ({', '.join(keys[:3])})" for what, keys in problems.items() if keys)
+            if found:
+                raise ValueError(
+                    f"The weights in {str(pretrained_model_name_or_path)!r} are not those of this {cls.__name__}: "
+                    f"{found}. The model would answer with random weights: load a folder that this class saved"
+                    f"{cls.how_to_make}."
+                )
+        return (model, info) if output_loading_info else model
+
+
+__all__ = ["BundlePreTrainedModel"]

@@ -1,0 +1,369 @@
+"""The completer joins ranker and retriever: the one way to score candidates and to complete bundles.
+
+Knows nothing about prompt wording, files or metrics.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from .item_processing_bundle_mllm import BundleItemProcessor
+from .questions_bundle_mllm import check_scores, field
+from .ranking_bundle_mllm import GROUP_SIZE, MAX_OPTIONS, round_sizes
+from .scoring_bundle_mllm import RankerScorer, RankerScores
+
+NUM_RETRIEVED = 100
+"""Items that a whole catalog is narrowed down to, unless more are wanted."""
+QUESTIONS_AT_ONCE = 256
+"""Questions whose options the retriever scores in one pass; those about a whole catalog: a quarter."""
+
+
+@dataclass(frozen=True)
+class Completion:
+    """The scores of one question's candidates: log-probabilities, float64, in the order of `candidates`.
+
+    Attributes:
+        candidates: The candidates of the question; for a question without any, those that were retrieved.
+        both: `[K]` of the answer: ranker and retriever joined, or of the only part.
+        ranker: `[K]` of the ranker alone, `-inf` for candidates it was not shown; `None` without a ranker.
+        retriever: `[K]` of the retriever alone; `None` without a retriever.
+        orders: `[num_orders, K]` of the answer under each order of the candidates.
+        unrestricted_choice: See `RankerScores`; the best candidate where there is no ranker.
+        terms: What each part of the retriever adds to its scores `[K]`, by name; where asked for.
+    """
+
+    candidates: Sequence[Any]
+    both: torch.Tensor
+    ranker: torch.Tensor | None
+    retriever: torch.Tensor | None
+    orders: torch.Tensor
+    unrestricted_choice: int | None
+    terms: Mapping[str, torch.Tensor] | None = None
+
+
+class BundleCompleter:
+    """Complete partial bundles with a ranker, a retriever or both.
+
+    Up to `max_options` candidates are scored by both models: the answer is `softmax((w * ranker + retriever) / T)` of
+    their log-probabilities, with `ranker_weight` w and `temperature` T of the retriever's configuration (a product of
+    experts; ours). Of more candidates the ranker sees the best `max_options` by the retriever: the probability that
+    the retriever gives these is redistributed among them, and all others keep theirs. Without a retriever longer lists
+    are ranked in groups (`rank_in_groups`); without a ranker the retriever answers. A question without candidates
+    is about the whole catalog except the partial bundle.
+
+    Args:
+        processor: The items; a `BundleMLLMProcessor` if there is a ranker.
+        ranker: A `BundleMLLMForCausalLM`, or an adapter of one.
+        retriever: A `BundleRetriever`.
+
+    Raises:
+        ValueError: If there is no model, or a model has other items than the processor.
+    """
+
+    def __init__(self, processor: BundleItemProcessor, ranker: Any = None, retriever: Any = None):
+        if ranker is None and retriever is None:
+            raise ValueError("A completer needs a ranker, a retriever or both, and got neither: load one first.")
+        self.processor, self.ranker, self.retriever = processor, ranker, retriever
+        modalities: dict[str, int] = {}
+        for model in self.models:
+            processor.check_model(model.config)
+            for name, width in (model.config.modalities or {}).items():
+                if modalities.setdefault(name, width) != width:
+                    raise ValueError(
+                        f"Ranker and retriever read {name!r} features of {modalities[name]} and {width} columns, so "
+                        "one item could not be given to both: make the retriever again for this ranker."
+                    )
+        processor.modalities = {name: modalities[name] for name in sorted(modalities)}
+
+    @property
+    def models(self) -> list[Any]:
+        """The models there are, the ranker first."""
+        return [model for model in (self.ranker, self.retriever) if model is not None]
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Names of what can be scored apart: "ranker", "retriever" and, with both, "both"."""
+        names = tuple(name for name in ("ranker", "retriever") if getattr(self, name) is not None)
+        return (*names, "both") if len(names) == 2 else names
+
+    def to(self, device: Any) -> "BundleCompleter":
+        """Move the models to a device."""
+        for model in self.models:
+            model.to(device)
+        return self
+
+    def set_catalog(
+        self,
+        item_ids: Sequence[str],
+        titles: Sequence[str],
+        features: Mapping[str, torch.Tensor],
+        present: Mapping[str, torch.Tensor] | None = None,
+        memberships: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Replace the items of processor, ranker and retriever, or of none of them.
+
+        Args:
+            item_ids: Ids of the items.
+            titles: Their titles.
+            features: `[num_items, width]` of each modality.
+            present: `[num_items]` of each modality.
+            memberships: See `BundleRetriever.set_catalog`; items are in no group if not given.
+
+        Raises:
+            ValueError: If ids, titles or features are not those of one list of items.
+        """
+        checked = BundleItemProcessor(item_ids, titles)  # refuses wrong ids before anything is changed
+        for name, matrix in features.items():
+            if len(matrix) != checked.num_items:
+                raise ValueError(
+                    f"There are {checked.num_items} item ids but {len(matrix)} rows of {name!r} features, so features "
+                    "would be assigned to the wrong items: give one row per id."
+                )
+        before = [(model, model.config.items_hash, model.catalog_rows()) for model in self.models]
+        try:
+            for model in self.models:
+                known = model.config.modalities
+                own = {name: matrix for name, matrix in features.items() if name in known}
+                masks = {name: mask for name, mask in (present or {}).items() if name in known}
+                groups = {"memberships": memberships} if model is self.retriever else {}
+                model.set_catalog(own, masks, **groups)
+        except ValueError:
+            for model, items_hash, rows in before:
+                if rows["features"]:
+                    model.set_catalog(**rows)
+                model.config.items_hash = items_hash
+            raise
+        self.processor.set_items(item_ids, titles)
+
+    @torch.inference_mode()
+    def score(
+        self,
+        questions: Sequence[Any],
+        *,
+        batch_size: int = 32,
+        permutations: int = 1,
+        max_options: int | None = None,
+        group_size: int | None = None,
+        num_retrieved: int = NUM_RETRIEVED,
+        seed: int = 0,
+        return_terms: bool = False,
+        progress: Callable[[Iterable[int]], Iterable[int]] = iter,
+    ) -> list[Completion]:
+        """Score the candidates of every question.
+
+        Args:
+            questions: The questions; see `BundleItemProcessor`.
+            batch_size: Prompts per forward pass of the ranker.
+            permutations: In how many orders of its candidates the ranker scores each question (see
+                `candidate_orders`), at as many times the cost; the mean of their log-probabilities counts.
+            max_options: Longest list of candidates in one prompt, 3 to 26; by default the processor's.
+            group_size: Most candidates of a group where lists are ranked in groups; by default 10, or `max_options` if
+                that is less.
+            num_retrieved: How many items are returned for a question without candidates.
+            seed: Of the candidate orders and groups.
+            return_terms: Whether to return what each part of the retriever adds.
+            progress: Wraps the batches of the ranker, for a progress bar.
+
+        Returns:
+            One `Completion` per question, in their order.
+
+        Raises:
+            ValueError: If an option is out of range, an item is unknown or there twice, a prompt is too long, or a
+                score is not finite.
+        """
+        if permutations < 1 or batch_size < 1 or num_retrieved < 1:
+            raise ValueError(
+                f"permutations is {permutations}, batch_size {batch_size} and num_retrieved {num_retrieved}, so "
+                "nothing would be scored: give 1 or more of each."
+            )
+        limit = max_options or getattr(self.processor, "max_options", MAX_OPTIONS)
+        if not 3 <= limit <= MAX_OPTIONS:
+            raise ValueError(
+                f"max_options is {limit}, but options are lettered A to Z: choose 3 to {MAX_OPTIONS}."
+            )
+        group_size = group_size or min(GROUP_SIZE, limit)
+        round_sizes(MAX_OPTIONS, group_size)  # refuses a wrong size before anything runs
+        modes = [model.training for model in self.models]
+        for model in self.models:
+            model.eval()
+        try:
+            questions, retrieved, terms = self._retrieve(questions, num_retrieved, return_terms)
+            if self.ranker is None:
+                ranked: list[tuple[list[int], RankerScores] | None] = [None] * len(questions)
+            else:
+                scorer = RankerScorer(self.ranker, self.processor, batch_size, progress)
+                ranked = self._rank(scorer, questions, retrieved, limit, group_size, permutations, seed)
+        finally:
+            for model, mode in zip(self.models, modes, strict=True):
+                model.train(mode)
+        return [
+            self._join(question["candidates"], *scores)
+            for question, *scores in zip(questions, ranked, retrieved, terms, strict=True)
+        ]
+
+    def check(self, question: Any) -> None:
+        """Refuse a question that cannot be scored, before its batch runs.
+
+        Raises:
+            ValueError: As in `score`.
+        """
+        partial, candidates = self.processor.read_question(question)
+        if self.ranker is not None:
+            shown = list(candidates or self.processor.item_ids[:2])[: self.processor.max_options]
+            if len(shown) > 1:
+                self.processor.render({"partial": partial, "candidates": shown})
+        for model in self.models:
+            self.processor.option_rows([question], model.config.modalities)
+
+    def complete(
+        self, question: Any, *, top_k: int | None = None, explain: bool = False, **options: Any
+    ) -> list[dict[str, Any]]:
+        """Complete one bundle.
+
+        Args:
+            question: The question.
+            top_k: How many candidates to return; all that were scored if not given.
+            explain: Whether to add, under "explanation", the probability that each model gives an answer alone, and
+                the terms of the retriever's score.
+            **options: See `score`.
+
+        Returns:
+            The candidates, best first: see `describe`.
+        """
+        if field(question, "candidates") is None and top_k is not None:
+            options.setdefault("num_retrieved", max(top_k, NUM_RETRIEVED))
+        [completion] = self.score([question], return_terms=explain, **options)
+        return self.describe(completion, letters=field(question, "candidates") is not None, top_k=top_k, explain=explain)
+
+    def describe(
+        self, completion: Completion, *, letters: bool = True, top_k: int | None = None, explain: bool = False
+    ) -> list[dict[str, Any]]:
+        """Return the candidates of a completion as dictionaries, best first.
+
+        Returns:
+            For each `item_id`, `title`, `letter` (its place in the question, up to 26 candidates; else `None`),
+            `score` (its probability) and, if wanted, `explanation`.
+        """
+        candidates = completion.candidates
+        letters = letters and len(candidates) <= MAX_OPTIONS
+        order = sorted(range(len(candidates)), key=lambda i: -float(completion.both[i]))[:top_k]
+        answers = []
+        for i in order:
+            entry = candidates[i]
+            item_id = entry.get("item_id") if isinstance(entry, Mapping) else entry
+            answer = {"item_id": item_id, "title": self.processor.title(entry), "letter": chr(65 + i) if letters else None}
+            answer["score"] = float(completion.both[i].exp())
+            if explain:
+                scores = {"ranker": completion.ranker, "retriever": completion.retriever}
+                parts = {name: float(logs[i].exp()) for name, logs in scores.items() if logs is not None}
+                terms = {name: float(values[i]) for name, values in (completion.terms or {}).items()}
+                answer["explanation"] = {**parts, **({"retriever_terms": terms} if terms else {})}
+            answers.append(answer)
+        return answers
+
+    def _retrieve(
+        self, questions: Sequence[Any], num_retrieved: int, return_terms: bool
+    ) -> tuple[list[dict[str, Any]], list[torch.Tensor | None], list[dict[str, torch.Tensor] | None]]:
+        """Return the questions with their candidates, and the retriever's log-probabilities (and terms) of these."""
+        complete: list[dict[str, Any]] = []
+        for question in questions:
+            partial, candidates = self.processor.read_question(question)
+            if candidates is None and self.retriever is None:
+                shown = {entry.get("item_id") if isinstance(entry, Mapping) else entry for entry in partial}
+                candidates = [item_id for item_id in self.processor.item_ids if item_id not in shown]
+            question_id = field(question, "question_id")
+            complete.append({"question_id": question_id, "partial": partial, "candidates": candidates})
+        logs: list[torch.Tensor | None] = [None] * len(complete)
+        terms: list[dict[str, torch.Tensor] | None] = [None] * len(complete)
+        if self.retriever is None:
+            return complete, logs, terms
+        modalities = self.retriever.config.modalities
+        open_questions = [i for i, question in enumerate(complete) if question["candidates"] is None]
+        for chunk in _split(open_questions, QUESTIONS_AT_ONCE // 4):
+            batch = self._rows([complete[i] for i in chunk], modalities)
+            batch.pop("option_rows")
+            found = self.retriever.retrieve(**batch, top_k=num_retrieved)
+            for i, rows, scores, total in zip(chunk, found.rows, found.scores, found.log_normalizer, strict=True):
+                kept = rows >= 0
+                complete[i]["candidates"] = [self.processor.item_ids[row] for row in rows[kept].tolist()]
+                logs[i] = (scores[kept].double() - total.double()).cpu()
+        given = [i for i in range(len(complete)) if logs[i] is None]
+        for chunk in _split(given + (open_questions if return_terms else []), QUESTIONS_AT_ONCE):
+            output = self.retriever(**self._rows([complete[i] for i in chunk], modalities), return_terms=return_terms)
+            for row, i in enumerate(chunk):
+                count = len(complete[i]["candidates"])
+                scores = output.scores[row, :count].double().cpu()
+                check_scores(complete[i], scores.tolist())
+                if logs[i] is None:
+                    logs[i] = scores.log_softmax(dim=-1)
+                terms[i] = {name: term[row, :count].cpu() for name, term in (output.terms or {}).items()}
+        return complete, logs, terms
+
+    def _rows(self, questions: Sequence[Any], modalities: Mapping[str, int]) -> dict[str, Any]:
+        batch = self.processor.option_rows(questions, modalities)
+        return {name: v.to(self.retriever.device) if torch.is_tensor(v) else v for name, v in batch.items()}
+
+    def _rank(
+        self,
+        scorer: RankerScorer,
+        questions: Sequence[dict[str, Any]],
+        retrieved: Sequence[torch.Tensor | None],
+        limit: int,
+        group_size: int,
+        permutations: int,
+        seed: int,
+    ) -> list[tuple[list[int], RankerScores] | None]:
+        """Return which candidates the ranker scored, and its scores of these; `None` for a single candidate."""
+        shown: dict[int, list[int]] = {}
+        for i, (question, logs) in enumerate(zip(questions, retrieved, strict=True)):
+            count = len(question["candidates"])
+            if count > limit and logs is not None:
+                shown[i] = sorted(logs.topk(limit).indices.tolist())
+            elif count >= 2:
+                shown[i] = list(range(count))
+        short = [i for i, members in shown.items() if len(members) <= limit]
+        long = [i for i in shown if len(shown[i]) > limit]
+        prompts = [
+            {**questions[i], "candidates": [questions[i]["candidates"][member] for member in shown[i]]} for i in short
+        ]
+        scored = dict(zip(short, scorer.in_one_prompt(prompts, permutations, seed), strict=True))
+        groups = scorer.in_groups([questions[i] for i in long], group_size, permutations, seed)
+        scored |= zip(long, groups, strict=True)
+        return [(shown[i], scored[i]) if i in shown else None for i in range(len(questions))]
+
+    def _join(
+        self,
+        candidates: Sequence[Any],
+        ranked: tuple[list[int], RankerScores] | None,
+        retrieved: torch.Tensor | None,
+        terms: Mapping[str, torch.Tensor] | None,
+    ) -> Completion:
+        if ranked is None:
+            logs = torch.zeros(len(candidates), dtype=torch.float64) if retrieved is None else retrieved
+            choice = int(logs.argmax()) if len(logs) else None
+            return Completion(candidates, logs, None, retrieved, logs.unsqueeze(0), choice, terms)
+        members, scores = ranked
+        ranker = torch.full((len(candidates),), -torch.inf, dtype=torch.float64)
+        ranker[members] = scores.log_probabilities
+        if retrieved is None:
+            return Completion(candidates, ranker, ranker, None, scores.orders, scores.unrestricted_choice, terms)
+        own = retrieved[members]
+        both = retrieved.clone()
+        both[members] = own.logsumexp(dim=-1) + self._mix(scores.log_probabilities, own)
+        orders = retrieved.repeat(len(scores.orders), 1)
+        orders[:, members] = own.logsumexp(dim=-1) + self._mix(scores.orders, own)
+        choice = None if scores.unrestricted_choice is None else members[scores.unrestricted_choice]
+        return Completion(candidates, both, ranker, retrieved, orders, choice, terms)
+
+    def _mix(self, ranker: torch.Tensor, retriever: torch.Tensor) -> torch.Tensor:
+        config = self.retriever.config
+        return ((config.ranker_weight * ranker + retriever) / config.temperature).log_softmax(dim=-1)
+
+
+def _split(indices: list[int], size: int) -> list[list[int]]:
+    return [indices[start : start + size] for start in range(0, len(indices), size)]
+
+
+__all__ = ["BundleCompleter", "Completion"]

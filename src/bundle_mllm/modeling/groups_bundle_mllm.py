@@ -1,0 +1,187 @@
+"""Which item is in which group (bundles, users, words), as buffers that are saved with the retriever.
+
+Knows nothing about features, scores or where the groups come from.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+
+class ItemPairs(NamedTuple):
+    """Pairs of item and group, each there once or more.
+
+    Attributes:
+        nodes: `[num_pairs]` catalog row of the item; or, with `node_of_item`, the number of a node that items share.
+        groups: `[num_pairs]` number of the group, from 0.
+        node_of_item: `[num_items]` node of each item, -1 for none; `None`: every item is its own node.
+        fold_of_group: `[num_groups]` fold of each group, for training on out-of-fold rows; not saved.
+    """
+
+    nodes: torch.Tensor
+    groups: torch.Tensor
+    node_of_item: torch.Tensor | None = None
+    fold_of_group: torch.Tensor | None = None
+
+
+class BundleRetrieverGroups(nn.Module):
+    """The groups of each item, in compressed rows.
+
+    Items may share a node, such as their category, and are then in the same groups.
+    """
+
+    node_of_item: torch.Tensor
+    offsets: torch.Tensor
+    groups: torch.Tensor
+    sizes: torch.Tensor
+
+    def __init__(self, num_items: int, num_pairs: int):
+        super().__init__()
+        self.register_buffer("node_of_item", torch.zeros(num_items, dtype=torch.int32))
+        self.register_buffer("offsets", torch.zeros(num_items + 1, dtype=torch.long))
+        self.register_buffer("groups", torch.zeros(num_pairs, dtype=torch.int32))
+        self.register_buffer("sizes", torch.zeros(num_pairs, dtype=torch.int32))
+        self.register_buffer("fold_of_group", None, persistent=False)
+        self._inverse: tuple[torch.Tensor, ...] | None = None
+
+    @property
+    def num_pairs(self) -> int:
+        """Number of different pairs."""
+        return len(self.groups)
+
+    def replace(self, num_items: int, pairs: ItemPairs | None) -> None:
+        """Replace all pairs.
+
+        Args:
+            num_items: Length of the catalog.
+            pairs: The pairs; `None` for no pair.
+
+        Raises:
+            ValueError: If a node or an item has no place in the catalog.
+        """
+        device = self.offsets.device
+        nothing = torch.zeros(0, dtype=torch.long)
+        nodes, groups, node_of_item, fold_of_group = pairs or ItemPairs(nothing, nothing)
+        if node_of_item is None:
+            node_of_item = torch.arange(num_items)
+        if nodes.shape != groups.shape or (len(nodes) and not 0 <= int(nodes.min()) <= int(nodes.max()) < num_items):
+            raise ValueError(
+                f"A membership has {len(nodes)} rows and {len(groups)} groups for {num_items} items, so some pairs "
+                "have no item: give one catalog row per group, from 0 to the number of items less one."
+            )
+        if node_of_item.shape != (num_items,) or bool(((node_of_item < -1) | (node_of_item >= num_items)).any()):
+            raise ValueError(
+                f"node_of_item has shape {list(node_of_item.shape)} for {num_items} items, or a node outside -1 … "
+                "num_items - 1, so some items would be in the groups of others: give one node per item."
+            )
+        self.node_of_item = node_of_item.to(device=device, dtype=torch.int32)
+        pairs_by_node = torch.stack([nodes, groups]).unique(dim=1).to(device)  # sorted by node, each pair once
+        self.offsets = _offsets(pairs_by_node[0], num_items)
+        self.groups = pairs_by_node[1].int()
+        self.sizes = pairs_by_node[1].bincount()[pairs_by_node[1]].int() if len(nodes) else self.groups.clone()
+        self.register_buffer(
+            "fold_of_group", None if fold_of_group is None else fold_of_group.to(device), persistent=False
+        )
+        self._inverse = None
+
+    def pairs(self) -> ItemPairs:
+        """Return all pairs, as `replace` takes them."""
+        nodes = torch.arange(len(self.offsets) - 1, device=self.offsets.device)
+        return ItemPairs(
+            nodes.repeat_interleave(self.offsets.diff()),
+            self.groups.long(),
+            self.node_of_item.long(),
+            self.fold_of_group,
+        )
+
+    def degree(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return the number of groups `[n]` of the items in catalog rows `[n]`."""
+        first, end = self._range(rows)
+        return end - first
+
+    def gather(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Read the groups of the given rows.
+
+        Row `(f + 1) * num_items + r` is item `r` without the groups of fold `f`, where folds are set; any other row
+        beyond the catalog is in no group.
+
+        Args:
+            rows: `[n]`
+
+        Returns:
+            The number of groups of each row `[n]`; and for every pair `[num_pairs]` each the index below n (rising),
+            the group, and the group's size in nodes.
+        """
+        first, end = self._range(rows)
+        owner, place = expand(first, end - first)
+        group, size = self.groups[place].long(), self.sizes[place]
+        if self.fold_of_group is not None:
+            fold = torch.div(rows, len(self.node_of_item), rounding_mode="floor") - 1
+            kept = self.fold_of_group[group] != fold[owner]
+            owner, group, size = owner[kept], group[kept], size[kept]
+        return owner.bincount(minlength=len(rows)), owner, group, size
+
+    def members(self, groups: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Read the items of the given groups.
+
+        Args:
+            groups: `[n]`
+
+        Returns:
+            For every item `[num_members]` each the index below n (rising), the catalog row, the group's size in nodes
+            and the number of groups of the item.
+        """
+        if self._inverse is None:
+            nodes, all_groups, node_of_item, _ = self.pairs()
+            by_group = all_groups.argsort(stable=True)
+            num_groups = int(all_groups.max()) + 1 if len(all_groups) else 0
+            items = torch.arange(len(node_of_item), device=nodes.device)
+            has_node = node_of_item >= 0
+            by_node = node_of_item[has_node].argsort(stable=True)
+            self._inverse = (
+                nodes[by_group],
+                _offsets(all_groups, num_groups),
+                items[has_node][by_node],
+                _offsets(node_of_item[has_node], len(node_of_item)),
+            )
+        nodes, group_offsets, items, node_offsets = self._inverse
+        first = group_offsets[groups]
+        size = group_offsets[groups + 1] - first
+        owner, place = expand(first, size)
+        node = nodes[place]
+        degree = self.offsets[node + 1] - self.offsets[node]
+        of_pair, place = expand(node_offsets[node], node_offsets[node + 1] - node_offsets[node])
+        return owner[of_pair], items[place], size[owner][of_pair], degree[of_pair]
+
+    def _range(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the first and the end place of the groups of each row `[n]`."""
+        num_items = len(self.node_of_item)
+        if num_items == 0:
+            return torch.zeros_like(rows), torch.zeros_like(rows)
+        is_known = rows < num_items if self.fold_of_group is None else torch.ones_like(rows, dtype=torch.bool)
+        node = self.node_of_item[rows % num_items].long()
+        node = torch.where(is_known, node, -1)
+        first, end = self.offsets[node.clamp(min=0)], self.offsets[node + 1]
+        return first, torch.where(node < 0, first, end)
+
+    def _apply(self, *args, **kwargs):
+        self._inverse = None
+        return super()._apply(*args, **kwargs)
+
+
+def expand(first: torch.Tensor, counts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """List the members of each range `first[i], …, first[i] + counts[i] - 1`: the numbers i, and the members."""
+    owner = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
+    before = counts.cumsum(0) - counts
+    return owner, torch.arange(len(owner), device=counts.device) + (first - before)[owner]
+
+
+def _offsets(numbers: torch.Tensor, size: int) -> torch.Tensor:
+    """Return where the entries of each number below `size` begin, `[size + 1]`, once they are sorted."""
+    offsets = torch.zeros(size + 1, dtype=torch.long, device=numbers.device)
+    offsets[1:] = numbers.bincount(minlength=size).cumsum(0)
+    return offsets
+
+
+__all__ = ["BundleRetrieverGroups", "ItemPairs", "expand"]

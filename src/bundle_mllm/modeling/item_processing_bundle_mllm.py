@@ -1,0 +1,225 @@
+"""The items of a catalog by id, and questions about them as catalog rows: what the retriever reads.
+
+Knows nothing about prompts, tokens or weights.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from json.encoder import encode_basestring, encode_basestring_ascii
+from typing import Any
+
+import torch
+from transformers import ProcessorMixin
+from transformers.tokenization_utils_base import BatchEncoding
+from transformers.utils import hub
+
+from .questions_bundle_mllm import read_features, read_question, unknown_item
+
+ITEMS_FILE = "items.jsonl"
+_HUB_KWARGS = ("cache_dir", "force_download", "proxies", "token", "revision", "local_files_only", "subfolder")
+
+
+class BundleItemProcessor(ProcessorMixin):
+    """Turn bundle questions into catalog rows.
+
+    A question is a mapping with `partial` and `candidates`, or an object with these attributes. Their entries are
+    item ids, or, for items that the catalog does not hold, `{"title": str, "features": {modality: vector}}`; one of
+    the two may be left out, and an `"item_id"` may be added. No item may occur twice. The other keys of question
+    files are allowed and ignored.
+
+    Args:
+        item_ids: Ids of the items, in the order of the model's catalog rows.
+        titles: Their titles, "" where there is none.
+        modalities: Width of the features of each modality, to check the features of dict items.
+        **parts: The tokenizer and its chat template, of the subclass that has one.
+
+    Raises:
+        ValueError: If ids and titles differ in number, or an id is repeated.
+    """
+
+    def __init__(self, item_ids=(), titles=(), modalities=None, **parts):
+        super().__init__(**parts)
+        self.modalities = None if modalities is None else {name: modalities[name] for name in sorted(modalities)}
+        self.set_items(item_ids, titles)
+
+    def set_items(self, item_ids: Sequence[str], titles: Sequence[str]) -> None:
+        """Replace all items; see the class for the arguments and errors."""
+        item_ids, titles = tuple(item_ids), tuple(title or "" for title in titles)
+        rows = {item_id: row for row, item_id in enumerate(item_ids)}
+        if len(item_ids) != len(titles):
+            raise ValueError(
+                f"There are {len(item_ids)} item ids but {len(titles)} titles, so titles would be assigned to the "
+                'wrong items: give one title per id, "" where there is none.'
+            )
+        if len(rows) != len(item_ids):
+            seen: set[str] = set()
+            repeated = next(item_id for item_id in item_ids if item_id in seen or seen.add(item_id))
+            raise ValueError(f"The item id {repeated!r} occurs twice, so it names no single row: make the ids unique.")
+        self.item_ids, self.titles, self._rows = item_ids, titles, rows
+        self._items_hash: tuple[tuple, tuple, str] | None = None
+
+    @property
+    def num_items(self) -> int:
+        """Number of items of the catalog."""
+        return len(self.item_ids)
+
+    @property
+    def items_hash(self) -> str:
+        """SHA-256 over ids and titles in row order, by which a model's configuration recognizes its catalog."""
+        hashed = self._items_hash
+        if hashed is None or hashed[0] is not self.item_ids or hashed[1] is not self.titles:
+            digest = hashlib.sha256()
+            for item_id, title in zip(self.item_ids, self.titles, strict=True):
+                pair = f"[{encode_basestring_ascii(item_id)}, {encode_basestring_ascii(title)}]\n"
+                digest.update(pair.encode())
+            hashed = self._items_hash = self.item_ids, self.titles, digest.hexdigest()
+        return hashed[2]
+
+    def check_model(self, config: Any) -> None:
+        """Refuse a model that was saved with other items than those of this processor.
+
+        Args:
+            config: The configuration of a ranker or a retriever.
+
+        Raises:
+            ValueError: If it has another number of items, or other items, as far as it records them.
+        """
+        if config.num_items not in (0, self.num_items):  # without features there are no rows
+            raise ValueError(
+                f"The processor has {self.num_items} items and the {config.model_type} model {config.num_items}, so "
+                "ids would name the wrong rows: load both from one folder, or call set_catalog with the same items."
+            )
+        if config.items_hash is not None and config.items_hash != self.items_hash:
+            raise ValueError(
+                f"{ITEMS_FILE} does not hold the items the model was saved with (SHA-256 {self.items_hash[:8]}..., "
+                f"not {config.items_hash[:8]}...), so ids would name the wrong rows: restore the file; or, if only "
+                "titles or ids were edited and the rows are the same, load model and processor each by "
+                "from_pretrained and save both by bundle_mllm.save_model."
+            )
+
+    def row(self, item_id: str) -> int:
+        """Return the catalog row of an item.
+
+        Raises:
+            ValueError: If the catalog does not hold it.
+        """
+        if item_id not in self._rows:
+            raise ValueError(unknown_item(item_id, self.num_items))
+        return self._rows[item_id]
+
+    def title(self, entry: Any) -> str:
+        """Return the title of an entry of a question."""
+        return entry.get("title") or "" if isinstance(entry, Mapping) else self.titles[self.row(entry)]
+
+    def read_question(self, question: Any) -> tuple[Sequence, Sequence | None]:
+        """Return partial bundle and candidates of a question once every entry is known to be an item.
+
+        Returns:
+            Both lists; `None` for candidates that are left out, which stands for the whole catalog.
+
+        Raises:
+            ValueError: If an entry is unknown, malformed or there twice.
+        """
+        return read_question(question, self._rows)
+
+    def option_rows(self, questions: Sequence[Any], modalities: Mapping[str, int] | None = None) -> BatchEncoding:
+        """Return questions as the retriever reads them.
+
+        Args:
+            questions: Questions; without candidates a question has no options.
+            modalities: The modalities of the model that reads dict items; those of the processor if not given.
+
+        Returns:
+            `partial_rows` `[batch, max_partial]` and `option_rows` `[batch, max_options]`, -1 for padding; and
+            `extra_items` where there are dict items, numbered through the batch from row `num_items` on.
+
+        Raises:
+            ValueError: As in `read_question`, or if a feature vector cannot be read.
+        """
+        extra: list[Mapping] = []
+
+        def rows(entries: Sequence) -> list[int]:
+            numbers = []
+            for entry in entries:
+                if isinstance(entry, Mapping):
+                    numbers.append(self.num_items + len(extra))
+                    extra.append(entry)
+                else:
+                    numbers.append(self._rows[entry])
+            return numbers
+
+        read = [self.read_question(question) for question in questions]
+        encoded = {
+            "partial_rows": _pad([rows(partial) for partial, _ in read]),
+            "option_rows": _pad([rows(candidates or ()) for _, candidates in read]),
+        }
+        if extra:
+            encoded["extra_items"] = self.extra_items(extra, modalities)
+        return BatchEncoding(encoded)
+
+    def extra_items(self, entries: Sequence[Mapping], modalities: Mapping[str, int] | None = None) -> dict[str, Any]:
+        """Return dict items as the models take them.
+
+        Args:
+            entries: The items.
+            modalities: Which modalities to read, and their widths; all of the processor's if not given.
+
+        Returns:
+            `features` `[n, width]` of each modality, and `present` `[n, num_modalities]`.
+        """
+        known = self.modalities or {}
+        modalities = known if modalities is None else modalities
+        features = {name: torch.zeros(len(entries), width) for name, width in modalities.items()}
+        present = torch.zeros(len(entries), len(modalities), dtype=torch.bool)
+        for row, entry in enumerate(entries):
+            for name, vector in read_features(entry, {**known, **modalities}).items():
+                if name in features:
+                    features[name][row] = vector
+                    present[row, list(modalities).index(name)] = True
+        return {"features": features, "present": present}
+
+    def without_titles(self) -> "BundleItemProcessor":
+        """Return a processor with the same settings over the same items, none of which has a title."""
+        fields = {name: value for name, value in self.to_dict().items() if name not in ("auto_map", "processor_class")}
+        fields |= {name: getattr(self, name) for name in ("tokenizer", "chat_template") if hasattr(self, name)}
+        return type(self)(**fields, item_ids=self.item_ids, titles=[""] * self.num_items)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields of `processor_config.json`; the items are saved beside it."""
+        names = type(self).__init__.__code__.co_varnames[1 : type(self).__init__.__code__.co_argcount]
+        apart = ("tokenizer", "item_ids", "titles", "chat_template")
+        fields = {name: getattr(self, name) for name in names if name not in apart}
+        fields |= {"auto_map": self.auto_map} if "auto_map" in self.__dict__ else {}
+        return {**fields, "processor_class": type(self).__name__}
+
+    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs) -> list[str]:
+        """Save the settings, the tokenizer if there is one, and `items.jsonl`, one line per catalog row."""
+        saved = super().save_pretrained(save_directory, **({} if push_to_hub else kwargs))
+        path = os.path.join(save_directory, ITEMS_FILE)
+        with open(path + ".tmp", "w", encoding="utf-8", newline="\n") as file:
+            for item_id, title in zip(self.item_ids, self.titles, strict=True):
+                file.write(f'{{"item_id": {encode_basestring(item_id)}, "title": {encode_basestring(title)}}}\n')
+        os.replace(path + ".tmp", path)
+        if push_to_hub:
+            self.push_to_hub(kwargs.pop("repo_id", os.path.basename(os.path.normpath(save_directory))), **kwargs)
+        return [*(saved or ()), path]
+
+    @classmethod
+    def get_processor_dict(cls, pretrained_model_name_or_path, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Read `processor_config.json`, and the items beside it; see the base class."""
+        hub_kwargs = {name: kwargs[name] for name in _HUB_KWARGS if kwargs.get(name) is not None}
+        fields, kwargs = super().get_processor_dict(pretrained_model_name_or_path, **kwargs)
+        with open(hub.cached_file(pretrained_model_name_or_path, ITEMS_FILE, **hub_kwargs), encoding="utf-8") as file:
+            items = json.loads(f"[{file.read().strip().replace(chr(10), ',')}]")  # in one go: a million lines in 2 s
+        fields["item_ids"], fields["titles"] = [i["item_id"] for i in items], [i["title"] for i in items]
+        return fields, kwargs
+
+
+def _pad(rows: list[list[int]]) -> torch.Tensor:
+    longest = max(map(len, rows), default=0)
+    return torch.tensor([row + [-1] * (longest - len(row)) for row in rows], dtype=torch.long).reshape(-1, longest)
+
+
+__all__ = ["BundleItemProcessor"]

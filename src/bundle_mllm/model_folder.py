@@ -1,6 +1,6 @@
-"""The model folder: one self-contained place for weights, catalog features, tokenizer, prompt wording and item titles.
+"""The model folder: weights, catalogs, tokenizer, prompt wording and item titles of ranker and retriever in one place.
 
-Knows nothing about training or evaluation.
+Knows nothing about how a model is trained or evaluated.
 """
 
 from __future__ import annotations
@@ -11,12 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
+from transformers import AutoConfig
 from transformers.utils import CONFIG_NAME
 
 from bundle_mllm.data.files import sha256
 from bundle_mllm.errors import BundleMLLMError
+from bundle_mllm.modeling.completion_bundle_mllm import BundleCompleter
+from bundle_mllm.modeling.configuration_bundle_mllm import BundleRetrieverConfig
+from bundle_mllm.modeling.item_processing_bundle_mllm import BundleItemProcessor
 from bundle_mllm.modeling.modeling_bundle_mllm import BundleMLLMForCausalLM
+from bundle_mllm.modeling.pipeline_bundle_mllm import RETRIEVER_FOLDER, load_retriever
 from bundle_mllm.modeling.processing_bundle_mllm import BundleMLLMProcessor
+from bundle_mllm.modeling.retriever_bundle_mllm import BundleRetriever
 
 RUN_RECORD = "run.json"
 """How `bundle-mllm train` made a model folder."""
@@ -26,28 +32,68 @@ SCRATCH = "scratch"
 """The base model that needs no download: a small Llama, trained in full."""
 NO_RANKER = "none"
 """The base model of a run that trains a retriever alone."""
-ANSWERS_WITH = ("*.safetensors", "items.jsonl", "tokenizer.json", "processor_config.json", "chat_template.jinja")
-"""The files of a model folder that decide its answers, beside its configuration."""
+STAGE_ONE_MODEL, HISTORIES = "training/stage_one/model", "training/{stage}/history.json"
+"""What a run leaves in its model folder beside the model: the ranker after stage one, and losses and validations."""
+_DECIDING = ("*.safetensors", "items.jsonl", "tokenizer.json", "processor_config.json", "chat_template.jinja")
+_UNREADABLE = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)
 
 
-def save_model(model: BundleMLLMForCausalLM, processor: BundleMLLMProcessor, folder: Path) -> None:
-    """Write a model folder, which the Auto classes and the pipeline load, and let the model remember its items."""
-    model.config.items_hash = processor.items_hash
-    model.save_pretrained(folder)
+def save_completer(completer: BundleCompleter, folder: Path) -> None:
+    """Write a model folder, which the Auto classes and the pipeline load: the ranker at the top, the retriever below.
+
+    Without a ranker the retriever is at the top. The models record the items of the processor.
+    """
+    for model in completer.models:
+        model.config.items_hash = completer.processor.items_hash
+    top, *below = completer.models
+    top.save_pretrained(folder)
+    for retriever in below:
+        retriever.save_pretrained(folder / RETRIEVER_FOLDER)
+    completer.processor.save_pretrained(folder)
+
+
+def save_model(ranker: BundleMLLMForCausalLM, processor: BundleMLLMProcessor, folder: Path) -> None:
+    """Write the folder of a ranker alone; see [`save_completer`]."""
+    ranker.config.items_hash = processor.items_hash
+    ranker.save_pretrained(folder)
     processor.save_pretrained(folder)
 
 
-def load_model(folder: str | Path, **kwargs: Any) -> tuple[BundleMLLMForCausalLM, BundleMLLMProcessor]:
-    """Load model and processor from a model folder or Hub repository.
+def load_completer(folder: str | Path, device: str | None = None, **kwargs: Any) -> BundleCompleter:
+    """Load a model folder or Hub repository: ranker, retriever or both, with their processor.
+
+    Args:
+        folder: Model folder or Hub repository.
+        device: Where the models run; the CPU if not given.
+        **kwargs: For `from_pretrained`.
 
     Raises:
-        BundleMLLMError: There is no such folder or repository, it does not hold a Bundle-MLLM model, or its items are
-            not those the model was saved with.
+        BundleMLLMError: If there is no such folder or repository, it does not hold these models, or its items are not
+            those a model was saved with.
     """
     _check_exists(folder)
     try:
+        if is_retriever(folder):
+            processor: Any = BundleItemProcessor.from_pretrained(folder)
+            retriever = BundleRetriever.from_pretrained(folder, **kwargs).eval()
+            completer = BundleCompleter(processor, retriever=retriever)
+        else:
+            ranker, processor = load_ranker(folder, **kwargs)
+            completer = BundleCompleter(processor, ranker=ranker, retriever=load_retriever(str(folder)))
+    except _UNREADABLE as error:
+        raise _unreadable(folder, error) from error
+    return completer if device is None else completer.to(device)
+
+
+def load_ranker(folder: str | Path, **kwargs: Any) -> tuple[BundleMLLMForCausalLM, BundleMLLMProcessor]:
+    """Load the ranker of a model folder or Hub repository, and its processor; see [`load_completer`]."""
+    _check_exists(folder)
+    try:
+        model_type = AutoConfig.from_pretrained(folder).model_type
+        if model_type != "bundle_mllm":
+            raise ValueError(f"its config.json is of a {model_type!r} model, not of a ranker")
         model = BundleMLLMForCausalLM.from_pretrained(folder, **kwargs)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except _UNREADABLE as error:
         raise _unreadable(folder, error) from error
     processor = load_processor(folder)
     check_same_items(model, processor, folder)
@@ -55,19 +101,24 @@ def load_model(folder: str | Path, **kwargs: Any) -> tuple[BundleMLLMForCausalLM
 
 
 def load_processor(folder: str | Path) -> BundleMLLMProcessor:
-    """Load the processor alone; see [`load_model`]."""
+    """Load the processor of a ranker alone; see [`load_completer`]."""
     _check_exists(folder)
     try:
         return BundleMLLMProcessor.from_pretrained(folder)
-    except (OSError, ValueError, KeyError) as error:
+    except _UNREADABLE as error:
         raise _unreadable(folder, error) from error
 
 
-def check_same_items(model: BundleMLLMForCausalLM, processor: BundleMLLMProcessor, folder: str | Path) -> None:
-    """Refuse a processor from `folder` whose items are not those that the model remembers.
+def is_retriever(folder: str | Path) -> bool:
+    """Return whether a model folder or Hub repository holds a retriever alone."""
+    return AutoConfig.from_pretrained(folder).model_type == BundleRetrieverConfig.model_type
+
+
+def check_same_items(model: Any, processor: BundleItemProcessor, folder: str | Path) -> None:
+    """Refuse a processor from `folder` whose items are not those that the model records.
 
     Raises:
-        BundleMLLMError: They are others, or in another order.
+        BundleMLLMError: If they are others, or in another order.
     """
     try:
         processor.check_model(model.config)
@@ -76,26 +127,26 @@ def check_same_items(model: BundleMLLMForCausalLM, processor: BundleMLLMProcesso
 
 
 def fingerprint(folder: str | Path) -> str | None:
-    """Return a SHA-256 over what a model folder answers with: weights, settings, catalog, items, tokenizer, wording.
+    """Return a SHA-256 over all that decides the answers of a model folder: of both models, items, tokenizer, wording.
 
     Returns:
-        The hexadecimal digest, or `None` for a Hub repository, whose commit says as much.
+        The hexadecimal digest, or `None` for a Hub repository, whose commit identifies it as well.
     """
-    files = sorted({path for pattern in ANSWERS_WITH for path in Path(folder).glob(pattern)})
-    if not files:
-        return None
-    digest = hashlib.sha256()
-    for path in files:
-        digest.update(f"{path.name} {sha256(path)}\n".encode())
-    if (config := Path(folder) / CONFIG_NAME).is_file():
-        settings = json.loads(config.read_text(encoding="utf-8"))
-        settings.pop("transformers_version", None)  # says who wrote it
-        digest.update(json.dumps(settings, sort_keys=True).encode())
-    return digest.hexdigest()
+    digest, top = hashlib.sha256(), Path(folder)
+    found = False
+    for part in (top, top / RETRIEVER_FOLDER):
+        for path in sorted({path for pattern in _DECIDING for path in part.glob(pattern)}):
+            digest.update(f"{path.relative_to(top).as_posix()} {sha256(path)}\n".encode())
+            found = True
+        if found and (config := part / CONFIG_NAME).is_file():
+            settings = json.loads(config.read_text(encoding="utf-8"))
+            settings.pop("transformers_version", None)  # of the writer
+            digest.update(json.dumps(settings, sort_keys=True).encode())
+    return digest.hexdigest() if found else None
 
 
 def _check_exists(folder: str | Path) -> None:
-    """Refuse a mistyped path before the Hub is asked; a Hub name is `org/name`, and there is no folder `org` here."""
+    """Refuse a mistyped path before the Hub is reached; a Hub name is `org/name`, and there is no folder `org` here."""
     path = Path(folder)
     may_be_hub_name = len(path.parts) == 2 and path.parts[0] not in (".", "..", "/") and not path.parent.is_dir()
     if not path.exists() and not may_be_hub_name:
@@ -106,6 +157,8 @@ def _check_exists(folder: str | Path) -> None:
 
 
 def _unreadable(folder: str | Path, error: Exception) -> BundleMLLMError:
+    if isinstance(error, BundleMLLMError):
+        return error
     return BundleMLLMError(
         f"{folder} is no readable Bundle-MLLM model: {str(error).rstrip('.')}. Give the output folder of "
         "`bundle-mllm train`, or the name of a Hub repository."

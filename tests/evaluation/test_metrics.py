@@ -16,7 +16,7 @@ from bundle_mllm.evaluation.metrics import (
 )
 
 METRICS = {
-    "hit_rate@1", "hit_rate@1_expected", "hit_rate@1_valid", "valid_ratio", "hit_rate@3", "hit_rate@5", "mrr", "ndcg",
+    "hit_rate@1", "hit_rate@1_random_ties", "hit_rate@1_valid", "valid_ratio", "hit_rate@3", "hit_rate@5", "mrr", "ndcg",
     "mean_rank", "calibration_error",
 }  # fmt: skip
 
@@ -52,7 +52,7 @@ def test_without_a_valid_free_answer_the_official_metric_is_undefined():
 
 def test_the_metrics_of_ranks_are_those_of_their_definitions():
     metrics = compute_metrics([at_rank(rank, str(rank)) for rank in (1, 3, 5, 8)])
-    assert metrics["hit_rate@1"] == metrics["hit_rate@1_expected"] == 1 / 4
+    assert metrics["hit_rate@1"] == metrics["hit_rate@1_random_ties"] == 1 / 4
     assert (metrics["hit_rate@3"], metrics["hit_rate@5"]) == (2 / 4, 3 / 4)
     assert metrics["mrr"] == pytest.approx((1 + 1 / 3 + 1 / 5 + 1 / 8) / 4)
     assert metrics["ndcg"] == pytest.approx((1 + 1 / 2 + 1 / math.log2(6) + 1 / math.log2(9)) / 4)
@@ -64,13 +64,13 @@ def test_a_tie_is_a_miss_at_one_and_its_expectation_elsewhere():
     assert not scored(0, [1.0, 1.0]).hit
     assert scored(0, [1.0, 0.5]).hit
     tied = compute_metrics([scored(1, [5.0, 2.0, 2.0, 2.0, 0.0])])  # ranks 2, 3 and 4 are equally likely
-    assert (tied["hit_rate@1"], tied["hit_rate@1_expected"], tied["hit_rate@5"]) == (0, 0, 1)
+    assert (tied["hit_rate@1"], tied["hit_rate@1_random_ties"], tied["hit_rate@5"]) == (0, 0, 1)
     assert tied["hit_rate@3"] == pytest.approx(2 / 3)
     assert tied["mrr"] == pytest.approx((1 / 2 + 1 / 3 + 1 / 4) / 3)
     assert tied["mean_rank"] == 3
     nothing_known = compute_metrics([scored(3, [0.0] * 10)])
     assert (nothing_known["hit_rate@1"], nothing_known["mean_rank"]) == (0, 5.5)
-    assert nothing_known["hit_rate@1_expected"] == pytest.approx(1 / 10)
+    assert nothing_known["hit_rate@1_random_ties"] == pytest.approx(1 / 10)
 
 
 def test_the_calibration_error_is_the_gap_between_confidence_and_hits_by_bin():
@@ -141,7 +141,7 @@ def test_plain_scores_of_any_method_take_all_metrics():
     made = as_scored(questions, [[1, 2, 3], [0, 0]])
     assert [question.hit for question in made] == [True, False]
     metrics = compute_metrics(made, probabilities=False)
-    assert (metrics["valid_ratio"], metrics["hit_rate@1_expected"]) == (1, 0.75)
+    assert (metrics["valid_ratio"], metrics["hit_rate@1_random_ties"]) == (1, 0.75)
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,9 @@ CATEGORY_GROUPS = [[0, 1], [1], [2, 3], [3, 0], [3]]
 def make_retriever(memberships=("bundle_category", "bundle_item", "textual", "user_item"), **config):
     torch.manual_seed(0)
     model = BundleRetriever(
-        BundleRetrieverConfig(modalities=MODALITIES, memberships=dict.fromkeys(memberships, 0), hidden_size=8, **config)
+        BundleRetrieverConfig(
+            modalities=MODALITIES, memberships=dict.fromkeys(memberships, 0), hidden_size=8, **config
+        )
     )
     generator = torch.Generator().manual_seed(3)
     for parameter in model.parameters():
@@ -211,7 +213,9 @@ def test_rows_of_a_fold_have_its_features_and_not_its_groups():
     folds = torch.arange(len(GROUPS["bundle_item"])) % 2
     features, present = model.catalog.rows()
     model.set_catalog(
-        features, present, {"bundle_item": pairs(GROUPS["bundle_item"], fold_of_group=folds), "textual": pairs(GROUPS["textual"])}
+        features,
+        present,
+        {"bundle_item": pairs(GROUPS["bundle_item"], fold_of_group=folds), "textual": pairs(GROUPS["textual"])},
     )
     other = torch.randn(2, NUM_ITEMS, 3)
     model.catalog.set_folds("bundle_item", other, torch.ones(2, NUM_ITEMS, dtype=torch.bool))
@@ -237,7 +241,9 @@ def test_a_saved_retriever_loads_with_the_auto_classes_and_answers_the_same(tmp_
         loaded = AutoModel.from_pretrained(folder, **arguments).eval()
         assert isinstance(loaded, BundleRetriever)
         assert torch.equal(loaded(**batch()).scores, model(**batch()).scores)
-        assert torch.equal(loaded.retrieve(batch()["partial_rows"], 5).rows, model.retrieve(batch()["partial_rows"], 5).rows)
+        assert torch.equal(
+            loaded.retrieve(batch()["partial_rows"], 5).rows, model.retrieve(batch()["partial_rows"], 5).rows
+        )
     config = AutoConfig.from_pretrained(tmp_path / "out" / "retriever")
     assert (config.ranker_weight, config.temperature, config.memberships) == (0.3, 1.5, model.config.memberships)
 

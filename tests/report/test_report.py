@@ -111,7 +111,7 @@ def test_stages_and_ablations_are_what_scoring_gives_by_hand(made, model, asked)
             check(row, scored, whole[name])
             assert row["kept"] == [kept]
             assert max(abs(a - b) for q, w in zip(scored, whole[name], strict=True)
-                       for a, b in zip(q.option_logits, w.option_logits, strict=True)) > 1e-4  # fmt: skip
+                       for a, b in zip(q.scores, w.scores, strict=True)) > 1e-4  # fmt: skip
     shuffle_features(loaded, seed=42)
     for name, questions in asked.items():
         (row,) = rows_of(made, "by_stage", questions=name, variant="stage two, features shuffled")
@@ -317,9 +317,9 @@ def test_several_models_and_other_methods_stand_beside_each_other(made, model, a
     assert first["parameters"] == second["parameters"] == result["models"][1]["parameters"]
     ours, theirs = rows_of((result,), "baselines")
     assert (ours["variant"], theirs["variant"]) == ("this model", "llm:popularity")
-    paired = paired_differences(method, whole, probabilities=False)["hit_rate@1_expected"]
-    assert theirs["hit_rate@1_expected"] == paired["a"] and theirs["difference"] == paired["difference"]
-    assert ours["hit_rate@1_expected"] == paired["b"]
+    paired = paired_differences(method, whole, probabilities=False)["hit_rate@1_random_ties"]
+    assert theirs["hit_rate@1_random_ties"] == paired["a"] and theirs["difference"] == paired["difference"]
+    assert ours["hit_rate@1_random_ties"] == paired["b"]
     shares = {row["variant"]: row["share"] for row in rows_of((result,), "bayes_optimal")}
     assert list(shares) == ["stage one", "stage two", "stage two, features shuffled"]
     assert shares["stage two"] == compute_metrics(whole)["hit_rate@1"] / 0.8

@@ -58,13 +58,14 @@ def assign_folds(bundles: Mapping[str, Collection[str]], num_folds: int, *, seed
 
 
 def held_out_bundles(
-    bundles: Iterable[Bundle], one_in: int, *, out_of_fold: OutOfFoldFeatures | None = None
+    bundles: Iterable[Bundle], one_in: int, *, remainder: int = 0, out_of_fold: OutOfFoldFeatures | None = None
 ) -> set[str]:
     """Choose about one in so many training bundles; near-duplicates stay together.
 
     Args:
         bundles: The training bundles.
         one_in: 5 chooses a fifth of them.
+        remainder: Which fifth, 0 to 4; different ones have no bundle in common if `one_in` divides the larger.
         out_of_fold: Features whose folds are then chosen as a whole.
 
     Returns:
@@ -74,7 +75,7 @@ def held_out_bundles(
         fold_of = out_of_fold.fold_of_bundle
     else:
         fold_of = assign_folds({bundle.bundle_id: bundle.items for bundle in bundles}, one_in, seed=0)
-    return {bundle_id for bundle_id, fold in fold_of.items() if fold % one_in == 0}
+    return {bundle_id for bundle_id, fold in fold_of.items() if fold % one_in == remainder}
 
 
 @dataclass(frozen=True, eq=False)

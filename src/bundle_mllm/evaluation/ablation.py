@@ -1,6 +1,6 @@
-"""Take from a loaded model what it knows of its items, in part or for good: what it loses then, it had from there.
+"""Hide or permute what a completer reads of the items, to measure what it relies on.
 
-Knows nothing about questions, metrics or how the model was trained; nothing is trained again.
+Knows nothing about questions or metrics.
 """
 
 from __future__ import annotations
@@ -8,139 +8,136 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 
+from bundle_mllm.data.memberships import BUNDLE_CATEGORY, BUNDLE_ITEM
 from bundle_mllm.errors import BundleMLLMError
-from bundle_mllm.modeling.configuration_bundle_mllm import modality_of
-from bundle_mllm.modeling.processing_bundle_mllm import BundleMLLMProcessor
-
-if TYPE_CHECKING:
-    from bundle_mllm.modeling.modeling_bundle_mllm import BundleMLLMForCausalLM
+from bundle_mllm.modeling.completion_bundle_mllm import BundleCompleter
 
 TITLES = "titles"
-"""What titles are called among the modalities."""
+"""Name of the titles among the modalities; only the ranker reads them."""
 
 
-def ablations(sources: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """Return what is kept when each source of knowledge is dropped, and when each is alone.
+def sources(completer: BundleCompleter) -> list[str]:
+    """Return all sources of information on items: titles, if there is a ranker, and the modalities of both models."""
+    titles = [] if completer.ranker is None else [TITLES]
+    return [*titles, *sorted({name for model in completer.models for name in model.config.modalities})]
+
+
+def ablations(names: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Return what is kept when each source of information is dropped, and when each is alone.
 
     Args:
-        sources: All of them, such as `("titles", "visual", "user_item")`.
+        names: All of them, such as `("titles", "visual", "user_item")`.
 
     Returns:
         By label, such as `without visual` or `visual alone`, the sources that are kept. With two sources dropping one
-        leaves the other alone, which is there once. Empty for a single source: nothing can be taken from it.
+        leaves the other alone, which is there once. Empty for a single source: nothing can be dropped.
     """
-    if len(sources) < 2:
+    if len(names) < 2:
         return {}
-    dropped = {name: tuple(other for other in sources if other != name) for name in sources}
-    kept = [*dropped.values(), *((name,) for name in sources)]
+    dropped = {name: tuple(other for other in names if other != name) for name in names}
+    kept = [*dropped.values(), *((name,) for name in names)]
     missing = {kept: name for name, kept in dropped.items()}
     return {f"{k[0]} alone" if len(k) == 1 else f"without {missing[k]}": k for k in dict.fromkeys(kept)}
 
 
 @contextmanager
-def only(
-    model: BundleMLLMForCausalLM, processor: BundleMLLMProcessor, kept: Sequence[str]
-) -> Iterator[tuple[BundleMLLMForCausalLM, BundleMLLMProcessor]]:
-    """Hide all but some sources of knowledge for a while.
+def masked(completer: BundleCompleter, mask: Sequence[str]) -> Iterator[BundleCompleter]:
+    """Hide sources of information for a while.
 
-    A modality that is hidden is absent for every item, as for an item that never had it; a hidden title is empty. The
-    model was not trained without them, so this measures what this model relies on, not what another could reach.
+    A modality that is hidden is absent for every item, as for an item that never had it, and so are the groups that
+    belong to it; a hidden title is empty. The models were not trained without them, so this measures what these models
+    rely on, not what others could reach.
 
     Args:
-        model: The model; as it was after the block.
-        processor: Its processor, which stays as it is.
-        kept: Modalities of the model and, to keep titles, "titles".
+        completer: The models; as they were after the block.
+        mask: Modalities and, to hide titles, "titles".
 
     Yields:
-        The model, and the processor to ask with.
+        The completer to score with.
 
     Raises:
-        BundleMLLMError: One of `kept` is unknown.
+        BundleMLLMError: If one of `mask` is unknown.
     """
-    catalog = model.model.catalog
-    if unknown := sorted(set(kept) - {TITLES, *catalog.modalities}):
-        raise BundleMLLMError(
-            f"{unknown} cannot be kept, since this model knows {[TITLES, *catalog.modalities]}: choose among these."
-        )
-    with restored(model):
-        features, present, relations = _rows(model)
-        present = {name: mask & (name in kept) for name, mask in present.items()}
-        relations = {name: edges for name, edges in relations.items() if modality_of(name) in kept}
-        model.set_catalog(features, present, relations=relations)
-        yield model, processor if TITLES in kept else without_titles(processor)
+    _check(mask, sources(completer), "hidden")
+    with restored(completer):
+        for model in completer.models:
+            rows = model.catalog_rows()
+            rows["present"] = {name: known & (name not in mask) for name, known in rows["present"].items()}
+            if "memberships" in rows:
+                groups = rows["memberships"].items()
+                rows["memberships"] = {name: pairs for name, pairs in groups if _modality_of(name) not in mask}
+            _replace(model, rows)
+        processor = completer.processor.without_titles() if TITLES in mask else completer.processor
+        for model in completer.models:
+            model.config.items_hash = None
+        yield BundleCompleter(processor, completer.ranker, completer.retriever)
 
 
 @contextmanager
-def shuffled(
-    model: BundleMLLMForCausalLM,
-    processor: BundleMLLMProcessor,
-    seed: int,
-    modalities: Sequence[str] | None = None,
-) -> Iterator[tuple[BundleMLLMForCausalLM, BundleMLLMProcessor]]:
-    """Give every item the features of another for a while; see [`shuffle_features`]."""
-    with restored(model):
-        shuffle_features(model, seed, modalities)
-        yield model, processor
-
-
-def shuffle_features(model: BundleMLLMForCausalLM, seed: int, modalities: Sequence[str] | None = None) -> None:
-    """Give every item the features of another, drawn at random: what the model loses, it had from them.
+def permuted(
+    completer: BundleCompleter, modalities: Sequence[str] | None = None, *, seed: int
+) -> Iterator[BundleCompleter]:
+    """Give every item the features of another, drawn at random, for a while (permutation importance).
 
     Args:
-        model: The model; changed in place.
-        seed: Of the order.
+        completer: The models; as they were after the block.
         modalities: Which features, with the groups that belong to them; all if not given.
+        seed: Of the order.
+
+    Yields:
+        The completer to score with.
 
     Raises:
-        BundleMLLMError: One of `modalities` is unknown.
+        BundleMLLMError: If one of `modalities` is unknown.
     """
-    known = list(model.model.catalog.modalities)
-    if unknown := sorted(set(modalities or ()) - set(known)):
-        raise BundleMLLMError(f"{unknown} cannot be shuffled, since this model knows {known}: choose among these.")
+    known = [name for name in sources(completer) if name != TITLES]
+    _check(modalities or (), known, "permuted")
     moved = set(known if modalities is None else modalities)
-    order = list(range(model.model.catalog.num_items))
+    order = list(range(completer.processor.num_items))
     random.Random(seed).shuffle(order)
-    rows = torch.tensor(order)
-    features, present, relations = _rows(model)
-    model.set_catalog(
-        {name: matrix[rows] if name in moved else matrix for name, matrix in features.items()},
-        {name: mask[rows] if name in moved else mask for name, mask in present.items()},
-        relations={
-            name: (*pairs, node_of_item[rows] if modality_of(name) in moved else node_of_item)
-            for name, (*pairs, node_of_item) in relations.items()
-        },
-    )
+    permutation = torch.tensor(order)
+    with restored(completer):
+        for model in completer.models:
+            rows = model.catalog_rows()
+            for kind in ("features", "present"):
+                rows[kind] = {n: m[permutation] if n in moved else m for n, m in rows[kind].items()}
+            if "memberships" in rows:
+                rows["memberships"] = {
+                    name: pairs._replace(node_of_item=pairs.node_of_item[permutation])
+                    if _modality_of(name) in moved
+                    else pairs
+                    for name, pairs in rows["memberships"].items()
+                }
+            _replace(model, rows)
+        yield completer
 
 
 @contextmanager
-def restored(model: BundleMLLMForCausalLM) -> Iterator[None]:
-    """Put the catalog back as it was when the block ends, whatever was done to it."""
-    (features, present, relations), items_hash = _rows(model), model.config.items_hash
+def restored(completer: BundleCompleter) -> Iterator[None]:
+    """Put the catalogs back as they were when the block ends."""
+    before = [(model, model.config.items_hash, model.catalog_rows()) for model in completer.models]
     try:
         yield
     finally:
-        if features:
-            model.set_catalog(features, present, relations=relations)
-        model.config.items_hash = items_hash
+        for model, items_hash, rows in before:
+            _replace(model, rows)
+            model.config.items_hash = items_hash
 
 
-def without_titles(processor: BundleMLLMProcessor) -> BundleMLLMProcessor:
-    """Return a processor with the same wording over the same items, none of which has a title."""
-    apart = ("auto_map", "processor_class")
-    fields = {name: value for name, value in processor.to_dict().items() if name not in apart}
-    fields |= {"item_ids": processor.item_ids, "titles": [""] * processor.num_items}
-    return BundleMLLMProcessor(processor.tokenizer, chat_template=processor.chat_template, **fields)
+def _replace(model: Any, rows: dict[str, Any]) -> None:
+    if rows["features"]:
+        model.set_catalog(**rows)
 
 
-def _rows(
-    model: BundleMLLMForCausalLM,
-) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], dict[str, tuple[torch.LongTensor, ...]]]:
-    """Return features and presence mask of each modality, and each relation's edges, as `set_catalog` takes them."""
-    catalog = model.model.catalog
-    features = {name: catalog.features[name] for name in catalog.modalities}
-    relations = {name: relation.edges() for name, relation in catalog.relations.items()}
-    return features, {name: catalog.present[:, column] for column, name in enumerate(catalog.modalities)}, relations
+def _modality_of(membership: str) -> str:
+    """Return the modality with the same information as a membership: itself, except for categories."""
+    return BUNDLE_ITEM if membership == BUNDLE_CATEGORY else membership
+
+
+def _check(names: Sequence[str], known: Sequence[str], what: str) -> None:
+    if unknown := sorted(set(names) - set(known)):
+        raise BundleMLLMError(f"{unknown} cannot be {what}, since these models read {known}: choose among these.")

@@ -81,11 +81,11 @@ def position_bias(scored: Sequence[ScoredQuestion], *, max_options: int = MAX_OP
 
         Empty if no question was asked in one prompt.
     """
-    lettered = [question for question in scored if len(question.option_logits) <= max_options]
+    lettered = [question for question in scored if len(question.scores) <= max_options]
     if not lettered:
         return {}
     own = [_own_order(question) for question in lettered]
-    said = Counter(int(np.argmax(question.option_logits)) for question in own)
+    said = Counter(int(np.argmax(question.scores)) for question in own)
     right = Counter(question.answer_index for question in own)
     hits = Counter(question.answer_index for question in own if question.hit)
     accuracy = {string.ascii_uppercase[i]: hits[i] / right[i] for i in sorted(right)}
@@ -98,12 +98,12 @@ def position_bias(scored: Sequence[ScoredQuestion], *, max_options: int = MAX_OP
 
 
 def _changes(scored: Sequence[ScoredQuestion]) -> dict[str, float]:
-    repeated = [question for question in scored if len(question.orders) > 1]
+    repeated = [question for question in scored if len(question.per_order_scores) > 1]
     if not repeated:
         return {}
     distances, changed = [], []
     for question in repeated:
-        logits = np.asarray(question.orders, dtype=float)  # [orders, K]
+        logits = np.asarray(question.per_order_scores, dtype=float)  # [orders, K]
         probabilities = np.exp(logits - np.logaddexp.reduce(logits, axis=1, keepdims=True))
         distances.append(np.abs(probabilities[1:] - probabilities[0]).sum(axis=1).mean() / 2)
         changed.append((probabilities[1:].argmax(axis=1) != probabilities[0].argmax()).mean())
@@ -116,10 +116,14 @@ def _changes(scored: Sequence[ScoredQuestion]) -> dict[str, float]:
 
 def _own_order(question: ScoredQuestion) -> ScoredQuestion:
     """Return what was said to the question in its own order alone."""
-    if not question.orders:
+    if not question.per_order_scores:
         return question
     return ScoredQuestion(
-        question.question_id, question.bundle_id, question.answer_index, question.orders[0], question.free_answer
+        question.question_id,
+        question.bundle_id,
+        question.answer_index,
+        question.per_order_scores[0],
+        question.unrestricted_choice,
     )
 
 

@@ -1,12 +1,12 @@
-"""Evaluate a model folder on a question file and write a metrics file.
+"""Evaluate a model folder on a question file and write metrics files: of ranker, retriever and both.
 
 Knows nothing about training.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,38 +16,38 @@ from bundle_mllm.data.manifest import read_question_manifest
 from bundle_mllm.data.questions import MAX_OPTIONS, Question, load_questions
 from bundle_mllm.device import choose_device
 from bundle_mllm.errors import BundleMLLMError
-from bundle_mllm.evaluation.ablation import TITLES, only
-from bundle_mllm.evaluation.ablation import shuffled as shuffled_features
+from bundle_mllm.evaluation.ablation import masked, permuted
 from bundle_mllm.evaluation.breakdowns import compute_slices, position_bias
 from bundle_mllm.evaluation.metrics import ScoredQuestion, compute_metrics
-from bundle_mllm.evaluation.results import check_writable, save_results
+from bundle_mllm.evaluation.results import check_writable, part_path, save_results
 from bundle_mllm.evaluation.scoring import score_questions
-from bundle_mllm.evaluation.settings import EvaluationSettings
-from bundle_mllm.model_folder import fingerprint, load_model
+from bundle_mllm.evaluation.settings import EvaluationSettings, ScoringOptions
+from bundle_mllm.model_folder import fingerprint, load_completer
 from bundle_mllm.modeling.ranking_bundle_mllm import GROUP_SIZE
 from bundle_mllm.settings import configured_by
 
 if TYPE_CHECKING:
-    from bundle_mllm.modeling.modeling_bundle_mllm import BundleMLLMForCausalLM
-    from bundle_mllm.modeling.processing_bundle_mllm import BundleMLLMProcessor
+    from bundle_mllm.modeling.completion_bundle_mllm import BundleCompleter
+
+SUMMARY = ("hit_rate@1", "hit_rate@3", "hit_rate@5", "mrr", "valid_ratio", "calibration_error")
+"""Metrics of each part, with standard errors, in the metrics of the whole."""
 
 
 @configured_by(EvaluationSettings)
 def evaluate(settings: EvaluationSettings) -> dict[str, Any]:
     """Score a question file and compute its metrics.
 
-    Args:
-        settings: Whose fields are the arguments: see `EvaluationSettings`.
+    Where the folder holds a ranker and a retriever, all metrics are those of both joined, and the main ones of each
+    part stand beside them under `parts`. With `output` the metrics of each part are written, too
+    (`metrics.ranker.json`), and `compare_metrics` reads any two of these files.
 
     Returns:
-        See [`describe`]; and `asked` (permutations, max_options, group_size, seed,
-        and what was hidden or shuffled), `model` and its `fingerprint` (none if something was hidden or shuffled: it
-        was not this model that answered), `data`.
+        See [`describe`]; and `part` ("both", or the only one), `parts`, `options` (of the scoring, and what was masked
+        or permuted), `model` and its `fingerprint` (none if something was masked or permuted), `data`.
 
     Raises:
-        BundleMLLMError: A path is wrong, `output` cannot be written, an option is out of range, a question is
-            malformed, or the model's catalog lacks an item.
-        ValueError: A prompt is too long, or a score is not finite.
+        BundleMLLMError: If a path is wrong, `output` cannot be written, an option is out of range, a question is
+            malformed, a prompt is too long, a score is not finite, or the model's catalog lacks an item.
     """
     if settings.output is not None:
         check_writable(settings.output, settings.questions)
@@ -55,55 +55,57 @@ def evaluate(settings: EvaluationSettings) -> dict[str, Any]:
     catalog = ItemCatalog.load(settings.data)
     questions = load_questions(settings.questions, catalog)
     train_items = load_train_items(settings.data, catalog)
-    model, processor = load_model(settings.model)
-    model.to(choose_device(settings.device))
-    asked = {item_id for q in questions for item_id in (*q.partial, *q.candidates)}
-    if unknown := sorted(asked - set(processor.item_ids)):
-        raise BundleMLLMError(
-            f"{len(unknown)} items of {settings.questions} are not in the catalog of {settings.model} (such as "
-            f"{unknown[:3]}), so their questions cannot be scored: evaluate on the catalog it was trained with, or "
-            "set its catalog."
-        )
-    max_options = settings.max_options or processor.max_options
-    asked_as = {
-        "permutations": settings.permutations,
-        "max_options": max_options,
-        "group_size": settings.group_size or min(GROUP_SIZE, max_options),
-        "seed": settings.seed,
-    }
-    with _altered(model, processor, settings.mask, settings.permute, settings.seed) as asked_of:
-        scored = score_questions(*asked_of, questions, batch_size=settings.batch_size, progress=True, **asked_as)
-    altered = {name: list(names) for name, names in (("mask", settings.mask), ("permute", settings.permute)) if names}
-    metrics = describe(manifest, questions, scored, train_items, max_options=max_options) | {
-        "asked": asked_as | altered,
-        "fingerprint": None if altered else fingerprint(settings.model),
+    completer = load_completer(settings.model, str(choose_device(settings.device)))
+    _check_items(completer, questions, settings)
+    options = resolved(settings, completer)
+    with ExitStack() as stack:
+        altered = completer
+        if settings.permute:
+            altered = stack.enter_context(permuted(altered, settings.permute, seed=settings.seed))
+        if settings.mask:
+            altered = stack.enter_context(masked(altered, settings.mask))
+        scored = score_questions(altered, questions, settings, progress=True)
+    changes = {name: list(getattr(settings, name)) for name in ("mask", "permute") if getattr(settings, name)}
+    shared = {
+        "options": options | changes,
+        "fingerprint": None if changes else fingerprint(settings.model),
         "model": str(settings.model),
         "data": str(settings.data),
     }
+    files: dict[str, dict[str, Any]] = {}
+    for part, answers in scored.items():
+        found = describe(manifest, questions, answers, train_items, max_options=options["max_options"])
+        files[part] = {"part": part, **found, **shared}
+    kept = [name for metric in SUMMARY for name in (metric, f"{metric}_se")]
+    parts = {part: {name: metrics[name] for name in kept} for part, metrics in files.items()}
+    answer = list(files)[-1]  # both, or the only one
+    metrics = files[answer] | {"parts": parts}
     if settings.output is not None:
-        save_results(settings.output, metrics, scored)
+        save_results(settings.output, metrics, scored[answer])
+        for part in [part for part in files if part != answer]:
+            save_results(part_path(settings.output, part), files[part], scored[part])
     return metrics
 
 
-@contextmanager
-def _altered(
-    model: BundleMLLMForCausalLM,
-    processor: BundleMLLMProcessor,
-    hidden: Sequence[str],
-    shuffled: Sequence[str],
-    seed: int,
-) -> Iterator[tuple[BundleMLLMForCausalLM, BundleMLLMProcessor]]:
-    """Take from a model what is to be hidden, and shuffle what is to be shuffled."""
-    known = [TITLES, *model.model.catalog.modalities]
-    if unknown := sorted(set(hidden) - set(known)):
-        raise BundleMLLMError(f"{unknown} cannot be hidden, since this model knows {known}: choose among these.")
-    with ExitStack() as stack:
-        pair = model, processor
-        if shuffled:
-            pair = stack.enter_context(shuffled_features(*pair, seed, shuffled))
-        if hidden:
-            pair = stack.enter_context(only(*pair, [name for name in known if name not in hidden]))
-        yield pair
+def resolved(options: ScoringOptions, completer: BundleCompleter) -> dict[str, int]:
+    """Return the options that decide the scores, with the values that are used where none is given."""
+    max_options = options.max_options or getattr(completer.processor, "max_options", MAX_OPTIONS)
+    return {
+        "permutations": options.permutations,
+        "max_options": max_options,
+        "group_size": options.group_size or min(GROUP_SIZE, max_options),
+        "seed": options.seed,
+    }
+
+
+def _check_items(completer: BundleCompleter, questions: Sequence[Question], settings: EvaluationSettings) -> None:
+    named = {item_id for question in questions for item_id in (*question.partial, *question.candidates)}
+    if unknown := sorted(named - set(completer.processor.item_ids)):
+        raise BundleMLLMError(
+            f"{len(unknown)} items of {settings.questions} are not in the catalog of {settings.model} (such as "
+            f"{unknown[:3]}), so their questions cannot be scored: evaluate on the catalog it was trained with, or set "
+            "its catalog."
+        )
 
 
 def describe(
@@ -115,14 +117,14 @@ def describe(
     max_options: int = MAX_OPTIONS,
     probabilities: bool = True,
 ) -> dict[str, Any]:
-    """Compute everything that is reported of a method, a model or a baseline, on a list of questions.
+    """Compute all figures of a method, a model or a baseline, on a list of questions.
 
     Args:
-        manifest: What `read_question_manifest` says of the question file.
+        manifest: What `read_question_manifest` returns for the question file.
         questions: The questions.
-        scored: What was said to each, in the same order (`as_scored` makes it of plain scores).
+        scored: The scores of each, in the same order (`as_scored` makes it of plain scores).
         train_items: The items of all training bundles, for the slice `answer`; see [`load_train_items`].
-        max_options: Longest list that was asked in one prompt; what is said of letters is of these.
+        max_options: Longest list in one prompt; figures by letter are of these.
         probabilities: Whether the scores are log-probabilities up to a constant.
 
     Returns:

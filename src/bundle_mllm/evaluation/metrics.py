@@ -36,13 +36,13 @@ class ScoredQuestion:
     question_id: str
     bundle_id: str
     answer_index: int
-    option_logits: tuple[float, ...]
+    scores: tuple[float, ...]
     """One score per candidate, in the order of the question; higher is better."""
-    free_answer: int | None
+    unrestricted_choice: int | None
     """Index of the option whose letter is the most likely next token of the whole vocabulary; None if none is."""
-    orders: tuple[tuple[float, ...], ...] = ()
+    per_order_scores: tuple[tuple[float, ...], ...] = ()
     """Where a question was asked in several candidate orders: the log-probabilities under each, of which
-    `option_logits` is the mean; candidates in the order of the question, the question's own order first."""
+    `scores` is the mean; candidates in the order of the question, the question's own order first."""
 
     @property
     def hit(self) -> bool:
@@ -52,13 +52,13 @@ class ScoredQuestion:
     @property
     def num_better(self) -> int:
         """How many candidates score higher than the answer."""
-        answer = self.option_logits[self.answer_index]
-        return sum(score > answer for score in self.option_logits)
+        answer = self.scores[self.answer_index]
+        return sum(score > answer for score in self.scores)
 
     @property
     def num_tied(self) -> int:
         """How many candidates score as the answer does, itself among them."""
-        return self.option_logits.count(self.option_logits[self.answer_index])
+        return self.scores.count(self.scores[self.answer_index])
 
     @property
     def rank(self) -> float:
@@ -104,7 +104,7 @@ def compute_metrics(scored: Sequence[ScoredQuestion], *, probabilities: bool = T
 
     - `hit_rate@1`: share of **all** questions whose answer scores highest, alone; a tie is a miss. (The official code
       divides by the valid answers only.)
-    - `hit_rate@1_expected`: the same with ties broken at random, in expectation: the fair figure for a method that
+    - `hit_rate@1_random_ties`: the same with ties broken at random, in expectation: the fair figure for a method that
       gives many equal scores, and equal to `hit_rate@1` where nothing is tied.
     - `hit_rate@1_valid`: right free answers divided by valid free answers, the denominator of the official code; NaN
       if none is valid.
@@ -152,7 +152,7 @@ def question_values(scored: Sequence[ScoredQuestion], *, probabilities: bool = T
     if not scored:
         raise ValueError("There are no questions, so no metric is defined: give at least one.")
     for question in scored:
-        _check_numbers(question.question_id, question.option_logits)
+        _check_numbers(question.question_id, question.scores)
     places = [(question.num_better, question.num_tied) for question in scored]
 
     def expected(gain: Callable[[int], float]) -> np.ndarray:
@@ -160,10 +160,10 @@ def question_values(scored: Sequence[ScoredQuestion], *, probabilities: bool = T
         return np.array([sum(gain(b + i) for i in range(1, t + 1)) / t for b, t in places])
 
     hits = np.array([question.hit for question in scored], dtype=float)
-    free = [None if q.free_answer is None else q.free_answer == q.answer_index for q in scored]
+    free = [None if q.unrestricted_choice is None else q.unrestricted_choice == q.answer_index for q in scored]
     values = {
         "hit_rate@1": hits,
-        "hit_rate@1_expected": expected(lambda rank: rank <= 1),
+        "hit_rate@1_random_ties": expected(lambda rank: rank <= 1),
         "hit_rate@1_valid": np.array([math.nan if right is None else right for right in free], dtype=float),
         "valid_ratio": np.array([right is not None for right in free], dtype=float),
         "hit_rate@3": expected(lambda rank: rank <= 3),
@@ -205,7 +205,7 @@ def paired_differences(
         )
     b = [other[question.question_id] for question in a]
     for one, two in zip(a, b, strict=True):
-        key = [(q.bundle_id, q.answer_index, len(q.option_logits)) for q in (one, two)]
+        key = [(q.bundle_id, q.answer_index, len(q.scores)) for q in (one, two)]
         if key[0] != key[1]:
             raise ValueError(
                 f"question {one.question_id!r} is about another bundle, answer or number of candidates in the second "
@@ -227,7 +227,7 @@ def log_likelihood(scored: Sequence[ScoredQuestion]) -> float:
     """Return the mean log-probability of the answer among the options (natural logarithm)."""
     total = 0.0
     for question in scored:
-        logits = np.asarray(question.option_logits)
+        logits = np.asarray(question.scores)
         total += float(logits[question.answer_index] - np.logaddexp.reduce(logits))
     return total / len(scored)
 
@@ -278,7 +278,7 @@ def _influence(values: np.ndarray) -> np.ndarray:
 
 def _calibration(scored: Sequence[ScoredQuestion], hits: np.ndarray) -> np.ndarray:
     """Return values whose mean is the expected calibration error; the sign of a bin is taken as known."""
-    logits = [np.asarray(question.option_logits) for question in scored]
+    logits = [np.asarray(question.scores) for question in scored]
     confidence = np.array([np.exp(row.max() - np.logaddexp.reduce(row)) for row in logits])  # softmax of the best
     bins = np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
     gaps = confidence - hits

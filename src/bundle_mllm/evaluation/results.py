@@ -25,8 +25,8 @@ def save_results(path: str | os.PathLike, metrics: Mapping[str, Any], scored: Se
 
     Args:
         path: Where the metrics go, such as `metrics.json`. The scores go to `metrics.questions.jsonl`: one row per
-            question with `question_id`, `bundle_id`, `answer_index`, `rank` (of the answer), `option_logits` (in the
-            order of the question) and `free_answer`.
+            question with `question_id`, `bundle_id`, `answer_index`, `rank` (of the answer), `scores` (in the
+            order of the question) and `unrestricted_choice`.
         metrics: The metrics; `questions` must be the question file's, see `read_question_manifest`. What is not
             defined (NaN) is written as null. `results` is added: name and SHA-256 of the file of scores.
         scored: What was said to the questions.
@@ -137,6 +137,11 @@ def without_nan(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def part_path(path: Path, part: str) -> Path:
+    """Return where the metrics of a part or of another method go, beside a metrics file: `metrics.ranker.json`."""
+    return path.with_name(f"{path.name.removesuffix('.json')}.{part}.json")
+
+
 def _rows_path(path: Path) -> Path:
     return path.with_name(path.name.removesuffix(".json") + ".questions.jsonl")
 
@@ -147,8 +152,8 @@ def _to_record(question: ScoredQuestion) -> dict[str, Any]:
         "bundle_id": question.bundle_id,
         "answer_index": question.answer_index,
         "rank": question.rank,
-        "option_logits": list(question.option_logits),
-        "free_answer": question.free_answer,
+        "scores": list(question.scores),
+        "unrestricted_choice": question.unrestricted_choice,
     }
 
 
@@ -157,6 +162,6 @@ def _from_record(record: Mapping[str, Any]) -> ScoredQuestion:
         record["question_id"],
         record["bundle_id"],
         record["answer_index"],
-        tuple(record["option_logits"]),
-        record["free_answer"],
+        tuple(record["scores"]),
+        record["unrestricted_choice"],
     )

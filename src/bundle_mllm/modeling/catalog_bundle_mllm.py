@@ -222,9 +222,7 @@ def mask_absent(features: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
     return torch.where(present.unsqueeze(-1), features, 0.0)
 
 
-def _check_features(
-    features: dict[str, torch.Tensor], modalities: dict[str, int], num_rows: int, source: str
-) -> None:
+def _check_features(features: dict[str, torch.Tensor], modalities: dict[str, int], num_rows: int, source: str) -> None:
     for name, matrix in features.items():
         if name not in modalities:
             raise ValueError(

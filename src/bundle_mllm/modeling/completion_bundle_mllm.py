@@ -22,25 +22,27 @@ QUESTIONS_AT_ONCE = 256
 
 @dataclass(frozen=True)
 class Completion:
-    """The scores of one question's candidates: log-probabilities, float64, in the order of `candidates`.
+    """The scores of one question's candidates.
 
     Attributes:
         candidates: The candidates of the question; for a question without any, those that were retrieved.
-        both: `[K]` of the answer: ranker and retriever joined, or of the only part.
-        ranker: `[K]` of the ranker alone, `-inf` for candidates it was not shown; `None` without a ranker.
-        retriever: `[K]` of the retriever alone; `None` without a retriever.
-        orders: `[num_orders, K]` of the answer under each order of the candidates.
-        unrestricted_choice: See `RankerScores`; the best candidate where there is no ranker.
+        scores: `[K]` float64 log-probabilities by part: "ranker" and "retriever" alone, and "both" joined, as far as
+            there are these models. Candidates that the ranker was not shown have `-inf` there.
+        orders: `[num_orders, K]` the same under each order of the candidates in the prompt, for "ranker" and "both".
+        unrestricted_choice: See `RankerScores`; `None` without a ranker.
         terms: What each part of the retriever adds to its scores `[K]`, by name; where asked for.
     """
 
     candidates: Sequence[Any]
-    both: torch.Tensor
-    ranker: torch.Tensor | None
-    retriever: torch.Tensor | None
-    orders: torch.Tensor
+    scores: Mapping[str, torch.Tensor]
+    orders: Mapping[str, torch.Tensor]
     unrestricted_choice: int | None
     terms: Mapping[str, torch.Tensor] | None = None
+
+    @property
+    def answer(self) -> torch.Tensor:
+        """The log-probabilities that count: of both models joined, or of the only one."""
+        return next(self.scores[part] for part in ("both", "ranker", "retriever") if part in self.scores)
 
 
 class BundleCompleter:
@@ -180,9 +182,7 @@ class BundleCompleter:
             )
         limit = max_options or getattr(self.processor, "max_options", MAX_OPTIONS)
         if not 3 <= limit <= MAX_OPTIONS:
-            raise ValueError(
-                f"max_options is {limit}, but options are lettered A to Z: choose 3 to {MAX_OPTIONS}."
-            )
+            raise ValueError(f"max_options is {limit}, but options are lettered A to Z: choose 3 to {MAX_OPTIONS}.")
         group_size = group_size or min(GROUP_SIZE, limit)
         round_sizes(MAX_OPTIONS, group_size)  # refuses a wrong size before anything runs
         modes = [model.training for model in self.models]
@@ -235,7 +235,9 @@ class BundleCompleter:
         if field(question, "candidates") is None and top_k is not None:
             options.setdefault("num_retrieved", max(top_k, NUM_RETRIEVED))
         [completion] = self.score([question], return_terms=explain, **options)
-        return self.describe(completion, letters=field(question, "candidates") is not None, top_k=top_k, explain=explain)
+        return self.describe(
+            completion, letters=field(question, "candidates") is not None, top_k=top_k, explain=explain
+        )
 
     def describe(
         self, completion: Completion, *, letters: bool = True, top_k: int | None = None, explain: bool = False
@@ -248,16 +250,20 @@ class BundleCompleter:
         """
         candidates = completion.candidates
         letters = letters and len(candidates) <= MAX_OPTIONS
-        order = sorted(range(len(candidates)), key=lambda i: -float(completion.both[i]))[:top_k]
+        probabilities = completion.answer.exp().tolist()
+        order = sorted(range(len(candidates)), key=lambda i: -probabilities[i])[:top_k]
         answers = []
         for i in order:
             entry = candidates[i]
             item_id = entry.get("item_id") if isinstance(entry, Mapping) else entry
-            answer = {"item_id": item_id, "title": self.processor.title(entry), "letter": chr(65 + i) if letters else None}
-            answer["score"] = float(completion.both[i].exp())
+            answer = {
+                "item_id": item_id,
+                "title": self.processor.title(entry),
+                "letter": chr(65 + i) if letters else None,
+            }
+            answer["score"] = probabilities[i]
             if explain:
-                scores = {"ranker": completion.ranker, "retriever": completion.retriever}
-                parts = {name: float(logs[i].exp()) for name, logs in scores.items() if logs is not None}
+                parts = {name: float(logs[i].exp()) for name, logs in completion.scores.items() if name != "both"}
                 terms = {name: float(values[i]) for name, values in (completion.terms or {}).items()}
                 answer["explanation"] = {**parts, **({"retriever_terms": terms} if terms else {})}
             answers.append(answer)
@@ -315,13 +321,13 @@ class BundleCompleter:
         permutations: int,
         seed: int,
     ) -> list[tuple[list[int], RankerScores] | None]:
-        """Return which candidates the ranker scored, and its scores of these; `None` for a single candidate."""
+        """Return which candidates the ranker scored, and its scores of these; `None` where the retriever suffices."""
         shown: dict[int, list[int]] = {}
         for i, (question, logs) in enumerate(zip(questions, retrieved, strict=True)):
             count = len(question["candidates"])
             if count > limit and logs is not None:
                 shown[i] = sorted(logs.topk(limit).indices.tolist())
-            elif count >= 2:
+            elif count >= 2 or logs is None:
                 shown[i] = list(range(count))
         short = [i for i, members in shown.items() if len(members) <= limit]
         long = [i for i in shown if len(shown[i]) > limit]
@@ -340,22 +346,19 @@ class BundleCompleter:
         retrieved: torch.Tensor | None,
         terms: Mapping[str, torch.Tensor] | None,
     ) -> Completion:
+        scores = {} if retrieved is None else {"retriever": retrieved}
         if ranked is None:
-            logs = torch.zeros(len(candidates), dtype=torch.float64) if retrieved is None else retrieved
-            choice = int(logs.argmax()) if len(logs) else None
-            return Completion(candidates, logs, None, retrieved, logs.unsqueeze(0), choice, terms)
-        members, scores = ranked
-        ranker = torch.full((len(candidates),), -torch.inf, dtype=torch.float64)
-        ranker[members] = scores.log_probabilities
-        if retrieved is None:
-            return Completion(candidates, ranker, ranker, None, scores.orders, scores.unrestricted_choice, terms)
-        own = retrieved[members]
-        both = retrieved.clone()
-        both[members] = own.logsumexp(dim=-1) + self._mix(scores.log_probabilities, own)
-        orders = retrieved.repeat(len(scores.orders), 1)
-        orders[:, members] = own.logsumexp(dim=-1) + self._mix(scores.orders, own)
-        choice = None if scores.unrestricted_choice is None else members[scores.unrestricted_choice]
-        return Completion(candidates, both, ranker, retrieved, orders, choice, terms)
+            return Completion(candidates, scores, {}, None, terms)
+        members, answers = ranked
+        alone = torch.full((1 + len(answers.orders), len(candidates)), -torch.inf, dtype=torch.float64)
+        alone[0, members], alone[1:, members] = answers.log_probabilities, answers.orders
+        scores, orders = {**scores, "ranker": alone[0]}, {"ranker": alone[1:]}
+        if retrieved is not None:
+            own, both = retrieved[members], retrieved.repeat(len(alone), 1)
+            both[:, members] = own.logsumexp(dim=-1) + self._mix(alone[:, members], own)
+            scores["both"], orders["both"] = both[0], both[1:]
+        choice = None if answers.unrestricted_choice is None else members[answers.unrestricted_choice]
+        return Completion(candidates, scores, orders, choice, terms)
 
     def _mix(self, ranker: torch.Tensor, retriever: torch.Tensor) -> torch.Tensor:
         config = self.retriever.config

@@ -44,7 +44,9 @@ class _BundleConfig(PreTrainedConfig):
             raise ValueError(
                 f"This model folder has format_version {version}, and this code reads {FORMAT_VERSION}: {fix}."
             )
-        kwargs["auto_map"] = {name: list(ref) if isinstance(ref, list) else ref for name, ref in self.auto_classes.items()}
+        kwargs["auto_map"] = {
+            name: list(ref) if isinstance(ref, list) else ref for name, ref in self.auto_classes.items()
+        }
         super().__post_init__(**kwargs)
         self.modalities = {name: self.modalities[name] for name in sorted(self.modalities or {})}
         for name, width in self.modalities.items():

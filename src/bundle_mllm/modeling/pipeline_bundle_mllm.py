@@ -136,16 +136,22 @@ def load_retriever(name: str, **kwargs: Any) -> BundleRetriever | None:
         The retriever, or `None` if there is none.
     """
     kwargs = {key: value for key, value in kwargs.items() if value is not None}
-    config = hub.cached_file(
-        name,
-        "config.json",
-        subfolder=RETRIEVER_FOLDER,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-        _raise_exceptions_for_gated_repo=False,
-        **kwargs,
-    ) if name else None
-    return None if config is None else BundleRetriever.from_pretrained(name, subfolder=RETRIEVER_FOLDER, **kwargs).eval()
+    config = (
+        hub.cached_file(
+            name,
+            "config.json",
+            subfolder=RETRIEVER_FOLDER,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+            _raise_exceptions_for_gated_repo=False,
+            **kwargs,
+        )
+        if name
+        else None
+    )
+    return (
+        None if config is None else BundleRetriever.from_pretrained(name, subfolder=RETRIEVER_FOLDER, **kwargs).eval()
+    )
 
 
 __all__ = ["BundleCompletionPipeline", "load_retriever"]

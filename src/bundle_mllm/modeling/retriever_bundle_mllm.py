@@ -16,7 +16,7 @@ from transformers.utils.generic import ModelOutput
 from .base_bundle_mllm import BundlePreTrainedModel
 from .catalog_bundle_mllm import BundleMLLMFeatureStatistics, BundleMLLMItemCatalog, mask_absent
 from .configuration_bundle_mllm import CONTENT_BASED, BundleRetrieverConfig
-from .groups_bundle_mllm import BundleRetrieverGroups, ItemPairs, expand
+from .groups_bundle_mllm import BundleRetrieverGroups, ItemPairs
 
 ROWS_AT_ONCE = 8_192
 """Catalog rows that are encoded at once."""
@@ -326,7 +326,9 @@ class BundleRetriever(BundlePreTrainedModel):
         names = ["towers", *(f"cosine_{name}" for name in self.towers.maps), "bias"]
         return {name: part.sum(dim=-1) for name, part in zip(names, products.split(widths, dim=-1), strict=True)}
 
-    def co_occurrence(self, partial_rows: torch.Tensor, option_rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def co_occurrence(
+        self, partial_rows: torch.Tensor, option_rows: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Count the groups that each option shares with its partial bundle P, exactly.
 
         Of each kind of group, for the option c in the groups G_c:
@@ -410,7 +412,9 @@ class BundleRetriever(BundlePreTrainedModel):
             term = items.new_zeros(len(rows), 1)
             if self.stacker is not None:
                 columns = self.stacker.popularity_columns
-                counts = [g.degree(rows).float().log1p() for name, g in self.groups.items() if name not in CONTENT_BASED]
+                counts = [
+                    g.degree(rows).float().log1p() for name, g in self.groups.items() if name not in CONTENT_BASED
+                ]
                 if counts:
                     degrees = torch.stack(counts, dim=-1)
                     degrees = (degrees - self.stacker.mean[columns].float()) / self.stacker.std[columns].float()

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from .ranking_bundle_mllm import rank_in_groups
 from .questions_bundle_mllm import check_scores, field
+from .ranking_bundle_mllm import rank_in_groups
 
 PROMPTS_AT_ONCE = 4096
 """Prompts of long lists that are tokenized together."""

@@ -32,7 +32,7 @@ STYLE = {
     "figure.constrained_layout.use": True,
 }
 WIDTH, DPI = 8.0, 150
-HIT_RATE, EXPECTED = "hit_rate@1", "hit_rate@1_expected"
+HIT_RATE, EXPECTED = "hit_rate@1", "hit_rate@1_random_ties"
 
 
 def check_drawable() -> None:

@@ -56,7 +56,7 @@ class SectionText:
 
 QUESTIONS = Column("questions", "questions")
 HIT_RATE = Column("hit_rate@1", "hit_rate@1", "hit_rate@1_se", 3)
-EXPECTED = Column("hit_rate@1_expected", "hit_rate@1_expected", "hit_rate@1_expected_se", 3)
+EXPECTED = Column("hit_rate@1_random_ties", "hit_rate@1_random_ties", "hit_rate@1_random_ties_se", 3)
 MRR = Column("MRR", "mrr", "mrr_se", 3)
 COUNT = Column("n", "num_questions")
 VALID = Column("valid_ratio", "valid_ratio", None, 3)

@@ -16,7 +16,7 @@ from bundle_mllm.report.questions import QuestionSet
 
 Row = dict[str, Any]
 RANDOM = "random"
-TIES_BROKEN = "hit_rate@1_expected"
+TIES_BROKEN = "hit_rate@1_random_ties"
 SHOWN = ("hit_rate@1", "hit_rate@1_se", "mrr", "mrr_se", "valid_ratio", "num_questions", "num_bundles")
 """The metrics of a row."""
 
@@ -127,7 +127,7 @@ def baselines(sets: Sequence[QuestionSet], full: Measured, others: Sequence[Base
 
     Returns:
         For each question set the model and one row per method, with its difference to the model, paired by question.
-        Both are of `hit_rate@1_expected`, which breaks ties at random: simple methods give many equal scores.
+        Both are of `hit_rate@1_random_ties`, which breaks ties at random: simple methods give many equal scores.
     """
     rows: list[Row] = []
     for asked in sets:

@@ -25,7 +25,7 @@ from bundle_mllm.evaluation.results import check_writable, load_results, save_re
 from bundle_mllm.synthetic.process import GenerativeProcess
 from bundle_mllm.synthetic.settings import Signal
 
-REALIZED = "hit_rate@1_expected"
+REALIZED = "hit_rate@1_random_ties"
 """The metric that is the realized hit rate of Bayes-optimal scores: many are equal, and any of these is as good."""
 IMPOSSIBLE = -1e3
 """Score of a candidate that cannot be the answer: scores are finite log-probabilities."""

@@ -1,42 +1,85 @@
-"""Typed settings of a training run: what each stage trains, on which questions, with which optimizer.
+"""Typed settings of a training run: retriever, stage one, stage two, and how they are joined.
 
-Knows nothing about prompts, features or the model's code.
+Knows nothing about prompts, features or the models' code; imports neither torch nor transformers.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
-
-import yaml
+from typing import Any, Literal
 
 from bundle_mllm.errors import BundleMLLMError
+from bundle_mllm.settings import Settings
 
 SCRATCH = "scratch"
-"""The `base_model` that needs no download: a small Llama, trained in full (see `training/scratch.py`)."""
-
-RELATIONS = ("bundle_category", "bundle_item", "textual", "user_item")
-"""What a matching can compare items by, see `training/relations.py`."""
+"""The base model that needs no download: a small Llama, trained in full (see `training/scratch.py`)."""
+NO_RANKER = "none"
+"""The base model of a run that trains a retriever alone."""
+MEMBERSHIPS = ("bundle_category", "bundle_item", "textual", "user_item")
+"""Item-group memberships that a retriever can count; see `training/memberships.py`."""
 
 ParameterGroup = Literal["lora", "backbone", "fusion", "projector", "separator"]
 
 
 @dataclass(frozen=True)
-class LoraSettings:
+class LoraSettings(Settings):
     """Adapter on the backbone. Defaults: official code (r 8, alpha 16, dropout 0.05, query and value maps)."""
 
     r: int = 8
+    """Rank."""
     alpha: int = 16
+    """Scale, divided by the rank."""
     dropout: float = 0.05
+    """Dropout before the adapter."""
     target_modules: tuple[str, ...] | None = None
     """Names of the linear maps to adapt; query and value, or the fused map that holds them, if not given."""
 
 
 @dataclass(frozen=True)
-class StageConfig:
+class FusionSettings(Settings):
+    """Fields of `BundleMLLMConfig`. Defaults: official code; the improvements (ours) are on for scratch only."""
+
+    fusion_hidden_size: int = 64
+    """Common width of the modalities in the fusion."""
+    standardize_features: bool = False
+    """Standardize features over the catalog before they are encoded (ours)."""
+    normalize_item_embeddings: bool = False
+    """End the projector with an RMS norm at the scale of the backbone's embeddings (ours)."""
+
+
+@dataclass(frozen=True)
+class RetrieverSettings(Settings):
+    """The retriever (ours): two towers over item features, and a small network that weighs co-occurrence."""
+
+    steps: int = 1_000
+    """Optimizer steps of the towers; they are trained twice, and the network half as long. 0 leaves the retriever
+    out."""
+    num_questions: int = 48_000
+    """Training questions that batches are drawn from."""
+    num_candidates: tuple[int, int] = (2, 12)
+    """Fewest and most options of a training question."""
+    hard_fraction: float = 0.5
+    """Share of questions whose negatives match the answer in category and train frequency."""
+    batch_size: int = 256
+    """Questions per step."""
+    learning_rate: float = 2e-3
+    """Highest learning rate."""
+    weight_decay: float = 0.05
+    """AdamW's weight decay."""
+    hidden_size: int = 64
+    """Width of the vectors of the towers."""
+    dropout: float = 0.5
+    """Dropout of content features (pictures, sounds, texts), which overfit."""
+    collaborative_dropout: float = 0.1
+    """Dropout of features of bundles and users, which are fitted out of fold."""
+    memberships: tuple[str, ...] = MEMBERSHIPS
+    """Groups whose shared members are counted, where the data folder has them. The model folder then holds the pairs
+    (users by number): leave out "user_item" if it is to be shared and they are not."""
+
+
+@dataclass(frozen=True)
+class StageConfig(Settings):
     """What both stages have in common."""
 
     num_questions: int = 20_000
@@ -51,11 +94,11 @@ class StageConfig:
     """Whether questions show the soft separator and item token after each title (stage two) or titles only."""
     trains: tuple[ParameterGroup, ...] = ()
     """Parameter groups that train; all others are frozen. See `training/trainable.py` for the table."""
-    alignment_steps: int = 0
-    """Steps of alignment before the stage (ours, see `training/alignment.py`): of words where titles only are shown,
-    of item embeddings and matching where items are shown. For backbones without pretraining."""
-    alignment_questions: int = 48_000
-    """Questions that the alignment of items draws its batches from: it reads no text, so it can see more of them."""
+    warm_start_steps: int = 0
+    """Steps that bring items of one bundle together before the stage (ours, see `training/warm_start.py`): words where
+    titles only are shown, item tokens where items are shown. For backbones without pretraining."""
+    warm_start_questions: int = 48_000
+    """Questions that the warm start of item tokens draws its batches from."""
     batch_size: int = 16
     """Questions per forward and backward pass."""
     gradient_accumulation_steps: int = 1
@@ -70,8 +113,8 @@ class StageConfig:
     """AdamW's weight decay."""
     max_grad_norm: float = 1.0
     """Gradients are clipped to this norm."""
-    checkpoints: int = 5
-    """How often the stage validates and saves; the best by validation questions is kept."""
+    num_validations: int = 5
+    """How often the stage validates and saves; the best checkpoint by validation questions is kept."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
     bf16: bool = False
@@ -79,9 +122,14 @@ class StageConfig:
     lora: LoraSettings = field(default_factory=LoraSettings)
 
     @property
+    def step_size(self) -> int:
+        """Questions per optimizer step."""
+        return self.batch_size * self.gradient_accumulation_steps
+
+    @property
     def max_steps(self) -> int:
         """Optimizer steps of the stage."""
-        return self.num_questions // (self.batch_size * self.gradient_accumulation_steps)
+        return self.num_questions // self.step_size
 
 
 @dataclass(frozen=True)
@@ -103,22 +151,7 @@ class StageTwoConfig(StageConfig):
 
 
 @dataclass(frozen=True)
-class FusionSettings:
-    """Fields of `BundleMLLMConfig` that a run may set. Defaults: official code; the improvements (ours) are on only
-    where a recipe turns them on."""
-
-    fusion_hidden_size: int = 64
-    standardize_features: bool = False
-    normalize_item_embeddings: bool = False
-    matching_hidden_size: int | None = None
-    matching_dropout: float = 0.1
-    matching_relation_dropout: float = 0.1
-    backbone_weight: float = 0.25
-    """What the checkpoints are chosen with."""
-
-
-@dataclass(frozen=True)
-class RunConfig:
+class RunConfig(Settings):
     """A whole run: data folder in, model folder out."""
 
     data: Path
@@ -126,15 +159,11 @@ class RunConfig:
     output_dir: Path
     """Where the model folder is written. A killed run started again with the same arguments continues."""
     base_model: str = SCRATCH
-    """Hub name or local folder of a causal LM, or "scratch"."""
+    """Hub name or local folder of a causal LM, "scratch", or "none" for a retriever alone."""
+    no_retriever: bool = False
+    """Train the ranker alone, the paper's system."""
     modalities: tuple[str, ...] | None = None
     """Feature files to use, by modality name; all that the data folder holds if not given."""
-    relations: tuple[str, ...] = RELATIONS
-    """Modalities of which a matching also sees the bundles, users or words themselves, where the data folder has them,
-    and the bundles of an item's category. The model folder then holds the pairs (users by number): leave out
-    "user_item" if it is to be shared and they are not."""
-    backbone_weights: tuple[float, ...] = (0.1, 0.25, 0.5, 1.0)
-    """Weights of the backbone beside a matching that the validation questions choose from after the last stage."""
     allow_leakage: bool = False
     """Take a user log even if held-out bundles are among its users."""
     seed: int = 0
@@ -145,51 +174,118 @@ class RunConfig:
     """Validation questions (half uniform, half hard negatives) that choose the checkpoint of each stage."""
     validation_candidates: int = 10
     """Options of each validation question."""
+    combination_questions: int = 400
+    """Questions about held-out training bundles on which the weight of the ranker beside the retriever is fitted."""
     num_threads: int | None = None
     """CPU threads that one operation may use; PyTorch's choice if not given."""
     dtype: Literal["float32", "bfloat16", "auto"] = "auto"
     """Precision in which a downloaded backbone is loaded; "scratch" is float32."""
+    retriever: RetrieverSettings = field(default_factory=RetrieverSettings)
     fusion: FusionSettings = field(default_factory=FusionSettings)
     stage_one: StageOneConfig = field(default_factory=StageOneConfig)
     stage_two: StageTwoConfig = field(default_factory=StageTwoConfig)
 
     def __post_init__(self):
+        super().__post_init__()
         if self.num_threads is not None and self.num_threads < 1:
             raise BundleMLLMError(f"num_threads is {self.num_threads}: give 1 or more, or leave it out.")
-        for name in ("stage_one", "stage_two"):
-            for size in ("batch_size", "gradient_accumulation_steps"):
-                if (value := getattr(getattr(self, name), size)) < 1:
-                    raise BundleMLLMError(f"{name}.{size} is {value}, so no step could be taken: give 1 or more.")
-        if unknown := sorted(set(self.relations) - set(RELATIONS)):
+        if not self.trains_ranker and not self.trains_retriever:
             raise BundleMLLMError(
-                f"relations are {list(self.relations)}, of which {unknown} have no groups that items could share: "
-                f"choose from {', '.join(RELATIONS)}."
+                f'base_model is "{NO_RANKER}" and the retriever is left out, so nothing would be trained: give a base '
+                "model, or keep the retriever."
             )
-        if self.fusion.matching_hidden_size and self.stage_two.max_steps and not self.stage_two.alignment_steps:
-            raise BundleMLLMError(
-                f"fusion.matching_hidden_size is {self.fusion.matching_hidden_size}, but the matching is trained by "
-                "the alignment of stage two, which has no steps, so it would add random scores: set "
-                "stage_two.alignment_steps, such as 1000, or leave the matching out."
-            )
+        check_retriever(self.retriever)
         for name in ("stage_one", "stage_two"):
-            stage: StageConfig = getattr(self, name)
-            low, high = stage.num_candidates
-            if not 2 <= low <= high <= 26:
-                raise BundleMLLMError(
-                    f"{name}.num_candidates is {low}–{high}, but a question has 2 to 26 options (letters A–Z): "
-                    "give the fewest and the most, such as 4 20."
-                )
-            if stage.num_questions and not stage.max_steps:
-                raise BundleMLLMError(
-                    f"{name}.num_questions is {stage.num_questions}, less than one batch of "
-                    f"{stage.batch_size * stage.gradient_accumulation_steps}: no step would run. Raise it, or "
-                    "set it to 0 to skip the stage."
-                )
-            if stage.num_questions and not stage.trains:
-                raise BundleMLLMError(f"{name}.trains is empty: name groups, or set num_questions=0.")
+            _check_stage(name, getattr(self, name))
+
+    @property
+    def trains_ranker(self) -> bool:
+        """Whether the run makes a ranker."""
+        return self.base_model != NO_RANKER
+
+    @property
+    def trains_retriever(self) -> bool:
+        """Whether the run makes a retriever."""
+        return not self.no_retriever and self.retriever.steps > 0
 
 
-def default_run(base_model: str, *, data: Path, output_dir: Path) -> RunConfig:
+@dataclass(frozen=True)
+class AddRetrieverSettings(Settings):
+    """Add a retriever to the folder of a ranker that was made elsewhere (`trl sft`, `convert`, the Hub)."""
+
+    model: Path
+    """Model folder of the ranker; the retriever is written to its `retriever/`."""
+    data: Path
+    """Dataset folder with the same items in the same order."""
+    modalities: tuple[str, ...] | None = None
+    """Feature files to use, by modality name; all that the data folder holds if not given."""
+    allow_leakage: bool = False
+    """Take a user log even if held-out bundles are among its users."""
+    seed: int = 0
+    """Seed of new weights, sampled questions, their order and dropout."""
+    max_partial: int = 10
+    """Most items of a partial bundle that a question shows."""
+    validation_questions: int = 400
+    """Validation questions (half uniform, half hard negatives) that the figures are of."""
+    validation_candidates: int = 10
+    """Options of each validation question."""
+    combination_questions: int = 400
+    """Questions about training bundles on which the weight of the ranker is fitted. The ranker may have seen these
+    bundles, which overstates its weight."""
+    num_threads: int | None = None
+    """CPU threads that one operation may use; PyTorch's choice if not given."""
+    retriever: RetrieverSettings = field(default_factory=RetrieverSettings)
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_retriever(self.retriever)
+
+
+def check_retriever(settings: RetrieverSettings) -> None:
+    """Refuse settings of which no retriever can be trained.
+
+    Raises:
+        BundleMLLMError: If a membership is unknown or a number is out of range.
+    """
+    if unknown := sorted(set(settings.memberships) - set(MEMBERSHIPS)):
+        raise BundleMLLMError(
+            f"retriever.memberships are {list(settings.memberships)}, of which {unknown} have no groups that items "
+            f"could share: choose from {', '.join(MEMBERSHIPS)}."
+        )
+    if settings.steps < 0 or min(settings.num_questions, settings.batch_size) < 1:
+        raise BundleMLLMError(
+            f"retriever.steps is {settings.steps}, num_questions {settings.num_questions} and batch_size "
+            f"{settings.batch_size}: give 0 or more steps, and 1 or more of the others."
+        )
+    _check_num_candidates("retriever", settings.num_candidates)
+
+
+def _check_stage(name: str, stage: StageConfig) -> None:
+    for size in ("batch_size", "gradient_accumulation_steps"):
+        if (value := getattr(stage, size)) < 1:
+            raise BundleMLLMError(f"{name}.{size} is {value}, so no step could be taken: give 1 or more.")
+    _check_num_candidates(name, stage.num_candidates)
+    if not 0 < stage.learning_rate < float("inf"):
+        raise BundleMLLMError(f"{name}.learning_rate is {stage.learning_rate}: give a positive number, such as 3e-4.")
+    if stage.num_questions and not stage.max_steps:
+        raise BundleMLLMError(
+            f"{name}.num_questions is {stage.num_questions}, less than one batch of {stage.step_size}: no step would "
+            "run. Raise it, or set it to 0 to skip the stage."
+        )
+    if stage.num_questions and not stage.trains:
+        raise BundleMLLMError(f"{name}.trains is empty: name groups, or set num_questions=0.")
+
+
+def _check_num_candidates(name: str, num_candidates: tuple[int, int]) -> None:
+    low, high = num_candidates
+    if not 2 <= low <= high <= 26:
+        raise BundleMLLMError(
+            f"{name}.num_candidates is {low}–{high}, but a question has 2 to 26 options (letters A–Z): give the fewest "
+            "and the most, such as 4 20."
+        )
+
+
+def default_run(base_model: str, *, data: str | Path, output_dir: str | Path) -> RunConfig:
     """Return the default recipe for a base model.
 
     A pretrained backbone gets the paper's recipe. `scratch` has nothing to preserve: it trains in full in both
@@ -197,104 +293,30 @@ def default_run(base_model: str, *, data: Path, output_dir: Path) -> RunConfig:
     backbone without pretraining profits from. One thread: operations of its size gain nothing from a second one, and
     on a busy machine threads that wait for each other lose much.
     """
+    paths: dict[str, Any] = {"data": data, "output_dir": output_dir, "base_model": base_model}
+    if base_model == NO_RANKER:
+        return RunConfig(**paths, num_threads=1)
     if base_model != SCRATCH:
-        return RunConfig(data=data, output_dir=output_dir, base_model=base_model)
-    full = dict(batch_size=32, learning_rate=1e-3, num_candidates=(2, 12), weight_decay=0.05, checkpoints=6)
+        return RunConfig(**paths)
+    full: dict[str, Any] = {
+        "batch_size": 32,
+        "learning_rate": 1e-3,
+        "num_candidates": (2, 12),
+        "weight_decay": 0.05,
+        "num_validations": 6,
+    }
     return RunConfig(
-        data=data,
-        output_dir=output_dir,
-        base_model=base_model,
+        **paths,
         num_threads=1,
-        fusion=FusionSettings(
-            standardize_features=True,
-            normalize_item_embeddings=True,
-            matching_hidden_size=64,
-            matching_dropout=0.5,
-        ),
+        fusion=FusionSettings(standardize_features=True, normalize_item_embeddings=True),
         stage_one=StageOneConfig(
-            num_questions=12_800, max_tokens=1_000_000, trains=("backbone",), alignment_steps=600, **full
+            num_questions=12_800, max_tokens=1_000_000, trains=("backbone",), warm_start_steps=600, **full
         ),
         stage_two=StageTwoConfig(
             num_questions=24_000,
             max_tokens=2_250_000,
             trains=("backbone", "fusion", "projector", "separator"),
-            alignment_steps=1_000,
+            warm_start_steps=1_000,
             **full,
         ),
     )
-
-
-def read_overrides(path: Path) -> dict[str, Any]:
-    """Read a YAML file of run settings (nested like `RunConfig`)."""
-    try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise BundleMLLMError(f"The config file {path} does not exist: check --config.") from error
-    except yaml.YAMLError as error:
-        raise BundleMLLMError(f"The config file {path} is not valid YAML: {error}") from error
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise BundleMLLMError(f"The config file {path} holds a {type(values).__name__}; it must map names to values.")
-    return values
-
-
-def with_overrides(config: Any, values: dict[str, Any], prefix: str = "") -> Any:
-    """Return a copy of a config dataclass with (nested) values replaced.
-
-    Raises:
-        BundleMLLMError: If a name is not a field, or a value does not fit the field's type.
-    """
-    hints = get_type_hints(type(config))
-    changes: dict[str, Any] = {}
-    for name, value in values.items():
-        if name not in hints:
-            raise BundleMLLMError(f"Unknown setting {prefix + name!r}: the settings here are {', '.join(hints)}.")
-        if dataclasses.is_dataclass(hints[name]):
-            if not isinstance(value, dict):
-                raise BundleMLLMError(f"{prefix + name} is a group of settings; give a mapping, not {value!r}.")
-            changes[name] = with_overrides(getattr(config, name), value, prefix=f"{prefix}{name}.")
-        else:
-            changes[name] = _fit(prefix + name, value, hints[name])
-    return dataclasses.replace(config, **changes)
-
-
-def _fit(name: str, value: Any, hint: Any) -> Any:
-    """Bring a YAML value to a field's type (path, tuple, number, choice), or say why it does not fit."""
-    kind, inner = get_origin(hint), get_args(hint)
-    if kind is UnionType:  # with None, of every field here
-        [wanted] = [each for each in inner if each is not NoneType]
-        return None if value is None else _fit(name, value, wanted)
-    if kind is Literal:
-        if value not in inner:
-            raise BundleMLLMError(f"{name} must be one of {', '.join(map(repr, inner))}, not {value!r}.")
-        return value
-    if kind is tuple:
-        any_number = inner[-1] is Ellipsis
-        if not isinstance(value, list) or (not any_number and len(value) != len(inner)):
-            raise BundleMLLMError(f"{name} must be a list{'' if any_number else f' of {len(inner)}'}, not {value!r}.")
-        hints = inner[:1] * len(value) if any_number else inner
-        return tuple(_fit(name, each, of_each) for each, of_each in zip(value, hints, strict=True))
-    if hint is Path and isinstance(value, str):
-        return Path(value)
-    if hint is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
-        try:
-            return float(value)  # YAML reads 1e-3 as text
-        except ValueError as error:
-            raise BundleMLLMError(f"{name} must be a number, not {value!r}.") from error
-    if type(value) is not hint:
-        raise BundleMLLMError(f"{name} must be of type {hint.__name__}, not {value!r}.")
-    return value
-
-
-def as_dict(config: Any) -> dict[str, Any]:
-    """Return a config as plain JSON/YAML values."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {k: plain(v) for k, v in value.items()}
-        if isinstance(value, (tuple, list)):
-            return [plain(v) for v in value]
-        return str(value) if isinstance(value, Path) else value
-
-    return plain(dataclasses.asdict(config))

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 from datasets import Dataset, NamedSplit
 
 from bundle_mllm.data.catalog import ItemCatalog
-from bundle_mllm.data.folds import OutOfFoldFeatures as CrossFitted
+from bundle_mllm.data.folds import OutOfFoldFeatures
 from bundle_mllm.data.questions import Question
-from bundle_mllm.training.cross_fitting import row_shift
+from bundle_mllm.training.out_of_fold import fold_offset
 
 if TYPE_CHECKING:
     from bundle_mllm.modeling.processing_bundle_mllm import BundleMLLMProcessor
@@ -47,27 +47,29 @@ def training_dataset(
     processor: BundleMLLMProcessor,
     *,
     shows_items: bool,
-    versions: CrossFitted | None = None,
+    out_of_fold: OutOfFoldFeatures | None = None,
 ) -> Dataset:
     """Return rows of `input_ids` and `labels`, tokenized when a batch is read.
 
     The same tokens as `trl sft` makes of [`prompt_completion_dataset`]: prompt, answer letter, end of sequence; the
-    loss falls on the last two. Nothing is tokenized ahead of the step that needs it. With cross-fitted `versions` an
-    item token is that of the item as it looks without the fold of the question's bundle (see `VersionedCatalog`).
+    loss falls on the last two. Nothing is tokenized ahead of the step that needs it. With out-of-fold features an item
+    token is the item's row of the fold of the question's bundle (see `BundleMLLMItemCatalog.set_folds`).
     """
     offset, num_items = processor.tokenizer.item_token_offset, processor.num_items
     end = processor.tokenizer.eos_token_id
 
     def encode(batch: dict[str, list[Any]]) -> dict[str, list[list[int]]]:
-        asked = [{"partial": p, "candidates": c} for p, c in zip(batch["partial"], batch["candidates"], strict=True)]
-        prompts = processor(asked, show_items=shows_items)["input_ids"]
+        batch_questions = [
+            {"partial": p, "candidates": c} for p, c in zip(batch["partial"], batch["candidates"], strict=True)
+        ]
+        prompts = processor(batch_questions, show_items=shows_items)["input_ids"]
         input_ids, labels = [], []
         for prompt, candidates, index, bundle_id in zip(
             prompts, batch["candidates"], batch["answer_index"], batch["bundle_id"], strict=True
         ):
             answer = [processor.answer_token_ids(len(candidates))[index], end]
-            if shift := row_shift(bundle_id, versions, num_items):
-                prompt = [token + shift if token >= offset else token for token in prompt]
+            if offset_of_fold := fold_offset(bundle_id, out_of_fold, num_items):
+                prompt = [token + offset_of_fold if token >= offset else token for token in prompt]
             input_ids.append([*prompt, *answer])
             labels.append([IGNORED] * len(prompt) + answer)
         return {"input_ids": input_ids, "labels": labels}
@@ -89,12 +91,12 @@ def batch_by_length(
     Within each window of `window` batches the questions are sorted by length and the batches then shuffled, so the
     order over the whole run stays random.
     """
-    cost = _length_estimate(catalog)
+    length = _length_estimate(catalog)
     rng = random.Random(seed)
     ordered: list[Question] = []
     span = batch_size * window
     for start in range(0, len(questions), span):
-        chunk = sorted(questions[start : start + span], key=cost)
+        chunk = sorted(questions[start : start + span], key=length)
         batches = [chunk[i : i + batch_size] for i in range(0, len(chunk), batch_size)]
         if len(batches[-1]) == batch_size:
             rng.shuffle(batches)  # a short last batch stays last, or every later batch would straddle two

@@ -9,6 +9,7 @@ import json
 import math
 import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,18 +18,20 @@ from transformers import ProgressCallback, TrainerCallback, TrainerControl, Trai
 from trl import SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
+from bundle_mllm.data.bundles import Bundle
+from bundle_mllm.data.catalog import ItemCatalog
 from bundle_mllm.data.files import atomic_path
-from bundle_mllm.data.folder import DatasetFolder
-from bundle_mllm.data.folds import OutOfFoldFeatures as CrossFitted
-from bundle_mllm.data.folds import held_out_bundles
+from bundle_mllm.data.folds import OutOfFoldFeatures
 from bundle_mllm.data.questions import Question
 from bundle_mllm.evaluation.metrics import compute_metrics, log_likelihood
 from bundle_mllm.evaluation.scoring import score_questions
-from bundle_mllm.training.alignment import align_items, align_words
+from bundle_mllm.evaluation.settings import ScoringOptions
+from bundle_mllm.modeling.completion_bundle_mllm import BundleCompleter
 from bundle_mllm.training.config import StageConfig
-from bundle_mllm.training.cross_fitting import versions_of_items
 from bundle_mllm.training.dataset import IGNORED, batch_by_length, check_lengths, training_dataset
+from bundle_mllm.training.out_of_fold import QuestionRows, fold_rows
 from bundle_mllm.training.trainable import load_trainable, make_trainable, merge_lora, save_trainable
+from bundle_mllm.training.warm_start import warm_start_items, warm_start_words
 
 if TYPE_CHECKING:
     from bundle_mllm.modeling.modeling_bundle_mllm import BundleMLLMForCausalLM
@@ -37,18 +40,34 @@ if TYPE_CHECKING:
 BEST, COMPLETE, HISTORY = "best.safetensors", "validation.json", "history.json"
 
 
+@dataclass(frozen=True)
+class StageQuestions:
+    """What a stage trains and validates on.
+
+    Attributes:
+        train: Questions in sampling order.
+        validation: Questions that choose the checkpoint; none keeps the last one.
+        warm_start: Questions of the warm start of item tokens.
+        bundles: Training bundles of the warm start of words.
+        out_of_fold: Features that training questions use where items are shown.
+    """
+
+    train: Sequence[Question]
+    validation: Sequence[Question] = ()
+    warm_start: Sequence[Question] = ()
+    bundles: Sequence[Bundle] = ()
+    out_of_fold: OutOfFoldFeatures | None = None
+
+
 def run_stage(
     model: BundleMLLMForCausalLM,
     processor: BundleMLLMProcessor,
     stage: StageConfig,
+    catalog: ItemCatalog,
+    questions: StageQuestions,
     *,
     folder: Path,
-    data: DatasetFolder,
-    train_questions: Sequence[Question],
-    validation_questions: Sequence[Question],
-    alignment_questions: Sequence[Question] = (),
     seed: int,
-    versions: CrossFitted | None = None,
 ) -> tuple[BundleMLLMForCausalLM, list[dict[str, Any]]]:
     """Train one stage and return the model with the best parameters by validation questions.
 
@@ -59,41 +78,20 @@ def run_stage(
         model: The model to train, in the state in which the stage starts (also when it resumes).
         processor: Its processor; `show_items` is set as the stage shows items.
         stage: What trains, and how.
+        catalog: The items.
+        questions: What it trains and validates on.
         folder: Where checkpoints are kept until the stage is over.
-        data: The items, and the training bundles for alignment.
-        train_questions: Questions in sampling order.
-        validation_questions: Questions that choose the checkpoint; none keeps the last one.
-        alignment_questions: Questions that the alignment of items sees.
         seed: Seed of data order, dropout and adapter.
-        versions: Cross-fitted features, which training questions see where items are shown.
 
     Returns:
         The trained model with adapters merged, and one dictionary of validation metrics per checkpoint.
     """
     folder.mkdir(parents=True, exist_ok=True)
     processor.show_items = stage.shows_items
-    check_lengths([*train_questions, *validation_questions], processor, data.catalog)
-    ordered = batch_by_length(train_questions, data.catalog, batch_size=stage.batch_size, seed=seed)
-    steps = stage.alignment_steps
-    if steps:
-        model.cpu()  # where alignment computes; after stage one it may be on a GPU
-    with versions_of_items(model, versions):
-        if steps and stage.shows_items:
-            held_out = held_out_bundles(data.bundles.train, 5, out_of_fold=versions)
-            align_items(
-                model,
-                data.catalog,
-                alignment_questions,
-                steps=steps,
-                seed=seed,
-                versions=versions,
-                held_out=held_out,
-            )
-        elif steps:
-            align_words(model, processor, data.catalog, data.bundles.train, steps=steps, seed=seed)
-        trainer = _trainer(model, processor, stage, folder, ordered, validation_questions, seed, versions)
-        trainer.remove_callback(ProgressCallback)
-        trainer.add_callback(StageProgress(folder.name.replace("_", " ")))
+    check_lengths([*questions.train, *questions.validation], processor, catalog)
+    with fold_rows(model.model.catalog, questions.out_of_fold):
+        _warm_start(model, processor, stage, catalog, questions, seed)
+        trainer = _trainer(model, processor, stage, catalog, questions, folder, seed)
         resume_from = _last_complete_checkpoint(folder)
         trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
     trained = trainer.model
@@ -101,50 +99,40 @@ def run_stage(
     history = [entry for entry in trainer.state.log_history if "loss" in entry or "validation_hit_rate@1" in entry]
     with atomic_path(folder / HISTORY) as temporary:
         temporary.write_text(json.dumps(history, indent=1) + "\n", encoding="utf-8")
-    merged = merge_lora(trained)
-    merged.match_letters()
-    return merged, [entry for entry in history if "validation_hit_rate@1" in entry]
+    return merge_lora(trained), [entry for entry in history if "validation_hit_rate@1" in entry]
 
 
-def choose_backbone_weight(
+def _warm_start(
     model: BundleMLLMForCausalLM,
     processor: BundleMLLMProcessor,
-    questions: Sequence[Question],
-    weights: Sequence[float],
-) -> dict[str, float]:
-    """Set the model's `backbone_weight` to that under which the answers of some questions are likeliest.
-
-    Which of the two experts, backbone and matching, knows more differs from data to data.
-
-    Args:
-        model: A model with a matching.
-        processor: Its processor.
-        questions: Validation questions.
-        weights: What to choose from; none keeps what the model has.
-
-    Returns:
-        The mean log-likelihood of the answers, by the weight written as text.
-    """
-    found = {}
-    for weight in weights:
-        model.config.backbone_weight = weight
-        found[weight] = log_likelihood(score_questions(model, processor, questions))
-    if found:
-        model.config.backbone_weight = max(found, key=found.__getitem__)
-    return {str(weight): round(value, 4) for weight, value in found.items()}
+    stage: StageConfig,
+    catalog: ItemCatalog,
+    questions: StageQuestions,
+    seed: int,
+) -> None:
+    steps = stage.warm_start_steps
+    if not steps:
+        return
+    model.cpu()  # after stage one it may be on a GPU
+    if stage.shows_items:
+        rows = QuestionRows(questions.warm_start, catalog, questions.out_of_fold)
+        warm_start_items(model, rows, steps=steps, seed=seed)
+    else:
+        warm_start_words(model, processor, catalog, questions.bundles, steps=steps, seed=seed)
 
 
 def _trainer(
     model: BundleMLLMForCausalLM,
     processor: BundleMLLMProcessor,
     stage: StageConfig,
+    catalog: ItemCatalog,
+    questions: StageQuestions,
     folder: Path,
-    questions: Sequence[Question],
-    validation_questions: Sequence[Question],
     seed: int,
-    versions: CrossFitted | None,
 ) -> SFTTrainer:
     steps = stage.max_steps
+    ordered = batch_by_length(questions.train, catalog, batch_size=stage.batch_size, seed=seed)
+    dataset = training_dataset(ordered, processor, shows_items=stage.shows_items, out_of_fold=questions.out_of_fold)
     arguments = SFTConfig(
         output_dir=str(folder),
         max_steps=steps,
@@ -162,7 +150,7 @@ def _trainer(
         data_seed=seed,
         train_sampling_strategy="sequential",  # the questions come sampled and ordered
         save_strategy="steps",
-        save_steps=max(1, steps // max(1, stage.checkpoints)),
+        save_steps=max(1, steps // max(1, stage.num_validations)),
         save_total_limit=2,
         logging_steps=max(1, steps // 100),
         report_to="none",
@@ -173,14 +161,17 @@ def _trainer(
     )
     tokenizer = processor.tokenizer
     padding = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id  # as TRL chooses
-    return SFTTrainer(
+    trainer = SFTTrainer(
         model=make_trainable(model, stage.trains, stage.lora, seed=seed),
         args=arguments,
-        train_dataset=training_dataset(questions, processor, shows_items=stage.shows_items, versions=versions),
+        train_dataset=dataset,
         processing_class=tokenizer,
         data_collator=AnswerCollator(pad_token_id=padding),
-        callbacks=[KeepBest(processor, validation_questions, folder)],
+        callbacks=[KeepBest(processor, questions.validation, folder)],
     )
+    trainer.remove_callback(ProgressCallback)
+    trainer.add_callback(StageProgress(folder.name.replace("_", " ")))
+    return trainer
 
 
 class AnswerCollator(DataCollatorForLanguageModeling):
@@ -217,9 +208,10 @@ class KeepBest(TrainerCallback):
     ) -> None:
         """Validate, keep the parameters if they are the best so far, and mark the checkpoint."""
         entry: dict[str, Any] = {"step": state.global_step}
-        model.match_letters()
         if self.questions:
-            scored = score_questions(model, self.processor, self.questions, batch_size=args.train_batch_size)
+            completer = BundleCompleter(self.processor, ranker=model)
+            options = ScoringOptions(batch_size=args.train_batch_size)
+            scored = score_questions(completer, self.questions, options)["ranker"]
             metrics = compute_metrics(scored)
             entry |= {f"validation_{name}": metrics[name] for name in _LOGGED}
             entry["validation_log_likelihood"] = log_likelihood(scored)

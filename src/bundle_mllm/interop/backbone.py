@@ -1,6 +1,6 @@
-"""Build the model that a run or a conversion starts from: backbone, processor over the catalog, catalog rows.
+"""Load a stock causal language model, and wrap it into a ranker over a catalog.
 
-Knows nothing about stages, questions or optimizers.
+Knows nothing about training, questions or features.
 """
 
 from __future__ import annotations
@@ -14,50 +14,10 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from bundle_mllm.data.catalog import ItemCatalog
-from bundle_mllm.data.folder import DatasetFolder
 from bundle_mllm.errors import BundleMLLMError
-from bundle_mllm.modeling.configuration_bundle_mllm import modality_of
+from bundle_mllm.model_folder import SCRATCH
 from bundle_mllm.modeling.modeling_bundle_mllm import BundleMLLMForCausalLM
 from bundle_mllm.modeling.processing_bundle_mllm import BundleMLLMProcessor
-from bundle_mllm.training.config import SCRATCH, RunConfig
-from bundle_mllm.training.relations import load_relations
-from bundle_mllm.training.scratch import scratch_backbone
-
-
-def build_model(config: RunConfig, data: DatasetFolder) -> tuple[BundleMLLMForCausalLM, BundleMLLMProcessor]:
-    """Wrap the backbone of a run into an untrained Bundle-MLLM over the catalog of a dataset folder.
-
-    Deterministic: the same settings and data give the same weights.
-
-    Raises:
-        BundleMLLMError: The backbone cannot be loaded, or the folder has no item features but stage two wants them.
-    """
-    separator = None
-    if config.base_model == SCRATCH:
-        backbone, tokenizer, separator = scratch_backbone(data.catalog.titles, seed=config.seed)
-    else:
-        backbone, tokenizer = load_backbone(config.base_model, config.dtype)
-    store = data.features(config.modalities)
-    if store is None and config.stage_two.max_steps:
-        raise BundleMLLMError(
-            f"{data.path} has no item features, so stage two has nothing to fuse: write features/*.safetensors first "
-            "(bundle-mllm encode), or set stage_two.num_questions=0 to train from titles only."
-        )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        modalities = store.modalities if store else {}
-        fields = vars(config.fusion) | ({} if modalities else {"matching_hidden_size": None})
-        allowed = config.relations if fields["matching_hidden_size"] else ()
-        relations = [name for name in allowed if modality_of(name) in modalities]
-        relations = load_relations(data, relations, allow_leakage=config.allow_leakage)
-        fields["relations"] = dict.fromkeys(relations, 0)
-        model, processor = wrap_backbone(backbone, tokenizer, data.catalog, modalities, **fields)
-    if separator is not None:
-        model.model.separator.weight.data[0] = separator
-    if store is not None:
-        features, present = store.load()
-        model.set_catalog(features, present, fit_statistics=config.fusion.standardize_features, relations=relations)
-    return model, processor
 
 
 def wrap_backbone(
@@ -80,13 +40,9 @@ def wrap_backbone(
         The model, whose catalog is still empty, and its processor. Neither the separator nor an item grows the
         backbone's embedding.
     """
-    matches = config.get("matching_hidden_size") is not None
-    processor = BundleMLLMProcessor.from_backbone_tokenizer(
-        tokenizer, catalog.item_ids, catalog.titles, marks_options=matches
-    )
+    processor = BundleMLLMProcessor.from_backbone_tokenizer(tokenizer, catalog.item_ids, catalog.titles)
     processor.max_length = getattr(backbone.config, "max_position_embeddings", None)  # BLOOM has no longest prompt
     processor.modalities = dict(modalities)
-    config |= processor.matching_fields() if matches else {}
     model = BundleMLLMForCausalLM.from_backbone(
         backbone, modalities=dict(modalities), separator_token_id=processor.separator_token_id, **config
     )

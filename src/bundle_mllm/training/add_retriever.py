@@ -1,0 +1,91 @@
+"""Add a retriever to the folder of a ranker that was made elsewhere.
+
+Knows nothing about how the ranker was trained.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from typing import Any
+
+from bundle_mllm.data.files import new_folder
+from bundle_mllm.data.folder import DatasetFolder
+from bundle_mllm.errors import BundleMLLMError
+from bundle_mllm.model_folder import check_same_items, load_ranker
+from bundle_mllm.modeling.completion_bundle_mllm import BundleCompleter
+from bundle_mllm.modeling.pipeline_bundle_mllm import RETRIEVER_FOLDER
+from bundle_mllm.settings import configured_by
+from bundle_mllm.training.combine import fit_combination
+from bundle_mllm.training.config import AddRetrieverSettings
+from bundle_mllm.training.memberships import load_memberships
+from bundle_mllm.training.ranker import score_held_out
+from bundle_mllm.training.retriever import fit_retriever, new_retriever
+from bundle_mllm.training.run import limited_threads
+from bundle_mllm.training.run_data import RunData
+
+
+@configured_by(AddRetrieverSettings)
+def add_retriever(settings: AddRetrieverSettings) -> dict[str, dict[str, Any]]:
+    """Train a retriever on a dataset folder, fit the weight of the ranker beside it, and write both down.
+
+    The retriever is written to `retriever/` in the model folder, in one step; one that is there is replaced. The
+    ranker's files stay as they are.
+
+    Returns:
+        The validation figures of "ranker", "retriever" and "both", and of the "combination".
+
+    Raises:
+        BundleMLLMError: If there is no such folder, its items are not those of the data, or there are no features.
+    """
+    ranker, processor = load_ranker(settings.model)
+    data = RunData(settings, DatasetFolder.open(settings.data))
+    own = data.item_processor()
+    if own.items_hash != processor.items_hash:
+        differing = [a for a, b in zip(own.item_ids, processor.item_ids, strict=False) if a != b][:3]
+        raise BundleMLLMError(
+            f"{settings.data} has {own.num_items} items and {settings.model} {processor.num_items}, and they are not "
+            f"the same ones in the same order with the same titles (such as {differing}), so rows would be mixed up: "
+            "give the dataset folder that the ranker was made for."
+        )
+    check_same_items(ranker, processor, settings.model)
+    store = data.features
+    if store is None:
+        raise BundleMLLMError(
+            f"{settings.data} has no item features, so there is nothing to retrieve by: write features/*.safetensors "
+            "first (bundle-mllm encode)."
+        )
+    with limited_threads(settings.num_threads):
+        memberships = load_memberships(
+            data.folder,
+            settings.retriever.memberships,
+            list(store.modalities),
+            data.out_of_fold,
+            allow_leakage=settings.allow_leakage,
+        )
+        retriever = new_retriever(store, memberships, settings.retriever, seed=settings.seed)
+        scores = fit_retriever(
+            retriever,
+            data.catalog,
+            data.retriever_questions(),
+            settings.retriever,
+            stacking_bundles=data.stacking_bundles,
+            held_out_questions=data.held_out_questions,
+            out_of_fold=data.out_of_fold,
+            seed=settings.seed + 1,
+        )
+        figures: dict[str, dict[str, Any]] = {}
+        if data.held_out_questions:
+            answers = [question.answer_index for question in data.held_out_questions]
+            combination = fit_combination(score_held_out(ranker, processor, data), scores, answers)
+            retriever.config.ranker_weight = combination.ranker_weight
+            retriever.config.temperature = combination.temperature
+            figures["combination"] = dataclasses.asdict(combination)
+        figures |= data.validate(BundleCompleter(processor, ranker=ranker, retriever=retriever))
+    retriever.config.items_hash = processor.items_hash
+    target = settings.model / RETRIEVER_FOLDER
+    with new_folder(settings.model / f".{RETRIEVER_FOLDER}.new") as temporary:
+        retriever.save_pretrained(temporary)
+    shutil.rmtree(target, ignore_errors=True)
+    (settings.model / f".{RETRIEVER_FOLDER}.new").rename(target)
+    return figures

@@ -1,0 +1,75 @@
+"""Read the item-group memberships of a dataset folder for the retriever.
+
+Knows nothing about how a retriever counts shared groups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from bundle_mllm.data.folder import DatasetFolder
+from bundle_mllm.data.folds import OutOfFoldFeatures
+from bundle_mllm.data.leakage import check_interactions
+from bundle_mllm.data.memberships import BUNDLE_CATEGORY, BUNDLE_ITEM, TEXTUAL, USER_ITEM, ItemGroups
+from bundle_mllm.modeling.groups_bundle_mllm import ItemPairs
+
+MAX_GROUPS = 512
+"""An item keeps so many of its smallest groups, which are the most specific: the cost of a question has a bound."""
+MAX_GROUPS_OF_CATEGORY = 128
+"""The same for a category, which is in many more bundles than an item is; more of them changed no figure."""
+
+
+def load_memberships(
+    data: DatasetFolder,
+    names: Sequence[str],
+    modalities: Sequence[str],
+    out_of_fold: OutOfFoldFeatures | None,
+    *,
+    allow_leakage: bool = False,
+) -> dict[str, ItemPairs]:
+    """Return the pairs of item and group of each kind of membership that the folder has.
+
+    A kind is used only beside its modality: "bundle_item" and "bundle_category" with `bundle_item` features, and so
+    on. Training bundles are left out if the folder has no out-of-fold features: a training question would find its own
+    bundle, and the retriever would learn nothing else.
+
+    Args:
+        data: The dataset folder.
+        names: The kinds wanted.
+        modalities: The modalities of the retriever.
+        out_of_fold: The folds of the training bundles.
+        allow_leakage: Take a user log that encodes held-out bundles, too.
+
+    Returns:
+        By name, the pairs as `BundleRetriever.set_catalog` takes them.
+
+    Raises:
+        BundleMLLMError: If the user log encodes held-out bundles; see `check_interactions`.
+    """
+    found: dict[str, ItemPairs] = {}
+    folds = None
+    if out_of_fold is not None:  # groups are numbered in the order of the bundles' sorted ids
+        folds = torch.tensor([fold for _, fold in sorted(out_of_fold.fold_of_bundle.items())])
+    has_bundles = BUNDLE_ITEM in modalities and folds is not None
+    if BUNDLE_CATEGORY in names and has_bundles:
+        groups = ItemGroups.of_bundles_of_categories(data.bundles.train, data.catalog)
+        if len(groups):
+            found[BUNDLE_CATEGORY] = _pairs(groups.smallest_groups(MAX_GROUPS_OF_CATEGORY), folds)
+    if BUNDLE_ITEM in names and has_bundles:
+        groups = ItemGroups.of_bundles(data.bundles.train, data.catalog)
+        found[BUNDLE_ITEM] = _pairs(groups.smallest_groups(MAX_GROUPS), folds)
+    if TEXTUAL in names and TEXTUAL in modalities:
+        found[TEXTUAL] = _pairs(ItemGroups.of_words(data.catalog).smallest_groups(MAX_GROUPS))
+    interactions = data.interactions if USER_ITEM in names and USER_ITEM in modalities else None
+    if interactions is not None and len(interactions):
+        check_interactions(data, allow_leakage=allow_leakage)
+        users = ItemGroups.of_users(interactions, len(data.catalog))
+        found[USER_ITEM] = _pairs(users.smallest_groups(MAX_GROUPS))
+    return found
+
+
+def _pairs(groups: ItemGroups, folds: torch.Tensor | None = None) -> ItemPairs:
+    nodes = None if groups.node_of_item is None else torch.from_numpy(groups.node_of_item)
+    return ItemPairs(torch.from_numpy(groups.nodes), torch.from_numpy(groups.groups), nodes, folds)

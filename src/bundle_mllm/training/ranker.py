@@ -1,0 +1,81 @@
+"""Build the ranker that a run starts from, and score the held-out questions by the one that it ends with.
+
+Knows nothing about stages or optimizers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from bundle_mllm.data.questions import MAX_OPTIONS
+from bundle_mllm.errors import BundleMLLMError
+from bundle_mllm.interop.backbone import load_backbone, wrap_backbone
+from bundle_mllm.modeling.completion_bundle_mllm import BundleCompleter
+from bundle_mllm.modeling.modeling_bundle_mllm import BundleMLLMForCausalLM
+from bundle_mllm.modeling.processing_bundle_mllm import BundleMLLMProcessor
+from bundle_mllm.training.config import SCRATCH, RunConfig
+from bundle_mllm.training.run_data import RunData
+from bundle_mllm.training.scratch import scratch_backbone
+
+
+def build_ranker(config: RunConfig, data: RunData) -> tuple[BundleMLLMForCausalLM, BundleMLLMProcessor]:
+    """Wrap the backbone of a run into an untrained ranker over the catalog of a dataset folder.
+
+    Deterministic: the same settings and data give the same weights.
+
+    Raises:
+        BundleMLLMError: If the backbone cannot be loaded, or there are no item features but stage two needs them.
+    """
+    store = data.features
+    if store is None and config.stage_two.max_steps:
+        raise BundleMLLMError(
+            f"{config.data} has no item features, so stage two has nothing to fuse: write features/*.safetensors first "
+            "(bundle-mllm encode), or set stage_two.num_questions=0 to train from titles only."
+        )
+    separator = None
+    if config.base_model == SCRATCH:
+        backbone, tokenizer, separator = scratch_backbone(data.catalog.titles, seed=config.seed)
+    else:
+        backbone, tokenizer = load_backbone(config.base_model, config.dtype)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        modalities = store.modalities if store else {}
+        model, processor = wrap_backbone(backbone, tokenizer, data.catalog, modalities, **vars(config.fusion))
+    if separator is not None:
+        model.model.separator.weight.data[0] = separator
+    if store is not None:
+        features, present = store.load()
+        model.set_catalog(features, present, fit_statistics=config.fusion.standardize_features)
+    processor.max_options = longest_list(config)
+    return model, processor
+
+
+def longest_list(config: RunConfig) -> int:
+    """Return the longest list of options that some stage trains on: the model does not know letters beyond it."""
+    lists = [stage.num_candidates[1] for stage in (config.stage_one, config.stage_two) if stage.max_steps]
+    return max(3, *lists) if lists else MAX_OPTIONS
+
+
+def score_held_out(
+    ranker: BundleMLLMForCausalLM, processor: BundleMLLMProcessor, data: RunData
+) -> Sequence[Sequence[float]]:
+    """Score the candidates of the held-out questions, each with the out-of-fold features of its bundle's fold."""
+    questions, folds = data.held_out_questions, data.out_of_fold
+    completer = BundleCompleter(processor, ranker=ranker)
+    scores: dict[int, list[float]] = {}
+    fold_of = {question.bundle_id: folds.fold_of_bundle[question.bundle_id] if folds else -1 for question in questions}
+    rows, items_hash = ranker.catalog_rows(), ranker.config.items_hash
+    for fold in sorted(set(fold_of.values())):
+        if folds is not None and folds.modality in rows["features"]:
+            features = {**rows["features"], folds.modality: folds.features[fold].float()}
+            present = {**rows["present"], folds.modality: folds.present[fold]}
+            ranker.set_catalog(features, present)
+        chosen = [i for i, question in enumerate(questions) if fold_of[question.bundle_id] == fold]
+        completions = completer.score([questions[i] for i in chosen], max_options=MAX_OPTIONS)
+        scores |= {i: completion.answer.tolist() for i, completion in zip(chosen, completions, strict=True)}
+    if rows["features"]:
+        ranker.set_catalog(**rows)
+    ranker.config.items_hash = items_hash
+    return [scores[i] for i in range(len(questions))]

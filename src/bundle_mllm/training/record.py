@@ -1,0 +1,95 @@
+"""The record of a run, `run.json`: settings, inputs, versions and figures; it tells whether a run may be continued.
+
+Knows nothing about models or how they are trained.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections import UserDict
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from bundle_mllm.data.files import atomic_path
+from bundle_mllm.data.folder import DatasetFolder
+from bundle_mllm.errors import BundleMLLMError
+from bundle_mllm.model_folder import RUN_RECORD
+from bundle_mllm.settings import as_dict
+from bundle_mllm.training.config import RunConfig
+
+PACKAGES = (
+    "bundle-mllm",
+    "torch",
+    "transformers",
+    "trl",
+    "peft",
+    "datasets",
+    "accelerate",
+    "safetensors",
+    "tokenizers",
+)
+
+
+class RunRecord(UserDict):
+    """What `run.json` holds, as a dictionary."""
+
+    def __init__(self, folder: Path, values: Mapping[str, Any]):
+        super().__init__(values)
+        self.folder = folder
+
+    @classmethod
+    def open(cls, config: RunConfig, data: DatasetFolder) -> RunRecord:
+        """Read the record of the output folder, or begin it.
+
+        Raises:
+            BundleMLLMError: If another run was begun in the folder, or it holds other files.
+        """
+        settings, inputs, out = as_dict(config), data.input_hashes(), config.output_dir
+        path = out / RUN_RECORD
+        if path.exists() and not _has_begun(out):
+            path.unlink()  # of a run that ended before its first step, for example for a mistake in its settings
+        if path.exists():
+            values = json.loads(path.read_text(encoding="utf-8"))
+            for what, now in (("settings", settings), ("inputs", inputs)):
+                if values[what] != now:
+                    changed = sorted(key for key in {**values[what], **now} if values[what].get(key) != now.get(key))
+                    raise BundleMLLMError(
+                        f"{out} holds a run with other {what} (different: {', '.join(changed)}); continuing would mix "
+                        "the two. Use another --output-dir, or delete that folder to start over."
+                    )
+            return cls(out, values)
+        if out.exists() and any(out.iterdir()):
+            raise BundleMLLMError(
+                f"{out} is not empty and holds no {RUN_RECORD}: files in it could be overwritten. Use another "
+                "--output-dir."
+            )
+        values = {
+            "settings": settings,
+            "inputs": inputs,
+            "base_model_is_folder": Path(config.base_model).exists(),  # it may have the name of a Hub repository
+            "versions": {package: version(package) for package in PACKAGES} | {"python": platform.python_version()},
+            "finished": False,
+        }
+        record = cls(out, values)
+        record.write()
+        return record
+
+    def write(self) -> None:
+        """Write the record in one step."""
+        with atomic_path(self.folder / RUN_RECORD) as temporary:
+            temporary.write_text(json.dumps(self.data, indent=2) + "\n", encoding="utf-8")
+
+    @staticmethod
+    def print_figures(part: str, metrics: Mapping[str, float]) -> None:
+        """Show the validation figures of a part beside the progress bars."""
+        rate, error = metrics["hit_rate@1"], metrics["hit_rate@1_se"]
+        tqdm.write(f"{part}: hit_rate@1 {rate:.3f} ± {error:.3f} on {metrics['num_questions']} validation questions")
+
+
+def _has_begun(out: Path) -> bool:
+    return (out / "training").exists() or json.loads((out / RUN_RECORD).read_text(encoding="utf-8"))["finished"]

@@ -1,0 +1,169 @@
+"""Train a retriever: towers, then the stacker on bundles that the towers have not seen, then the towers on all.
+
+Knows nothing about language models, prompts or files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch.nn import functional
+
+from bundle_mllm.data.catalog import ItemCatalog
+from bundle_mllm.data.features import FeatureStore
+from bundle_mllm.data.folds import OutOfFoldFeatures
+from bundle_mllm.data.questions import Question
+from bundle_mllm.modeling.groups_bundle_mllm import ItemPairs
+from bundle_mllm.modeling.retriever_bundle_mllm import BundleRetriever, BundleRetrieverConfig
+from bundle_mllm.training.config import RetrieverSettings
+from bundle_mllm.training.optimize import minimize, training_only
+from bundle_mllm.training.out_of_fold import QuestionRows, fold_rows
+
+STATISTICS_OF = 4_096
+"""Questions whose co-occurrence gives the stacker the mean and standard deviation of its inputs."""
+
+
+def new_retriever(
+    store: FeatureStore, memberships: dict[str, ItemPairs], settings: RetrieverSettings, *, seed: int
+) -> BundleRetriever:
+    """Make an untrained retriever over the catalog of a dataset folder."""
+    config = BundleRetrieverConfig(
+        modalities=dict(store.modalities),
+        memberships=dict.fromkeys(memberships, 0),
+        hidden_size=settings.hidden_size,
+        dropout=settings.dropout,
+        collaborative_dropout=settings.collaborative_dropout,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        retriever = BundleRetriever(config).eval()
+    features, present = store.load()
+    retriever.set_catalog(features, present, memberships, fit_statistics=True)
+    return retriever
+
+
+def fit_retriever(
+    retriever: BundleRetriever,
+    catalog: ItemCatalog,
+    questions: Sequence[Question],
+    settings: RetrieverSettings,
+    *,
+    stacking_bundles: set[str],
+    held_out_questions: Sequence[Question] = (),
+    out_of_fold: OutOfFoldFeatures | None = None,
+    seed: int,
+) -> list[list[float]]:
+    """Train a retriever in place.
+
+    The stacker learns how far to trust the towers beside co-occurrence on bundles that they have not seen; then the
+    towers begin again with all bundles.
+
+    Args:
+        retriever: A new retriever.
+        catalog: The items.
+        questions: Training questions.
+        settings: Steps, batches, learning rate.
+        stacking_bundles: Ids of the training bundles that only the stacker sees at first.
+        held_out_questions: Questions about further training bundles, which neither towers nor stacker see before the
+            scores that are returned are computed.
+        out_of_fold: Out-of-fold features of the training bundles.
+        seed: Seed of batches and dropout.
+
+    Returns:
+        The scores of each held-out question's candidates, by the retriever that has not seen their bundles.
+    """
+    rows = QuestionRows(questions, catalog, out_of_fold)
+    held_out = {question.bundle_id for question in held_out_questions}
+    is_stacking = torch.tensor([question.bundle_id in stacking_bundles for question in questions])
+    is_held_out = torch.tensor([question.bundle_id in held_out for question in questions])
+    everything = torch.arange(len(rows))
+    generator = torch.Generator().manual_seed(seed)
+    scores: list[list[float]] = []
+    with fold_rows(retriever.catalog, out_of_fold):
+        if retriever.stacker is not None or held_out:
+            stacking = everything[is_stacking & ~is_held_out]
+            seen = everything[~is_stacking & ~is_held_out]
+            if not len(stacking) or not len(seen):  # too few bundles to part
+                stacking = seen = everything[~is_held_out] if not is_held_out.all() else everything
+            start = {name: value.clone() for name, value in retriever.towers.state_dict().items()}
+            fit_towers(retriever, rows, seen, settings, generator, seed)
+            if retriever.stacker is not None:
+                fit_stacker(retriever, rows, stacking, settings, generator, seed)
+            if held_out_questions:
+                scores = score_rows(retriever, QuestionRows(held_out_questions, catalog, out_of_fold))
+            retriever.towers.load_state_dict(start)
+        fit_towers(retriever, rows, everything, settings, generator, seed)
+    return scores
+
+
+def fit_towers(
+    retriever: BundleRetriever,
+    rows: QuestionRows,
+    among: torch.Tensor,
+    settings: RetrieverSettings,
+    generator: torch.Generator,
+    seed: int,
+) -> None:
+    """Train the towers to give the answer the highest score among the options (cross-entropy).
+
+    Args:
+        retriever: Its towers are changed in place.
+        rows: The questions.
+        among: Indices of the questions to draw batches from.
+        settings: Steps, batches, learning rate.
+        generator: Draws the batches.
+        seed: Seed of dropout.
+    """
+
+    def loss() -> torch.Tensor:
+        partial, options, answers = rows.batch(_draw(among, settings.batch_size, generator))
+        return functional.cross_entropy(retriever.tower_scores(partial, options), answers)
+
+    parameters = list(retriever.towers.parameters())
+    with training_only(retriever, parameters, seed):
+        minimize(loss, [_group(parameters, settings)], settings.steps, "retriever: towers")
+
+
+def fit_stacker(
+    retriever: BundleRetriever,
+    rows: QuestionRows,
+    among: torch.Tensor,
+    settings: RetrieverSettings,
+    generator: torch.Generator,
+    seed: int,
+) -> None:
+    """Train the stacker the same way, with the towers as they are and without dropout; half as many steps."""
+    if retriever.stacker is None:
+        return
+    partial, options, _ = rows.batch(among[:STATISTICS_OF])
+    table, _ = retriever.co_occurrence(partial, options)
+    retriever.stacker.fit_statistics(table[options >= 0])
+
+    def loss() -> torch.Tensor:
+        partial, options, answers = rows.batch(_draw(among, settings.batch_size, generator))
+        return functional.cross_entropy(retriever(partial, options).scores, answers)
+
+    parameters = list(retriever.stacker.parameters())
+    with training_only(retriever, parameters, seed):
+        retriever.eval()  # no dropout: the stacker weighs the scores as they will be
+        minimize(loss, [_group(parameters, settings)], settings.steps // 2, "retriever: stacker")
+
+
+@torch.no_grad()
+def score_rows(retriever: BundleRetriever, rows: QuestionRows) -> list[list[float]]:
+    """Score the options of questions about training bundles, with the rows of their folds."""
+    scores: list[list[float]] = []
+    for chosen in torch.arange(len(rows)).split(512):
+        partial, options, _ = rows.batch(chosen)
+        batch = retriever(partial, options).scores
+        scores += [row[is_option].tolist() for row, is_option in zip(batch, options >= 0, strict=True)]
+    return scores
+
+
+def _draw(among: torch.Tensor, number: int, generator: torch.Generator) -> torch.Tensor:
+    return among[torch.randint(len(among), (number,), generator=generator)]
+
+
+def _group(parameters: list[torch.nn.Parameter], settings: RetrieverSettings) -> dict:
+    return {"params": parameters, "lr": settings.learning_rate, "weight_decay": settings.weight_decay}

@@ -1,0 +1,191 @@
+"""The questions of a run: which bundles which model may see, and what each step trains and validates on.
+
+Knows nothing about models' weights, optimizers or stages' order.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import cached_property
+from typing import Protocol
+
+from transformers.utils import logging
+
+from bundle_mllm.data.bundles import Bundle
+from bundle_mllm.data.catalog import ItemCatalog
+from bundle_mllm.data.features import FeatureStore
+from bundle_mllm.data.folder import DatasetFolder
+from bundle_mllm.data.folds import OutOfFoldFeatures, held_out_bundles
+from bundle_mllm.data.questions import Question, make_questions, sample_training_questions, spread
+from bundle_mllm.evaluation.metrics import compute_metrics, log_likelihood
+from bundle_mllm.evaluation.scoring import score_questions
+from bundle_mllm.modeling.completion_bundle_mllm import BundleCompleter
+from bundle_mllm.modeling.item_processing_bundle_mllm import BundleItemProcessor
+from bundle_mllm.training.config import RetrieverSettings, StageConfig
+from bundle_mllm.training.out_of_fold import load_out_of_fold
+
+logger = logging.get_logger(__name__)
+
+HELD_OUT, STACKING = 10, 5
+"""A tenth of the training bundles is held out until both models are joined; another fifth trains the stacker."""
+
+
+class RunSettings(Protocol):
+    """The settings of a run, or of adding a retriever, that decide which questions are drawn."""
+
+    @property
+    def modalities(self) -> tuple[str, ...] | None: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def max_partial(self) -> int: ...
+    @property
+    def validation_questions(self) -> int: ...
+    @property
+    def validation_candidates(self) -> int: ...
+    @property
+    def combination_questions(self) -> int: ...
+    @property
+    def retriever(self) -> RetrieverSettings: ...
+
+
+class RunData:
+    """The data of a run; everything is made when it is first used, and the same each time.
+
+    Args:
+        settings: The run's settings.
+        folder: The dataset folder.
+        holds_out: Whether a tenth of the training bundles is kept from both models.
+    """
+
+    def __init__(self, settings: RunSettings, folder: DatasetFolder, *, holds_out: bool = True):
+        self.settings, self.folder, self.holds_out = settings, folder, holds_out
+
+    @property
+    def catalog(self) -> ItemCatalog:
+        """The items."""
+        return self.folder.catalog
+
+    @cached_property
+    def features(self) -> FeatureStore | None:
+        """The item features that the run uses."""
+        return self.folder.features(self.settings.modalities)
+
+    @cached_property
+    def out_of_fold(self) -> OutOfFoldFeatures | None:
+        """The out-of-fold features of the training bundles."""
+        return None if self.features is None else load_out_of_fold(self.folder, list(self.features.modalities))
+
+    @cached_property
+    def held_out(self) -> set[str]:
+        """Ids of the training bundles that neither model sees until they are joined."""
+        if not self.holds_out:
+            return set()
+        return held_out_bundles(self.folder.bundles.train, HELD_OUT, out_of_fold=self.out_of_fold)
+
+    @cached_property
+    def stacking_bundles(self) -> set[str]:
+        """Ids of the training bundles that the stacker learns from; none of them is held out."""
+        bundles = self.folder.bundles.train
+        if self.out_of_fold is None:
+            tenths = [held_out_bundles(bundles, HELD_OUT, remainder=part) for part in (1, 2)]
+            return tenths[0] | tenths[1]
+        return held_out_bundles(bundles, STACKING, remainder=1, out_of_fold=self.out_of_fold)
+
+    @cached_property
+    def ranker_bundles(self) -> list[Bundle]:
+        """The training bundles that the ranker may see."""
+        return [bundle for bundle in self.folder.bundles.train if bundle.bundle_id not in self.held_out]
+
+    def ranker_questions(self, stage: StageConfig, seed: int) -> list[Question]:
+        """Sample the training questions of a stage, whole batches of them."""
+        return self._sample(
+            self.ranker_bundles,
+            stage.max_steps * stage.step_size,
+            stage.num_candidates,
+            stage.hard_fraction,
+            seed,
+            shows_items=stage.shows_items,
+        )
+
+    def retriever_questions(self) -> list[Question]:
+        """Sample the training questions of the retriever, about all training bundles."""
+        settings = self.settings.retriever
+        return self._sample(
+            self.folder.bundles.train,
+            settings.num_questions,
+            settings.num_candidates,
+            settings.hard_fraction,
+            self.settings.seed + 1,
+        )
+
+    @cached_property
+    def held_out_questions(self) -> list[Question]:
+        """Sample questions about the held-out bundles, half of them with hard negatives."""
+        bundles = [bundle for bundle in self.folder.bundles.train if bundle.bundle_id in self.held_out]
+        bundles = [bundle for bundle in bundles if len(bundle.items) >= 2]
+        number = self.settings.validation_candidates
+        if not bundles:
+            return []
+        return self._sample(bundles, self.settings.combination_questions, (number, number), 0.5, self.settings.seed)
+
+    def _sample(
+        self,
+        bundles: list[Bundle],
+        num_questions: int,
+        num_candidates: tuple[int, int],
+        hard_fraction: float,
+        seed: int,
+        shows_items: bool = True,
+    ) -> list[Question]:
+        folds = self.out_of_fold if shows_items else None
+        return sample_training_questions(
+            bundles,
+            self.catalog,
+            num_questions=num_questions,
+            num_candidates=num_candidates,
+            hard_fraction=hard_fraction,
+            max_partial=self.settings.max_partial,
+            fold_of_bundle=None if folds is None else folds.fold_of_bundle,
+            seed=seed,
+        )
+
+    @cached_property
+    def validation_questions(self) -> list[Question]:
+        """Make questions about validation bundles, a uniform and a hard one about each."""
+        settings, chosen = self.settings, []
+        bundles = spread(self.folder.bundles.validation, settings.validation_questions // 2)
+        if not bundles:
+            logger.warning(
+                f"There are no validation questions ({len(self.folder.bundles.validation)} validation bundles, "
+                f"validation_questions {settings.validation_questions}), so each stage keeps its last checkpoint."
+            )
+        for negatives in ("uniform", "hard"):
+            made = make_questions(
+                bundles,
+                self.catalog,
+                self.folder.bundles,
+                num_candidates=settings.validation_candidates,
+                negatives=negatives,
+                max_partial=settings.max_partial,
+                questions_per_bundle=1,
+                seed=settings.seed,
+            )
+            chosen += [dataclasses.replace(q, question_id=f"{q.question_id}-{negatives}") for q in made]
+        return chosen
+
+    def validate(self, completer: BundleCompleter) -> dict[str, dict[str, float]]:
+        """Return the validation figures of each part of a completer; none without validation bundles."""
+        if not self.validation_questions:
+            return {}
+        scored = score_questions(completer, self.validation_questions)
+        figures = {}
+        for part, questions in scored.items():
+            metrics = compute_metrics(questions)
+            kept = ("hit_rate@1", "hit_rate@1_se", "mrr", "valid_ratio", "num_questions", "num_bundles")
+            figures[part] = {name: metrics[name] for name in kept} | {"log_likelihood": log_likelihood(questions)}
+        return figures
+
+    def item_processor(self) -> BundleItemProcessor:
+        """Return a processor of the items alone."""
+        return BundleItemProcessor(self.catalog.item_ids, self.catalog.titles)

@@ -55,7 +55,9 @@ class BundleCompletionPipeline(Pipeline):
         if self.model.config.model_type == "bundle_retriever":
             self.completer = BundleCompleter(self.processor, retriever=self.model)
         else:
-            retriever = load_retriever(self.model.config._name_or_path, revision=self.model.config._commit_hash)
+            retriever = load_retriever(
+                self.model.config._name_or_path, revision=getattr(self.model.config, "_commit_hash", None)
+            )
             self.completer = BundleCompleter(self.processor, ranker=self.model, retriever=retriever)
             self.completer.to(self.device)
 

@@ -5,7 +5,7 @@ Knows nothing about language models, token ids, titles or files.
 
 import math
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import nn
@@ -17,6 +17,9 @@ from .base_bundle_mllm import BundlePreTrainedModel
 from .catalog_bundle_mllm import BundleMLLMFeatureStatistics, BundleMLLMItemCatalog, mask_absent
 from .configuration_bundle_mllm import CONTENT_BASED, BundleRetrieverConfig
 from .groups_bundle_mllm import BundleRetrieverGroups, ItemPairs
+
+if TYPE_CHECKING:  # never executed: transformers finds the files that travel with a model by searching for such lines
+    from .pipeline_bundle_mllm import BundleCompletionPipeline  # noqa: F401
 
 ROWS_AT_ONCE = 8_192
 """Catalog rows that are encoded at once."""

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from bundle_mllm.evaluation.evaluate import evaluate as evaluate
     from bundle_mllm.evaluation.metrics import as_scored as as_scored
     from bundle_mllm.evaluation.metrics import compute_metrics as compute_metrics
-    from bundle_mllm.evaluation.ranking import rank_candidates as rank_candidates
     from bundle_mllm.evaluation.results import compare_metrics as compare_metrics
     from bundle_mllm.evaluation.scoring import score_questions as score_questions
     from bundle_mllm.hub.dataset import publish_dataset as publish_dataset
@@ -36,15 +35,23 @@ if TYPE_CHECKING:
     from bundle_mllm.hub.verify import verify_repository as verify_repository
     from bundle_mllm.interop.convert import convert_checkpoint as convert_checkpoint
     from bundle_mllm.interop.export import export_stock as export_stock
-    from bundle_mllm.model_folder import load_model as load_model
+    from bundle_mllm.model_folder import load_completer as load_completer
+    from bundle_mllm.model_folder import load_ranker as load_ranker
+    from bundle_mllm.model_folder import save_completer as save_completer
     from bundle_mllm.model_folder import save_model as save_model
+    from bundle_mllm.modeling import BundleCompleter as BundleCompleter
     from bundle_mllm.modeling import BundleCompletionPipeline as BundleCompletionPipeline
+    from bundle_mllm.modeling import BundleItemProcessor as BundleItemProcessor
     from bundle_mllm.modeling import BundleMLLMConfig as BundleMLLMConfig
     from bundle_mllm.modeling import BundleMLLMForCausalLM as BundleMLLMForCausalLM
     from bundle_mllm.modeling import BundleMLLMModel as BundleMLLMModel
     from bundle_mllm.modeling import BundleMLLMProcessor as BundleMLLMProcessor
     from bundle_mllm.modeling import BundleMLLMTokenizerFast as BundleMLLMTokenizerFast
+    from bundle_mllm.modeling import BundleRetriever as BundleRetriever
+    from bundle_mllm.modeling import BundleRetrieverConfig as BundleRetrieverConfig
     from bundle_mllm.report import build_report as build_report
+    from bundle_mllm.training.add_retriever import add_retriever as add_retriever
+    from bundle_mllm.training.config import RetrieverSettings as RetrieverSettings
     from bundle_mllm.training.config import RunConfig as RunConfig
     from bundle_mllm.training.config import StageOneConfig as StageOneConfig
     from bundle_mllm.training.config import StageTwoConfig as StageTwoConfig

@@ -23,9 +23,10 @@ from bundle_mllm.evaluation.ablation import permuted
 from bundle_mllm.evaluation.metrics import compute_metrics
 from bundle_mllm.evaluation.scoring import score_questions
 from bundle_mllm.model_folder import STAGE_ONE_MODEL, load_completer
+from bundle_mllm.settings import SCRATCH
 from bundle_mllm.synthetic.settings import Domain, SyntheticSettings
 from bundle_mllm.synthetic.write import make_synthetic
-from bundle_mllm.training.config import SCRATCH, RunConfig, default_run
+from bundle_mllm.training.config import RunConfig, default_run
 from bundle_mllm.training.run import train
 
 logger = logging.get_logger(__name__)

@@ -28,10 +28,6 @@ RUN_RECORD = "run.json"
 """How `bundle-mllm train` made a model folder."""
 CONVERSION_RECORD = "conversion.json"
 """How `bundle-mllm convert` made a model folder."""
-SCRATCH = "scratch"
-"""The base model that needs no download: a small Llama, trained in full."""
-NO_RANKER = "none"
-"""The base model of a run that trains a retriever alone."""
 STAGE_ONE_MODEL, HISTORIES = "training/stage_one/model", "training/{stage}/history.json"
 """What a run leaves in its model folder beside the model: the ranker after stage one, and losses and validations."""
 _DECIDING = ("*.safetensors", "items.jsonl", "tokenizer.json", "processor_config.json", "chat_template.jinja")
@@ -146,7 +142,7 @@ def fingerprint(folder: str | Path) -> str | None:
 
 
 def _check_exists(folder: str | Path) -> None:
-    """Refuse a mistyped path before the Hub is reached; a Hub name is `org/name`, and there is no folder `org` here."""
+    """Refuse a mistyped path before the Hub is reached; a Hub name is `org/name`, without a folder `org` here."""
     path = Path(folder)
     may_be_hub_name = len(path.parts) == 2 and path.parts[0] not in (".", "..", "/") and not path.parent.is_dir()
     if not path.exists() and not may_be_hub_name:

@@ -18,6 +18,11 @@ from typing import Any, Literal, ParamSpec, TypeVar, Union, cast, get_args, get_
 
 from bundle_mllm.errors import BundleMLLMError
 
+SCRATCH = "scratch"
+"""The base model that needs no download: a small Llama, trained in full."""
+NO_RANKER = "none"
+"""The base model of a run that trains a retriever alone."""
+
 P = ParamSpec("P")
 R = TypeVar("R")
 S = TypeVar("S")

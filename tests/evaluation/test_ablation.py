@@ -27,7 +27,7 @@ def loaded(data, tmp_path_factory):
 @pytest.fixture(scope="module")
 def ask(data):
     asked = make_questions(data.bundles.test, data.catalog, data.bundles, num_candidates=4, seed=0)[:6]
-    return lambda model, processor: [q.option_logits for q in score_questions(model, processor, asked)]
+    return lambda model, processor: [q.scores for q in score_questions(model, processor, asked)]
 
 
 def differ(a, b):

@@ -88,7 +88,7 @@ def test_what_is_hidden_or_shuffled_is_missing_from_the_answers_and_the_metrics_
         metrics = evaluate(model, tiny_data, questions, tmp_path / f"{name}.json", **options)
         assert {k: v for k, v in metrics["asked"].items() if k in ("mask", "permute")} == options
         assert metrics["fingerprint"] == (None if options else fingerprint(model))
-        rows[name] = [q.option_logits for q in load_results(tmp_path / f"{name}.json")[1]]
+        rows[name] = [q.scores for q in load_results(tmp_path / f"{name}.json")[1]]
     assert rows["both"] == rows["hidden"]
     different = ("whole", "hidden", "untitled", "shuffled")
     assert len({str(rows[name]) for name in different}) == 4

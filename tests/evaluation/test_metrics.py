@@ -16,8 +16,8 @@ from bundle_mllm.evaluation.metrics import (
 )
 
 METRICS = {
-    "hit_rate@1", "hit_rate@1_random_ties", "hit_rate@1_valid", "valid_ratio", "hit_rate@3", "hit_rate@5", "mrr", "ndcg",
-    "mean_rank", "calibration_error",
+    "hit_rate@1", "hit_rate@1_random_ties", "hit_rate@1_valid", "valid_ratio", "hit_rate@3", "hit_rate@5", "mrr",
+    "ndcg", "mean_rank", "calibration_error",
 }  # fmt: skip
 
 
@@ -30,7 +30,7 @@ def at_rank(rank, bundle, size=10):
     return scored(rank - 1, [-float(place) for place in range(size)], bundle, name=f"{bundle}-{rank}")
 
 
-def test_hit_rate_counts_every_question_also_those_without_a_valid_free_answer():
+def test_hit_rate_counts_every_question_also_those_without_a_valid_unrestricted_choice():
     questions = [
         scored(0, [2.0, 1.0], "a", free=None),
         scored(1, [2.0, 1.0], "b"),
@@ -44,7 +44,7 @@ def test_hit_rate_counts_every_question_also_those_without_a_valid_free_answer()
     assert (metrics["num_questions"], metrics["num_bundles"]) == (4, 3)
 
 
-def test_without_a_valid_free_answer_the_official_metric_is_undefined():
+def test_without_a_valid_unrestricted_choice_the_official_metric_is_undefined():
     metrics = compute_metrics([scored(0, [2.0, 1.0], bundle, free=None) for bundle in "ab"])
     assert math.isnan(metrics["hit_rate@1_valid"]) and math.isnan(metrics["hit_rate@1_valid_se"])
     assert (metrics["hit_rate@1"], metrics["valid_ratio"]) == (1, 0)
@@ -105,8 +105,8 @@ def test_the_standard_error_of_a_share_of_some_questions_ignores_the_others():
 def test_paired_differences_are_those_of_the_questions_and_their_error_is_clustered():
     a = [at_rank(rank, bundle) for rank, bundle in ((1, "x"), (2, "y"), (3, "z"), (4, "z"))]
     b = [
-        ScoredQuestion(q.question_id, q.bundle_id, q.answer_index, tuple(logits), q.free_answer)
-        for q, logits in zip(a, ([0.0] + [1.0] * 9, a[1].option_logits, [0, 0, 9] + [0] * 7, range(10)), strict=True)
+        ScoredQuestion(q.question_id, q.bundle_id, q.answer_index, tuple(logits), q.unrestricted_choice)
+        for q, logits in zip(a, ([0.0] + [1.0] * 9, a[1].scores, [0, 0, 9] + [0] * 7, range(10)), strict=True)
     ]
     result = paired_differences(a, b[::-1])
     rank = result["mean_rank"]

@@ -29,9 +29,9 @@ def test_scores_do_not_depend_on_the_batch(parts):
     alone = score_questions(*parts, batch_size=1)
     for a, b, question in zip(together, alone, parts[2], strict=True):
         assert a.question_id == question.question_id
-        assert len(a.option_logits) == len(question.candidates)
-        assert a.option_logits == pytest.approx(b.option_logits, abs=1e-4)
-        assert a.free_answer == b.free_answer
+        assert len(a.scores) == len(question.candidates)
+        assert a.scores == pytest.approx(b.scores, abs=1e-4)
+        assert a.unrestricted_choice == b.unrestricted_choice
 
 
 def test_scores_are_the_letters_logits_after_the_prompt(parts):
@@ -39,12 +39,12 @@ def test_scores_are_the_letters_logits_after_the_prompt(parts):
     ids = torch.tensor(processor([questions[0]])["input_ids"])
     logits = model(input_ids=ids).logits[0, -1]
     letters = processor.answer_token_ids(len(questions[0].candidates))
-    assert score_questions(model, processor, questions)[0].option_logits == pytest.approx(
+    assert score_questions(model, processor, questions)[0].scores == pytest.approx(
         logits[letters].tolist(), abs=1e-4
     )
 
 
-def test_a_free_answer_that_is_no_letter_of_the_question_is_invalid(parts):
+def test_a_unrestricted_choice_that_is_no_letter_of_the_question_is_invalid(parts):
     model, processor, questions = parts
     before = score_questions(model, processor, questions)
     word = processor.tokenizer("\n")["input_ids"][-1]
@@ -55,9 +55,9 @@ def test_a_free_answer_that_is_no_letter_of_the_question_is_invalid(parts):
     after = score_questions(model, processor, questions)
     with torch.no_grad():
         model.lm_head.weight[word] = kept
-    assert after[0].free_answer is None
-    assert after[0].option_logits == pytest.approx(before[0].option_logits)
-    assert before[0].free_answer == max(range(len(before[0].option_logits)), key=before[0].option_logits.__getitem__)
+    assert after[0].unrestricted_choice is None
+    assert after[0].scores == pytest.approx(before[0].scores)
+    assert before[0].unrestricted_choice == max(range(len(before[0].scores)), key=before[0].scores.__getitem__)
 
 
 def test_scoring_leaves_the_model_in_the_mode_it_was_in(parts):
@@ -72,16 +72,16 @@ def test_permuted_orders_are_averaged_and_the_own_order_is_the_first(parts):
     model, processor, questions = parts
     plain = score_questions(*parts)
     for permuted, alone, question in zip(score_questions(*parts, permutations=3), plain, questions, strict=True):
-        logits = torch.tensor(alone.option_logits)
-        assert permuted.orders[0] == pytest.approx(logits.log_softmax(0).tolist(), abs=1e-4)
-        assert permuted.option_logits == pytest.approx(torch.tensor(permuted.orders).mean(0).tolist(), abs=1e-6)
-        assert permuted.free_answer == alone.free_answer
+        logits = torch.tensor(alone.scores)
+        assert permuted.per_order_scores[0] == pytest.approx(logits.log_softmax(0).tolist(), abs=1e-4)
+        assert permuted.scores == pytest.approx(torch.tensor(permuted.per_order_scores).mean(0).tolist(), abs=1e-6)
+        assert permuted.unrestricted_choice == alone.unrestricted_choice
         size = len(question.candidates)
         order = candidate_orders(size, 3, 0, question.question_id)[2]
         moved = replace(question, candidates=tuple(question.candidates[i] for i in order))
         (expected,) = score_questions(model, processor, [moved])
-        found = [permuted.orders[2][i] for i in order]
-        assert found == pytest.approx(torch.tensor(expected.option_logits).log_softmax(0).tolist(), abs=1e-4)
+        found = [permuted.per_order_scores[2][i] for i in order]
+        assert found == pytest.approx(torch.tensor(expected.scores).log_softmax(0).tolist(), abs=1e-4)
 
 
 def test_as_many_orders_as_candidates_put_each_at_each_place_once():
@@ -100,15 +100,15 @@ def test_long_lists_are_ranked_in_groups_as_the_pipeline_ranks_them(parts):
     ids = list(processor.item_ids)
     long = Question("long", "b", tuple(ids[:2]), tuple(ids[2:]), 4)
     first, second = score_questions(model, processor, [long, questions[0]])
-    assert second.option_logits == pytest.approx(
-        score_questions(model, processor, questions)[0].option_logits, abs=1e-4
+    assert second.scores == pytest.approx(
+        score_questions(model, processor, questions)[0].scores, abs=1e-4
     )
-    assert torch.tensor(first.option_logits).exp().sum().item() == pytest.approx(1, abs=1e-5)
-    assert first.free_answer == first.option_logits.index(max(first.option_logits))
+    assert torch.tensor(first.scores).exp().sum().item() == pytest.approx(1, abs=1e-5)
+    assert first.unrestricted_choice == first.scores.index(max(first.scores))
     ranked = rank_candidates(model, processor, ids[:2], top_k=None)
     score = {entry["item_id"]: entry["score"] for entry in ranked}
     assert [score[item_id] for item_id in long.candidates] == pytest.approx(
-        torch.tensor(first.option_logits).exp().tolist(), abs=1e-4
+        torch.tensor(first.scores).exp().tolist(), abs=1e-4
     )
     assert rank_candidates(model, processor, ids[:2], ids[2:], top_k=20) == ranked[:20]
 
@@ -121,8 +121,8 @@ def test_max_options_sends_shorter_lists_to_the_groups(parts):
     (grouped,) = score_questions(model, processor, [question], max_options=5)
     (again,) = score_questions(model, processor, [question], max_options=5, seed=1)
     (mean,) = score_questions(model, processor, [question], max_options=5, permutations=2)
-    assert len({plain.option_logits, grouped.option_logits, again.option_logits}) == 3
-    assert mean.orders == (grouped.option_logits, again.option_logits)
+    assert len({plain.scores, grouped.scores, again.scores}) == 3
+    assert mean.per_order_scores == (grouped.scores, again.scores)
 
 
 @pytest.mark.parametrize("option", [{"permutations": 0}, {"max_options": 2}, {"max_options": 27}, {"group_size": 2}])

@@ -200,7 +200,7 @@ def test_a_new_item_is_scored_by_its_features_at_once():
 def test_the_index_follows_a_new_catalog():
     model = make_retriever()
     model.retrieve(torch.tensor([[0]]), top_k=3)
-    features, present = model.catalog.rows()
+    features, _ = model.catalog.rows()
     model.set_catalog({name: matrix[:10].flip(0) for name, matrix in features.items()})
     assert model.config.num_items == 10 and set(model.config.memberships.values()) == {0}
     found = model.retrieve(torch.tensor([[0]]), top_k=99)
@@ -251,11 +251,11 @@ def test_a_saved_retriever_loads_with_the_auto_classes_and_answers_the_same(tmp_
 def test_what_a_catalog_does_not_fit_is_refused():
     model = make_retriever(("textual",))
     features, _ = model.catalog.rows()
-    with pytest.raises(ValueError, match="memberships \\['user_item'\\]"):
+    with pytest.raises(ValueError, match=r"memberships \['user_item'\]"):
         model.set_catalog(features, memberships={"user_item": pairs(GROUPS["user_item"])})
     with pytest.raises(ValueError, match="some pairs have no item"):
         model.set_catalog(features, memberships={"textual": pairs([[NUM_ITEMS]])})
     with pytest.raises(ValueError, match="temperature 0"):
         BundleRetrieverConfig(temperature=0)
-    with pytest.raises(ValueError, match="format_version 99.*update"):
+    with pytest.raises(ValueError, match=r"format_version 99.*update"):
         BundleRetrieverConfig(format_version=99)

@@ -11,11 +11,12 @@ from bundle_mllm.baselines.base import UnavailableError
 from bundle_mllm.data.catalog import ItemCatalog
 from bundle_mllm.data.questions import Question
 from bundle_mllm.device import choose_device
+from bundle_mllm.evaluation.evaluate import resolved
 from bundle_mllm.evaluation.metrics import ScoredQuestion
 from bundle_mllm.evaluation.scoring import score_questions
 from bundle_mllm.evaluation.settings import ScoringOptions
-from bundle_mllm.modeling.ranking_bundle_mllm import GROUP_SIZE
-from bundle_mllm.training.backbone import load_backbone, wrap_backbone
+from bundle_mllm.interop.backbone import load_backbone, wrap_backbone
+from bundle_mllm.modeling.completion_bundle_mllm import BundleCompleter
 
 
 def score_by_language_model(
@@ -43,14 +44,6 @@ def score_by_language_model(
         raise UnavailableError("The items have no titles, so the prompts would be empty", "give `title` to items")
     model, processor = wrap_backbone(*load_backbone(name), catalog, {})
     processor.show_items = False
-    model.to(choose_device(options.device))  # pyright: ignore[reportArgumentType]  # the stub lacks `self`
-    max_options = options.max_options or processor.max_options
-    resolved = {
-        "permutations": options.permutations,
-        "max_options": max_options,
-        "group_size": options.group_size or min(GROUP_SIZE, max_options),
-        "seed": options.seed,
-    }
-    return score_questions(
-        model, processor, questions, batch_size=options.batch_size, progress=True, **resolved
-    ), resolved
+    completer = BundleCompleter(processor, ranker=model).to(choose_device(options.device))
+    scored = score_questions(completer, questions, options, progress=True)["ranker"]
+    return scored, resolved(options, completer)

@@ -134,13 +134,11 @@ def report(**options: Any) -> None:
 
 def complete(model: str, bundle: str, candidates: str | None, top_k: int, json: bool, device: str | None) -> None:
     from bundle_mllm.device import choose_device
-    from bundle_mllm.evaluation.ranking import rank_candidates
-    from bundle_mllm.model_folder import load_model
+    from bundle_mllm.model_folder import load_completer
 
-    loaded, processor = load_model(model)
-    loaded.to(choose_device(device))
-    chosen = None if candidates is None else _ids(candidates)
-    ranked = rank_candidates(loaded, processor, _ids(bundle), chosen, top_k=top_k)
+    completer = load_completer(model, str(choose_device(device)))
+    question = {"partial": _ids(bundle), "candidates": None if candidates is None else _ids(candidates)}
+    ranked = completer.complete(question, top_k=top_k)
     print(json_format.dumps(ranked, ensure_ascii=False, indent=2) if json else show.ranking(ranked))
 
 
@@ -191,7 +189,8 @@ def _ids(text: str) -> list[str]:
 
 def _recipe(argv: Sequence[str]) -> tuple[dict[str, Any], str]:
     """Return the defaults of `train`, which depend on --base-model and --config, and what its help says of them."""
-    from bundle_mllm.training.config import SCRATCH, default_run, read_overrides, with_overrides
+    from bundle_mllm.settings import SCRATCH, read_overrides, with_overrides
+    from bundle_mllm.training.config import default_run
 
     early = {name: value for name in ("config", "base_model") if (value := _early(argv, name)) is not None}
     values = read_overrides(Path(early["config"])) if "config" in early else {}

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from bundle_mllm.hub.repository import PublishReport
 
 Metrics = Mapping[str, Any]
-_HITS = ("hit_rate@1", "hit_rate@1_expected")
+_HITS = ("hit_rate@1", "hit_rate@1_random_ties")
 
 
 def ranking(ranked: Iterable[Mapping[str, Any]], answer: str | None = None) -> str:
@@ -42,7 +42,7 @@ def methods(rows: Mapping[str, tuple[Metrics, float | None]]) -> str:
     """Return the hit rates and the seconds of several methods, the best first."""
     width = max(map(len, rows))
     lines = [f"\n{'':{width}}  hit_rate@1       ties at random   seconds"]
-    for name, (values, seconds) in sorted(rows.items(), key=lambda row: -row[1][0]["hit_rate@1_expected"]):
+    for name, (values, seconds) in sorted(rows.items(), key=lambda row: -row[1][0]["hit_rate@1_random_ties"]):
         hits = "  ".join(f"{values[key]:.4f} ± {values[f'{key}_se']:.4f}" for key in _HITS)
         lines.append(f"{name:{width}}  {hits}  {'' if seconds is None else format(seconds, '7.1f')}".rstrip())
     return "\n".join(lines)

@@ -103,8 +103,8 @@ def _check_items(completer: BundleCompleter, questions: Sequence[Question], sett
     if unknown := sorted(named - set(completer.processor.item_ids)):
         raise BundleMLLMError(
             f"{len(unknown)} items of {settings.questions} are not in the catalog of {settings.model} (such as "
-            f"{unknown[:3]}), so their questions cannot be scored: evaluate on the catalog it was trained with, or set "
-            "its catalog."
+            f"{unknown[:3]}), so their questions cannot be scored: evaluate on the catalog it was trained with, or "
+            "set its catalog."
         )
 
 

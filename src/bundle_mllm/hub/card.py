@@ -23,7 +23,8 @@ from bundle_mllm.hub.records import METRICS, public_record, public_settings
 from bundle_mllm.hub.report_files import card_sections, metrics_files
 from bundle_mllm.hub.schema import WithheldError, hub_name, rebuild
 from bundle_mllm.hub.settings import LICENSE_UNKNOWN, PublishSettings
-from bundle_mllm.model_folder import CONVERSION_RECORD, NO_RANKER, RUN_RECORD, SCRATCH, fingerprint
+from bundle_mllm.model_folder import CONVERSION_RECORD, RUN_RECORD, fingerprint
+from bundle_mllm.settings import NO_RANKER, SCRATCH
 
 LIBRARY = "transformers"  # what loads the repository, and what the Hub's "use this model" button shows
 RANKER_TAG, RETRIEVER_TAG = "text-generation", "feature-extraction"

@@ -35,7 +35,7 @@ from bundle_mllm.hub.schema import (
     version,
     word,
 )
-from bundle_mllm.model_folder import NO_RANKER, SCRATCH
+from bundle_mllm.settings import NO_RANKER, SCRATCH
 
 _words = nested(either(number, word))
 VERSIONS: Schema = {re.compile(r"[a-z][a-z-]{0,30}"): version}

@@ -22,12 +22,14 @@ import torch
 
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.hub.integrity import check_complete, check_safe
-from bundle_mllm.model_folder import load_model
-from bundle_mllm.modeling.processing_bundle_mllm import BundleMLLMProcessor
+from bundle_mllm.model_folder import load_completer
+from bundle_mllm.modeling.completion_bundle_mllm import BundleCompleter
+
+PARTS = ("ranker", "retriever")
 
 TOLERANCES = {torch.float32: 1e-5, torch.float64: 1e-5}
-"""Largest accepted difference of scores and (relative to the largest) of logits. Weights in half precision keep 8 to
-11 bits, and another number of threads may round the last of them differently: 0.01 for these."""
+"""Largest accepted difference of probabilities. Weights in half precision keep 8 to 11 bits, and another number of
+threads may round the last of them differently: 0.01 for these."""
 
 _PASSED_ON = (
     "PATH",
@@ -42,13 +44,13 @@ _PASSED_ON = (
     "SYSTEMROOT",
 )
 _PASSED_ON += ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
-"""What the clean process knows of the environment, beside `LC_*`: no token, no key, no home folder."""
+"""What the clean process gets of the environment, beside `LC_*`: no token, no key, no home folder."""
 _CLEAN_PROCESS = Path(__file__).with_name("clean_process.py")
 
 
 @dataclass(frozen=True)
 class Verification:
-    """What a clean process answered, compared with this one.
+    """How well the answers of a clean process agree with those of this one.
 
     Attributes:
         num_questions: How many questions were compared.
@@ -68,7 +70,7 @@ def verify_repository(
     """Load a model repository in a process that cannot see this package, and compare its scores with this process.
 
     The clean process runs the code in the folder with `trust_remote_code=True`, offline, with empty caches; it loads
-    configuration, tokenizer, processor, model and pipeline through the Auto classes.
+    all parts through the Auto classes and scores with the pipeline: ranker, retriever and both.
 
     Args:
         folder: The repository folder.
@@ -80,24 +82,19 @@ def verify_repository(
         How well the two agree.
 
     Raises:
-        BundleMLLMError: A file is missing, cut short or a pickle, or its code is not this package's; the clean process
-            cannot load the folder; or its answers differ.
+        BundleMLLMError: If a file is missing, cut short or a pickle, its code is not this package's, the clean process
+            cannot load the folder, or its answers differ.
     """
     folder = Path(folder)
     check_complete(folder)
     check_safe(folder)
-    model, processor = load_model(folder)
-    modalities = model.config.modalities or {}
-    processor.modalities = processor.modalities or modalities
-    questions = list(questions or sample_questions(processor, modalities, seed=seed))
-    expected = _option_logits(model, processor, questions)
-    tolerance = TOLERANCES.get(model.dtype, 1e-2)
-    del model  # the clean process needs the memory
-    found = _ask_clean_process(folder, questions)
-    largest = max(
-        _difference(question_logits, *answers)
-        for question_logits, *answers in zip(expected, found["logits"], found["scores"], strict=True)
-    )
+    completer = load_completer(folder)
+    questions = list(questions or sample_questions(completer, seed=seed))
+    expected = [completer.complete(question, explain=True) for question in questions]
+    tolerance = max(TOLERANCES.get(model.dtype, 1e-2) for model in completer.models)
+    del completer  # the clean process needs the memory
+    answers = _score_in_clean_process(folder, questions)["answers"]
+    largest = max(_difference(*pair) for pair in zip(expected, answers, strict=True))
     if not largest <= tolerance:
         raise BundleMLLMError(
             f"{folder} answers differently without this package: scores differ by up to {largest:.2g}, more than "
@@ -107,54 +104,46 @@ def verify_repository(
     return Verification(len(questions), largest)
 
 
-def sample_questions(
-    processor: BundleMLLMProcessor, modalities: Mapping[str, int], *, seed: int = 0, number: int = 4
-) -> list[dict[str, list]]:
+def sample_questions(completer: BundleCompleter, *, seed: int = 0, number: int = 4) -> list[dict[str, list]]:
     """Draw questions from a catalog; where it has features, the last one offers an item that it does not hold.
 
     Raises:
-        BundleMLLMError: The catalog has fewer than three items.
+        BundleMLLMError: If the catalog has fewer than three items.
     """
+    processor = completer.processor
     if processor.num_items < 3:
         raise BundleMLLMError(
             f"The catalog has {processor.num_items} items and a question needs three, so the folder cannot be "
             "verified: publish it with the catalog it was trained on."
         )
-    rng = random.Random(seed)
+    rng, longest = random.Random(seed), getattr(processor, "max_options", 4)
     questions: list[dict[str, list]] = []
     for _ in range(number):
         shown = rng.sample(processor.item_ids, min(6, processor.num_items))
-        split = max(1, len(shown) - min(4, processor.max_options))  # options of one prompt
+        split = max(1, len(shown) - min(4, longest))  # options of one prompt
         questions.append({"partial": shown[:split], "candidates": shown[split:]})
-    if modalities:
-        features = {name: [rng.gauss(0, 1) for _ in range(width)] for name, width in modalities.items()}
+    if processor.modalities:
+        features = {name: [rng.gauss(0, 1) for _ in range(width)] for name, width in processor.modalities.items()}
         questions[-1]["candidates"][-1] = {"title": "another item", "features": features}
     return questions
 
 
-@torch.inference_mode()
-def _option_logits(model: Any, processor: BundleMLLMProcessor, questions: Sequence[Any]) -> list[list[float]]:
-    logits = []
-    for question in questions:
-        letters = torch.tensor(processor.answer_token_ids(len(question["candidates"])))
-        inputs = processor(question, return_tensors="pt").to(model.device)
-        logits.append(model.option_logits(**inputs, option_token_ids=letters.to(model.device))[0].float().tolist())
-    return logits
-
-
-def _difference(expected: list[float], logits: list[float], scores: dict[str, float]) -> float:
-    """Return the largest difference among logits, relative to the largest one, and among scores."""
-    scale = max(1.0, *(abs(value) for value in expected))
-    total = sum(math.exp(value - max(expected)) for value in expected)
-    in_order = [scores[letter] for letter in sorted(scores)]
-    differences = [abs(one - other) / scale for one, other in zip(expected, logits, strict=True)]
-    differences += [
-        abs(math.exp(one - max(expected)) / total - other) for one, other in zip(expected, in_order, strict=True)
+def _difference(expected: list[dict[str, Any]], found: list[dict[str, Any]]) -> float:
+    """Return the largest difference of a probability: of the answer, and of each model alone."""
+    probabilities = [
+        {answer["letter"]: [answer["score"], *map(answer["explanation"].get, PARTS)] for answer in answers}
+        for answers in (expected, found)
     ]
+    if probabilities[0].keys() != probabilities[1].keys():
+        return math.nan
+    pairs = (
+        pair for letter, row in probabilities[0].items() for pair in zip(row, probabilities[1][letter], strict=True)
+    )
+    differences = [0.0 if one is None and other is None else abs(one - other) for one, other in pairs]
     return math.nan if any(map(math.isnan, differences)) else max(differences)
 
 
-def _ask_clean_process(folder: Path, questions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _score_in_clean_process(folder: Path, questions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as temporary:
         request, response = Path(temporary, "request.json"), Path(temporary, "response.json")
         request.write_text(json.dumps({"folder": str(folder.resolve()), "questions": questions}), encoding="utf-8")

@@ -15,9 +15,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from bundle_mllm.data.catalog import ItemCatalog
 from bundle_mllm.errors import BundleMLLMError
-from bundle_mllm.model_folder import SCRATCH
 from bundle_mllm.modeling.modeling_bundle_mllm import BundleMLLMForCausalLM
 from bundle_mllm.modeling.processing_bundle_mllm import BundleMLLMProcessor
+from bundle_mllm.settings import SCRATCH
 
 
 def wrap_backbone(

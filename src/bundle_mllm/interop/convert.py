@@ -17,13 +17,13 @@ from bundle_mllm.data.files import new_folder, read_json, sha256
 from bundle_mllm.data.torch_files import load_weights
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.importers.official import OfficialItems, read_official_items
+from bundle_mllm.interop.backbone import load_backbone, wrap_backbone
 from bundle_mllm.interop.lora import SETTINGS_FILE, WEIGHTS_FILE, check_weights, merge_lora_checkpoint
 from bundle_mllm.interop.settings import ConversionSettings
 from bundle_mllm.model_folder import CONVERSION_RECORD, save_model
 from bundle_mllm.modeling.modeling_bundle_mllm import BundleMLLMForCausalLM
 from bundle_mllm.modeling.processing_bundle_mllm import BundleMLLMProcessor
 from bundle_mllm.settings import configured_by
-from bundle_mllm.training.backbone import load_backbone, wrap_backbone
 
 FUSION_FILE, PROJECTOR_FILE, SEPARATOR_FILE = "fusion.bin", "projector_model_fuse.bin", "prompt_token.bin"
 CHECKPOINT_FILES = (SETTINGS_FILE, WEIGHTS_FILE, FUSION_FILE, PROJECTOR_FILE, SEPARATOR_FILE)

@@ -27,7 +27,7 @@ from bundle_mllm.data.files import new_folder
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.interop.export_tokenizer import chat_ids, set_chat_template, stock_tokenizer
 from bundle_mllm.interop.settings import ExportSettings
-from bundle_mllm.model_folder import check_same_items, load_model, load_processor
+from bundle_mllm.model_folder import check_same_items, load_processor, load_ranker
 from bundle_mllm.modeling.modeling_bundle_mllm import BundleMLLMForCausalLM
 from bundle_mllm.modeling.processing_bundle_mllm import LETTERS, BundleMLLMProcessor
 from bundle_mllm.settings import configured_by
@@ -151,7 +151,7 @@ def _load(model_dir: str | Path) -> tuple[BundleMLLMForCausalLM, BundleMLLMProce
     except (OSError, ValueError):
         is_adapter = False  # no such folder or repository: load_model names the problem
     if not is_adapter:
-        return *_without_matching(*load_model(model_dir)), _left_behind(model_dir)
+        return *_without_matching(*load_ranker(model_dir)), _left_behind(model_dir)
     try:
         base = PeftConfig.from_pretrained(str(model_dir)).base_model_name_or_path
     except (OSError, ValueError, TypeError) as error:
@@ -161,7 +161,7 @@ def _load(model_dir: str | Path) -> tuple[BundleMLLMForCausalLM, BundleMLLMProce
             f"The adapter {model_dir} does not name what it adapts, so it cannot be merged: set "
             "base_model_name_or_path in its adapter_config.json to the model folder it was trained on."
         )
-    model, processor = load_model(base)
+    model, processor = load_ranker(base)
     try:
         merged: Any = PeftModel.from_pretrained(model, str(model_dir)).merge_and_unload()
     except (OSError, ValueError, KeyError, RuntimeError) as error:

@@ -157,8 +157,8 @@ class BundleMLLMItemCatalog(nn.Module):
                 column = present[name].to(device="cpu", dtype=torch.bool)
                 if column.shape != (num_items,):
                     raise ValueError(
-                        f"The presence mask of {name!r} has shape {list(column.shape)}, so it cannot mask the features "
-                        f"of {num_items} items: give one value per item."
+                        f"The presence mask of {name!r} has shape {list(column.shape)}, so it cannot mask "
+                        f"the features of {num_items} items: give one value per item."
                     )
             if matrix.dtype.itemsize > dtype.itemsize or not matrix.is_floating_point():
                 matrix = matrix.to(dtype)
@@ -218,7 +218,7 @@ def num_extra_items(extra_items: dict[str, Any]) -> int:
 
 
 def mask_absent(features: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
-    """Return features `[n, width]` with zeros where `present` `[n]` is false; absent rows may hold anything, even NaN."""
+    """Return features `[n, width]` with zeros where `present` `[n]` is false: absent rows may hold anything."""
     return torch.where(present.unsqueeze(-1), features, 0.0)
 
 

@@ -181,12 +181,12 @@ class BundleRetrieverConfig(_BundleConfig):
             Width of the item features of each modality, in alphabetical order.
         memberships (`dict[str, int]`, *optional*, defaults to none):
             Number of item-group pairs of each kind of group: "bundle_item" (training bundles), "bundle_category"
-            (training bundles of all items of an item's category), "user_item" (users), "textual" (words). `set_catalog`
-            keeps the numbers up to date.
+            (training bundles of all items of an item's category), "user_item" (users), "textual" (words).
+            `set_catalog` keeps the numbers up to date.
         hidden_size (`int`, *optional*, defaults to 64):
             Width of the vectors of the two towers; the stacker's layers have half of it.
         dropout (`float`, *optional*, defaults to 0.5):
-            Dropout of content features and of their hidden units in the towers. Content features overfit and need much.
+            Dropout of content features, which overfit, and of their hidden units in the towers.
         collaborative_dropout (`float`, *optional*, defaults to 0.1):
             The same for modalities that are memberships of bundles or users: out-of-fold features do not overfit, and
             lose by more dropout.

@@ -163,8 +163,8 @@ def _entries(question: Any, name: str) -> Sequence:
     value = field(question, name)
     if isinstance(value, (str, Mapping)) or not isinstance(value, Sequence) or not value:
         raise ValueError(
-            f"{name} of the question is {shorten(value)}, so there is nothing to complete: give a list of at least one "
-            'item, for example {"partial": ["i1"], "candidates": ["i2", "i3"]}.'
+            f"{name} of the question is {shorten(value)}, so there is nothing to complete: give a list of at least "
+            'one item, for example {"partial": ["i1"], "candidates": ["i2", "i3"]}.'
         )
     return value
 

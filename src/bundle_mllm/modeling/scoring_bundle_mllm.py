@@ -103,7 +103,7 @@ class RankerScorer:
 
     @torch.inference_mode()
     def _letter_logits(self, prompts: Sequence[dict[str, Any]]) -> list[tuple[torch.Tensor, int | None]]:
-        """Return the logits of the letters of each prompt `[K]`, and the letter that is the most likely token, if any."""
+        """Return the letters' logits of each prompt `[K]`, and the letter that is the most likely token, if any."""
         if not prompts:
             return []
         encoded = self.processor(list(prompts))

@@ -21,14 +21,14 @@ from transformers.utils import logging
 from bundle_mllm.data.files import atomic_path
 from bundle_mllm.data.folder import DatasetFolder
 from bundle_mllm.errors import BundleMLLMError
-from bundle_mllm.evaluation.ablation import TITLES, ablations, only, shuffled
+from bundle_mllm.evaluation.ablation import TITLES, ablations, masked, permuted
 from bundle_mllm.evaluation.by_length import accuracy_by_num_candidates
 from bundle_mllm.evaluation.evaluate import describe
 from bundle_mllm.evaluation.metrics import ScoredQuestion
 from bundle_mllm.evaluation.results import load_results, save_results, without_nan
 from bundle_mllm.evaluation.scoring import score_questions
-from bundle_mllm.model_folder import fingerprint, load_model, load_processor
-from bundle_mllm.modeling.ranking_bundle_mllm import GROUP_SIZE, num_questions
+from bundle_mllm.model_folder import fingerprint, load_completer, load_processor
+from bundle_mllm.modeling.ranking_bundle_mllm import GROUP_SIZE, num_prompts
 from bundle_mllm.report.questions import QuestionSet
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ class MeasuredModel:
         if not set(self.sources) - {TITLES}:
             return None
         seed = self.settings.seed
-        return self._ask(SHUFFLED, lambda: shuffled(*self.loaded, seed), sets, {"shuffle_seed": seed})
+        return self._ask(SHUFFLED, lambda: permuted(*self.loaded, seed), sets, {"shuffle_seed": seed})
 
     def ablations(self, sets: Sequence[QuestionSet]) -> dict[str, tuple[tuple[str, ...], Measured]]:
         """Ask with each source of knowledge dropped, and with each alone; see `ablation.ablations`.
@@ -183,7 +183,7 @@ class MeasuredModel:
             for size in sorted(set(sizes)):
                 if negatives == "hard" and size > LONGEST_HARD:
                     continue
-                number = max(1, min(max_questions, LENGTH_PROMPTS // num_questions(size, group_size)))
+                number = max(1, min(max_questions, LENGTH_PROMPTS // num_prompts(size, group_size)))
                 asked = {
                     "split": split,
                     "sizes": [size],
@@ -213,7 +213,7 @@ class MeasuredModel:
         return found
 
     def _load(self, path: Path) -> tuple[BundleMLLMForCausalLM, BundleMLLMProcessor]:
-        model, processor = load_model(path)
+        model, processor = load_completer(path)
         return model.to(self.settings.device), processor
 
     def _info(self) -> dict[str, Any]:
@@ -244,7 +244,7 @@ class MeasuredModel:
         )
 
     def _opener(self, kept: tuple[str, ...]) -> Opener:
-        return lambda: only(*self.loaded, kept)
+        return lambda: masked(*self.loaded, kept)
 
     def _ask(
         self, variant: str, opener: Opener, sets: Sequence[QuestionSet], changed: Mapping[str, Any] | None = None

@@ -10,12 +10,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bundle_mllm.errors import BundleMLLMError
-from bundle_mllm.settings import Settings
+from bundle_mllm.settings import NO_RANKER, SCRATCH, Settings
 
-SCRATCH = "scratch"
-"""The base model that needs no download: a small Llama, trained in full (see `training/scratch.py`)."""
-NO_RANKER = "none"
-"""The base model of a run that trains a retriever alone."""
 MEMBERSHIPS = ("bundle_category", "bundle_item", "textual", "user_item")
 """Item-group memberships that a retriever can count; see `training/memberships.py`."""
 
@@ -280,8 +276,8 @@ def _check_num_candidates(name: str, num_candidates: tuple[int, int]) -> None:
     low, high = num_candidates
     if not 2 <= low <= high <= 26:
         raise BundleMLLMError(
-            f"{name}.num_candidates is {low}–{high}, but a question has 2 to 26 options (letters A–Z): give the fewest "
-            "and the most, such as 4 20."
+            f"{name}.num_candidates is {low}–{high}, but a question has 2 to 26 options (letters A–Z): give the "
+            "fewest and the most, such as 4 20."
         )
 
 

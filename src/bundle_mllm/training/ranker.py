@@ -15,7 +15,8 @@ from bundle_mllm.interop.backbone import load_backbone, wrap_backbone
 from bundle_mllm.modeling.completion_bundle_mllm import BundleCompleter
 from bundle_mllm.modeling.modeling_bundle_mllm import BundleMLLMForCausalLM
 from bundle_mllm.modeling.processing_bundle_mllm import BundleMLLMProcessor
-from bundle_mllm.training.config import SCRATCH, RunConfig
+from bundle_mllm.settings import SCRATCH
+from bundle_mllm.training.config import RunConfig
 from bundle_mllm.training.run_data import RunData
 from bundle_mllm.training.scratch import scratch_backbone
 
@@ -31,8 +32,8 @@ def build_ranker(config: RunConfig, data: RunData) -> tuple[BundleMLLMForCausalL
     store = data.features
     if store is None and config.stage_two.max_steps:
         raise BundleMLLMError(
-            f"{config.data} has no item features, so stage two has nothing to fuse: write features/*.safetensors first "
-            "(bundle-mllm encode), or set stage_two.num_questions=0 to train from titles only."
+            f"{config.data} has no item features, so stage two has nothing to fuse: write features/*.safetensors "
+            "first (bundle-mllm encode), or set stage_two.num_questions=0 to train from titles only."
         )
     separator = None
     if config.base_model == SCRATCH:

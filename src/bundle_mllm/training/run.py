@@ -25,9 +25,9 @@ from bundle_mllm.modeling.item_processing_bundle_mllm import BundleItemProcessor
 from bundle_mllm.modeling.modeling_bundle_mllm import BundleMLLMForCausalLM
 from bundle_mllm.modeling.processing_bundle_mllm import BundleMLLMProcessor
 from bundle_mllm.modeling.retriever_bundle_mllm import BundleRetriever
-from bundle_mllm.settings import with_overrides
+from bundle_mllm.settings import SCRATCH, with_overrides
 from bundle_mllm.training.combine import fit_combination
-from bundle_mllm.training.config import SCRATCH, RunConfig, StageConfig, default_run
+from bundle_mllm.training.config import RunConfig, StageConfig, default_run
 from bundle_mllm.training.memberships import load_memberships
 from bundle_mllm.training.ranker import build_ranker, score_held_out
 from bundle_mllm.training.record import RunRecord

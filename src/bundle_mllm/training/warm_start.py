@@ -3,8 +3,8 @@
 Knows nothing about prompts or the backbone's layers.
 
 A pretrained LLM associates "linen" with "sandals" before stage one; random embeddings do not, and learning it through
-the answers of multiple-choice questions is slow. A warm start learns it directly: the mean embedding of some items of a
-training bundle should be closer (by cosine) to an item of the same bundle than to other items (temperature 0.1). For
+the answers of multiple-choice questions is slow. A warm start learns it directly: the mean embedding of some items of
+a training bundle should be closer (by cosine) to an item of the same bundle than to other items (temperature 0.1). For
 words an item is the mean of its title's tokens; for item tokens it is what fusion and projector make of its features.
 The layers of the scratch backbone read such similarity at once.
 """

@@ -39,9 +39,7 @@ def test_scores_are_the_letters_logits_after_the_prompt(parts):
     ids = torch.tensor(processor([questions[0]])["input_ids"])
     logits = model(input_ids=ids).logits[0, -1]
     letters = processor.answer_token_ids(len(questions[0].candidates))
-    assert score_questions(model, processor, questions)[0].scores == pytest.approx(
-        logits[letters].tolist(), abs=1e-4
-    )
+    assert score_questions(model, processor, questions)[0].scores == pytest.approx(logits[letters].tolist(), abs=1e-4)
 
 
 def test_a_unrestricted_choice_that_is_no_letter_of_the_question_is_invalid(parts):
@@ -100,9 +98,7 @@ def test_long_lists_are_ranked_in_groups_as_the_pipeline_ranks_them(parts):
     ids = list(processor.item_ids)
     long = Question("long", "b", tuple(ids[:2]), tuple(ids[2:]), 4)
     first, second = score_questions(model, processor, [long, questions[0]])
-    assert second.scores == pytest.approx(
-        score_questions(model, processor, questions)[0].scores, abs=1e-4
-    )
+    assert second.scores == pytest.approx(score_questions(model, processor, questions)[0].scores, abs=1e-4)
     assert torch.tensor(first.scores).exp().sum().item() == pytest.approx(1, abs=1e-5)
     assert first.unrestricted_choice == first.scores.index(max(first.scores))
     ranked = rank_candidates(model, processor, ids[:2], top_k=None)

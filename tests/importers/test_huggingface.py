@@ -139,6 +139,42 @@ def test_tables_of_a_shop_and_of_datasets_give_the_same_folder(shop, tmp_path, i
     assert list(read[0].bundles) == list(read[1].bundles)
 
 
+def test_ids_in_csv_files_are_text(tmp_path):
+    ids = ["0108775000", "000", "NA", "0e5", "1.0", "true", "null", "7"]
+    folder = tmp_path / "repository"
+    records = [
+        {"item_id": item_id, "title": f"item {item_id}", "price": f"{row}.50"} for row, item_id in enumerate(ids)
+    ]
+    write_records(folder / "items.csv", [*records, {"item_id": "empty", "title": None, "price": None}])
+    pairs = [{"bundle_id": f"0{b}", "item_id": ids[(b + n) % 8]} for b in range(8) for n in range(2)]
+    write_records(folder / "bundles.csv", pairs)
+    write_records(folder / "interactions.csv", [{"user_id": "007", "item_id": item_id} for item_id in ids])
+    configs = "".join(f"- config_name: {n}\n  data_files: {n}.csv\n" for n in ("items", "bundles", "interactions"))
+    (folder / "README.md").write_text(f"---\nconfigs:\n{configs}---\n")
+    import_huggingface(folder, tmp_path / "data", strict=False)
+    data = DatasetFolder.open(tmp_path / "data")
+    assert data.catalog.item_ids == (*ids, "empty")
+    assert (data.catalog[0].extra, data.catalog[8].title) == ({"price": "0.50"}, "")
+    assert sorted(bundle.bundle_id for bundle in data.bundles) == [f"0{b}" for b in range(8)]
+    assert data.interactions.users == ("007",)
+    assert data.interactions.rows.tolist() == list(range(8))
+
+
+def test_labels_that_a_csv_subset_declares_are_kept_as_names(tmp_path):
+    folder = tmp_path / "repository"
+    write_records(folder / "items.csv", [{"item_id": f"0{row}", "category": str(row % 2)} for row in range(4)])
+    write_records(folder / "bundles.csv", [{"bundle_id": "1", "item_id": f"0{row}"} for row in range(4)])
+    (folder / "README.md").write_text(
+        "---\nconfigs:\n- {config_name: items, data_files: items.csv}\n- {config_name: bundles, data_files: bundles.csv}\n"
+        "dataset_info:\n- config_name: items\n  features:\n  - {name: item_id, dtype: int64}\n"
+        "  - {name: category, dtype: {class_label: {names: {'0': hats, '1': bags}}}}\n---\n"
+    )
+    import_huggingface(folder, tmp_path / "data")
+    catalog = DatasetFolder.open(tmp_path / "data").catalog
+    assert catalog.item_ids == ("00", "01", "02", "03")
+    assert catalog.categories == ("hats", "bags", "hats", "bags")
+
+
 def test_the_seed_decides_the_bytes(saved, tmp_path, same_tree):
     for name, seed in (("a", 3), ("b", 3), ("c", 4)):
         import_huggingface(saved, tmp_path / name, seed=seed)

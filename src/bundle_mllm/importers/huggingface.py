@@ -108,7 +108,7 @@ def _load(source: str | os.PathLike, tables: Mapping[str, str], revision: str | 
         else:
             subsets = datasets.get_dataset_config_names(os.fspath(source), revision=revision)
             loaded = {
-                table: datasets.load_dataset(os.fspath(source), name, revision=revision)
+                table: _load_subset(os.fspath(source), name, revision)
                 for table, name in names.items()
                 if name in subsets
             }
@@ -127,6 +127,29 @@ def _load(source: str | os.PathLike, tables: Mapping[str, str], revision: str | 
         table: {str(split): part for split, part in data.items()} if isinstance(data, dict) else {"": data}
         for table, data in loaded.items()
     }
+
+
+def _load_subset(source: str, name: str, revision: str | None) -> Any:
+    """Load one configuration; cells of CSV files are text, as in every table: `0012` and `NA` are ids."""
+    import datasets
+    from datasets.packaged_modules.csv.csv import CsvConfig
+
+    builder = datasets.load_dataset_builder(source, name, revision=revision)
+    if not isinstance(builder.config, CsvConfig):
+        return datasets.load_dataset(source, name, revision=revision)
+    declared = builder.info.features or {}
+    parts = datasets.load_dataset(source, name, revision=revision, streaming=True)
+    columns = dict.fromkeys(column for part in parts.values() for record in part.take(1) for column in record)
+    text = datasets.Value("string")
+    kinds = {name: text if isinstance(kind := declared.get(name, text), datasets.Value) else kind for name in columns}
+    return datasets.load_dataset(
+        source,
+        name,
+        revision=revision,
+        features=datasets.Features(kinds) if kinds else None,
+        keep_default_na=False,
+        na_values=[""],
+    )
 
 
 def _caches() -> list[Path]:

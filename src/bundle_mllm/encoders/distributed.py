@@ -5,6 +5,7 @@ Knows nothing about what the work is.
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -58,6 +59,8 @@ class Process:
 
         # Without a GPU and without `cpu`, accelerate would set up each process as the only one.
         on_cpu = not torch.accelerator.is_available() or (device is not None and torch.device(device).type == "cpu")
+        if not torch.distributed.is_initialized():
+            atexit.register(_leave)
         state = PartialState(cpu=on_cpu, timeout=_PATIENCE)
         if state.num_processes != launched:
             raise BundleMLLMError(
@@ -96,3 +99,9 @@ class Process:
         if box[1] is not None:
             raise BundleMLLMError(box[1])
         return box[0]
+
+
+def _leave() -> None:
+    """End the threads of torch.distributed, which otherwise abort a finished process now and then."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

@@ -6,6 +6,7 @@ Knows nothing about titles, categories or anything of an item but its sound.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,20 +23,14 @@ if TYPE_CHECKING:
 MAX_WINDOWS = 30
 
 
-class ClapReader:
+def read_windows(extractor: ClapFeatureExtractor, path: Path) -> Reading:
     """Read a sound in windows of the model's length and make mel spectrograms of them."""
-
-    def __init__(self, extractor: ClapFeatureExtractor):
-        self._extractor = extractor
-
-    def __call__(self, path: Path) -> Reading:
-        extractor = self._extractor
-        sound = read_sound(path, rate=extractor.sampling_rate, seconds=extractor.max_length_s, max_windows=MAX_WINDOWS)
-        windows = [window[: extractor.nb_max_samples].astype("float32") for window in sound.windows]
-        mel = extractor(windows, sampling_rate=extractor.sampling_rate, return_tensors="pt")["input_features"]
-        # The extractor marks a short sound as long at random; no window is longer than the model's input.
-        is_longer = torch.zeros(len(windows), 1, dtype=torch.bool)
-        return Reading({"input_features": mel.float(), "is_longer": is_longer}, sound.note)
+    sound = read_sound(path, rate=extractor.sampling_rate, seconds=extractor.max_length_s, max_windows=MAX_WINDOWS)
+    windows = [window[: extractor.nb_max_samples].astype("float32") for window in sound.windows]
+    mel = extractor(windows, sampling_rate=extractor.sampling_rate, return_tensors="pt")["input_features"]
+    # The extractor marks a short sound as long at random; no window is longer than the model's input.
+    is_longer = torch.zeros(len(windows), 1, dtype=torch.bool)
+    return Reading({"input_features": mel.float(), "is_longer": is_longer}, sound.note)
 
 
 class ClapEncoder(PretrainedEncoder):
@@ -60,10 +55,9 @@ class ClapEncoder(PretrainedEncoder):
     def __init__(
         self, model: ClapModel, extractor: ClapFeatureExtractor, device: torch.device, *, name: str, source: str
     ):
-        super().__init__(model, device)
+        super().__init__(model, device, partial(read_windows, extractor))
         self.name = name
         self.dim = model.config.projection_dim
-        self._reader = ClapReader(extractor)
         kept = ("truncation", "padding", "max_length_s", "frequency_min", "frequency_max", "hop_length")
         settings = {key: value for key, value in extractor.to_dict().items() if key in kept}
         policy = {"sounds": "channels averaged, resampled", "windows": MAX_WINDOWS, "rate": extractor.sampling_rate}
@@ -99,11 +93,6 @@ class ClapEncoder(PretrainedEncoder):
 
         model, extractor = import_checkpoint(path)
         return cls(model, extractor, device, name=f"laion:{source_name(path)}", source=path)
-
-    @property
-    def reader(self) -> ClapReader:
-        """Reads a sound."""
-        return self._reader
 
     def forward(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Return the audio embeddings, `[n, dim]`."""

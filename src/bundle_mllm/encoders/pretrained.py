@@ -15,17 +15,28 @@ from typing import Any
 import torch
 from torch import nn
 
-from bundle_mllm.encoders.batches import BatchEncoder
+from bundle_mllm.encoders.batches import BatchEncoder, Reading
 from bundle_mllm.errors import BundleMLLMError
 
 
 class PretrainedEncoder(BatchEncoder):
-    """A batch encoder around a torch module, in bfloat16 on a GPU that computes in it and in float32 elsewhere."""
+    """A batch encoder around a torch module, in bfloat16 on a GPU that computes in it and in float32 elsewhere.
 
-    def __init__(self, model: nn.Module, device: torch.device):
+    Args:
+        model: The module.
+        device: Where it runs.
+        reader: See `BatchEncoder.reader`.
+    """
+
+    def __init__(self, model: nn.Module, device: torch.device, reader: Callable[[Any], Reading]):
         self.model = model.eval().requires_grad_(False).to(device)
-        self.device = device
+        self.device, self._reader = device, reader
         self._half = device.type == "cuda" and torch.cuda.is_bf16_supported()
+
+    @property
+    def reader(self) -> Callable[[Any], Reading]:
+        """Turns a source into inputs of the model."""
+        return self._reader
 
     def embed(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Return the vectors, `[n, dim]`, of length 1."""

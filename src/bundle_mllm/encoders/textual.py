@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -78,17 +79,10 @@ def tfidf(counts: list[Counter[str]]) -> sparse.csr_array:
     return sparse.csr_array(sparse.diags_array(1 / np.where(lengths > 0, lengths, 1)) @ matrix)
 
 
-class SentenceReader:
+def tokenize(tokenizer: Any, max_length: int, text: str) -> Reading:
     """Cut a text into tokens, padded to one length."""
-
-    def __init__(self, tokenizer: Any, max_length: int):
-        self._tokenizer, self._max_length = tokenizer, max_length
-
-    def __call__(self, text: str) -> Reading:
-        tokens = self._tokenizer(
-            text, padding="max_length", truncation=True, max_length=self._max_length, return_tensors="pt"
-        )
-        return Reading({name: tokens[name] for name in ("input_ids", "attention_mask")})
+    tokens = tokenizer(text, padding="max_length", truncation=True, max_length=max_length, return_tensors="pt")
+    return Reading({name: tokens[name] for name in ("input_ids", "attention_mask")})
 
 
 class SentenceEncoder(PretrainedEncoder):
@@ -127,18 +121,12 @@ class SentenceEncoder(PretrainedEncoder):
             )
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
-        super().__init__(tower, device)
-        self.dim = config.hidden_size
         longest = min(MAX_TOKENS, tokenizer.model_max_length, _max_positions(config))
-        self._reader = SentenceReader(tokenizer, longest)
+        super().__init__(tower, device, partial(tokenize, tokenizer, longest))
+        self.dim = config.hidden_size
         self.name = f"transformers:{source_name(model)}"
         policy = {"text": "title. category. description", "max_tokens": longest, "pooling": "mean"}
         self.describe_model(model, policy, "transformers")
-
-    @property
-    def reader(self) -> SentenceReader:
-        """Cuts a text into tokens."""
-        return self._reader
 
     def forward(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Return the mean of the hidden states of each text, `[n, dim]`."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +22,10 @@ from bundle_mllm.errors import BundleMLLMError
 PICTURE_POLICY = "first frame, upright by EXIF, transparency on white"
 
 
-class OpenClipReader:
+def read_for_open_clip(transform: Callable[[Any], torch.Tensor], path: Path) -> Reading:
     """Read a picture and prepare it as open_clip does for evaluation."""
-
-    def __init__(self, transform: Callable[[Any], torch.Tensor]):
-        self._transform = transform
-
-    def __call__(self, path: Path) -> Reading:
-        image, note = read_picture(path)
-        return Reading({"image": self._transform(image)[None]}, note)
+    image, note = read_picture(path)
+    return Reading({"image": transform(image)[None]}, note)
 
 
 class OpenClipEncoder(PretrainedEncoder):
@@ -74,19 +70,13 @@ class OpenClipEncoder(PretrainedEncoder):
             clip, transform = open_clip.create_model_from_pretrained(
                 name, pretrained=tag, device="cpu", force_quick_gelu=quick_gelu
             )
-        super().__init__(clip, device)
-        self._reader = OpenClipReader(transform)
+        super().__init__(clip, device, partial(read_for_open_clip, transform))
         size = clip.visual.preprocess_cfg["size"]
         height, width = (size, size) if isinstance(size, int) else size
         self.dim = self.embed({"image": torch.zeros(1, 3, height, width, device=device)}).shape[1]
         named = f"{schema}:{source_name(source)}" if tag is None else f"{name}/{source_name(tag)}"
         self.name = f"open_clip:{named}"
         self.describe_model(source, {"pictures": PICTURE_POLICY, **clip.visual.preprocess_cfg}, "open_clip_torch")
-
-    @property
-    def reader(self) -> OpenClipReader:
-        """Reads a picture."""
-        return self._reader
 
     def forward(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Return the image embeddings, `[n, dim]`."""
@@ -101,16 +91,10 @@ def _import_open_clip(what: str) -> Any:
     return open_clip
 
 
-class TransformersReader:
+def read_for_transformers(processor: Any, path: Path) -> Reading:
     """Read a picture and prepare it by the model's image processor."""
-
-    def __init__(self, processor: Any):
-        self._processor = processor
-
-    def __call__(self, path: Path) -> Reading:
-        image, note = read_picture(path)
-        inputs = self._processor(images=image, return_tensors="pt", input_data_format="channels_last")
-        return Reading(dict(inputs), note)
+    image, note = read_picture(path)
+    return Reading(dict(processor(images=image, return_tensors="pt", input_data_format="channels_last")), note)
 
 
 class VisionTowerEncoder(PretrainedEncoder):
@@ -154,18 +138,12 @@ class VisionTowerEncoder(PretrainedEncoder):
         )
         with loading(what):
             processor = AutoImageProcessor.from_pretrained(model, backend="pil")
-        super().__init__(tower, device)
+        super().__init__(tower, device, partial(read_for_transformers, processor))
         self.dim = tower_config.projection_dim if self._output == "image_embeds" else tower_config.hidden_size
-        self._reader = TransformersReader(processor)
         self.name = f"transformers:{source_name(model)}"
         self.describe_model(
             model, {"pictures": PICTURE_POLICY, **json.loads(processor.to_json_string())}, "transformers"
         )
-
-    @property
-    def reader(self) -> TransformersReader:
-        """Reads a picture."""
-        return self._reader
 
     def forward(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Return the image embeddings, `[n, dim]`."""

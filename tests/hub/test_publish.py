@@ -245,7 +245,7 @@ def test_free_text_of_records_settings_and_weights_reaches_neither_card_nor_repo
     secrets = {"note": "hf_SecretTokenOfAlice", "bucket": "s3://alice-bucket/x", "log": "../alice/run.log"}
     record = json.loads((folder / "run.json").read_text())
     record["settings"] |= {**secrets, "base_model": "runs/alice/llama", "data": "runs/alice"}
-    record["settings"]["stage_one"] |= secrets
+    record["settings"]["stage_one"] |= {**secrets, "lr_scheduler_type": "hf_TokenOfAlice", "trains": ["s3://alice"]}
     spoil_json(folder / "run.json", **{**record, **secrets, "inputs": {"../alice/items.jsonl": "f" * 64}})
     for name in ("config.json", "tokenizer_config.json", "processor_config.json", "generation_config.json"):
         spoil_json(folder / name, **secrets, _name_or_path="alice/model", name_or_path="/home/alice/model")

@@ -63,7 +63,7 @@ def test_text_of_unknown_form_in_a_report_is_left_out(folder, tmp_path):
     report["left_out"]["cold_start"] = "see s3://secret"
     report["models"][0]["base_model"] = "/home/secret/llama"
     for row in report["sections"]["ablation"]["rows"]:
-        row["num_questions"], row["secret"] = "<b>secret</b>", "../secret/x"
+        row["num_questions"], row["note"] = "<b>secret</b>", "secret"
     path.write_text(json.dumps(report))
     write_report(read_report(folder), folder, tmp_path / "repository")
     for name in ("report.json", "report.html"):

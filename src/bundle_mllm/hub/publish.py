@@ -81,7 +81,11 @@ def publish(settings: PublishSettings) -> PublishReport:
     report = read_report(source)
     card = render_model_card(settings, measurements, report)
     record = find_record(source)
-    taken = [path for path in source.rglob("[!.]*") if matches(path.relative_to(source).as_posix(), TAKEN)]
+    taken = [
+        path
+        for path in source.rglob("[!.]*")
+        if path.is_file() and matches(path.relative_to(source).as_posix(), TAKEN)
+    ]
 
     def write(target: Path) -> None:
         for path in taken:

@@ -56,7 +56,7 @@ METRICS: Schema = {
 _STEP: Schema = {
     **dict.fromkeys(("trains", "memberships"), _words),
     "lr_scheduler_type": word,
-    "lora": {"target_modules": _words, NAME: number},
+    "lora": {"target_modules": nested(either(number, matching(r"[A-Za-z][\w.]*", most=24))), NAME: number},
     NAME: numbers,
 }
 RUN: Schema = {  # and of a conversion

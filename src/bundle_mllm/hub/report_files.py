@@ -27,7 +27,8 @@ FILES = (f"{FOLDER}/{REPORT}", f"{FOLDER}/report.html", f"{FOLDER}/figures/*.png
 ON_CARD = ("by_stage", "baselines", "bayes_optimal", "by_length", "ablation", "backbones")
 """The sections that the card shows; the page has all."""
 
-_ROW: Schema = {"kept": [label], NAME: either(number, label)}
+_TEXTS = {column.name for section in SECTIONS.values() for column in section.columns if column.digits is None}
+_ROW: Schema = {**dict.fromkeys(_TEXTS, either(number, label)), "base_model": either(BASE_MODEL, number), NAME: number}
 _REPORT: Schema = {
     "models": [
         {

@@ -114,7 +114,7 @@ def table_name(value: Any) -> str:
 
 
 numbers = nested(number)
-word = matching(r"[A-Za-z_][\w.-]*", most=40)
+word = matching(r"[a-z][a-z0-9_.-]*", most=32)
 digest = matching(r"[0-9a-f]{64}")
 version = matching(r"\d+(\.\d+)*([.+-]?[a-z0-9]+)*", most=40)
 label = matching(r"\w[\w .,()+@-]*", most=60)

@@ -42,7 +42,8 @@ def encode(folder, num_folds=4, **arguments):
 
 def files(folder):
     features = folder / "features"
-    return {str(path.relative_to(features)): path.read_bytes() for path in features.rglob("*") if path.is_file()}
+    paths = [path for path in features.rglob("*") if path.is_file() and path.suffix != ".tmp"]
+    return {str(path.relative_to(features)): path.read_bytes() for path in paths}
 
 
 def load(folder):

@@ -51,7 +51,8 @@ def copies(pictures, tmp_path):
 
 def files(folder: Path) -> dict[str, bytes]:
     features = folder / "features"
-    return {str(path.relative_to(features)): path.read_bytes() for path in features.rglob("*") if path.is_file()}
+    paths = [path for path in features.rglob("*") if path.is_file() and path.suffix != ".tmp"]
+    return {str(path.relative_to(features)): path.read_bytes() for path in paths}
 
 
 def shards(folder: Path) -> list[Path]:
@@ -140,13 +141,17 @@ def test_parts_of_another_encoder_or_batch_size_are_not_mixed_in(copies):
     assert files(again) == files(whole)
 
 
-def test_what_a_killed_writer_left_is_swept_up(copies):
+def test_temporary_files_of_a_writer_that_was_killed_are_deleted_but_not_those_of_a_live_one(copies):
     whole, again = copies
     (again / "features").mkdir()
-    for name in (".visual.safetensors.1.tmp", ".manifest.json.1.tmp"):
-        (again / "features" / name).write_bytes(b"half")
+    for name in ("visual.safetensors", "manifest.json"):
+        for writer in ("killed", "live"):
+            (again / "features" / f".{name}.{writer}.tmp").write_bytes(b"half")
+        os.utime(again / "features" / f".{name}.killed.tmp", (0, 0))
     encode_folder(again, visual=SlowEncoder())
     assert files(again) == files(whole)
+    left = sorted(path.name for path in (again / "features").glob("*.tmp"))
+    assert left == [".manifest.json.live.tmp", ".visual.safetensors.live.tmp"]
 
 
 def script(folder, *, pause=0.0, workers=0):

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -42,6 +44,7 @@ from bundle_mllm.settings import configured_by
 
 PARTIAL = ".partial"
 _FORMAT = 2  # of the files in PARTIAL
+_ABANDONED = 3600  # seconds; no file takes that long to write
 
 
 @dataclass(frozen=True)
@@ -332,10 +335,12 @@ class _Run:
         )
 
     def _sweep(self, *names: str) -> None:
-        """Delete the temporary files of runs that were killed while writing these files."""
+        """Delete the temporary files of runs that were killed while writing these files an hour ago or more."""
         for name in names:
-            for leftover in self._features.rglob(f".{name}.*.tmp"):
-                leftover.unlink(missing_ok=True)
+            for leftover in self._features.rglob(f".{name}.*.tmp"):  # a recent one may be of a run beside this one
+                with suppress(FileNotFoundError):
+                    if leftover.stat().st_mtime < time.time() - _ABANDONED:
+                        leftover.unlink()
 
     def _refuse(self, modality: str, issues: tuple[IssueGroup, ...]) -> None:
         if self.strict and issues:

@@ -151,7 +151,7 @@ def test_ids_in_csv_files_are_text(tmp_path):
     write_records(folder / "interactions.csv", [{"user_id": "007", "item_id": item_id} for item_id in ids])
     configs = "".join(f"- config_name: {n}\n  data_files: {n}.csv\n" for n in ("items", "bundles", "interactions"))
     (folder / "README.md").write_text(f"---\nconfigs:\n{configs}---\n")
-    import_huggingface(folder, tmp_path / "data", strict=False)
+    import_huggingface(folder, tmp_path / "data")
     data = DatasetFolder.open(tmp_path / "data")
     assert data.catalog.item_ids == (*ids, "empty")
     assert (data.catalog[0].extra, data.catalog[8].title) == ({"price": "0.50"}, "")
@@ -165,7 +165,8 @@ def test_labels_that_a_csv_subset_declares_are_kept_as_names(tmp_path):
     write_records(folder / "items.csv", [{"item_id": f"0{row}", "category": str(row % 2)} for row in range(4)])
     write_records(folder / "bundles.csv", [{"bundle_id": "1", "item_id": f"0{row}"} for row in range(4)])
     (folder / "README.md").write_text(
-        "---\nconfigs:\n- {config_name: items, data_files: items.csv}\n- {config_name: bundles, data_files: bundles.csv}\n"
+        "---\nconfigs:\n- {config_name: items, data_files: items.csv}\n"
+        "- {config_name: bundles, data_files: bundles.csv}\n"
         "dataset_info:\n- config_name: items\n  features:\n  - {name: item_id, dtype: int64}\n"
         "  - {name: category, dtype: {class_label: {names: {'0': hats, '1': bags}}}}\n---\n"
     )

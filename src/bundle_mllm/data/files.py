@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import time
 import uuid
 from collections.abc import Iterator
@@ -103,7 +104,8 @@ def _make_readable(folder: Path) -> None:
     mode = probe.stat().st_mode
     probe.unlink()
     for path in folder.rglob("*"):
-        if path.is_file() and not path.is_symlink() and (entry := path.stat()).st_nlink == 1:
+        entry = path.lstat()
+        if stat.S_ISREG(entry.st_mode) and entry.st_nlink == 1 and entry.st_mode | mode != entry.st_mode:
             path.chmod(entry.st_mode | mode)
 
 

@@ -20,10 +20,12 @@ from bundle_mllm.settings import field_types
 
 TINY = [
     "--validation-questions", "8", "--validation-candidates", "4",
-    "--stage-one.num-questions", "16", "--stage-one.batch-size", "8", "--stage-one.checkpoints", "1",
-    "--stage-one.alignment-steps", "3",
-    "--stage-two.num-questions", "16", "--stage-two.batch-size", "8", "--stage-two.checkpoints", "1",
-    "--stage-two.alignment-steps", "3",
+    "--stage-one.num-questions", "16", "--stage-one.batch-size", "8", "--stage-one.num-validations", "1",
+    "--stage-one.warm-start-steps", "3",
+    "--stage-two.num-questions", "16", "--stage-two.batch-size", "8", "--stage-two.num-validations", "1",
+    "--stage-two.warm-start-steps", "3",
+    "--retriever.steps", "4", "--retriever.num-questions", "64", "--retriever.batch-size", "16",
+    "--combination-questions", "8",
 ]  # fmt: skip
 
 
@@ -56,7 +58,9 @@ def test_questions_evaluate_complete(model, tiny_data, tmp_path, capsys):
     arguments = ["evaluate", "--model", str(model), "--data", str(tiny_data), "--questions", str(file)]
     assert main([*arguments, "--output", str(metrics_file)]) == 0
     printed, metrics = capsys.readouterr().out, json.loads(metrics_file.read_text())
-    assert f"hit_rate@1   {metrics['hit_rate@1']:.4f}" in printed
+    assert re.search(r"^ +ranker +retriever +both$", printed, flags=re.MULTILINE)
+    row = "  ".join(f"{m['hit_rate@1']:.4f} ± {m['hit_rate@1_se']:.4f}" for m in metrics["parts"].values())
+    assert f"hit_rate@1   {row}" in printed
     assert metrics["num_questions"] == len(file.read_text().splitlines())
     assert len(metrics["questions"]["sha256"]) == 64
     assert main([*arguments, "--output", str(tmp_path / "often.json"), "--permutations", "2"]) == 0
@@ -72,6 +76,19 @@ def test_questions_evaluate_complete(model, tiny_data, tmp_path, capsys):
     assert sum(entry["score"] for entry in ranked) == pytest.approx(1)
     assert main(["complete", "--model", str(model), "--bundle", "red-shirt", "--top-k", "3"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 3
+    assert main(["complete", "--model", str(model), "--bundle", "red-shirt", "--top-k", "3", "--explain"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 6 and all(re.search(r"ranker \d+\.\d%", line) for line in lines[1::2])
+
+
+def test_a_retriever_is_added_to_a_ranker(model, tiny_data, tmp_path, capsys):
+    folder = shutil.copytree(model, tmp_path / "ranker", ignore=shutil.ignore_patterns("retriever", "training"))
+    command = ["retriever", "--model", str(folder), "--data", str(tiny_data), "--validation-questions", "8"]
+    small = ["--validation-candidates", "4", "--combination-questions", "8", *TINY[TINY.index("--retriever.steps") :]]
+    assert main([*command, *small]) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"^ +ranker +retriever +both$", printed, flags=re.MULTILINE)
+    assert (folder / "retriever" / "model.safetensors").exists()
 
 
 def test_wording_is_no_part_of_a_question_file(tiny_data, tmp_path, capsys):
@@ -122,7 +139,8 @@ def test_publish_dataset_and_export_say_what_they_wrote(model, tiny_data, tmp_pa
     assert main([*command, "--modalities", "smell"]) == 2
     assert "smell" in capsys.readouterr().err
     assert main([*command, "--modalities", "visual"]) == 0
-    assert capsys.readouterr().out == f"language model: {tmp_path / 'llm'}\n"
+    printed = capsys.readouterr().out
+    assert f"language model: {tmp_path / 'llm'}" in printed and "the retriever stays in" in printed
 
 
 def test_import_reads_tables_with_other_names_and_says_what_it_met(tmp_path, capsys):
@@ -213,7 +231,6 @@ def test_prompt_completion_rows_need_no_model_and_read_as_text(tiny_data, tmp_pa
         (["evaluate", "--model", "MODEL", "--data", "DATA", "--questions", "nowhere.jsonl"], "nowhere.jsonl"),
         (["complete", "--model", "MODEL", "--bundle", "red-shirt", "--candidates", "red-bag,no-such"], "'no-such'"),
         (["complete", "--model", "MODEL", "--bundle", ",", "--candidates", "red-bag,blue-bag"], "names no item"),
-        (["complete", "--model", "MODEL", "--bundle", "red-shirt", "--candidates", "red-bag"], "1 candidates"),
         (["train", "--data", "nowhere", "--output-dir", "out"], "nowhere does not exist"),
         (["train", "--data", "DATA", "--output-dir", "MODEL"], "other settings"),
         (["train", "--data", "DATA", "--output-dir", "out", "--config", "no.yaml"], "no.yaml does not exist"),

@@ -13,19 +13,22 @@ from bundle_mllm.cli import main
 from bundle_mllm.data import DatasetFolder, load_questions
 from bundle_mllm.data.files import sha256
 from bundle_mllm.errors import BundleMLLMError
-from bundle_mllm.evaluation.ablation import only, shuffle_features
+from bundle_mllm.evaluation.ablation import masked, permuted
 from bundle_mllm.evaluation.breakdowns import compute_slices, position_bias
 from bundle_mllm.evaluation.by_length import accuracy_by_num_candidates
 from bundle_mllm.evaluation.evaluate import evaluate
 from bundle_mllm.evaluation.metrics import as_scored, compute_metrics, paired_differences
 from bundle_mllm.evaluation.results import compare_metrics, save_results
 from bundle_mllm.evaluation.scoring import score_questions
-from bundle_mllm.model_folder import fingerprint, load_model, save_model
+from bundle_mllm.model_folder import STAGE_ONE_MODEL, fingerprint, load_completer, save_completer, save_model
+from bundle_mllm.modeling.completion_bundle_mllm import BundleCompleter
 from bundle_mllm.report import build, build_report, measure, sections
 from bundle_mllm.report.figures import FIGURES
 from bundle_mllm.report.questions import QuestionSet
-from bundle_mllm.training.backbone import build_model
 from bundle_mllm.training.config import default_run
+from bundle_mllm.training.ranker import build_ranker
+from bundle_mllm.training.retriever import new_retriever
+from bundle_mllm.training.run_data import RunData
 
 SMALL = {"max_questions": 6, "num_candidates": 4, "sizes": (2, 12, 28), "length_questions": 3}
 HISTORY = [
@@ -35,16 +38,24 @@ HISTORY = [
 ]
 
 
+PARTS = ("ranker", "retriever", "both")
+
+
+def make_completer(tiny_data, out):
+    run = default_run("scratch", data=tiny_data, output_dir=out)
+    data = RunData(run, DatasetFolder.open(tiny_data))
+    ranker, processor = build_ranker(run, data)
+    return BundleCompleter(processor, ranker, new_retriever(data.features, {}, run.retriever, seed=0))
+
+
 @pytest.fixture(scope="module")
 def model(tiny_data, tmp_path_factory):
-    """A model folder as training leaves it; stage one's model answers otherwise."""
+    """A model folder as training leaves it; stage one's ranker answers otherwise."""
     folder = tmp_path_factory.mktemp("reported") / "shop"
-    loaded, processor = build_model(
-        default_run("scratch", data=tiny_data, output_dir=folder), DatasetFolder.open(tiny_data)
-    )
-    save_model(loaded, processor, folder)
-    processor.show_items = False
-    save_model(loaded, processor, folder / "training" / "stage_one" / "model")
+    completer = make_completer(tiny_data, folder)
+    save_completer(completer, folder)
+    completer.processor.show_items = False
+    save_model(completer.ranker, completer.processor, folder / STAGE_ONE_MODEL)
     for stage in ("stage_one", "stage_two"):
         (folder / "training" / stage).mkdir(exist_ok=True)
         (folder / "training" / stage / "history.json").write_text(json.dumps(HISTORY))
@@ -92,54 +103,58 @@ def check(row, scored, against=None):
         assert (row["difference"], row["difference_se"]) == (paired["difference"], paired["se"])
 
 
-def test_stages_and_ablations_are_what_scoring_gives_by_hand(made, model, asked):
-    loaded, processor = load_model(model)
-    stage_one = load_model(model / "training" / "stage_one" / "model")
-    whole = {name: score_questions(loaded, processor, questions) for name, questions in asked.items()}
+def test_stages_parts_and_ablations_are_what_scoring_gives_by_hand(made, model, asked):
+    completer, stage_one = load_completer(model), load_completer(model / STAGE_ONE_MODEL)
+    whole = {name: score_questions(completer, questions) for name, questions in asked.items()}
     for name, questions in asked.items():
         (random,) = rows_of(made, "by_stage", questions=name, variant="random")
         assert random["hit_rate@1"] == 0.25
-        (one,) = rows_of(made, "by_stage", questions=name, variant="stage one")
-        check(one, score_questions(*stage_one, questions), whole[name])
-        (two,) = rows_of(made, "by_stage", questions=name, variant="stage two")
-        check(two, whole[name])
-        check(rows_of(made, "ablation", questions=name, variant="nothing masked")[0], whole[name])
-        for kept in ("titles", "visual"):
-            with only(loaded, processor, [kept]) as masked:
-                scored = score_questions(*masked, questions)
-            (row,) = rows_of(made, "ablation", questions=name, variant=f"{kept} alone")
-            check(row, scored, whole[name])
-            assert row["kept"] == [kept]
-            assert max(abs(a - b) for q, w in zip(scored, whole[name], strict=True)
-                       for a, b in zip(q.scores, w.scores, strict=True)) > 1e-4  # fmt: skip
-    shuffle_features(loaded, seed=42)
-    for name, questions in asked.items():
-        (row,) = rows_of(made, "by_stage", questions=name, variant="stage two, features shuffled")
-        check(row, score_questions(loaded, processor, questions), whole[name])
+        (one,) = rows_of(made, "by_stage", questions=name, variant="ranker, stage one")
+        check(one, score_questions(stage_one, questions)["ranker"], whole[name]["both"])
+        for part in PARTS:
+            (row,) = rows_of(made, "by_stage", questions=name, variant=part)
+            check(row, whole[name][part], None if part == "both" else whole[name]["both"])
+            (row,) = rows_of(made, "ablation", questions=name, part=part, variant="nothing masked")
+            check(row, whole[name][part])
+        for kept, hidden in (("titles", "visual"), ("visual", "titles")):
+            with masked(completer, [hidden]) as changed:
+                scored = score_questions(changed, questions)
+            for part in PARTS:
+                (row,) = rows_of(made, "ablation", questions=name, part=part, variant=f"{kept} alone")
+                check(row, scored[part], whole[name][part])
+                assert row["kept"] == [kept]
+            assert scored["both"] != whole[name]["both"]
+        with permuted(completer, seed=42):
+            scored = score_questions(completer, questions)
+        for part in PARTS:
+            (row,) = rows_of(made, "by_stage", questions=name, variant=f"{part}, features permuted")
+            check(row, scored[part], whole[name]["both"])
 
 
 def test_slices_letters_lengths_and_history_are_those_of_the_evaluation(made, model, asked, tiny_data):
-    data, loaded = DatasetFolder.open(tiny_data), load_model(model)
+    data, completer = DatasetFolder.open(tiny_data), load_completer(model)
     known = {item_id for bundle in data.bundles.train for item_id in bundle.items}
     for name, questions in asked.items():
-        scored = score_questions(*loaded, questions)
-        for kind, values in compute_slices(questions, scored, known).items():
-            rows = rows_of(made, "cold_start", questions=name, variant="stage two", slice=kind)
+        scored = score_questions(completer, questions)
+        for kind, values in compute_slices(questions, scored["both"], known).items():
+            rows = rows_of(made, "cold_start", questions=name, variant="both", slice=kind)
             if kind in ("answer", "partial_length"):
                 assert {row["value"]: row["hit_rate@1"] for row in rows} == {
                     value: metrics["hit_rate@1"] for value, metrics in values.items()
                 }
-        bias = position_bias(scored)
+        bias = position_bias(scored["ranker"])
         letters = rows_of(made, "position", questions=name)
         assert {row["letter"]: row["share_of_answers"] for row in letters} == bias["share_of_answers"]
         assert {row["letter"]: row["accuracy"] for row in letters if row["accuracy"] is not None} == bias[
             "accuracy_by_letter"
         ]
     for negatives in ("uniform", "hard"):
-        by_hand = accuracy_by_num_candidates(*loaded, data, sizes=(2, 12, 28), negatives=negatives, max_questions=3)
+        by_hand = accuracy_by_num_candidates(completer, data, sizes=(2, 12, 28), negatives=negatives, max_questions=3)
         rows = rows_of(made, "by_length", negatives=negatives)
         assert [(r["num_candidates"], r["method"], r["prompts"]) for r in rows] == [
-            (2, "one prompt", 1), (12, "one prompt", 1), (12, "groups", 4), (28, "groups", 5),
+            (2, "one prompt", 1), (2, "retriever", 0), (2, "both", 1),
+            (12, "one prompt", 1), (12, "groups", 4), (12, "retriever", 0), (12, "both", 1),
+            (28, "groups", 5), (28, "retriever", 0), (28, "both", 1),
         ]  # fmt: skip
         assert [(r["hit_rate@1"], r["mrr"]) for r in rows] == [(r["hit_rate@1"], r["mrr"]) for r in by_hand]
         assert rows[0]["chance"] == 0.5
@@ -151,9 +166,9 @@ def test_slices_letters_lengths_and_history_are_those_of_the_evaluation(made, mo
 
 def test_without_training_bundles_no_answer_is_called_cold(asked):
     questions = asked["validation_hard"]
-    said = {"validation_hard": as_scored(questions, [[1.0, 0.0, 0.0, 0.0] for _ in questions])}
+    scored = {"validation_hard": {"both": as_scored(questions, [[1.0, 0.0, 0.0, 0.0] for _ in questions])}}
     sets = [QuestionSet("validation_hard", {"sha256": ""}, questions)]
-    assert {row["slice"] for row in sections.cold_start(sets, {"stage two": said}, None)} == {"partial_length"}
+    assert {row["slice"] for row in sections.cold_start(sets, {"whole": scored}, None)} == {"partial_length"}
 
 
 def test_the_json_says_what_was_asked_of_what_and_names_no_folder(made, model, tiny_data):
@@ -161,7 +176,9 @@ def test_the_json_says_what_was_asked_of_what_and_names_no_folder(made, model, t
     assert json.loads((target / "report.json").read_text()) == json.loads(json.dumps(measure.without_nan(result)))
     about = result["models"][0]
     assert (about["name"], about["fingerprint"], about["base_model"]) == ("shop", fingerprint(model), "Tiny")
-    assert about["parameters"] == sum(p.numel() for p in load_model(model)[0].parameters())
+    sizes = [sum(p.numel() for p in part.parameters()) for part in load_completer(model).models]
+    assert [about[name] for name in ("ranker_parameters", "retriever_parameters")] == sizes
+    assert about["parameters"] == sum(sizes)
     for question_set in result["questions"]:
         file = target / "questions" / f"{question_set['name']}.jsonl"
         assert question_set["sha256"] == sha256(file)
@@ -224,12 +241,14 @@ def test_bars_and_error_bars_are_as_long_as_the_numbers_say(made):
 def test_what_was_measured_are_metrics_files_and_only_the_whole_model_may_be_published(made, model):
     result, target = made
     folder = target / "measured" / "shop"
-    compared = compare_metrics(folder / "stage_two.validation_hard.json", folder / "visual_alone.validation_hard.json")
-    (row,) = rows_of(made, "ablation", questions="validation_hard", variant="visual alone")
+    compared = compare_metrics(folder / "whole.validation_hard.json", folder / "visual_alone.validation_hard.json")
+    (row,) = rows_of(made, "ablation", questions="validation_hard", part="both", variant="visual alone")
     assert compared["hit_rate@1"]["difference"] == -row["difference"]
     whole = {target / asked["metrics"] for asked in result["questions"]}
+    assert whole == {file for file in folder.glob("whole.*.json") if "parts" in json.loads(file.read_text())}
     for file in folder.glob("*.validation_*.json"):
-        assert json.loads(file.read_text())["fingerprint"] == (fingerprint(model) if file in whole else None)
+        is_whole = file.name.startswith("whole.")
+        assert json.loads(file.read_text())["fingerprint"] == (fingerprint(model) if is_whole else None)
 
 
 def test_what_one_bundle_cannot_tell_is_left_empty(model, made, tiny_data, tmp_path):
@@ -256,7 +275,7 @@ def test_a_killed_report_continues_and_ends_with_the_same_numbers(made, model, t
     with pytest.raises(KeyboardInterrupt):
         build_report([model], tiny_data, target, **SMALL)
     assert not (target / "report.json").exists()
-    (target / "measured" / "shop" / "stage_two.validation_hard.questions.jsonl").write_text("cut sh")
+    (target / "measured" / "shop" / "whole.validation_hard.ranker.questions.jsonl").write_text("cut sh")
     stop = 0
     again = build_report([model], tiny_data, target, **SMALL)
     assert len(calls) == 5 + 10 - 4 + 1  # 5 variants of 2 files; 4 were done, of which one was damaged
@@ -277,14 +296,14 @@ def test_other_weights_are_measured_again(model, tiny_data, tmp_path, monkeypatc
     folder = shutil.copytree(model, tmp_path / "shop")
     before = build_report([folder], tiny_data, **small)
     assert (folder / "report" / "report.html").exists()
-    loaded, processor = load_model(folder)
+    completer = load_completer(folder)
     with torch.no_grad():
-        loaded.model.language_model.get_input_embeddings().weight.mul_(-1.0)
-    save_model(loaded, processor, folder)
+        completer.ranker.model.language_model.get_input_embeddings().weight.mul_(-1.0)
+    save_completer(completer, folder)
     after = build_report([folder], tiny_data, **small)
     assert before["models"][0]["fingerprint"] != after["models"][0]["fingerprint"]
     metrics = evaluate(folder, tiny_data, folder / "report" / "questions" / "validation_hard.jsonl")
-    (row,) = rows_of((after,), "by_stage", questions="validation_hard", variant="stage two")
+    (row,) = rows_of((after,), "by_stage", questions="validation_hard", variant="both")
     assert row["mrr"] == metrics["mrr"]
     assert after["left_out"]["by_length"].startswith("no number of candidates")
 
@@ -292,13 +311,12 @@ def test_other_weights_are_measured_again(model, tiny_data, tmp_path, monkeypatc
 def test_several_models_and_other_methods_stand_beside_each_other(made, model, asked, tiny_data, tmp_path):
     questions = made[1] / "questions" / "validation_hard.jsonl"
     method = as_scored(asked["validation_hard"], [[1.0, 1.0, 0.0, 0.0] for _ in asked["validation_hard"]])
-    told = {"questions": {"path": "q", "sha256": sha256(questions)}, "baseline": "llm:/models/popularity"}
-    save_results(tmp_path / "popularity.json", compute_metrics(method, probabilities=False) | told, method)
-    bayes_optimal = {**told, "baseline": "best", "bayes_optimal": {"expected": 0.8}}
+    shared = {"questions": {"path": "q", "sha256": sha256(questions)}, "baseline": "llm:/models/popularity"}
+    save_results(tmp_path / "popularity.json", compute_metrics(method, probabilities=False) | shared, method)
+    bayes_optimal = {**shared, "baseline": "best", "bayes_optimal": {"expected": 0.8}}
     save_results(tmp_path / "best.json", bayes_optimal, method)
-    data = DatasetFolder.open(tiny_data)
-    smaller = default_run("scratch", data=tiny_data, output_dir=tmp_path)
-    save_model(*build_model(smaller, data), tmp_path / "other" / "shop")
+    alone = make_completer(tiny_data, tmp_path)
+    save_model(alone.ranker, alone.processor, tmp_path / "other" / "shop")
     models = [model, tmp_path / "other" / "shop"]
     target, options = (
         tmp_path / "report",
@@ -309,20 +327,21 @@ def test_several_models_and_other_methods_stand_beside_each_other(made, model, a
     )
     result = build_report(models, tiny_data, target, sizes=(), **options)
     assert [one["name"] for one in result["models"]] == ["shop", "shop (2)"]
-    whole = score_questions(*load_model(model), asked["validation_hard"])
-    other = score_questions(*load_model(models[1]), asked["validation_hard"])
+    scored = score_questions(load_completer(model), asked["validation_hard"])
+    whole = scored["both"]
+    other = score_questions(load_completer(models[1]), asked["validation_hard"])["ranker"]
     first, second = rows_of((result,), "backbones")
     check(first, whole)
     check(second, other, whole)
-    assert first["parameters"] == second["parameters"] == result["models"][1]["parameters"]
-    ours, theirs = rows_of((result,), "baselines")
-    assert (ours["variant"], theirs["variant"]) == ("this model", "llm:popularity")
+    assert first["parameters"] > second["parameters"] == result["models"][1]["parameters"]
+    *_, ours, theirs = rows = rows_of((result,), "baselines")
+    assert [row["variant"] for row in rows] == [*(f"this model: {part}" for part in PARTS), "llm:popularity"]
     paired = paired_differences(method, whole, probabilities=False)["hit_rate@1_random_ties"]
     assert theirs["hit_rate@1_random_ties"] == paired["a"] and theirs["difference"] == paired["difference"]
     assert ours["hit_rate@1_random_ties"] == paired["b"]
     shares = {row["variant"]: row["share"] for row in rows_of((result,), "bayes_optimal")}
-    assert list(shares) == ["stage one", "stage two", "stage two, features shuffled"]
-    assert shares["stage two"] == compute_metrics(whole)["hit_rate@1"] / 0.8
+    assert list(shares) == ["ranker, stage one", *PARTS, *(f"{part}, features permuted" for part in PARTS)]
+    assert shares["both"] == compute_metrics(whole)["hit_rate@1"] / 0.8
     assert "visual" in result["models"][1]["modalities"]
 
 
@@ -332,8 +351,8 @@ def test_the_command_prints_the_stages_and_where_the_page_is(made, model, tiny_d
     options = ["--max-questions", "6", "--num-candidates", "4", "--sizes", "2", "12", "28", "--length-questions", "3"]
     assert main([*command, *options]) == 0
     printed = capsys.readouterr().out
-    (row,) = rows_of(made, "by_stage", questions="validation_hard", variant="stage two")
-    assert f"validation_hard           stage two                     {row['hit_rate@1']:.3f} ± " in printed
+    (row,) = rows_of(made, "by_stage", questions="validation_hard", variant="both")
+    assert f"validation_hard           both                          {row['hit_rate@1']:.3f} ± " in printed
     assert str(target / "report.html") in printed
 
 

@@ -84,6 +84,13 @@ def train(config: Path | None, **options: Any) -> None:  # config: see _recipe
     print(f"model folder: {run(RunConfig(**options))}")
 
 
+def retriever(**options: Any) -> None:
+    from bundle_mllm.training.add_retriever import add_retriever
+
+    figures = add_retriever(**options)
+    print(f"{show.parts(figures)}\nretriever added to {options['model']}")
+
+
 def evaluate(
     model: Path | None,
     data: Path,
@@ -103,7 +110,7 @@ def evaluate(
 
         metrics = run(model, data, questions, mask=tuple(mask), permute=tuple(permute), **options)
         print(show.metrics(metrics, options["output"]))
-        rows["model"] = metrics, None
+        rows |= {part: (values, None) for part, values in metrics["parts"].items()}
     if baselines:
         from bundle_mllm.baselines.evaluate import BaselineResult, evaluate_baselines
 
@@ -132,13 +139,15 @@ def report(**options: Any) -> None:
     print(f"measured in {result['seconds']['total']:.0f} s; the page: {folder / 'report.html'}")
 
 
-def complete(model: str, bundle: str, candidates: str | None, top_k: int, json: bool, device: str | None) -> None:
+def complete(
+    model: str, bundle: str, candidates: str | None, top_k: int, explain: bool, json: bool, device: str | None
+) -> None:
     from bundle_mllm.device import choose_device
     from bundle_mllm.model_folder import load_completer
 
     completer = load_completer(model, str(choose_device(device)))
     question = {"partial": _ids(bundle), "candidates": None if candidates is None else _ids(candidates)}
-    ranked = completer.complete(question, top_k=top_k)
+    ranked = completer.complete(question, top_k=top_k, explain=explain)
     print(json_format.dumps(ranked, ensure_ascii=False, indent=2) if json else show.ranking(ranked))
 
 
@@ -160,14 +169,12 @@ def convert(**options: Any) -> None:
     print(f"model folder: {convert_checkpoint(**options)}")
 
 
-def export(model: str, output_dir: Path, modalities: str | None) -> None:
-    import json
-
+def export(model: str, output_dir: Path, **options: Any) -> None:
     from bundle_mllm.interop.export import EXPORT_RECORD, export_stock
 
-    folder = export_stock(model, output_dir, modalities=modalities)
+    folder = export_stock(model, output_dir, **options)
     print(f"language model: {folder}")
-    for part in json.loads((folder / EXPORT_RECORD).read_text(encoding="utf-8"))["left_behind"]:
+    for part in json_format.loads((folder / EXPORT_RECORD).read_text(encoding="utf-8"))["left_behind"]:
         print(f"It is the ranker alone: the {part} stays in {model}.")
 
 
@@ -200,8 +207,9 @@ def _recipe(argv: Sequence[str]) -> tuple[dict[str, Any], str]:
     required = {name for name in ("data", "output_dir") if name not in values}
     return (
         {name: value for name, value in defaults.items() if name not in required},
-        "Train a model on a dataset folder: stage one (bundle patterns from titles), then stage two (multimodal "
-        "semantics).\n\nA killed run continues when it is started again with the same arguments. The defaults are "
+        "Train a model on a dataset folder: a retriever; a ranker in stage one (bundle patterns from titles) and in "
+        "stage two (multimodal semantics); and how both are joined.\n\nA killed run continues when it is started "
+        "again with the same arguments. The defaults are "
         f"those for --base-model {base_model}; a pretrained backbone and {SCRATCH} have recipes of their own.",
     )
 
@@ -260,6 +268,9 @@ COMMANDS = {
         train,
         ("training.config:RunConfig", "cli.settings:ConfigFileSettings"),
         recipe=_recipe,
+    ),
+    "retriever": Command(
+        "add a retriever to the folder of a ranker", retriever, ("training.config:AddRetrieverSettings",)
     ),
     "evaluate": Command(
         "measure a model, baselines, or both on a question file",

@@ -78,10 +78,12 @@ class CompletionSettings(Settings):
     bundle: str
     """Ids of the items that the bundle has so far, separated by commas (a JSON list for ids with commas)."""
     candidates: str | None = None
-    """Ids to choose from, separated by commas; the whole catalog if not given. More than 26 are ranked in groups, at
-    about 0.15 questions per candidate."""
+    """Ids to choose from, separated by commas; the whole catalog if not given. Of more than 26 the ranker sees the
+    retriever's best; without a retriever they are ranked in groups, at about 0.15 prompts per candidate."""
     top_k: int = 5
     """Number of candidates to print."""
+    explain: bool = False
+    """Show what ranker and retriever contribute to each score."""
     json: bool = False
     """Print JSON."""
     device: str | None = None

@@ -17,33 +17,48 @@ _HITS = ("hit_rate@1", "hit_rate@1_random_ties")
 
 def ranking(ranked: Iterable[Mapping[str, Any]], answer: str | None = None) -> str:
     """Return ranked candidates, one line each; the right one is marked where it is known."""
-    return "\n".join(
-        f"  {entry['score']:6.1%}  {entry['item_id']}  {entry['title']}"
-        + ("   <- the item that was left out" if entry["item_id"] == answer else "")
-        for entry in ranked
-    )
+    lines = []
+    for entry in ranked:
+        mark = "   <- the item that was left out" if entry["item_id"] == answer else ""
+        lines.append(f"  {entry['score']:6.1%}  {entry['item_id']}  {entry['title']}{mark}")
+        if explanation := dict(entry.get("explanation", {})):
+            terms = explanation.pop("retriever_terms", {})
+            probabilities = [f"{part} {value:.1%}" for part, value in explanation.items()]
+            summands = [f"{name} {value:+.2f}" for name, value in terms.items()]
+            lines.append(f"          {', '.join(probabilities)}" + (f" ({', '.join(summands)})" if summands else ""))
+    return "\n".join(lines)
 
 
 def metrics(values: Metrics, output: object) -> str:
-    """Return the metrics of a model."""
-    names = ("hit_rate@1", "hit_rate@3", "hit_rate@5", "mrr")
-    lines = [f"{name:11}  {values[name]:.4f} ± {values[f'{name}_se']:.4f}" for name in names]
-    return "\n".join(
-        [
-            *lines,
-            f"valid_ratio  {values['valid_ratio']:.4f}",
-            f"questions    {values['num_questions']} about {values['num_bundles']} bundles",
-            f"written to   {output}",
-        ]
-    )
+    """Return the metrics of a model, its parts side by side."""
+    counts = f"{values['num_questions']} about {values['num_bundles']} bundles"
+    return f"{parts(values['parts'])}\nquestions    {counts}\nwritten to   {output}"
+
+
+def parts(values: Mapping[str, Metrics]) -> str:
+    """Return the metrics of ranker, retriever and both, side by side."""
+    columns = {part: numbers for part, numbers in values.items() if "hit_rate@1" in numbers}
+    lines = [f"{'':11}" + "".join(f"  {part:15}" for part in columns)]
+    for name in ("hit_rate@1", "hit_rate@3", "hit_rate@5", "mrr", "valid_ratio"):
+        cells = [_value(numbers, name) for numbers in columns.values()]
+        if any(cells):
+            lines.append(f"{name:11}" + "".join(f"  {cell:15}" for cell in cells))
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _value(numbers: Metrics, name: str) -> str:
+    if numbers.get(name) is None:
+        return ""
+    error = numbers.get(f"{name}_se")
+    return f"{numbers[name]:.4f}" + ("" if error is None else f" ± {error:.4f}")
 
 
 def methods(rows: Mapping[str, tuple[Metrics, float | None]]) -> str:
     """Return the hit rates and the seconds of several methods, the best first."""
     width = max(map(len, rows))
     lines = [f"\n{'':{width}}  hit_rate@1       ties at random   seconds"]
-    for name, (values, seconds) in sorted(rows.items(), key=lambda row: -row[1][0]["hit_rate@1_random_ties"]):
-        hits = "  ".join(f"{values[key]:.4f} ± {values[f'{key}_se']:.4f}" for key in _HITS)
+    for name, (values, seconds) in sorted(rows.items(), key=lambda row: -row[1][0]["hit_rate@1_expected"]):
+        hits = "  ".join(f"{_value(values, key):15}" for key in _HITS)
         lines.append(f"{name:{width}}  {hits}  {'' if seconds is None else format(seconds, '7.1f')}".rstrip())
     return "\n".join(lines)
 

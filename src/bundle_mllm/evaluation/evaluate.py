@@ -5,7 +5,7 @@ Knows nothing about training.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +29,15 @@ from bundle_mllm.settings import configured_by
 if TYPE_CHECKING:
     from bundle_mllm.modeling.completion_bundle_mllm import BundleCompleter
 
-SUMMARY = ("hit_rate@1", "hit_rate@3", "hit_rate@5", "mrr", "valid_ratio", "calibration_error")
+SUMMARY = (
+    "hit_rate@1",
+    "hit_rate@1_random_ties",
+    "hit_rate@3",
+    "hit_rate@5",
+    "mrr",
+    "valid_ratio",
+    "calibration_error",
+)
 """Metrics of each part, with standard errors, in the metrics of the whole."""
 
 
@@ -72,19 +80,45 @@ def evaluate(settings: EvaluationSettings) -> dict[str, Any]:
         "model": str(settings.model),
         "data": str(settings.data),
     }
-    files: dict[str, dict[str, Any]] = {}
-    for part, answers in scored.items():
-        found = describe(manifest, questions, answers, train_items, max_options=options["max_options"])
-        files[part] = {"part": part, **found, **shared}
-    kept = [name for metric in SUMMARY for name in (metric, f"{metric}_se")]
-    parts = {part: {name: metrics[name] for name in kept} for part, metrics in files.items()}
-    answer = list(files)[-1]  # both, or the only one
-    metrics = files[answer] | {"parts": parts}
+    metrics = describe_parts(manifest, questions, scored, train_items, shared, max_options=options["max_options"])
     if settings.output is not None:
-        save_results(settings.output, metrics, scored[answer])
-        for part in [part for part in files if part != answer]:
-            save_results(part_path(settings.output, part), files[part], scored[part])
+        save_parts(settings.output, metrics, scored)
+    return metrics[answer_part(metrics)]
+
+
+def answer_part(parts: Iterable[str]) -> str:
+    """Return the part whose scores count: both models joined, or the only one."""
+    return list(parts)[-1]
+
+
+def describe_parts(
+    manifest: Mapping[str, Any],
+    questions: Sequence[Question],
+    scored: Mapping[str, Sequence[ScoredQuestion]],
+    train_items: Collection[str] | None,
+    shared: Mapping[str, Any],
+    *,
+    max_options: int,
+) -> dict[str, dict[str, Any]]:
+    """Return the metrics of each part: [`describe`], `part` and what is shared; the answer's also hold `parts`."""
+    metrics = {
+        part: {"part": part, **describe(manifest, questions, answers, train_items, max_options=max_options), **shared}
+        for part, answers in scored.items()
+    }
+    kept = [name for metric in SUMMARY for name in (metric, f"{metric}_se")]
+    metrics[answer_part(metrics)]["parts"] = {
+        part: {name: values[name] for name in kept} for part, values in metrics.items()
+    }
     return metrics
+
+
+def save_parts(
+    output: Path, metrics: Mapping[str, Mapping[str, Any]], scored: Mapping[str, Sequence[ScoredQuestion]]
+) -> None:
+    """Write the metrics of the answer to `output`, and those of each part beside it, with the scores."""
+    for part, values in metrics.items():
+        path = output if part == answer_part(metrics) else part_path(output, part)
+        save_results(path, values, scored[part])
 
 
 def resolved(options: ScoringOptions, completer: BundleCompleter) -> dict[str, int]:

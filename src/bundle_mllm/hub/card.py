@@ -95,7 +95,7 @@ def read_measurements(model_dir: Path, paths: Sequence[Path] = ()) -> list[Measu
     expected = fingerprint(model_dir) if files else None
     for path in files:
         given = read_json(path)
-        if not paths and ("baseline" in given or "part" in given):
+        if not paths and ("baseline" in given or _is_part(given)):
             continue
         measurement = _measurement(path, given, model_dir, expected)
         split, digest = measurement.split, measurement.questions.get("sha256")
@@ -110,6 +110,11 @@ def read_measurements(model_dir: Path, paths: Sequence[Path] = ()) -> list[Measu
     return list(measurements.values())
 
 
+def _is_part(metrics: Mapping[str, Any]) -> bool:
+    """Return whether metrics are of the ranker or retriever of a model that holds both: a whole one lists `parts`."""
+    return "part" in metrics and "parts" not in metrics
+
+
 def _measurement(path: Path, given: Mapping[str, Any], model_dir: Path, expected: str | None) -> Measurement:
     values = rebuild(dict(given), METRICS)
     rate = values.get("hit_rate@1")
@@ -118,7 +123,7 @@ def _measurement(path: Path, given: Mapping[str, Any], model_dir: Path, expected
             f"{path} has {given.get('hit_rate@1')!r} as hit_rate@1, so it is no metrics file: write it with "
             "`bundle-mllm evaluate`."
         )
-    if "part" in given:
+    if _is_part(given):
         raise BundleMLLMError(f"{path} is of one part of the model alone: give the metrics file of the whole model.")
     if (measured := values.get("fingerprint")) is None or measured != expected:
         known = f"{path} measured other weights, items or wording than {model_dir} has"

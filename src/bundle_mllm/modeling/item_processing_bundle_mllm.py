@@ -219,7 +219,9 @@ class BundleItemProcessor(ProcessorMixin):
 
 def _pad(rows: list[list[int]]) -> torch.Tensor:
     longest = max(map(len, rows), default=0)
-    return torch.tensor([row + [-1] * (longest - len(row)) for row in rows], dtype=torch.long).reshape(-1, longest)
+    return torch.tensor([row + [-1] * (longest - len(row)) for row in rows], dtype=torch.long).reshape(
+        len(rows), longest
+    )
 
 
 __all__ = ["BundleItemProcessor"]

@@ -1,6 +1,6 @@
 """Metrics files of other methods, and of the best possible one, to stand beside the model's own in a report.
 
-Knows nothing about how these methods work: it reads what was said to each question.
+Knows nothing about how these methods work: it reads their scores.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from bundle_mllm.report.questions import QuestionSet
 
 
 @dataclass(frozen=True)
-class Baseline:
-    """What another method said to one question file.
+class OtherMethod:
+    """The scores of another method on one question file.
 
     Attributes:
-        name: What it is called.
-        sha256: Of its question file.
-        scored: What it said.
-        bayes_optimal: The hit rate at 1 that is expected of the best possible answers, if the file is about these.
+        name: Its name.
+        sha256: SHA-256 of the question file.
+        scored: The scored questions.
+        bayes_optimal: The Bayes-optimal hit rate at 1, if the file is about that.
     """
 
     name: str
@@ -33,7 +33,7 @@ class Baseline:
     bayes_optimal: float | None
 
 
-def load_baselines(paths: Sequence[Path], sets: Sequence[QuestionSet]) -> list[Baseline]:
+def load_baselines(paths: Sequence[Path], sets: Sequence[QuestionSet]) -> list[OtherMethod]:
     """Read metrics files.
 
     Args:
@@ -41,37 +41,38 @@ def load_baselines(paths: Sequence[Path], sets: Sequence[QuestionSet]) -> list[B
         sets: The question sets of the report.
 
     Returns:
-        One entry for each file, called by its `baseline` or, without that, by the name of its model.
+        One entry for each file, with the name of its `baseline` or, without that, of its model.
 
     Raises:
-        BundleMLLMError: A file is missing or malformed, is of other questions, or two are of the same method.
+        BundleMLLMError: If a file is missing or malformed, is of other questions, or two are of the same method.
     """
-    asked = {one.sha256: one for one in sets}
-    found: dict[tuple[str, str], Baseline] = {}
+    known = {one.sha256: one for one in sets}
+    methods: dict[tuple[str, str], OtherMethod] = {}
     for path in paths:
         metrics, scored = load_results(path)
         sha256 = metrics["questions"]["sha256"]
-        if sha256 not in asked:
+        if sha256 not in known:
             raise BundleMLLMError(
-                f"{path} was measured on questions with the SHA-256 {sha256[:12]}…, which this report does not ask "
+                f"{path} was measured on questions with the SHA-256 {sha256[:12]}…, which this report does not have "
                 f"({', '.join(f'{one.name}: {one.sha256[:12]}…' for one in sets)}), so it would not compare: give "
                 "these by --questions, or evaluate again on those of the report."
             )
         name = _name(metrics, path)
-        if (name, sha256) in found:
+        if (name, sha256) in methods:
             raise BundleMLLMError(
-                f"{path} is a second metrics file of {name!r} on the questions {asked[sha256].name!r}: give one."
+                f"{path} is a second metrics file of {name!r} on the questions {known[sha256].name!r}: give one."
             )
-        if {q.question_id for q in scored} != {q.question_id for q in asked[sha256].questions}:
+        if {q.question_id for q in scored} != {q.question_id for q in known[sha256].questions}:
             raise BundleMLLMError(f"{path} has scores of other questions than it names: evaluate again.")
         bayes_optimal = metrics["bayes_optimal"]["expected"] if "bayes_optimal" in metrics else None
-        found[name, sha256] = Baseline(name, sha256, scored, bayes_optimal)
-    return list(found.values())
+        methods[name, sha256] = OtherMethod(name, sha256, scored, bayes_optimal)
+    return list(methods.values())
 
 
 def _name(metrics: Mapping[str, Any], path: Path) -> str:
-    """Return what a method is called, without the path of a model on this machine."""
+    """Return the name of a method, without the path of a model on this machine."""
     if "baseline" not in metrics:
-        return Path(str(metrics.get("model") or path.stem)).name
+        name = Path(str(metrics.get("model") or path.stem)).name
+        return f"{name}: {metrics['part']}" if "parts" not in metrics and "part" in metrics else name
     kind, colon, which = str(metrics["baseline"]).partition(":")
     return kind + colon + Path(which).name

@@ -19,10 +19,11 @@ from bundle_mllm.device import choose_device
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.evaluation.evaluate import warm_items
 from bundle_mllm.evaluation.results import without_nan
+from bundle_mllm.evaluation.settings import ScoringOptions
 from bundle_mllm.report import sections
 from bundle_mllm.report.baselines import load_baselines
 from bundle_mllm.report.figures import check_drawable, draw
-from bundle_mllm.report.measure import FULL, SHUFFLED, STAGE_ONE, MeasuredModel, Settings, write_json
+from bundle_mllm.report.measure import PERMUTED, STAGE_ONE, WHOLE, MeasuredModel, MeasuringSettings, write_json
 from bundle_mllm.report.page import describe_figure, write_page
 from bundle_mllm.report.questions import make_question_sets, open_question_sets
 from bundle_mllm.report.settings import ReportSettings
@@ -40,8 +41,8 @@ def build_report(options: ReportSettings) -> dict[str, Any]:
     for again, reads these back wherever model, questions and settings are the same. In that folder are then
     `report.json` (every number), `report.html` (one page that needs nothing else) and `figures/*.png`.
 
-    The model is asked each question file once as it is, once per stage and once per ablation (twice the number of
-    modalities and titles); the lists of growing length cost up to 4,000 prompts each.
+    Each question file is scored once with the model as it is, once per stage and once per ablation (twice the number
+    of modalities and titles); the lists of growing length cost up to 4,000 prompts each.
 
     Args:
         options: Whose fields are the arguments: see `ReportSettings`.
@@ -51,13 +52,13 @@ def build_report(options: ReportSettings) -> dict[str, Any]:
         `left_out` (sections that could not be made, and why), `settings`, `versions`, `seconds`.
 
     Raises:
-        BundleMLLMError: matplotlib is missing, a path or option is wrong, a model lacks an item, a metrics file is of
-            other questions, or the folder holds something else.
+        BundleMLLMError: If matplotlib is missing, a path or option is wrong, a model lacks an item, a metrics file is
+            of other questions, or the folder holds something else.
     """
     check_drawable()
     for name, value in (("max_questions", options.max_questions), ("length_questions", options.length_questions)):
         if value < 1:
-            raise BundleMLLMError(f"{name} is {value}, so nothing would be asked: choose 1 or more.")
+            raise BundleMLLMError(f"{name} is {value}, so nothing would be measured: choose 1 or more.")
     if too_short := [size for size in options.sizes if size < MIN_CANDIDATES]:
         raise BundleMLLMError(
             f"{too_short[0]} candidates leave nothing to choose: give sizes of {MIN_CANDIDATES} or more."
@@ -67,9 +68,9 @@ def build_report(options: ReportSettings) -> dict[str, Any]:
     folder = DatasetFolder.open(options.data)
     target = options.model[0] / "report" if options.output_dir is None else options.output_dir
     key = {"bundle_mllm": version("bundle-mllm"), "tables": {path.name: sha256(path) for path in folder.tables()}}
-    known = warm_items(folder.bundles)
-    device = choose_device(options.device)
-    settings = Settings(target, folder, known, key, options.batch_size, options.seed, device, options.progress)
+    train_items = warm_items(folder.bundles)
+    scoring = ScoringOptions(batch_size=options.batch_size, device=str(choose_device(options.device)))
+    settings = MeasuringSettings(target, folder, train_items, key, scoring, options.seed, options.progress)
     names = _names(options.model)
     measured = [MeasuredModel(path, name, settings) for path, name in zip(options.model, names, strict=True)]
     _check_target(target)
@@ -78,28 +79,28 @@ def build_report(options: ReportSettings) -> dict[str, Any]:
     sets = open_question_sets(paths, folder)
     others = load_baselines(options.metrics, sets)
     for model in measured:
-        model.check_knows(sets)
+        model.check_items(sets)
 
     first = measured[0]
-    full = first.full(sets)
-    stages = {STAGE_ONE: first.stage_one(sets), FULL: full, SHUFFLED: first.shuffled(sets)}
-    stages = {name: said for name, said in stages.items() if said is not None}
-    trained = {name: said for name, said in stages.items() if name != SHUFFLED}
-    askable = bool(spread(folder.bundles[options.split], 1)) and bool(options.sizes)
-    compared = [(_about(model), model.full(sets)) for model in measured] if len(measured) > 1 else []
+    whole = first.whole(sets)
+    stages = {STAGE_ONE: first.stage_one(sets), WHOLE: whole, PERMUTED: first.permuted(sets)}
+    stages = {name: scored for name, scored in stages.items() if scored is not None}
+    trained = {name: scored for name, scored in stages.items() if name != PERMUTED}
+    has_lengths = bool(spread(folder.bundles[options.split], 1)) and bool(options.sizes)
+    compared = [(_about(model), model.whole(sets)) for model in measured] if len(measured) > 1 else []
     rows = {
         "by_stage": sections.by_stage(sets, stages),
-        "baselines": sections.baselines(sets, full, others),
+        "baselines": sections.baselines(sets, whole, others),
         "bayes_optimal": sections.bayes_optimal(sets, stages, others),
-        "by_length": first.by_length(options.split, options.sizes, options.length_questions) if askable else [],
-        "ablation": sections.ablation(sets, full, ablated) if (ablated := first.ablations(sets)) else [],
-        "cold_start": sections.cold_start(sets, trained, known),
+        "by_length": first.by_length(options.split, options.sizes, options.length_questions) if has_lengths else [],
+        "ablation": sections.ablation(sets, whole, ablated) if (ablated := first.ablations(sets)) else [],
+        "cold_start": sections.cold_start(sets, trained, train_items),
         "training": sections.training(first.history()),
-        "position": sections.position(sets, full, first.max_options),
+        "position": sections.position(sets, whole, first.info["max_options"]),
         "backbones": sections.backbones(sets, compared) if compared else [],
     }
-    rows = {name: without_nan(found) for name, found in rows.items()}
-    chances = {asked.name: asked.chance for asked in sets}
+    rows = {name: without_nan(section) for name, section in rows.items()}
+    chances = {each.name: each.chance for each in sets}
     result: dict[str, Any] = {
         "models": [_about(model) for model in measured],
         "data": {
@@ -109,30 +110,29 @@ def build_report(options: ReportSettings) -> dict[str, Any]:
             "tables": key["tables"],
         },
         "questions": [
-            {**asked.describe(), "chance": asked.chance, "metrics": first.metrics_file(asked).as_posix()}
-            for asked in sets
+            {**each.summary(), "chance": each.chance, "metrics": first.metrics_file(each).as_posix()} for each in sets
         ],
         "sections": {},
-        "left_out": {name: _MISSING[name] for name, found in rows.items() if not found},
+        "left_out": {name: _MISSING[name] for name, section in rows.items() if not section},
         "settings": {name: as_dict(options)[name] for name in ("split", "sizes", "length_questions", "seed")},
         "versions": {package: version(package) for package in PACKAGES} | {"python": platform.python_version()},
         "seconds": _seconds(measured),
     }
-    for name, found in rows.items():
-        if found:
+    for name, section in rows.items():
+        if section:
             figure = f"figures/{name}.png"
-            draw(name, found, chances, target / figure)
-            result["sections"][name] = {"figure": figure, "alt": describe_figure(name, found), "rows": found}
+            draw(name, section, chances, target / figure)
+            result["sections"][name] = {"figure": figure, "alt": describe_figure(name, section), "rows": section}
     write_json(target / REPORT, result)
     write_page(result, target)
     return result
 
 
 _MISSING = {
-    "by_length": "no number of candidates was asked for, or the split has no bundle of two items.",
-    "ablation": "the model knows its items by one thing alone, so nothing can be taken from it.",
+    "by_length": "no number of candidates was given, or the split has no bundle of two items.",
+    "ablation": "the model reads a single source of information, so none can be masked.",
     "training": "the model folder has no history of its training.",
-    "position": "every question has more candidates than one prompt, so they have no letters of their own.",
+    "position": "there is no ranker, or every question has more candidates than one prompt and so no letters.",
     "baselines": "no metrics files of other methods were given (--metrics).",
     "bayes_optimal": "no metrics file of the best possible answers was given; they are known of invented data alone.",
     "backbones": "one model was given; give several to compare their sizes.",
@@ -145,7 +145,7 @@ def _about(model: MeasuredModel) -> dict[str, Any]:
 
 
 def _names(models: Sequence[Path]) -> list[str]:
-    """Return the folders' own names, told apart by a number where they are the same."""
+    """Return the folders' own names, with a number where several have the same."""
     names: list[str] = []
     for path in models:
         name = re.sub(r"[^\w.-]+", "_", path.resolve().name) or "model"
@@ -158,9 +158,9 @@ def _check_target(target: Path) -> None:
     """Refuse a folder that something else than a report lies in."""
     if target.is_file():
         raise BundleMLLMError(f"{target} is a file, so no report can be written there: give a new --output-dir.")
-    mine = {"questions", "measured", "figures", REPORT, "report.html"}
+    own = {"questions", "measured", "figures", REPORT, "report.html"}
     other = (
-        sorted(p.name for p in target.iterdir() if p.name not in mine and p.name[0] != ".") if target.exists() else []
+        sorted(p.name for p in target.iterdir() if p.name not in own and p.name[0] != ".") if target.exists() else []
     )
     if other:
         raise BundleMLLMError(

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Row = Mapping[str, Any]
-COLORS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")  # told apart by the color-blind, too
+COLORS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")  # safe for color-blind readers
 MARKERS = "os^DvP"
 GRAY = "#8a8f98"
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -32,14 +32,14 @@ STYLE = {
     "figure.constrained_layout.use": True,
 }
 WIDTH, DPI = 8.0, 150
-HIT_RATE, EXPECTED = "hit_rate@1", "hit_rate@1_random_ties"
+HIT_RATE, RANDOM_TIES = "hit_rate@1", "hit_rate@1_random_ties"
 
 
 def check_drawable() -> None:
     """Refuse to begin where figures could not be drawn in the end.
 
     Raises:
-        BundleMLLMError: matplotlib is not installed.
+        BundleMLLMError: If matplotlib is not installed.
     """
     try:
         import matplotlib  # noqa: F401
@@ -67,15 +67,17 @@ def draw(section: str, rows: Sequence[Row], chances: Mapping[str, float], path: 
 
 
 def _bars(rows: Sequence[Row], chances: Mapping[str, float]) -> Figure:
-    """Draw one bar per variant and question set; with ties broken at random where the rows say that, too."""
-    name = EXPECTED if all(EXPECTED in row for row in rows) else HIT_RATE
+    """Draw one bar per variant and question set: of the answer, with ties broken at random where rows have that."""
+    answer = rows[-1].get("part")
+    rows = [row for row in rows if row.get("part") == answer]
+    name = RANDOM_TIES if all(RANDOM_TIES in row for row in rows) else HIT_RATE
     variants, groups = _values(rows, "variant"), _values(rows, "questions")
     figure, ax = _figure(height=0.9 + len(variants) * (0.16 + 0.2 * len(groups)))
     height = 0.8 / len(groups)
-    found = {(row["variant"], row["questions"]): row for row in rows}
+    by_key = {(row["variant"], row["questions"]): row for row in rows}
     for number, group in enumerate(groups):
         for place, variant in enumerate(variants):
-            if (row := found.get((variant, group))) is None:
+            if (row := by_key.get((variant, group))) is None:
                 continue
             y = place - 0.4 + height * (number + 0.5)
             error = row.get(f"{name}_se") or 0.0
@@ -104,18 +106,18 @@ def _by_length(rows: Sequence[Row], chances: Mapping[str, float]) -> Figure:
     figure, axes = _panels(1, len(kinds) + 1, height=3.3)
     sizes = sorted({row["num_candidates"] for row in rows})
     for ax, kind in zip(axes[0], kinds, strict=False):
-        these = [row for row in rows if row["negatives"] == kind]
+        subset = [row for row in rows if row["negatives"] == kind]
         for number, method in enumerate(_values(rows, "method")):
-            points = [row for row in these if row["method"] == method]
+            points = [row for row in subset if row["method"] == method]
             _line(ax, points, "num_candidates", number, label=method)
-        ax.plot(*_points(these, "num_candidates", "chance"), color=GRAY, linestyle=":", label="guessing")
+        ax.plot(*_points(subset, "num_candidates", "chance"), color=GRAY, linestyle=":", label="guessing")
         ax.set_title(f"{kind} negatives", fontsize=9)
         ax.set_ylim(0, 1.02)
     axes[0][0].set_ylabel("hit_rate@1, ± standard error")
     axes[0][0].legend(loc="upper right")
     cost = axes[0][-1]
     for number, method in enumerate(_values(rows, "method")):
-        points = [row for row in rows if row["method"] == method]
+        points = [row for row in rows if row["method"] == method and row["prompts"]]
         xs, ys = _points(points, "num_candidates", "prompts")
         cost.plot(xs, ys, color=COLORS[number], marker=MARKERS[number], markersize=4, label=method)
     cost.set_yscale("log")
@@ -133,17 +135,17 @@ def _by_length(rows: Sequence[Row], chances: Mapping[str, float]) -> Figure:
 
 
 def _training(rows: Sequence[Row], chances: Mapping[str, float]) -> Figure:
-    """Draw the loss of each stage and, below, what validation said at its checkpoints."""
+    """Draw the loss of each stage and, below, the accuracy on validation questions at its checkpoints."""
     stages = _values(rows, "stage")
     figure, axes = _panels(2, len(stages), height=4.4, sharex="col", sharey="row")
     for column, stage in enumerate(stages):
-        these = [row for row in rows if row["stage"] == stage]
-        losses = [row for row in these if row.get("loss") is not None]
+        subset = [row for row in rows if row["stage"] == stage]
+        losses = [row for row in subset if row.get("loss") is not None]
         axes[0][column].plot(*_points(losses, "step", "loss"), color=COLORS[0], linewidth=1.2)
         axes[0][column].set_title(stage, fontsize=9)
         _line(
             axes[1][column],
-            [row for row in these if row.get(f"validation_{HIT_RATE}") is not None],
+            [row for row in subset if row.get(f"validation_{HIT_RATE}") is not None],
             "step",
             2,
             name=f"validation_{HIT_RATE}",
@@ -163,16 +165,16 @@ def _cold_start(rows: Sequence[Row], chances: Mapping[str, float]) -> Figure:
     figure, axes = _panels(len(groups), len(slices), height=0.6 + 2.5 * len(groups), sharey="row")
     for panels, group in zip(axes, groups, strict=True):
         for ax, name in zip(panels, slices, strict=True):
-            these = [row for row in rows if row["questions"] == group and row["slice"] == name]
-            values = _values(these, "value")
+            subset = [row for row in rows if row["questions"] == group and row["slice"] == name]
+            values = _values(subset, "value")
             for number, variant in enumerate(_values(rows, "variant")):
-                found = {row["value"]: row for row in these if row["variant"] == variant}
-                points = [found[value] | {"place": place} for place, value in enumerate(values) if value in found]
+                by_key = {row["value"]: row for row in subset if row["variant"] == variant}
+                points = [{**by_key[value], "place": place} for place, value in enumerate(values) if value in by_key]
                 shift = 0.08 * (number - (len(_values(rows, "variant")) - 1) / 2)
                 _line(
                     ax, [p | {"place": p["place"] + shift} for p in points], "place", number, label=variant, joined=0
                 )
-            counts = {row["value"]: row["num_questions"] for row in these}
+            counts = {row["value"]: row["num_questions"] for row in subset}
             ax.set_xticks(range(len(values)), [f"{value}\n(n = {counts[value]})" for value in values], fontsize=8)
             ax.set_xlim(-0.5, len(values) - 0.5)
             ax.axhline(chances[group], color=GRAY, linestyle=":", linewidth=1)
@@ -185,25 +187,25 @@ def _cold_start(rows: Sequence[Row], chances: Mapping[str, float]) -> Figure:
 
 
 def _position(rows: Sequence[Row], chances: Mapping[str, float]) -> Figure:
-    """Draw by letter how often it is right, how often the model says it, and how often the model is then right."""
+    """Draw by letter how often it is right, how often the ranker chooses it, and how often it is then right."""
     groups = _values(rows, "questions")
     figure, axes = _panels(1, len(groups), height=2.9, sharey="row")
-    series = (("share_right", "answer stands there"), ("share_of_answers", "model says it"))
+    series = (("share_right", "answer stands there"), ("share_of_answers", "ranker chooses it"))
     for ax, group in zip(axes[0], groups, strict=True):
-        these = [row for row in rows if row["questions"] == group]
+        subset = [row for row in rows if row["questions"] == group]
         for number, (name, label) in enumerate(series):
-            places = [place + 0.38 * (number - 0.5) for place in range(len(these))]
-            heights = [row[name] for row in these]
+            places = [place + 0.38 * (number - 0.5) for place in range(len(subset))]
+            heights = [row[name] for row in subset]
             ax.bar(places, heights, 0.36, color=(GRAY, COLORS[0])[number], label=label)
-        found = [(place, row["accuracy"]) for place, row in enumerate(these) if row["accuracy"] is not None]
+        by_key = [(place, row["accuracy"]) for place, row in enumerate(subset) if row["accuracy"] is not None]
         ax.plot(
-            *zip(*found, strict=True),
+            *zip(*by_key, strict=True),
             "o",
             color=COLORS[5],
             markersize=4,
             label="hit_rate@1 where the answer stands there",
         )
-        ax.set_xticks(range(len(these)), [row["letter"] for row in these])
+        ax.set_xticks(range(len(subset)), [row["letter"] for row in subset])
         ax.set_title(group, fontsize=9)
         ax.set_xlabel("letter")
         ax.grid(False, axis="x")
@@ -218,8 +220,8 @@ def _backbones(rows: Sequence[Row], chances: Mapping[str, float]) -> Figure:
     figure, ax = _figure(height=3.6)
     groups = _values(rows, "questions")
     for number, group in enumerate(groups):
-        these = sorted((row for row in rows if row["questions"] == group), key=lambda row: row["parameters"])
-        _line(ax, these, "parameters", number, label=group)
+        subset = sorted((row for row in rows if row["questions"] == group), key=lambda row: row["parameters"])
+        _line(ax, subset, "parameters", number, label=group)
     for row in rows:
         if row["questions"] == groups[0]:
             place = (row["parameters"], row[HIT_RATE])
@@ -262,8 +264,8 @@ def _line(
 
 def _points(rows: Sequence[Row], x: str, y: str) -> tuple[list[float], list[float]]:
     """Return two columns, sorted by the first, each value of it once."""
-    found = {row[x]: row[y] for row in rows}
-    return sorted(found), [found[value] for value in sorted(found)]
+    by_key = {row[x]: row[y] for row in rows}
+    return sorted(by_key), [by_key[value] for value in sorted(by_key)]
 
 
 def _figure(height: float) -> tuple[Figure, Axes]:

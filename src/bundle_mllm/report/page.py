@@ -56,7 +56,7 @@ class SectionText:
 
 QUESTIONS = Column("questions", "questions")
 HIT_RATE = Column("hit_rate@1", "hit_rate@1", "hit_rate@1_se", 3)
-EXPECTED = Column("hit_rate@1_random_ties", "hit_rate@1_random_ties", "hit_rate@1_random_ties_se", 3)
+RANDOM_TIES = Column("hit_rate@1_random_ties", "hit_rate@1_random_ties", "hit_rate@1_random_ties_se", 3)
 MRR = Column("MRR", "mrr", "mrr_se", 3)
 COUNT = Column("n", "num_questions")
 VALID = Column("valid_ratio", "valid_ratio", None, 3)
@@ -68,21 +68,24 @@ def _difference(to: str) -> tuple[Column, Column]:
 
 SECTIONS: dict[str, SectionText] = {
     "by_stage": SectionText(
-        "By stage",
-        "Stage one knows titles alone; stage two is the whole model. With features shuffled among items, each item "
-        "has those of another: what is lost then came from features. Differences are paired by question.",
-        (QUESTIONS, Column("variant", "variant"), HIT_RATE, MRR, VALID, *_difference("stage two"), COUNT),
+        "By part and stage",
+        "The ranker is the language model, the retriever compares features and co-occurrence, and both joined are the "
+        "model's answer. Stage one reads titles alone. With features permuted among items, each item has those of "
+        "another: what is lost then came from features. Differences are paired by question.",
+        (QUESTIONS, Column("variant", "variant"), HIT_RATE, MRR, VALID, *_difference("the answer"), COUNT),
     ),
     "baselines": SectionText(
         "Beside other methods",
         "From metrics files of the same questions. Ties are broken at random here, in expectation, since simple "
-        "methods give many equal scores. Differences are paired by question; below zero is worse than this model.",
-        (QUESTIONS, Column("method", "variant"), EXPECTED, MRR, *_difference("this model"), COUNT),
+        "methods give many equal scores. Differences are paired by question; below zero is worse than the answer of "
+        "this model.",
+        (QUESTIONS, Column("method", "variant"), RANDOM_TIES, MRR, *_difference("the answer"), COUNT),
     ),
     "bayes_optimal": SectionText(
         "Beside the best possible answers",
-        "These data were invented, so it is known how good the best possible answers are on average (marked in the "
-        "figure): of one who knows how bundles were drawn and reads what an item is like without error.",
+        "These data were invented, so the best possible accuracy is known (Bayes-optimal; marked in the figure). It "
+        "takes the rules by which bundles were drawn and the true theme of every item as known; a model has to infer "
+        "both.",
         (
             QUESTIONS,
             Column("variant", "variant"),
@@ -94,9 +97,9 @@ SECTIONS: dict[str, SectionText] = {
     ),
     "by_length": SectionText(
         "By number of candidates",
-        "One prompt shows up to 26 lettered candidates; groups of few candidates, in rounds, rank lists of any "
-        "length. A prompt is one row of a forward pass. Each number of candidates has questions of its own about the "
-        "same bundles; long lists are asked of fewer, since they cost more.",
+        "One prompt shows up to 26 lettered candidates; the ranker alone ranks longer lists in groups, in rounds, and "
+        "both joined rank the retriever's best 26. A prompt is one row of a forward pass. Each number of candidates "
+        "has questions of its own about the same bundles; long lists have fewer, since they cost more.",
         (
             Column("negatives", "negatives"),
             Column("candidates", "num_candidates"),
@@ -112,13 +115,21 @@ SECTIONS: dict[str, SectionText] = {
         "What the model relies on",
         "Titles and modalities masked at evaluation, as for items that never had them; nothing was trained again, so "
         "a model trained without them may do better than is shown. Where all modalities are masked, one learned "
-        "vector stands for every item. Differences are paired by question.",
-        (QUESTIONS, Column("variant", "variant"), HIT_RATE, MRR, *_difference("nothing masked"), COUNT),
+        "vector represents every item. The figure shows the answer. Differences are paired by question.",
+        (
+            QUESTIONS,
+            Column("part", "part"),
+            Column("variant", "variant"),
+            HIT_RATE,
+            MRR,
+            *_difference("nothing masked"),
+            COUNT,
+        ),
     ),
     "cold_start": SectionText(
         "Cold items and short bundles",
         "Questions whose answer is in some training bundle (warm) or in none (cold), and by how many items are shown. "
-        "The wrong options differ between slices too, so compare variants within one.",
+        "The negatives differ between breakdowns, too, so compare variants within one.",
         (QUESTIONS, Column("slice", "slice"), Column("value", "value"), Column("variant", "variant"), HIT_RATE, COUNT),
         long=True,
     ),
@@ -135,13 +146,13 @@ SECTIONS: dict[str, SectionText] = {
     ),
     "position": SectionText(
         "By letter",
-        "Where the answer stands, where the model's best option stands, and how often the model is right when the "
-        "answer stands there. A model without position bias says every letter as often as it is right.",
+        "Where the answer stands, where the ranker's best option stands, and how often the ranker is right when the "
+        "answer stands there. Without position bias each letter is chosen as often as it is right.",
         (
             QUESTIONS,
             Column("letter", "letter"),
             Column("answer stands there", "share_right", None, 3),
-            Column("model says it", "share_of_answers", None, 3),
+            Column("ranker chooses it", "share_of_answers", None, 3),
             Column("hit_rate@1 there", "accuracy", None, 3),
             Column("total variation of the two shares", "share_distance", None, 3),
         ),
@@ -149,7 +160,7 @@ SECTIONS: dict[str, SectionText] = {
     ),
     "backbones": SectionText(
         "By size of the model",
-        "Parameters of the whole model; item features are none. Differences are paired by question.",
+        "Parameters of ranker and retriever; item features do not count. Differences are paired by question.",
         (
             QUESTIONS,
             Column("model", "name"),
@@ -201,7 +212,7 @@ def table_rows(section: str, rows: Sequence[Row]) -> list[list[str]]:
 
 
 def describe_figure(section: str, rows: Sequence[Row]) -> str:
-    """Return the text that stands for a figure where it cannot be seen: what it draws, and its first numbers."""
+    """Return the alternative text of a figure: what it draws, and its first numbers."""
     text = SECTIONS[section]
     shown = [column for column in text.columns if column.name != "num_questions"]
     first = ["; ".join(f"{c.title} {cell(row, c)}" for c in shown if cell(row, c)) for row in rows[:8]]

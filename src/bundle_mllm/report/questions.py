@@ -17,7 +17,7 @@ from bundle_mllm.data.questions import Question, load_questions, make_questions,
 from bundle_mllm.errors import BundleMLLMError
 
 KINDS = ("uniform", "hard")
-"""The kinds of wrong options that are asked about where no question file is given."""
+"""The kinds of negatives where no question file is given."""
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,9 @@ class QuestionSet:
     """A question file.
 
     Attributes:
-        name: What tables and figures call it: the file's name without its endings.
+        name: Its name in tables and figures: the file's name without its endings.
         manifest: Its path, SHA-256 and, where that is known, how it was made; see `read_question_manifest`.
-        questions: What it asks.
+        questions: The questions.
     """
 
     name: str
@@ -44,7 +44,7 @@ class QuestionSet:
         """The share of hits of guessing."""
         return sum(1 / len(question.candidates) for question in self.questions) / len(self.questions)
 
-    def describe(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, Any]:
         """Return what a reader needs to know of it; no path of this machine."""
         sizes = [len(question.candidates) for question in self.questions]
         return {
@@ -61,7 +61,7 @@ def open_question_sets(paths: Sequence[Path], folder: DatasetFolder) -> list[Que
     """Read question files.
 
     Raises:
-        BundleMLLMError: A file is missing or malformed, or two are the same or have the same name.
+        BundleMLLMError: If a file is missing or malformed, or two are the same or have the same name.
     """
     sets: dict[str, QuestionSet] = {}
     for path in paths:
@@ -83,23 +83,23 @@ def make_question_sets(
     """Write a question file of each kind, one question for each of some bundles at equal distances.
 
     Args:
-        target: The folder that receives them; what is there already is written again, to the same bytes.
+        target: The folder that receives them; existing files are written again, to the same bytes.
         folder: The data set.
-        split: Whose bundles are asked about.
+        split: Whose bundles the questions are about.
         max_questions: At most this many questions in each file.
         num_candidates: Candidates of a question.
         seed: The same seed makes the same files.
 
     Returns:
-        The files; a note beside each says how it was made.
+        The files; a note beside each records how it was made.
 
     Raises:
-        BundleMLLMError: There is no bundle to ask about, or the catalog is too small.
+        BundleMLLMError: If there is no bundle of two items, or the catalog is too small.
     """
     bundles = spread(folder.bundles[split], max_questions)
     if not bundles:
         raise BundleMLLMError(
-            f"{folder.path} has no {split} bundle of two items, so there is nothing to ask: give --questions FILE, or "
+            f"{folder.path} has no {split} bundle of two items, so no question can be made: give --questions FILE, or "
             "another --split."
         )
     paths = []

@@ -10,52 +10,55 @@ from typing import Any
 
 from bundle_mllm.evaluation.breakdowns import compute_slices, position_bias
 from bundle_mllm.evaluation.metrics import ScoredQuestion, compute_metrics, paired_differences
-from bundle_mllm.report.baselines import Baseline
-from bundle_mllm.report.measure import FULL, Measured
+from bundle_mllm.report.baselines import OtherMethod
+from bundle_mllm.report.measure import WHOLE, Measured
 from bundle_mllm.report.questions import QuestionSet
 
 Row = dict[str, Any]
 RANDOM = "random"
-TIES_BROKEN = "hit_rate@1_random_ties"
+RANDOM_TIES = "hit_rate@1_random_ties"
 SHOWN = ("hit_rate@1", "hit_rate@1_se", "mrr", "mrr_se", "valid_ratio", "num_questions", "num_bundles")
 """The metrics of a row."""
 
 
 def by_stage(sets: Sequence[QuestionSet], stages: Mapping[str, Measured]) -> list[Row]:
-    """Compare guessing, the stages and the model with shuffled features (Fig. 3 of the paper).
+    """Compare guessing, each part and stage of the model, and permuted features (Fig. 3 of the paper).
 
     Args:
         sets: The question sets.
-        stages: What each variant said; `FULL` is among them.
+        stages: The scored questions of each variant; `WHOLE` is among them.
 
     Returns:
-        For each question set one row per variant, with its difference to `FULL`, paired by question.
+        For each question set one row per variant and part, with its difference to the whole model's answer, paired by
+        question.
     """
     rows: list[Row] = []
-    for asked in sets:
-        rows.append({"questions": asked.name, "variant": RANDOM, "hit_rate@1": asked.chance})
-        for variant, measured in stages.items():
-            against = None if variant == FULL else stages[FULL][asked.name]
-            rows.append({"questions": asked.name, "variant": variant, **_metrics(measured[asked.name], against)})
+    for each in sets:
+        rows.append({"questions": each.name, "variant": RANDOM, "hit_rate@1": each.chance})
+        answer = answers(stages[WHOLE], each)
+        for label, scored in _labelled(stages, each):
+            against = None if scored is answer else answer
+            rows.append({"questions": each.name, "variant": label, **_metrics(scored, against)})
     return rows
 
 
 def ablation(
-    sets: Sequence[QuestionSet], full: Measured, ablated: Mapping[str, tuple[Sequence[str], Measured]]
+    sets: Sequence[QuestionSet], whole: Measured, ablated: Mapping[str, tuple[Sequence[str], Measured]]
 ) -> list[Row]:
-    """Compare the model with what is left of it when sources of knowledge are masked.
+    """Compare the model with what is left of it when sources of information are masked.
 
     Returns:
-        For each question set the model as it is ("nothing masked"), and one row per ablation, with its difference to
-        that, paired by question.
+        For each question set and part the model as it is ("nothing masked"), and one row per ablation, with its
+        difference to that, paired by question.
     """
     rows: list[Row] = []
-    for asked in sets:
-        whole = full[asked.name]
-        rows.append({"questions": asked.name, "variant": "nothing masked", **_metrics(whole)})
-        for label, (kept, measured) in ablated.items():
-            row = {"questions": asked.name, "variant": label, "kept": list(kept)}
-            rows.append(row | _metrics(measured[asked.name], whole))
+    for each in sets:
+        for part, scored in whole[each.name].items():
+            row = {"questions": each.name, "part": part}
+            rows.append(row | {"variant": "nothing masked", **_metrics(scored)})
+            for label, (kept, measured) in ablated.items():
+                metrics = _metrics(measured[each.name][part], scored)
+                rows.append(row | {"variant": label, "kept": list(kept), **metrics})
     return rows
 
 
@@ -76,30 +79,30 @@ def cold_start(
     """Compare questions whose answer is in some training bundle with those whose answer is in none; and by length.
 
     Returns:
-        For each question set and stage one row per value of the slices `answer` (warm, cold; not without training
-        bundles) and `partial_length`.
+        For each question set, variant and part one row per value of the breakdowns `answer` (warm, cold; not without
+        training bundles) and `partial_length`.
     """
-    rows: list[Row] = []
-    for asked in sets:
-        for variant, measured in stages.items():
-            slices = compute_slices(asked.questions, measured[asked.name], train_items)
-            rows += [
-                {"questions": asked.name, "variant": variant, "slice": name, "value": value, **metrics}
-                for name in ("answer", "partial_length")
-                for value, metrics in slices.get(name, {}).items()
-            ]
-    return rows
+    return [
+        {"questions": each.name, "variant": label, "slice": name, "value": value, **metrics}
+        for each in sets
+        for label, scored in _labelled(stages, each)
+        for name, values in compute_slices(each.questions, scored, train_items).items()
+        if name in ("answer", "partial_length")
+        for value, metrics in values.items()
+    ]
 
 
-def position(sets: Sequence[QuestionSet], full: Measured, max_options: int) -> list[Row]:
-    """Say for each letter how often the answer and the model's choice stand there, and how often it is then right."""
+def position(sets: Sequence[QuestionSet], whole: Measured, max_options: int) -> list[Row]:
+    """List for each letter how often the answer and the ranker's choice stand there, and its accuracy there."""
     rows: list[Row] = []
-    for asked in sets:
-        bias = position_bias(full[asked.name], max_options=max_options)
+    for each in sets:
+        if "ranker" not in whole[each.name]:
+            continue
+        bias = position_bias(whole[each.name]["ranker"], max_options=max_options)
         for letter in bias.get("share_right", {}):
             rows.append(
                 {
-                    "questions": asked.name,
+                    "questions": each.name,
                     "letter": letter,
                     "share_right": bias["share_right"][letter],
                     "share_of_answers": bias["share_of_answers"][letter],
@@ -113,54 +116,67 @@ def position(sets: Sequence[QuestionSet], full: Measured, max_options: int) -> l
 def backbones(sets: Sequence[QuestionSet], models: Sequence[tuple[Mapping[str, Any], Measured]]) -> list[Row]:
     """Compare models by their number of parameters; the first one is what the others are compared with."""
     rows: list[Row] = []
-    for asked in sets:
-        first = models[0][1][asked.name]
-        for number, (info, measured) in enumerate(models):
-            against = first if number else None
-            row = {"questions": asked.name, **{name: info[name] for name in ("name", "base_model", "parameters")}}
-            rows.append(row | _metrics(measured[asked.name], against))
+    for each in sets:
+        first = answers(models[0][1], each)
+        for info, measured in models:
+            scored = answers(measured, each)
+            row = {"questions": each.name, **{name: info[name] for name in ("name", "base_model", "parameters")}}
+            rows.append(row | _metrics(scored, None if scored is first else first))
     return rows
 
 
-def baselines(sets: Sequence[QuestionSet], full: Measured, others: Sequence[Baseline]) -> list[Row]:
-    """Compare the model with other methods, whose metrics files are of the same questions.
+def baselines(sets: Sequence[QuestionSet], whole: Measured, others: Sequence[OtherMethod]) -> list[Row]:
+    """Compare the parts of the model with other methods, whose metrics files are of the same questions.
 
     Returns:
-        For each question set the model and one row per method, with its difference to the model, paired by question.
-        Both are of `hit_rate@1_random_ties`, which breaks ties at random: simple methods give many equal scores.
+        For each question set one row per part and per method, with its difference to the model's answer, paired by
+        question. All are of `hit_rate@1_random_ties`, which breaks ties at random: simple methods give many equal
+        scores.
     """
     rows: list[Row] = []
-    for asked in sets:
-        whole = full[asked.name]
-        these = [other for other in others if other.sha256 == asked.sha256 and other.bayes_optimal is None]
-        if these:
-            rows.append({"questions": asked.name, "variant": "this model", **_metrics(whole, of=TIES_BROKEN)})
-        for other in these:
-            row = {"questions": asked.name, "variant": other.name}
-            rows.append(row | _metrics(other.scored, whole, of=TIES_BROKEN))
+    for each in sets:
+        methods = [other for other in others if other.sha256 == each.sha256 and other.bayes_optimal is None]
+        scored = {f"this model: {part}": scored for part, scored in whole[each.name].items()} if methods else {}
+        for name, answered in (scored | {other.name: other.scored for other in methods}).items():
+            against = answers(whole, each)
+            metrics = _metrics(answered, None if answered is against else against, of=RANDOM_TIES)
+            rows.append({"questions": each.name, "variant": name, **metrics})
     return rows
 
 
 def bayes_optimal(
-    sets: Sequence[QuestionSet], stages: Mapping[str, Measured], others: Sequence[Baseline]
+    sets: Sequence[QuestionSet], stages: Mapping[str, Measured], others: Sequence[OtherMethod]
 ) -> list[Row]:
-    """Compare each stage with the best possible answers, where a metrics file says how good these are.
+    """Compare each variant and part with the best possible accuracy, where a metrics file holds it.
 
     Returns:
-        For each such question set and each stage one row with `expected`, the hit rate at 1 of the best possible
-        answers, and `share`, what the stage reaches of it.
+        For each such question set, variant and part one row with `expected`, the Bayes-optimal hit rate at 1, and
+        `share`, the share of it that is reached.
     """
     best = {other.sha256: other.bayes_optimal for other in others if other.bayes_optimal is not None}
     rows: list[Row] = []
-    for asked in sets:
-        for variant, measured in stages.items():
-            if (expected := best.get(asked.sha256)) is not None:
-                row = {"questions": asked.name, "variant": variant, **_metrics(measured[asked.name])}
-                share = {
-                    name: row[f"hit_rate@1{end}"] / expected for name, end in (("share", ""), ("share_se", "_se"))
-                }
-                rows.append(row | {"expected": expected, **share})
+    for each in sets:
+        if (expected := best.get(each.sha256)) is None:
+            continue
+        for label, scored in _labelled(stages, each):
+            row = {"questions": each.name, "variant": label, **_metrics(scored), "expected": expected}
+            share = {name: row[f"hit_rate@1{end}"] / expected for name, end in (("share", ""), ("share_se", "_se"))}
+            rows.append(row | share)
     return rows
+
+
+def answers(measured: Measured, questions: QuestionSet) -> Sequence[ScoredQuestion]:
+    """Return the scored questions that count: of both models joined, or of the only one."""
+    return list(measured[questions.name].values())[-1]
+
+
+def _labelled(stages: Mapping[str, Measured], questions: QuestionSet) -> list[tuple[str, Sequence[ScoredQuestion]]]:
+    """Return the scored questions of each variant and part, with a label such as "ranker, stage one"."""
+    return [
+        (part if variant == WHOLE else f"{part}, {variant}", scored)
+        for variant, measured in stages.items()
+        for part, scored in measured[questions.name].items()
+    ]
 
 
 def _metrics(

@@ -23,9 +23,9 @@ from common import paired, ratio
 from PIL import Image
 
 from bundle_mllm.data import DatasetFolder, write_records
+from bundle_mllm.device import choose_device
 from bundle_mllm.encoders import encode_folder
 from bundle_mllm.encoders.batches import item_sources, read_batches, source_root
-from bundle_mllm.encoders.pretrained import choose_device
 from bundle_mllm.encoders.visual import OpenClipEncoder
 
 
@@ -73,7 +73,7 @@ def compare_with_bare_loop(encoder: OpenClipEncoder, folder: DatasetFolder, args
 
     def ours() -> None:
         shutil.rmtree(folder.path / "features", ignore_errors=True)
-        encode_folder(folder, visual=encoder, batch_size=args.batch_size, workers=args.workers, device=args.device)
+        encode_folder(folder.path, visual=encoder, batch_size=args.batch_size, workers=args.workers, device=args.device)
 
     seconds = paired({"bare loop": bare_loop, "encode_folder": ours}, args.rounds, warmup=1)
     for name, times in seconds.items():

@@ -167,7 +167,7 @@ def test_a_language_model_scores_from_titles(tiny_data, questions, tmp_path):
     metrics, scored = load_results(result.path)
     assert metrics["options"] == {"permutations": 1, "max_options": 26, "group_size": 10, "seed": 0}
     assert {"calibration_error", "valid_ratio"} < set(metrics)
-    assert len({question.option_logits for question in scored}) == len(scored)
+    assert len({question.scores for question in scored}) == len(scored)
 
 
 def test_the_command_prints_one_table_best_first(tiny_data, questions, tmp_path, capsys):

@@ -1,6 +1,6 @@
-"""Show on the terminal how far a long job is: one bar per part, with rate and remaining time.
+"""Show the progress of a long job on the terminal: one bar per part, with rate and remaining time.
 
-It must not know what the job does.
+Knows nothing about what the job does.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import Self
 from tqdm import tqdm
 
 LOG_INTERVAL = 10.0
-"""Seconds between two lines where nobody watches: a log file, say."""
+"""Seconds between two lines where standard error is no terminal."""
 
 
 class ProgressBars:
-    """A context whose `show` draws a bar for the part that it is called for, on standard error.
+    """A context whose `show` draws a bar for a part of the job, on standard error.
 
     Example:
         with ProgressBars() as bars:
@@ -33,13 +33,13 @@ class ProgressBars:
 
         Args:
             part: Name of the part; another one ends the bar before.
-            done: How much of it is done. What was done before the first call does not count into the rate.
-            total: How much there is.
+            done: How much of it is done. What was done before the first call does not count in the rate.
+            total: How much is to be done.
         """
         if part != self._part or self._bar is None:
             self.close()
             self._part = part
-            size = shutil.get_terminal_size()  # 80 x 24 where the terminal says 0 x 0, on which tqdm draws nothing
+            size = shutil.get_terminal_size()  # 80 x 24 for a terminal of 0 x 0, on which tqdm draws nothing
             self._bar = tqdm(
                 desc=part,
                 initial=done if done < total else 0,

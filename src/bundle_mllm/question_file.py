@@ -75,7 +75,7 @@ def _write_prompts(settings: QuestionFileSettings, folder: DatasetFolder, questi
     if settings.split == "train" and not settings.titles_only and BUNDLE_ITEM in (processor.modalities or {}):
         logging.get_logger(__name__).warning(
             f"{settings.model} has {BUNDLE_ITEM!r} features, which were fitted to the training bundles and so to the "
-            "answers of these questions: a model that trains on them trusts such features too much. `bundle-mllm "
+            "answers of the questions: a model that trains on them trusts such features too much. `bundle-mllm "
             "train` uses features fitted without them; for `trl sft`, make the model with --modalities without them."
         )
     rows: Any = prompt_completion_dataset(

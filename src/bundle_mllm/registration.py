@@ -2,7 +2,7 @@
 
 Registering a class takes the class, and importing it takes torch, transformers and whatever transformers imports
 (torchvision, where it is installed). So nothing is imported here: a finder waits for the modules below, ours and
-transformers', and registers when both of a pair are there. What is already imported is registered at once.
+transformers', and registers when both of a pair are imported. Those imported before are registered at once.
 
 Knows nothing about what the classes do.
 """
@@ -89,7 +89,7 @@ _PAIRS: dict[tuple[str, str], Callable[[ModuleType, ModuleType], None]] = {
 """What is still to be registered: our module, transformers' (or PEFT's) module, and how."""
 
 _imported: set[str] = set()
-"""Those of these modules that are imported to their end."""
+"""Which of the modules are imported to their end."""
 
 
 class _Finder(MetaPathFinder):

@@ -17,9 +17,9 @@ from bundle_mllm.errors import BundleMLLMError
 
 
 def demo(**options: Any) -> None:
-    from bundle_mllm.demo import render_report, run_demo
+    from bundle_mllm.demo import run_demo
 
-    print(render_report(run_demo(**options)))
+    print(show.demo(run_demo(**options)))
 
 
 def synthetic(output_dir: Path, signal: Any, theme_purity: float | None, **options: Any) -> None:
@@ -195,7 +195,7 @@ def _ids(text: str) -> list[str]:
 
 
 def _recipe(argv: Sequence[str]) -> tuple[dict[str, Any], str]:
-    """Return the defaults of `train`, which depend on --base-model and --config, and what its help says of them."""
+    """Return the defaults of `train`, which depend on --base-model and --config, and the description in its help."""
     from bundle_mllm.settings import SCRATCH, read_overrides, with_overrides
     from bundle_mllm.training.config import default_run
 
@@ -241,7 +241,7 @@ class Command:
     positional: tuple[str, ...] = ()
     """Fields that are given without a name."""
     recipe: Callable[[Sequence[str]], tuple[Mapping[str, Any], str]] | None = None
-    """Where defaults depend on other arguments: takes these, returns the defaults and a description."""
+    """Where defaults depend on other arguments: takes the arguments, returns the defaults and a description."""
 
 
 COMMANDS = {

@@ -16,7 +16,7 @@ Signal = Literal["title", "media", "user_item", "bundle_item"]
 
 @dataclass(frozen=True)
 class DemoSettings(Settings):
-    """Invent a small catalog, train both stages on it, evaluate, and complete one bundle (about five minutes)."""
+    """Invent a small catalog, train retriever and ranker on it, evaluate, and complete one bundle (some minutes)."""
 
     output_dir: Path
     """Receives data/ (the invented dataset folder), model/ (the trained model folder) and demo.json."""

@@ -15,6 +15,32 @@ Metrics = Mapping[str, Any]
 _HITS = ("hit_rate@1", "hit_rate@1_random_ties")
 
 
+def demo(result: Mapping[str, Any]) -> str:
+    """Return what `demo.json` holds as text."""
+    rows = [
+        ("random", "random"),
+        ("retriever", "retriever"),
+        ("ranker, stage one (titles only)", "stage_one"),
+        ("ranker, stage two (multimodal)", "stage_two"),
+        ("both", "both"),
+        ("both, features permuted", "both_shuffled"),
+    ]
+    completion = result["completion"]
+    lines = [
+        f"Invented {result['domain']} catalog, seed {result['seed']}: "
+        f"{result['num_questions']} test questions, {round(1 / result['random'])} candidates each",
+        "",
+        f"{'':32}  hit_rate@1",
+        *(f"{label:32}  {result[key]:10.3f}" for label, key in rows),
+        "",
+        f"valid_ratio {result['valid_ratio']:.3f} · standard error {result['hit_rate@1_se']:.3f}",
+        "",
+        "A bundle of the test split: " + " + ".join(item["title"] for item in completion["partial"]),
+        ranking(completion["ranked"][:5], answer=completion["answer"]),
+    ]
+    return "\n".join(lines)
+
+
 def ranking(ranked: Iterable[Mapping[str, Any]], answer: str | None = None) -> str:
     """Return ranked candidates, one line each; the right one is marked where it is known."""
     lines = []

@@ -13,12 +13,9 @@ from bundle_mllm.data.questions import Negatives, make_questions, spread
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.evaluation.metrics import compute_metrics
 from bundle_mllm.evaluation.scoring import score_questions
-from bundle_mllm.evaluation.settings import ScoringOptions
+from bundle_mllm.evaluation.settings import SIZES, ScoringOptions
 from bundle_mllm.modeling.completion_bundle_mllm import BundleCompleter
 from bundle_mllm.modeling.ranking_bundle_mllm import GROUP_SIZE, MAX_OPTIONS, num_prompts
-
-SIZES = (2, 5, 10, 15, 20, 26, 50, 100, 1000)
-"""Numbers of candidates that are measured by default."""
 
 
 def accuracy_by_num_candidates(

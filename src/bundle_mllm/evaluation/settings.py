@@ -10,6 +10,9 @@ from pathlib import Path
 
 from bundle_mllm.settings import Settings
 
+SIZES = (2, 5, 10, 15, 20, 26, 50, 100, 1000)
+"""Numbers of candidates that are measured by default."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ScoringOptions(Settings):

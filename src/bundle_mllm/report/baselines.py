@@ -55,7 +55,7 @@ def load_baselines(paths: Sequence[Path], sets: Sequence[QuestionSet]) -> list[O
             raise BundleMLLMError(
                 f"{path} was measured on questions with the SHA-256 {sha256[:12]}…, which this report does not have "
                 f"({', '.join(f'{one.name}: {one.sha256[:12]}…' for one in sets)}), so it would not compare: give "
-                "these by --questions, or evaluate again on those of the report."
+                "that file by --questions, or evaluate again on those of the report."
             )
         name = _name(metrics, path)
         if (name, sha256) in methods:

@@ -37,8 +37,8 @@ PACKAGES = ("bundle-mllm", "torch", "transformers", "matplotlib")
 def build_report(options: ReportSettings) -> dict[str, Any]:
     """Draw the paper's figures on a data set: by stage, by number of candidates, training, cold start, ablation, size.
 
-    Every step writes what it measured under `measured/` in the report's folder; a report that was killed, or is asked
-    for again, reads these back wherever model, questions and settings are the same. In that folder are then
+    Every step writes what it measured under `measured/` in the report's folder; a report that was killed, or is made
+    again, reads that back wherever model, questions and settings are the same. In the folder are then
     `report.json` (every number), `report.html` (one page that needs nothing else) and `figures/*.png`.
 
     Each question file is scored once with the model as it is, once per stage and once per ablation (twice the number

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from bundle_mllm.evaluation.settings import SIZES
 from bundle_mllm.settings import Settings
 
 
@@ -28,7 +29,7 @@ class QuestionOptions(Settings):
 class LengthOptions(Settings):
     """The figure by number of candidates."""
 
-    sizes: tuple[int, ...] = (2, 5, 10, 15, 20, 26, 50, 100, 1000)
+    sizes: tuple[int, ...] = SIZES
     """Numbers of candidates; none leaves the figure out."""
     length_questions: int = 150
     """Questions for each of these numbers; fewer where they would cost more than 4,000 prompts."""

@@ -27,7 +27,7 @@ class EncoderOptions(Settings):
     """tfidf, or transformers:NAME (a sentence encoder; a Hub name or a folder)."""
     relational: str | ItemEncoder | tuple[str | ItemEncoder, ...] | None = None
     """user_item:lightgcn or user_item:svd (from the interactions), bundle_item:lightgcn or bundle_item:svd (from the
-    training bundles, with a version without each fold of them), or one of each, separated by a comma."""
+    training bundles; features without each fold of these are written, too), or one of each, separated by a comma."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,7 @@ class EncodingSettings(EngineOptions, EncoderOptions):
     """Turn pictures, sounds, texts, interactions and bundles of a dataset folder into item features.
 
     Each modality is a file. Without any choice of an encoder, all that the folder has data of is encoded by those
-    that need no download (descriptor, tfidf, svd); features that another encoder made are kept. A run that was killed
+    that need no download (descriptor, tfidf, lightgcn, svd); features that another encoder made are kept. A run that was killed
     continues when the same command is given again. `accelerate launch -m bundle_mllm.cli encode` shares the work
     among processes. open_clip needs bundle-mllm[encoders], ray needs bundle-mllm[ray]; docs/encoders.md has the table
     of encoders, their widths and the licenses of their weights.

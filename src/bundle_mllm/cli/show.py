@@ -83,7 +83,7 @@ def methods(rows: Mapping[str, tuple[Metrics, float | None]]) -> str:
     """Return the hit rates and the seconds of several methods, the best first."""
     width = max(map(len, rows))
     lines = [f"\n{'':{width}}  hit_rate@1       ties at random   seconds"]
-    for name, (values, seconds) in sorted(rows.items(), key=lambda row: -row[1][0]["hit_rate@1_expected"]):
+    for name, (values, seconds) in sorted(rows.items(), key=lambda row: -row[1][0]["hit_rate@1_random_ties"]):
         hits = "  ".join(f"{_value(values, key):15}" for key in _HITS)
         lines.append(f"{name:{width}}  {hits}  {'' if seconds is None else format(seconds, '7.1f')}".rstrip())
     return "\n".join(lines)

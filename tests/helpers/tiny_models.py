@@ -1,10 +1,18 @@
-"""A tiny tokenizer, backbone, catalog and processor, built in the test: no download, no file but temporary ones."""
+"""A tiny tokenizer, backbone, ranker, retriever and processor, built in the test: nothing is downloaded."""
 
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from bundle_mllm.modeling import BundleMLLMForCausalLM, BundleMLLMProcessor
+from bundle_mllm.modeling import (
+    BundleCompleter,
+    BundleItemProcessor,
+    BundleMLLMForCausalLM,
+    BundleMLLMProcessor,
+    BundleRetriever,
+    BundleRetrieverConfig,
+)
+from bundle_mllm.modeling.groups_bundle_mllm import ItemPairs
 
 SENTENCES = [
     "Which item completes the bundle?",
@@ -16,6 +24,8 @@ ITEM_IDS = [f"i{row}" for row in range(8)]
 TITLES = ["red shirt", "blue jeans", "white sneakers", "green hat", "black belt", "", "wool coat", "linen shirt"]
 NUM_ITEMS = len(ITEM_IDS)
 MODALITIES = {"visual": 12, "user_item": 6}
+GROUPS = {"textual": [[0, 7], [1, 2, 5]], "user_item": [[0, 1, 2], [2, 3], [4, 7, 0]]}
+"""Rows of the items of each group, by membership."""
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -125,3 +135,39 @@ def make_model(backbone=None, features=None, present=None, **config):
 def make_processor(tokenizer=None, **fields):
     fields = {"modalities": MODALITIES, **fields}
     return BundleMLLMProcessor.from_backbone_tokenizer(tokenizer or make_tokenizer(), ITEM_IDS, TITLES, **fields)
+
+
+def make_pairs(groups, **fields):
+    """Item-group pairs of groups that are given by their rows."""
+    pairs = [(row, number) for number, rows in enumerate(groups) for row in rows]
+    nodes, numbers = torch.tensor(pairs, dtype=torch.long).reshape(-1, 2).T
+    return ItemPairs(nodes, numbers, **fields)
+
+
+def make_retriever(features=None, present=None, groups=None, modalities=None, **config):
+    """A retriever whose parameters are all random, so that every part of its formula counts."""
+    modalities = MODALITIES if modalities is None else modalities
+    groups = GROUPS if groups is None else groups
+    memberships = dict.fromkeys(groups, 0)
+    config = BundleRetrieverConfig(modalities=modalities, memberships=memberships, hidden_size=8, **config)
+    model, generator = BundleRetriever(config), torch.Generator().manual_seed(2)
+    for parameter in model.parameters():
+        parameter.data = 0.3 * torch.randn(parameter.shape, generator=generator)
+    features = make_features(modalities=modalities) if features is None else features
+    pairs = {name: make_pairs(rows) for name, rows in groups.items()}
+    model.set_catalog(features, present, pairs, fit_statistics=True)
+    return model.eval()
+
+
+def make_item_processor():
+    return BundleItemProcessor(ITEM_IDS, TITLES, MODALITIES)
+
+
+def make_completer(ranker=True, retriever=True, **config):
+    """A completer of one or both models; `config` is of the retriever."""
+    processor = make_processor() if ranker else make_item_processor()
+    return BundleCompleter(
+        processor,
+        make_model(separator_token_id=processor.separator_token_id) if ranker else None,
+        make_retriever(**config) if retriever else None,
+    )

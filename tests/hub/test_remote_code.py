@@ -124,5 +124,5 @@ def test_an_adapter_folder_with_the_item_modules_loads_as_a_model_and_loses_noth
     assert not torch.allclose(expected["adapter_logits"], expected["logits"], atol=1e-2)
     adapted, processor = (auto.from_pretrained(work / "adapter") for auto in (AutoModelForCausalLM, AutoProcessor))
     logits = [adapted(**processor(question, return_tensors="pt")).logits[0, -1] for question in QUESTIONS]
-    assert torch.allclose(torch.stack(logits), expected["adapter_logits"], rtol=0, atol=1e-6)
-    assert torch.allclose(torch.tensor(found["adapter_logits"]), expected["adapter_logits"], rtol=0, atol=1e-6)
+    assert torch.allclose(torch.stack(logits), expected["adapter_logits"], rtol=0, atol=1e-5)
+    assert torch.allclose(torch.tensor(found["adapter_logits"]), expected["adapter_logits"], rtol=0, atol=1e-5)

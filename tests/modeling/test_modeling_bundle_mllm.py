@@ -1,7 +1,16 @@
+"""The ranker: items and separators are embeddings in front of a backbone that stays as it is."""
+
+import logging
+import warnings
+
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PrefixTuningConfig, get_peft_model
 from tiny_models import make_backbone, make_features, make_model
+from torch.testing import assert_close
+from transformers import DynamicCache
+from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.utils import logging as transformers_logging
 
 OFFSET, SEPARATOR = 1 << 20, 401
 IDS = torch.tensor([[1, 60, SEPARATOR, OFFSET + 3, 61, SEPARATOR, OFFSET + 7, 62]])
@@ -27,7 +36,7 @@ def pad(ids, mask, left, right):
 def test_text_gives_the_logits_of_the_backbone():
     backbone = make_backbone().eval()
     expected = backbone(input_ids=TEXT).logits
-    assert torch.equal(logits(make_model(backbone), TEXT), expected)
+    assert_close(logits(make_model(backbone), TEXT), expected)
 
 
 def test_the_backbone_is_taken_over_and_not_copied():
@@ -40,10 +49,10 @@ def test_an_item_token_stands_for_its_embedding(model):
     with torch.no_grad():
         embeds = model.model.embed(IDS)
         items = model.get_item_embeddings(torch.tensor([7, 3]))
-    assert torch.equal(embeds[0, 6], items[0]) and torch.equal(embeds[0, 3], items[1])
-    assert torch.equal(embeds[0, 2], model.model.separator.weight[0])
-    assert torch.equal(embeds[0, 1], model.get_input_embeddings().weight[60])
-    assert torch.equal(logits(model), model(inputs_embeds=embeds).logits)
+    assert_close(embeds[0, [6, 3]], items)
+    assert_close(embeds[0, 2], model.model.separator.weight[0])
+    assert_close(embeds[0, 1], model.get_input_embeddings().weight[60])
+    assert_close(logits(model), model(inputs_embeds=embeds).logits)
 
 
 def test_zeroing_the_features_changes_the_scores():
@@ -58,11 +67,13 @@ def test_marking_a_modality_absent_changes_the_scores(model):
     assert (logits(masked) - logits(model)).abs().max() > 1e-3
 
 
-def test_only_the_rows_of_the_question_are_read_and_each_once(model, monkeypatch):
-    read, gather = [], model.model.catalog.gather
-    monkeypatch.setattr(model.model.catalog, "gather", lambda rows, extra: read.append(rows) or gather(rows, extra))
-    logits(model, torch.tensor([[OFFSET + 3, 9, OFFSET + 3], [OFFSET + 1, OFFSET + 3, 9]]))
-    assert [rows.tolist() for rows in read] == [[1, 3]]
+def test_only_the_rows_of_the_question_are_read():
+    model = make_model()
+    ids = torch.tensor([[OFFSET + 3, 9, OFFSET + 3], [OFFSET + 1, OFFSET + 3, 9]])
+    expected = logits(model, ids)
+    for matrix in model.model.catalog.features.buffers():
+        matrix[[0, 2, 4, 5, 6, 7]] = torch.nan
+    assert_close(logits(model, ids), expected)
 
 
 def test_a_text_question_does_not_touch_features():
@@ -70,7 +81,7 @@ def test_a_text_question_does_not_touch_features():
     expected = logits(model, TEXT)
     for matrix in model.model.catalog.features.buffers():
         matrix.fill_(torch.nan)
-    assert torch.equal(logits(model, TEXT), expected)
+    assert_close(logits(model, TEXT), expected)
 
 
 def test_text_trains_lora_under_gradient_checkpointing_without_features():
@@ -95,22 +106,22 @@ def test_gradients_reach_fusion_projector_and_separator():
     labels[0, -1] = IDS[0, -1]
     model(input_ids=IDS, labels=labels).loss.backward()
     parts = (model.model.fusion, model.model.projector, model.model.separator)
-    silent = [name for part in parts for name, p in part.named_parameters() if p.grad is None or not p.grad.any()]
-    assert silent == []
+    untrained = [name for part in parts for name, p in part.named_parameters() if p.grad is None or not p.grad.any()]
+    assert untrained == []
 
 
 def test_the_loss_is_that_of_the_labelled_tokens(model):
     labels = torch.full_like(IDS, -100)
     labels[0, -1] = 62
     expected = -logits(model)[0, -2].log_softmax(-1)[62]
-    assert torch.allclose(model(input_ids=IDS, labels=labels).loss, expected, atol=1e-5)
+    assert_close(model(input_ids=IDS, labels=labels).loss, expected)
 
 
 def test_left_and_right_padding_agree(model):
     plain = model.option_logits(IDS, torch.ones_like(IDS), LETTERS)
     for left, right in ((5, 0), (0, 5)):
         padded = model.option_logits(*pad(IDS, torch.ones_like(IDS), left, right), LETTERS)
-        assert torch.allclose(padded, plain, atol=1e-5)
+        assert_close(padded, plain)
 
 
 def test_a_batch_equals_its_single_questions(model):
@@ -118,32 +129,32 @@ def test_a_batch_equals_its_single_questions(model):
     rows = [pad(IDS, torch.ones_like(IDS), 0, 0), pad(other, torch.ones_like(other), 3, 0)]
     together = model.option_logits(*(torch.cat(parts) for parts in zip(*rows, strict=True)), LETTERS)
     alone = [model.option_logits(ids, torch.ones_like(ids), LETTERS) for ids in (IDS, other)]
-    assert torch.allclose(together, torch.cat(alone), atol=1e-5)
+    assert_close(together, torch.cat(alone))
 
 
 def test_option_scores_are_the_logits_of_the_full_forward(model):
     expected = logits(model)[:, -1]
-    assert torch.allclose(model.option_logits(IDS, None, LETTERS), expected[:, LETTERS], atol=1e-5)
-    assert torch.allclose(model.last_logits(IDS, torch.ones_like(IDS)), expected, atol=1e-5)
+    assert_close(model.option_logits(IDS, None, LETTERS), expected[:, LETTERS])
+    assert_close(model.last_logits(IDS, torch.ones_like(IDS)), expected)
 
 
 def test_permuting_the_letters_permutes_the_scores(model):
     order = torch.tensor([2, 0, 1])
     scores = model.option_logits(IDS, None, LETTERS)
-    assert torch.equal(model.option_logits(IDS, None, LETTERS[order]), scores[:, order])
+    assert_close(model.option_logits(IDS, None, LETTERS[order]), scores[:, order])
 
 
 def test_each_question_may_have_its_own_letters(model):
     ids, own = IDS.repeat(2, 1), torch.tensor([[40, 41], [42, 43]])
     expected = logits(model)[0, -1]
-    assert torch.allclose(model.option_logits(ids, None, own), expected[own], atol=1e-5)
+    assert_close(model.option_logits(ids, None, own), expected[own])
 
 
 def test_option_scores_honor_an_adapter_on_the_head():
     model = make_model()
     adapted = get_peft_model(model, LoraConfig(r=2, target_modules=["lm_head"], init_lora_weights=False)).eval()
     expected = adapted(input_ids=IDS).logits[:, -1, LETTERS]
-    assert torch.allclose(model.option_logits(IDS, None, LETTERS), expected, atol=1e-5)
+    assert_close(model.option_logits(IDS, None, LETTERS), expected)
     assert (expected - logits(make_model())[:, -1, LETTERS]).abs().max() > 1e-4
 
 
@@ -156,13 +167,13 @@ def test_extra_items_equal_the_same_items_in_the_catalog():
         "features": {name: matrix[6:] for name, matrix in features.items()},
         "present": torch.tensor([[True, True], [True, False]]),
     }
-    assert torch.allclose(logits(short, extra_items=extra), logits(full), atol=1e-6)
+    assert_close(logits(short, extra_items=extra), logits(full))
 
 
 def test_extra_items_serve_an_empty_catalog_and_leave_no_trace():
     features = make_features()
     full, empty = make_model(features=features), make_model(features=make_features(num_items=0))
-    assert torch.allclose(logits(empty, extra_items={"features": features}), logits(full), atol=1e-6)
+    assert_close(logits(empty, extra_items={"features": features}), logits(full))
     with pytest.raises(ValueError, match="point past the catalog"):
         logits(empty)
 
@@ -185,7 +196,7 @@ def test_generation_takes_extra_items(model):
     short = {"max_new_tokens": 1, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
     extra = {"features": {"visual": vector}}
     generated = model.generate(ids, attention_mask=torch.ones_like(ids), extra_items=extra, **short)
-    assert torch.allclose(generated.logits[0], logits(model, ids, extra_items=extra)[:, -1], atol=1e-5)
+    assert_close(generated.logits[0], logits(model, ids, extra_items=extra)[:, -1])
 
 
 def test_beam_search_takes_extra_items(model):
@@ -242,3 +253,63 @@ def test_an_id_without_an_embedding_is_an_error_with_both_numbers(model, ids, ex
 def test_ids_and_embeddings_together_are_an_error(model):
     with pytest.raises(ValueError, match="exactly one"):
         model(input_ids=TEXT, inputs_embeds=torch.zeros(1, 5, 32))
+
+
+def past(model, name, ids=IDS[:, :5]):
+    """Run the first tokens; return what the next ones take as `name`."""
+    with torch.no_grad():
+        model(ids, **{name: (cache := DynamicCache(config=model.config.text_config))})
+    return {name: cache}
+
+
+@pytest.mark.parametrize("name", ["cache", "past_key_values"])
+def test_a_forward_with_a_cache_of_either_name_equals_the_full_forward(model, name):
+    assert_close(logits(model, IDS[:, 5:], **past(model, name)), logits(model)[:, 5:])
+    base = model.model(IDS[:, 5:], **past(model, name)).last_hidden_state
+    assert_close(model.lm_head(base), logits(model)[:, 5:])
+
+
+def test_two_caches_are_an_error(model):
+    with pytest.raises(ValueError, match="cache and past_key_values"):
+        model(IDS[:, 5:], **past(model, "cache"), **past(model, "past_key_values"))
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_the_output_has_the_cache_under_the_name_of_this_transformers(model, use_cache):
+    fields = CausalLMOutputWithPast.__dataclass_fields__
+    name = "cache" if "cache" in fields else "past_key_values"
+    output = model(IDS, use_cache=use_cache)
+    assert (output[name].get_seq_length() == IDS.shape[1]) if use_cache else (output.get(name) is None)
+
+
+def test_a_first_forward_and_a_generation_give_no_warning():
+    records = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = records.append
+    transformers_logging.warning_once.cache_clear()  # as in a new process
+    logger = logging.getLogger("transformers")
+    logger.addHandler(handler)
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            model = make_model()
+            model(IDS, labels=IDS.clamp(max=100))
+            model.option_logits(IDS, torch.ones_like(IDS), LETTERS)
+            model.generate(IDS, attention_mask=torch.ones_like(IDS), max_new_tokens=3, do_sample=False)
+    finally:
+        logger.removeHandler(handler)
+    assert [record.getMessage() for record in records] + [str(warning.message) for warning in caught] == []
+
+
+def test_a_prefix_of_peft_is_read_before_the_prompt_and_trains():
+    model = make_model()
+    plain = logits(model)
+    torch.manual_seed(0)
+    adapted = get_peft_model(model, PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)).eval()
+    assert adapted(input_ids=IDS, attention_mask=torch.ones_like(IDS)).logits.shape == plain.shape
+    assert not torch.allclose(adapted(input_ids=IDS, attention_mask=torch.ones_like(IDS)).logits, plain, atol=1e-3)
+    labels = torch.full_like(IDS, -100)
+    labels[0, -1] = 62
+    adapted.train()(input_ids=IDS, attention_mask=torch.ones_like(IDS), labels=labels).loss.backward()
+    gradients = [p.grad for p in adapted.parameters() if p.requires_grad]
+    assert gradients and all(gradient.abs().sum() > 0 for gradient in gradients)

@@ -190,7 +190,7 @@ def test_titles_of_any_script_survive_saving(tmp_path):
     assert BundleMLLMProcessor.from_pretrained(tmp_path).titles == tuple(titles)
 
 
-def test_asking_changes_no_state(processor, question):
+def test_writing_prompts_changes_no_state(processor, question):
     before = processor(question)["input_ids"]
     processor([question, {"partial": ["i0"], "candidates": ["i1", "i2"]}], return_tensors="pt")
     processor({"partial": [{"title": "x"}], "candidates": ["i1", "i2"]})
@@ -218,10 +218,10 @@ HAT = {"title": "hat", "features": {"visual": [0.5] * 12}}
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"partial": ["nope"]}, "item 'nope' is not among the 8 items"),
+        ({"partial": ["nope"]}, "Item 'nope' is not among the 8 items"),
         ({"candidates": ["i2"]}, "has 1 candidates.*2 to 26"),
         ({"candidates": [HAT] * 27}, "has 27 candidates.*2 to 26"),
-        ({"candidates": None}, "no candidates, .*: give 2 to 26"),
+        ({"candidates": None}, "has 0 candidates.*give 2 to 26"),
         ({"partial": []}, r"partial of the question is \[\]"),
         ({"partial": "i0"}, "partial of the question is 'i0'"),
         ({"partial": [{**HAT, "features": {"visual": [1.0] * 3}}]}, r"'visual'.*'hat'.*\[3\], expected \[12\]"),
@@ -242,13 +242,13 @@ HAT = {"title": "hat", "features": {"visual": [0.5] * 12}}
         ),
         ({"partial": [{"item_id": "i5"}]}, r"neither title nor features.*give the plain id 'i5'"),
         ({"partial": [{"item_id": "new"}]}, r"neither title nor features.*give a title or features"),
-        ({"partial": [{}]}, r"item \{\} has neither title nor features"),
+        ({"partial": [{}]}, r"Item \{\} has neither title nor features"),
         ({"partial": [5]}, "5 is no item: give its id as text"),
         ({"partial": [["i5"]]}, r"\['i5'\] is no item"),
-        ({"partial": ["i5", "i5"]}, "item 'i5' is more than once in partial.*keep one"),
-        ({"candidates": ["i2", "i3", "i2"]}, "item 'i2' is more than once in candidates.*keep one"),
-        ({"candidates": ["i2", {**HAT, "item_id": "i2"}]}, "item 'i2' is more than once in candidates"),
-        ({"candidates": ["i2", "i0"]}, "item 'i0' is in the partial bundle already"),
+        ({"partial": ["i5", "i5"]}, "Item 'i5' is more than once in partial.*keep one"),
+        ({"candidates": ["i2", "i3", "i2"]}, "Item 'i2' is more than once in candidates.*keep one"),
+        ({"candidates": ["i2", {**HAT, "item_id": "i2"}]}, "Item 'i2' is more than once in candidates"),
+        ({"candidates": ["i2", "i0"]}, "Item 'i0' is in the partial bundle already"),
         ({"top_k": 3}, r"keys \['top_k'\], which would be ignored.*top_k, group_size and batch_size are parameters"),
     ],
 )

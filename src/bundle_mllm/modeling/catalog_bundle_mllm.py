@@ -145,7 +145,9 @@ class BundleMLLMItemCatalog(nn.Module):
             raise ValueError("set_catalog got no features, so the catalog would be empty: give a matrix per modality.")
         num_items = len(next(iter(features.values())))
         _check_features(features, self.modalities, num_items, "set_catalog")
-        device, present, mask = self.present.device, present or {}, []
+        device, present = self.present.device, present or {}
+        matrices: dict[str, torch.Tensor] = {}
+        mask: list[torch.Tensor] = []
         if unknown := sorted(set(present) - set(features)):
             raise ValueError(f"set_catalog got a presence mask for {unknown}, but no features: give both or neither.")
         for name, width in self.modalities.items():
@@ -168,8 +170,10 @@ class BundleMLLMItemCatalog(nn.Module):
                     f"The {name!r} features of {len(bad)} present items are not finite (first rows {bad[:3]}), so "
                     "every question that shows them would score NaN: repair them or mark these items as not present."
                 )
-            setattr(self.features, name, matrix)
+            matrices[name] = matrix
             mask.append(column)
+        for name, matrix in matrices.items():  # not before all are known to fit
+            setattr(self.features, name, matrix)
         self.present = torch.stack(mask, dim=1).to(device)
 
     def rows(self) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:

@@ -3,8 +3,9 @@
 Knows nothing about prompt wording, files or metrics.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -68,16 +69,16 @@ class BundleCompleter:
         if ranker is None and retriever is None:
             raise ValueError("A completer needs a ranker, a retriever or both, and got neither: load one first.")
         self.processor, self.ranker, self.retriever = processor, ranker, retriever
-        modalities: dict[str, int] = {}
+        self.modalities: dict[str, int] = {}
         for model in self.models:
             processor.check_model(model.config)
-            for name, width in (model.config.modalities or {}).items():
-                if modalities.setdefault(name, width) != width:
+            for name, width in model.config.modalities.items():
+                if self.modalities.setdefault(name, width) != width:
                     raise ValueError(
-                        f"Ranker and retriever read {name!r} features of {modalities[name]} and {width} columns, so "
-                        "one item could not be given to both: make the retriever again for this ranker."
+                        f"Ranker and retriever read {name!r} features of {self.modalities[name]} and {width} columns, "
+                        "so one item could not be given to both: make the retriever again for this ranker."
                     )
-        processor.modalities = {name: modalities[name] for name in sorted(modalities)}
+        processor.modalities, processor.other_modalities = dict(self.models[0].config.modalities), self.modalities
 
     @property
     def models(self) -> list[Any]:
@@ -116,11 +117,16 @@ class BundleCompleter:
         Raises:
             ValueError: If ids, titles or features are not those of one list of items.
         """
-        checked = BundleItemProcessor(item_ids, titles)  # refuses wrong ids before anything is changed
+        num_items = BundleItemProcessor(item_ids, titles).num_items  # refuses wrong ids before anything is changed
+        if unknown := sorted(set(features) - set(self.modalities)):
+            raise ValueError(
+                f"set_catalog got features of {unknown}, which no model here reads: they read "
+                f"{sorted(self.modalities)}; drop them, or load the models with these modalities."
+            )
         for name, matrix in features.items():
-            if len(matrix) != checked.num_items:
+            if len(matrix) != num_items:
                 raise ValueError(
-                    f"There are {checked.num_items} item ids but {len(matrix)} rows of {name!r} features, so features "
+                    f"There are {num_items} item ids but {len(matrix)} rows of {name!r} features, so features "
                     "would be assigned to the wrong items: give one row per id."
                 )
         before = [(model, model.config.items_hash, model.catalog_rows()) for model in self.models]
@@ -129,15 +135,20 @@ class BundleCompleter:
                 known = model.config.modalities
                 own = {name: matrix for name, matrix in features.items() if name in known}
                 masks = {name: mask for name, mask in (present or {}).items() if name in known}
-                groups = {"memberships": memberships} if model is self.retriever else {}
-                model.set_catalog(own, masks, **groups)
-        except ValueError:
+                if known and not own:
+                    own = {name: torch.zeros(num_items, width) for name, width in known.items()}
+                    masks = {name: torch.zeros(num_items, dtype=torch.bool) for name in known}
+                if known:
+                    model.set_catalog(own, masks, **({"memberships": memberships} if model is self.retriever else {}))
+        except BaseException:
             for model, items_hash, rows in before:
                 if rows["features"]:
                     model.set_catalog(**rows)
                 model.config.items_hash = items_hash
             raise
         self.processor.set_items(item_ids, titles)
+        for model in self.models:
+            model.config.items_hash = self.processor.items_hash
 
     @torch.inference_mode()
     def score(
@@ -211,7 +222,8 @@ class BundleCompleter:
         """
         partial, candidates = self.processor.read_question(question)
         if self.ranker is not None:
-            shown = list(candidates or self.processor.item_ids[:2])[: self.processor.max_options]
+            shown = self._others(partial) if candidates is None else candidates
+            shown = list(islice(shown, self.processor.max_options if candidates else 2))
             if len(shown) > 1:
                 self.processor.render({"partial": partial, "candidates": shown})
         for model in self.models:
@@ -277,8 +289,7 @@ class BundleCompleter:
         for question in questions:
             partial, candidates = self.processor.read_question(question)
             if candidates is None and self.retriever is None:
-                shown = {entry.get("item_id") if isinstance(entry, Mapping) else entry for entry in partial}
-                candidates = [item_id for item_id in self.processor.item_ids if item_id not in shown]
+                candidates = list(self._others(partial))
             question_id = field(question, "question_id")
             complete.append({"question_id": question_id, "partial": partial, "candidates": candidates})
         logs: list[torch.Tensor | None] = [None] * len(complete)
@@ -290,11 +301,13 @@ class BundleCompleter:
         for chunk in _split(open_questions, QUESTIONS_AT_ONCE // 4):
             batch = self._rows([complete[i] for i in chunk], modalities)
             batch.pop("option_rows")
-            found = self.retriever.retrieve(**batch, top_k=num_retrieved)
+            allowed = self._allowed([complete[i]["partial"] for i in chunk])
+            found = self.retriever.retrieve(**batch, top_k=num_retrieved, allowed=allowed)
             for i, rows, scores, total in zip(chunk, found.rows, found.scores, found.log_normalizer, strict=True):
                 kept = rows >= 0
                 complete[i]["candidates"] = [self.processor.item_ids[row] for row in rows[kept].tolist()]
                 logs[i] = (scores[kept].double() - total.double()).cpu()
+                check_scores(complete[i], logs[i].tolist())
         given = [i for i in range(len(complete)) if logs[i] is None]
         for chunk in _split(given + (open_questions if return_terms else []), QUESTIONS_AT_ONCE):
             output = self.retriever(**self._rows([complete[i] for i in chunk], modalities), return_terms=return_terms)
@@ -306,6 +319,25 @@ class BundleCompleter:
                     logs[i] = scores.log_softmax(dim=-1)
                 terms[i] = {name: term[row, :count].cpu() for name, term in (output.terms or {}).items()}
         return complete, logs, terms
+
+    def _others(self, partial: Sequence[Any]) -> Iterator[str]:
+        """Yield the items of the catalog that the partial bundle does not hold."""
+        held = {entry.get("item_id") if isinstance(entry, Mapping) else entry for entry in partial}
+        return (item_id for item_id in self.processor.item_ids if item_id not in held)
+
+    def _allowed(self, partials: Sequence[Sequence[Any]]) -> torch.Tensor | None:
+        """Return which items may complete each partial bundle: not those that it holds as dict items."""
+        held = [
+            (number, self.processor.row(entry["item_id"]))
+            for number, partial in enumerate(partials)
+            for entry in partial
+            if isinstance(entry, Mapping) and entry.get("item_id") in self.processor
+        ]
+        if not held:
+            return None
+        allowed = torch.ones(len(partials), self.processor.num_items, dtype=torch.bool)
+        allowed[tuple(zip(*held, strict=True))] = False
+        return allowed
 
     def _rows(self, questions: Sequence[Any], modalities: Mapping[str, int]) -> dict[str, Any]:
         batch = self.processor.option_rows(questions, modalities)

@@ -60,21 +60,8 @@ class BundleRetrieverGroups(nn.Module):
         Raises:
             ValueError: If a node or an item has no place in the catalog.
         """
+        nodes, groups, node_of_item, fold_of_group = checked_pairs(num_items, pairs)
         device = self.offsets.device
-        nothing = torch.zeros(0, dtype=torch.long)
-        nodes, groups, node_of_item, fold_of_group = pairs or ItemPairs(nothing, nothing)
-        if node_of_item is None:
-            node_of_item = torch.arange(num_items)
-        if nodes.shape != groups.shape or (len(nodes) and not 0 <= int(nodes.min()) <= int(nodes.max()) < num_items):
-            raise ValueError(
-                f"A membership has {len(nodes)} rows and {len(groups)} groups for {num_items} items, so some pairs "
-                "have no item: give one catalog row per group, from 0 to the number of items less one."
-            )
-        if node_of_item.shape != (num_items,) or bool(((node_of_item < -1) | (node_of_item >= num_items)).any()):
-            raise ValueError(
-                f"node_of_item has shape {list(node_of_item.shape)} for {num_items} items, or a node outside -1 … "
-                "num_items - 1, so some items would be in the groups of others: give one node per item."
-            )
         self.node_of_item = node_of_item.to(device=device, dtype=torch.int32)
         pairs_by_node = torch.stack([nodes, groups]).unique(dim=1).to(device)  # sorted by node, each pair once
         self.offsets = _offsets(pairs_by_node[0], num_items)
@@ -170,6 +157,32 @@ class BundleRetrieverGroups(nn.Module):
         return super()._apply(*args, **kwargs)
 
 
+def checked_pairs(
+    num_items: int, pairs: ItemPairs | None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Return the fields of pairs, with a node for each item.
+
+    Raises:
+        ValueError: If a node or an item has no place in the catalog.
+    """
+    nothing = torch.zeros(0, dtype=torch.long)
+    nodes, groups, node_of_item, fold_of_group = pairs or ItemPairs(nothing, nothing)
+    if node_of_item is None:
+        node_of_item = torch.arange(num_items)
+    is_whole = nodes.shape == groups.shape and (len(nodes) == 0 or int(torch.minimum(nodes, groups).min()) >= 0)
+    if not is_whole or (len(nodes) and int(nodes.max()) >= num_items):
+        raise ValueError(
+            f"A membership has {len(nodes)} rows and {len(groups)} groups for {num_items} items, so some pairs "
+            "have no item: give one catalog row per group, from 0 to the number of items less one, and groups from 0."
+        )
+    if node_of_item.shape != (num_items,) or bool(((node_of_item < -1) | (node_of_item >= num_items)).any()):
+        raise ValueError(
+            f"node_of_item has shape {list(node_of_item.shape)} for {num_items} items, or a node outside -1 … "
+            "num_items - 1, so some items would be in the groups of others: give one node per item."
+        )
+    return nodes, groups, node_of_item, fold_of_group
+
+
 def expand(first: torch.Tensor, counts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """List the members of each range `first[i], …, first[i] + counts[i] - 1`: the numbers i, and the members."""
     owner = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
@@ -184,4 +197,4 @@ def _offsets(numbers: torch.Tensor, size: int) -> torch.Tensor:
     return offsets
 
 
-__all__ = ["BundleRetrieverGroups", "ItemPairs", "expand"]
+__all__ = ["BundleRetrieverGroups", "ItemPairs", "checked_pairs", "expand"]

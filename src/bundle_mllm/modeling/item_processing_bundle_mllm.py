@@ -32,7 +32,7 @@ class BundleItemProcessor(ProcessorMixin):
     Args:
         item_ids: Ids of the items, in the order of the model's catalog rows.
         titles: Their titles, "" where there is none.
-        modalities: Width of the features of each modality, to check the features of dict items.
+        modalities: Width of the features of each modality that the model reads from dict items.
         **parts: The tokenizer and its chat template, of the subclass that has one.
 
     Raises:
@@ -42,6 +42,7 @@ class BundleItemProcessor(ProcessorMixin):
     def __init__(self, item_ids=(), titles=(), modalities=None, **parts):
         super().__init__(**parts)
         self.modalities = None if modalities is None else {name: modalities[name] for name in sorted(modalities)}
+        self.other_modalities: dict[str, int] = {}  # that another model reads from the same dict items; not saved
         self.set_items(item_ids, titles)
 
     def set_items(self, item_ids: Sequence[str], titles: Sequence[str]) -> None:
@@ -98,6 +99,9 @@ class BundleItemProcessor(ProcessorMixin):
                 "titles or ids were edited and the rows are the same, load model and processor each by "
                 "from_pretrained and save both by bundle_mllm.save_model."
             )
+
+    def __contains__(self, item_id: Any) -> bool:
+        return item_id in self._rows
 
     def row(self, item_id: str) -> int:
         """Return the catalog row of an item.
@@ -169,12 +173,12 @@ class BundleItemProcessor(ProcessorMixin):
         Returns:
             `features` `[n, width]` of each modality, and `present` `[n, num_modalities]`.
         """
-        known = self.modalities or {}
-        modalities = known if modalities is None else modalities
+        own = self.modalities or {}
+        modalities = own if modalities is None else modalities
         features = {name: torch.zeros(len(entries), width) for name, width in modalities.items()}
         present = torch.zeros(len(entries), len(modalities), dtype=torch.bool)
         for row, entry in enumerate(entries):
-            for name, vector in read_features(entry, {**known, **modalities}).items():
+            for name, vector in read_features(entry, {**self.other_modalities, **own, **modalities}).items():
                 if name in features:
                     features[name][row] = vector
                     present[row, list(modalities).index(name)] = True

@@ -10,7 +10,7 @@ from typing import Any
 from transformers import Pipeline
 from transformers.utils import hub
 
-from .completion_bundle_mllm import BundleCompleter
+from .completion_bundle_mllm import NUM_RETRIEVED, BundleCompleter
 from .item_processing_bundle_mllm import BundleItemProcessor
 from .questions_bundle_mllm import check_keys, field, shorten
 from .ranking_bundle_mllm import MAX_OPTIONS, round_sizes
@@ -107,7 +107,7 @@ class BundleCompletionPipeline(Pipeline):
         if "group_size" in parameters:
             options["group_size"] = parameters["group_size"]
         if "top_k" in parameters:
-            options["num_retrieved"] = parameters["top_k"]
+            options["num_retrieved"] = max(parameters["top_k"], NUM_RETRIEVED)
         return {"questions": questions, "completions": self.completer.score(questions, **options)}
 
     def postprocess(self, outputs: dict[str, Any], **parameters: Any) -> list[dict[str, Any]]:

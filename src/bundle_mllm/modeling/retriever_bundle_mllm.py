@@ -16,7 +16,7 @@ from transformers.utils.generic import ModelOutput
 from .base_bundle_mllm import BundlePreTrainedModel
 from .catalog_bundle_mllm import BundleMLLMFeatureStatistics, BundleMLLMItemCatalog, mask_absent
 from .configuration_bundle_mllm import CONTENT_BASED, BundleRetrieverConfig
-from .groups_bundle_mllm import BundleRetrieverGroups, ItemPairs
+from .groups_bundle_mllm import BundleRetrieverGroups, ItemPairs, checked_pairs
 
 if TYPE_CHECKING:  # never executed: transformers finds the files that travel with a model by searching for such lines
     from .pipeline_bundle_mllm import BundleCompletionPipeline  # noqa: F401
@@ -260,6 +260,8 @@ class BundleRetriever(BundlePreTrainedModel):
                 f"set_catalog got the memberships {unknown}, which this model does not read: it has "
                 f"{sorted(self.groups)}; drop them, or create the model with them."
             )
+        for pairs in (memberships or {}).values() if features else ():  # refuse wrong ones before anything is changed
+            checked_pairs(len(next(iter(features.values()))), pairs)
         self.catalog.replace(features, present, self.towers.logit_scale.dtype)
         for name, groups in self.groups.items():
             groups.replace(self.catalog.num_items, (memberships or {}).get(name))
@@ -405,26 +407,26 @@ class BundleRetriever(BundlePreTrainedModel):
     @torch.no_grad()
     def index(self) -> _Index:
         """Item vectors and popularity of the whole catalog; made on first use, and again after a change."""
-        if self._index is None:
-            was_training = self.training
-            self.eval()
-            rows = torch.arange(self.catalog.num_items, device=self.catalog.present.device)
-            chunks = [self.towers(*self.catalog.gather(chunk)) for chunk in rows.split(ROWS_AT_ONCE)]
-            items, queries = (torch.cat(parts) for parts in zip(*chunks, strict=True))
-            degrees = items.new_zeros(len(rows), 0)
-            term = items.new_zeros(len(rows), 1)
-            if self.stacker is not None:
-                columns = self.stacker.popularity_columns
-                counts = [
-                    g.degree(rows).float().log1p() for name, g in self.groups.items() if name not in CONTENT_BASED
-                ]
-                if counts:
-                    degrees = torch.stack(counts, dim=-1)
-                    degrees = (degrees - self.stacker.mean[columns].float()) / self.stacker.std[columns].float()
-                    term = torch.cat([self.stacker.item_term(chunk) for chunk in degrees.split(ROWS_AT_ONCE)])[:, None]
-            self._index = _Index(torch.cat([items, term], dim=-1), queries, degrees)
-            self.train(was_training)
-        return self._index
+        if self._index is not None:
+            return self._index
+        was_training = self.training
+        self.eval()
+        rows = torch.arange(self.catalog.num_items, device=self.catalog.present.device)
+        chunks = [self.towers(*self.catalog.gather(chunk)) for chunk in rows.split(ROWS_AT_ONCE)]
+        items, queries = (torch.cat(parts) for parts in zip(*chunks, strict=True))
+        degrees = items.new_zeros(len(rows), 0)
+        term = items.new_zeros(len(rows), 1)
+        if self.stacker is not None:
+            columns = self.stacker.popularity_columns
+            counts = [g.degree(rows).float().log1p() for name, g in self.groups.items() if name not in CONTENT_BASED]
+            if counts:
+                degrees = torch.stack(counts, dim=-1)
+                degrees = (degrees - self.stacker.mean[columns].float()) / self.stacker.std[columns].float()
+                term = torch.cat([self.stacker.item_term(chunk) for chunk in degrees.split(ROWS_AT_ONCE)])[:, None]
+        index = _Index(torch.cat([items, term], dim=-1), queries, degrees)
+        self.train(was_training)
+        self._index = None if was_training else index  # weights may change while a model trains
+        return index
 
     @torch.no_grad()
     def retrieve(
@@ -521,6 +523,11 @@ class BundleRetriever(BundlePreTrainedModel):
         if mode:
             self._index = None
         return super().train(mode)
+
+    def load_state_dict(self, *args, **kwargs):
+        """Load weights; see the base class."""
+        self._index = None
+        return super().load_state_dict(*args, **kwargs)
 
     def _apply(self, *args, **kwargs):
         self._index = None

@@ -6,7 +6,7 @@ import torch
 
 from bundle_mllm.data import DatasetFolder, write_records
 from bundle_mllm.data.features import write_modality
-from bundle_mllm.data.folds import OutOfFoldFeatures, assign_folds, count_folds, held_out_bundles, remove_folds
+from bundle_mllm.data.folds import OutOfFoldFeatures, assign_folds, count_folds, part_bundles, remove_folds
 from bundle_mllm.errors import BundleMLLMError
 
 NUM_ITEMS, DIM = 40, 3
@@ -61,21 +61,23 @@ def test_one_fold_is_refused():
         assign_folds({"b": {1}}, 1, seed=0)
 
 
-@pytest.mark.parametrize("one_in", [2, 5, 10])
-def test_held_out_bundles_are_one_in_so_many_and_leave_no_near_duplicate_behind(tmp_path, one_in):
+def test_parts_of_bundles_are_disjoint_and_leave_no_near_duplicate_behind(tmp_path):
     bundles = list(folder_of(tmp_path).bundles.train)
     sets = {bundle.bundle_id: frozenset(bundle.items) for bundle in bundles}
-    chosen = held_out_bundles(bundles, one_in)
-    assert abs(len(chosen) - 60 / one_in) <= 2
-    assert not {sets[b] for b in chosen} & {sets[b] for b in sets if b not in chosen}
-    assert held_out_bundles(bundles[::-1], one_in) == chosen
+    parts = part_bundles(bundles, (0.1, 0.2))
+    assert abs(len(parts[0]) - 6) <= 2 and abs(len(parts[1]) - 12) <= 2
+    assert not parts[0] & parts[1]
+    for part in parts:
+        assert not {sets[b] for b in part} & {sets[b] for b in sets if b not in part}
+    assert part_bundles(bundles[::-1], (0.1, 0.2)) == parts
 
 
-def test_held_out_bundles_are_whole_folds_of_out_of_fold_features(tmp_path):
+def test_parts_of_bundles_are_whole_folds_of_out_of_fold_features_from_the_last_on(tmp_path):
     folder = folder_of(tmp_path)
     features = out_of_fold(folder, num_folds=10)
-    chosen = held_out_bundles(folder.bundles.train, 5, out_of_fold=features)
-    assert chosen == {bundle_id for bundle_id, fold in features.fold_of_bundle.items() if fold in (0, 5)}
+    fold_of = features.fold_of_bundle
+    parts = part_bundles(folder.bundles.train, (0.1, 0.2), out_of_fold=features)
+    assert parts == [{b for b in fold_of if fold_of[b] == 9}, {b for b in fold_of if fold_of[b] in (7, 8)}]
 
 
 def test_out_of_fold_features_are_read_as_written(tmp_path):

@@ -57,25 +57,33 @@ def assign_folds(bundles: Mapping[str, Collection[str]], num_folds: int, *, seed
     return {bundle_id: fold_of[bundle_id] for bundle_id in bundles}
 
 
-def held_out_bundles(
-    bundles: Iterable[Bundle], one_in: int, *, remainder: int = 0, out_of_fold: OutOfFoldFeatures | None = None
-) -> set[str]:
-    """Choose about one in so many training bundles; near-duplicates stay together.
+def part_bundles(
+    bundles: Iterable[Bundle], shares: Sequence[float], *, out_of_fold: OutOfFoldFeatures | None = None
+) -> list[set[str]]:
+    """Set parts of the training bundles aside; near-duplicates stay together.
+
+    The parts are whole folds, from the last on: the first holds the largest group of near-duplicates, which may be all
+    bundles of one kind.
 
     Args:
         bundles: The training bundles.
-        one_in: 5 chooses a fifth of them.
-        remainder: Which fifth, 0 to 4; different ones have no bundle in common if `one_in` divides the larger.
-        out_of_fold: Features whose folds are then chosen as a whole.
+        shares: About which share each part has, such as `(0.1, 0.2)`.
+        out_of_fold: Features whose folds are used; ten new folds if not given.
 
     Returns:
-        The ids of the chosen bundles; the same bundles give the same ids.
+        The ids of the bundles of each part; the parts are disjoint, and the same bundles give the same parts.
     """
     if out_of_fold is not None:
-        fold_of = out_of_fold.fold_of_bundle
+        fold_of: Mapping[str, int] = out_of_fold.fold_of_bundle
     else:
-        fold_of = assign_folds({bundle.bundle_id: bundle.items for bundle in bundles}, one_in, seed=0)
-    return {bundle_id for bundle_id, fold in fold_of.items() if fold % one_in == remainder}
+        fold_of = assign_folds({bundle.bundle_id: bundle.items for bundle in bundles}, 10, seed=0)
+    num_folds = max(fold_of.values(), default=-1) + 1
+    end, parts = num_folds, []
+    for share in shares:
+        start = max(0, end - max(1, round(share * num_folds)))
+        parts.append({bundle_id for bundle_id, fold in fold_of.items() if start <= fold < end})
+        end = start
+    return parts
 
 
 @dataclass(frozen=True, eq=False)

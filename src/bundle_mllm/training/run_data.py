@@ -15,7 +15,7 @@ from bundle_mllm.data.bundles import Bundle
 from bundle_mllm.data.catalog import ItemCatalog
 from bundle_mllm.data.features import FeatureStore
 from bundle_mllm.data.folder import DatasetFolder
-from bundle_mllm.data.folds import OutOfFoldFeatures, held_out_bundles
+from bundle_mllm.data.folds import OutOfFoldFeatures, part_bundles
 from bundle_mllm.data.questions import Question, make_questions, sample_training_questions, spread
 from bundle_mllm.evaluation.metrics import compute_metrics, log_likelihood
 from bundle_mllm.evaluation.scoring import score_questions
@@ -26,8 +26,8 @@ from bundle_mllm.training.out_of_fold import load_out_of_fold
 
 logger = logging.get_logger(__name__)
 
-HELD_OUT, STACKING = 10, 5
-"""A tenth of the training bundles is held out until both models are joined; another fifth trains the stacker."""
+HELD_OUT, STACKING = 0.1, 0.2
+"""Shares of the training bundles: held out until both models are joined, and seen by the stacker alone at first."""
 
 
 class RunSettings(Protocol):
@@ -77,20 +77,20 @@ class RunData:
         return None if self.features is None else load_out_of_fold(self.folder, list(self.features.modalities))
 
     @cached_property
+    def _parts(self) -> list[set[str]]:
+        bundles, shares = self.folder.bundles.train, (HELD_OUT, STACKING) if self.holds_out else (STACKING,)
+        parts = part_bundles(bundles, shares, out_of_fold=self.out_of_fold)
+        return parts if self.holds_out else [set(), *parts]
+
+    @property
     def held_out(self) -> set[str]:
         """Ids of the training bundles that neither model sees until they are joined."""
-        if not self.holds_out:
-            return set()
-        return held_out_bundles(self.folder.bundles.train, HELD_OUT, out_of_fold=self.out_of_fold)
+        return self._parts[0]
 
-    @cached_property
+    @property
     def stacking_bundles(self) -> set[str]:
         """Ids of the training bundles that the stacker learns from; none of them is held out."""
-        bundles = self.folder.bundles.train
-        if self.out_of_fold is None:
-            tenths = [held_out_bundles(bundles, HELD_OUT, remainder=part) for part in (1, 2)]
-            return tenths[0] | tenths[1]
-        return held_out_bundles(bundles, STACKING, remainder=1, out_of_fold=self.out_of_fold)
+        return self._parts[1]
 
     @cached_property
     def ranker_bundles(self) -> list[Bundle]:

@@ -282,7 +282,7 @@ def test_help_shows_each_option_once_with_a_text(command, capsys):
     printed = capsys.readouterr().out
     options = re.findall(r"^\W*(--[a-z][\w.-]*)", printed, flags=re.MULTILINE)
     assert options and len(options) == len(set(options))
-    settings = [_load(each) for each in COMMANDS[command].settings]
+    settings = [_load(each) for each in COMMANDS[command].settings.split()]
     for each in settings:
         for field in dataclasses.fields(each):
             assert f"--{field.name.replace('_', '-')}" in printed or field.name in (*UNSEEN, *_nested(each), "source")

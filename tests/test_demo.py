@@ -14,7 +14,7 @@ def test_the_readme_shows_what_the_demo_prints():
     result = json.loads((ROOT / "docs" / "demo.json").read_text())
     shown = re.search(r"make demo\n```\n+```text\n(.*?)\n```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert shown is not None
-    assert shown.group(1) == show.demo(result)
+    assert shown.group(1) == show.demo(result, {})
 
 
 def test_the_recorded_demo_learned_what_it_claims():

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
 from importlib import import_module
+from typing import Any
 
 from bundle_mllm import __version__
 from bundle_mllm.cli.commands import COMMANDS
@@ -54,17 +55,19 @@ def _run(argv: Sequence[str]) -> None:
         command = COMMANDS[name]
         defaults, description = command.recipe(arguments) if command.recipe else (command.defaults, None)
         options = parse_options(
-            [_load(each) for each in command.settings],
+            [_load(each) for each in command.settings.split()],
             arguments,
             prog=f"bundle-mllm {name}",
             description=description,
             defaults=defaults,
             positional=command.positional,
         )
-        command.run(**options)
+        run = _load(command.run) if isinstance(command.run, str) else command.run
+        if text := command.show(run(**options), options):
+            print(text)
 
 
-def _load(path: str) -> type:
+def _load(path: str) -> Any:
     module, _, name = path.partition(":")
     return getattr(import_module(f"bundle_mllm.{module}"), name)
 

@@ -5,17 +5,20 @@ Knows nothing about how they were computed.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bundle_mllm.hub.repository import PublishReport
 
 Metrics = Mapping[str, Any]
+Options = Mapping[str, Any]
 _HITS = ("hit_rate@1", "hit_rate@1_random_ties")
 
 
-def demo(result: Mapping[str, Any]) -> str:
+def demo(result: Mapping[str, Any], _: Options) -> str:
     """Return what `demo.json` holds as text."""
     rows = [
         ("random", "random"),
@@ -55,10 +58,51 @@ def ranking(ranked: Iterable[Mapping[str, Any]], answer: str | None = None) -> s
     return "\n".join(lines)
 
 
-def metrics(values: Metrics, output: object) -> str:
+def synthetic(catalog: Any, options: Options) -> str:
+    """Return the size of a synthetic catalog."""
+    items, bundles = len(catalog.item_ids), len(catalog.bundles["train"])
+    return f"{items} invented items, {bundles} training bundles -> {options['output_dir']}"
+
+
+def best_accuracy(result: tuple[Metrics, Mapping[Any, Metrics]], options: Options) -> str:
+    """Return the Bayes-optimal accuracy, and the share of it that each metrics file reached."""
+    best, shares = result
+    accuracies = f"{best['expected']:.4f} expected, {best['realized']:.4f} realized"
+    lines = [
+        f"share          {share['share']:.4f} ± {share['share_se']:.4f} of expected, "
+        f"{share['share_of_realized']:.4f} of realized: {share['accuracy']:.4f} in {path}"
+        for path, share in shares.items()
+    ]
+    return "\n".join([f"Bayes-optimal  {accuracies} -> {options['output']}", *lines])
+
+
+def questions(made: Sequence[Any], options: Options) -> str:
+    """Return the number of questions."""
+    bundles = len({question.bundle_id for question in made})
+    return f"{len(made)} questions about {bundles} {options['split']} bundles -> {options['output']}"
+
+
+def model_folder(folder: object, _: Options) -> str:
+    """Return the folder of a model."""
+    return f"model folder: {folder}"
+
+
+def retriever(figures: Mapping[str, Metrics], options: Options) -> str:
+    """Return the validation figures of a ranker that got a retriever."""
+    return f"{parts(figures)}\nretriever added to {options['model']}"
+
+
+def exported(folder: Path, options: Options) -> str:
+    """Return the folder of a stock language model, and what stays behind."""
+    behind = json.loads((folder / "bundle_mllm_export.json").read_text(encoding="utf-8"))["left_behind"]
+    lines = [f"It is the ranker alone: the {part} stays in {options['model']}." for part in behind]
+    return "\n".join([f"language model: {folder}", *lines])
+
+
+def metrics(values: Metrics, options: Options) -> str:
     """Return the metrics of a model, its parts side by side."""
     counts = f"{values['num_questions']} about {values['num_bundles']} bundles"
-    return f"{parts(values['parts'])}\nquestions    {counts}\nwritten to   {output}"
+    return f"{parts(values['parts'])}\nquestions    {counts}\nwritten to   {options['output']}"
 
 
 def parts(values: Mapping[str, Metrics]) -> str:
@@ -89,7 +133,7 @@ def methods(rows: Mapping[str, tuple[Metrics, float | None]]) -> str:
     return "\n".join(lines)
 
 
-def comparison(differences: Mapping[str, Any]) -> str:
+def comparison(differences: Mapping[str, Any], _: Options) -> str:
     """Return the metrics of two runs and their differences."""
     return "\n".join(
         f"{name:20} {row['a']:.4f} - {row['b']:.4f} = {row['difference']:+.4f} ± {row['se']:.4f}"
@@ -98,16 +142,18 @@ def comparison(differences: Mapping[str, Any]) -> str:
     )
 
 
-def report_rows(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return the first table of a report."""
+def report(result: Mapping[str, Any], options: Options) -> str:
+    """Return the first table of a report, and where the page is."""
+    folder = options["output_dir"] or options["model"][0] / "report"
     lines = []
-    for row in rows:
+    for row in result["sections"]["by_stage"]["rows"]:
         error = f" ± {row['hit_rate@1_se']:.3f}" if row.get("hit_rate@1_se") is not None else ""
         lines.append(f"{row['questions']:24}  {row['variant']:28}  {row['hit_rate@1']:.3f}{error}")
-    return "\n".join(lines)
+    page = f"measured in {result['seconds']['total']:.0f} s; the page: {folder / 'report.html'}"
+    return "\n".join([*lines, page])
 
 
-def published(report: PublishReport) -> str:
+def published(report: PublishReport, _: Options) -> str:
     """Return the files of a repository and what became of it."""
     lines = [f"{size:>15,}  {path}" for path, size in report.files.items()]
     lines.append(f"{report.size:>15,}  bytes in {len(report.files)} files of {report.folder}")

@@ -1,4 +1,4 @@
-"""Settings of a run: recipes, YAML values, and mistakes in them."""
+"""Settings of a run: recipes, values of YAML files, and mistakes in them."""
 
 import dataclasses
 from pathlib import Path
@@ -6,30 +6,57 @@ from pathlib import Path
 import pytest
 
 from bundle_mllm.errors import BundleMLLMError
-from bundle_mllm.training.config import as_dict, default_run, read_overrides, with_overrides
+from bundle_mllm.settings import as_dict, read_overrides, with_overrides
+from bundle_mllm.training.config import MEMBERSHIPS, AddRetrieverSettings, RunConfig, default_run
 
 DATA, OUT = Path("data"), Path("out")
 
 
+def recipe(base_model: str = "scratch") -> RunConfig:
+    return default_run(base_model, data=DATA, output_dir=OUT)
+
+
 def test_a_pretrained_backbone_gets_the_papers_recipe():
-    run = default_run("org/llm", data=DATA, output_dir=OUT)
+    run = recipe("org/llm")
     assert run.stage_one.trains == ("lora",)
     assert run.stage_two.trains == ("fusion", "projector", "separator")
     assert (run.stage_one.lora.r, run.stage_one.lora.alpha, run.stage_one.lora.dropout) == (8, 16, 0.05)
     assert run.stage_one.lora.target_modules is None  # query and value, whatever the backbone calls them
     assert run.stage_one.learning_rate == run.stage_two.learning_rate == 3e-4
     assert (run.stage_one.shows_items, run.stage_two.shows_items) == (False, True)
+    assert run.stage_one.warm_start_steps == run.stage_two.warm_start_steps == 0
     assert not run.fusion.standardize_features
 
 
 def test_a_scratch_backbone_trains_in_full():
-    run = default_run("scratch", data=DATA, output_dir=OUT)
+    run = recipe()
     assert "backbone" in run.stage_one.trains
     assert "lora" not in run.stage_one.trains + run.stage_two.trains
 
 
+@pytest.mark.parametrize(
+    ("base_model", "changes", "ranker", "retriever"),
+    [
+        ("scratch", {}, True, True),
+        ("org/llm", {}, True, True),
+        ("none", {}, False, True),
+        ("scratch", {"no_retriever": True}, True, False),
+        ("scratch", {"retriever": {"steps": 0}}, True, False),
+    ],
+)
+def test_a_run_trains_ranker_and_retriever_unless_one_is_left_out(base_model, changes, ranker, retriever):
+    run = with_overrides(recipe(base_model), changes)
+    assert (run.trains_ranker, run.trains_retriever) == (ranker, retriever)
+
+
+@pytest.mark.parametrize("changes", [{"no_retriever": True}, {"retriever": {"steps": 0}}])
+def test_a_run_that_trains_nothing_is_refused(changes):
+    with pytest.raises(BundleMLLMError, match="nothing would be trained"):
+        with_overrides(recipe("none"), changes)
+
+
 def test_nested_values_replace_defaults_and_leave_the_rest():
-    run = default_run("scratch", data=DATA, output_dir=OUT)
+    run = recipe()
     values = {"seed": 3, "stage_one": {"learning_rate": "1e-4", "num_candidates": [2, 5], "lora": {"r": 4}}}
     changed = with_overrides(run, values)
     assert (changed.seed, changed.stage_one.learning_rate, changed.stage_one.num_candidates) == (3, 1e-4, (2, 5))
@@ -38,13 +65,14 @@ def test_nested_values_replace_defaults_and_leave_the_rest():
 
 
 @pytest.mark.parametrize(
-    ("values", "said"),
+    ("values", "message"),
     [
         ({"stage_3": {}}, "Unknown setting 'stage_3'"),
         ({"stage_one": {"lerning_rate": 1}}, "Unknown setting 'stage_one.lerning_rate'"),
         ({"stage_one": 5}, "stage_one is a group of settings"),
         ({"seed": "three"}, "seed must be of type int"),
         ({"stage_one": {"learning_rate": "fast"}}, "stage_one.learning_rate must be a number"),
+        ({"stage_one": {"learning_rate": 0}}, "stage_one.learning_rate is 0.0"),
         ({"stage_one": {"num_candidates": 10}}, "stage_one.num_candidates must be a list"),
         ({"stage_one": {"num_candidates": [10, 27]}}, "2 to 26 options"),
         ({"stage_one": {"num_candidates": [10]}}, "stage_one.num_candidates must be a list of 2"),
@@ -53,23 +81,36 @@ def test_nested_values_replace_defaults_and_leave_the_rest():
         ({"modalities": "visual"}, "modalities must be a list, not 'visual'"),
         ({"dtype": "float99"}, "dtype must be one of 'float32', 'bfloat16', 'auto', not 'float99'"),
         ({"seed": None}, "seed must be of type int, not None"),
+        ({"num_threads": 0}, "num_threads is 0"),
         ({"stage_two": {"batch_size": 0}}, "stage_two.batch_size is 0, so no step"),
         ({"stage_two": {"num_questions": 3}}, "less than one batch"),
         ({"stage_two": {"trains": []}}, "stage_two.trains is empty"),
-        ({"relations": ["user_items"]}, r"\['user_items'\] have no groups.*choose from bundle_category"),
+        ({"retriever": {"memberships": ["user_items"]}}, r"\['user_items'\] have no groups.*from bundle_category"),
+        ({"retriever": {"num_candidates": [1, 5]}}, "retriever.num_candidates is 1–5"),
+        ({"retriever": {"steps": -1}}, "retriever.steps is -1"),
+        ({"retriever": {"batch_size": 0}}, "batch_size 0"),
     ],
 )
-def test_a_wrong_value_is_named(values, said):
-    with pytest.raises(BundleMLLMError, match=said):
-        with_overrides(default_run("scratch", data=DATA, output_dir=OUT), values)
+def test_a_wrong_value_is_named(values, message):
+    with pytest.raises(BundleMLLMError, match=message):
+        with_overrides(recipe(), values)
 
 
-def test_what_may_be_left_out_may_be_null():
-    run = default_run("scratch", data=DATA, output_dir=OUT)
-    values = {"num_threads": None, "stage_one": {"max_tokens": None}, "fusion": {"matching_hidden_size": None}}
-    changed = with_overrides(run, values)
-    assert run.num_threads and run.stage_one.max_tokens and run.fusion.matching_hidden_size
-    assert (changed.num_threads, changed.stage_one.max_tokens, changed.fusion.matching_hidden_size) == (None,) * 3
+def test_the_settings_of_an_added_retriever_are_checked_like_those_of_a_run():
+    with pytest.raises(BundleMLLMError, match="have no groups"):
+        AddRetrieverSettings(OUT, DATA, retriever={"memberships": ["words"]})
+    assert AddRetrieverSettings(OUT, DATA).retriever == recipe().retriever
+
+
+def test_all_memberships_are_counted_by_default():
+    assert recipe().retriever.memberships == MEMBERSHIPS
+
+
+def test_optional_values_may_be_null():
+    run = recipe()
+    changed = with_overrides(run, {"num_threads": None, "stage_one": {"max_tokens": None}})
+    assert run.num_threads and run.stage_one.max_tokens
+    assert (changed.num_threads, changed.stage_one.max_tokens) == (None, None)
 
 
 def test_a_yaml_file_is_read_and_a_broken_one_is_refused(tmp_path):
@@ -83,14 +124,9 @@ def test_a_yaml_file_is_read_and_a_broken_one_is_refused(tmp_path):
         read_overrides(tmp_path / "absent.yaml")
 
 
-def test_what_is_recorded_can_be_given_back_as_overrides():
-    run = default_run("scratch", data=DATA, output_dir=OUT)
+@pytest.mark.parametrize("base_model", ["scratch", "none", "org/llm"])
+def test_recorded_settings_are_overrides_that_give_the_run_again(base_model):
+    run = dataclasses.replace(recipe(base_model), seed=4)
     recorded = as_dict(run)
     assert recorded["data"] == "data"
-    assert with_overrides(default_run("org/llm", data=DATA, output_dir=OUT), recorded) == run
-
-
-def test_a_matching_that_nothing_would_train_is_refused():
-    run = default_run("scratch", data=DATA, output_dir=OUT)
-    with pytest.raises(BundleMLLMError, match="alignment_steps"):
-        dataclasses.replace(run, stage_two=dataclasses.replace(run.stage_two, alignment_steps=0))
+    assert with_overrides(recipe("org/llm"), recorded) == run

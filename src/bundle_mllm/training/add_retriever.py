@@ -6,15 +6,18 @@ Knows nothing about how the ranker was trained.
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
+from pathlib import Path
 from typing import Any
 
-from bundle_mllm.data.files import new_folder
+from bundle_mllm.data.files import new_folder, require_folder
 from bundle_mllm.data.folder import DatasetFolder
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.model_folder import check_same_items, load_ranker
 from bundle_mllm.modeling.completion_bundle_mllm import BundleCompleter
 from bundle_mllm.modeling.pipeline_bundle_mllm import RETRIEVER_FOLDER
+from bundle_mllm.modeling.retriever_bundle_mllm import BundleRetriever
 from bundle_mllm.settings import configured_by
 from bundle_mllm.training.combine import fit_combination
 from bundle_mllm.training.config import AddRetrieverSettings
@@ -29,8 +32,8 @@ from bundle_mllm.training.run_data import RunData
 def add_retriever(settings: AddRetrieverSettings) -> dict[str, dict[str, Any]]:
     """Train a retriever on a dataset folder, fit the weight of the ranker beside it, and write both down.
 
-    The retriever is written to `retriever/` in the model folder, in one step; one that is there is replaced. The
-    ranker's files stay as they are.
+    The retriever is written to `retriever/` in the model folder, in one step; one that is there is replaced once the
+    new one is complete. The ranker's files stay as they are.
 
     Returns:
         The validation figures of "ranker", "retriever" and "both", and of the "combination".
@@ -38,6 +41,7 @@ def add_retriever(settings: AddRetrieverSettings) -> dict[str, dict[str, Any]]:
     Raises:
         BundleMLLMError: If there is no such folder, its items are not those of the data, or there are no features.
     """
+    require_folder(settings.model, "give a model folder; one on the Hub has to be downloaded first (hf download)")
     ranker, processor = load_ranker(settings.model)
     data = RunData(settings, DatasetFolder.open(settings.data))
     own = data.item_processor()
@@ -83,9 +87,19 @@ def add_retriever(settings: AddRetrieverSettings) -> dict[str, dict[str, Any]]:
             figures["combination"] = dataclasses.asdict(combination)
         figures |= data.validate(BundleCompleter(processor, ranker=ranker, retriever=retriever))
     retriever.config.items_hash = processor.items_hash
-    target = settings.model / RETRIEVER_FOLDER
-    with new_folder(settings.model / f".{RETRIEVER_FOLDER}.new") as temporary:
-        retriever.save_pretrained(temporary)
-    shutil.rmtree(target, ignore_errors=True)
-    (settings.model / f".{RETRIEVER_FOLDER}.new").rename(target)
+    _replace_retriever(settings.model, retriever)
     return figures
+
+
+def _replace_retriever(folder: Path, retriever: BundleRetriever) -> None:
+    target, new, old = (
+        folder / name for name in (RETRIEVER_FOLDER, f".{RETRIEVER_FOLDER}.new", f".{RETRIEVER_FOLDER}.old")
+    )
+    for left_by_a_kill in (new, old):
+        shutil.rmtree(left_by_a_kill, ignore_errors=True)
+    with new_folder(new) as temporary:
+        retriever.save_pretrained(temporary)
+    if target.exists():
+        os.replace(target, old)
+    os.replace(new, target)
+    shutil.rmtree(old, ignore_errors=True)

@@ -45,13 +45,10 @@ def fit_combination(
         retriever: The same by such a retriever.
         answers: Index of each right candidate.
     """
-    ranker, retriever = [[_log_softmax(row) for row in scores] for scores in (ranker, retriever)]
+    logs = [(_log_softmax(a), _log_softmax(b)) for a, b in zip(ranker, retriever, strict=True)]
 
     def likelihood(weight: float, temperature: float, retriever_weight: float = 1.0) -> float:
-        joined = (
-            _log_softmax((weight * a + retriever_weight * b) / temperature)
-            for a, b in zip(ranker, retriever, strict=True)
-        )
+        joined = (_log_softmax((weight * a + retriever_weight * b) / temperature) for a, b in logs)
         return float(np.mean([row[answer] for row, answer in zip(joined, answers, strict=True)]))
 
     best = min(

@@ -19,7 +19,7 @@ from transformers.utils import logging
 from bundle_mllm.data.files import new_folder
 from bundle_mllm.data.folder import DatasetFolder
 from bundle_mllm.errors import BundleMLLMError
-from bundle_mllm.model_folder import load_completer, load_ranker, save_completer, save_model
+from bundle_mllm.model_folder import STAGE_ONE_MODEL, load_completer, load_ranker, save_completer, save_model
 from bundle_mllm.modeling.completion_bundle_mllm import BundleCompleter
 from bundle_mllm.modeling.item_processing_bundle_mllm import BundleItemProcessor
 from bundle_mllm.modeling.modeling_bundle_mllm import BundleMLLMForCausalLM
@@ -33,9 +33,12 @@ from bundle_mllm.training.ranker import build_ranker, score_held_out
 from bundle_mllm.training.record import RunRecord
 from bundle_mllm.training.retriever import fit_retriever, new_retriever
 from bundle_mllm.training.run_data import RunData
-from bundle_mllm.training.stage import StageQuestions, run_stage
+from bundle_mllm.training.stage import BEST, StageQuestions, run_stage
 
 logger = logging.get_logger(__name__)
+
+Ranker = tuple[BundleMLLMForCausalLM, BundleMLLMProcessor]
+"""A ranker and its processor."""
 
 
 def train(config: RunConfig | None = None, **fields: Any) -> Path:
@@ -58,25 +61,37 @@ def train(config: RunConfig | None = None, **fields: Any) -> Path:
     Raises:
         BundleMLLMError: If the data cannot be used, or `output_dir` belongs to another run.
     """
-    if config is None:
-        base_model = fields.pop("base_model", SCRATCH)
-        paths = {name: fields.pop(name) for name in ("data", "output_dir")}
-        config = with_overrides(default_run(base_model, **paths), fields)
-    both = config.trains_ranker and config.trains_retriever
-    data = RunData(config, DatasetFolder.open(config.data), holds_out=both)
-    record = RunRecord.open(config, data.folder)
+    run: RunConfig = _over_recipe(fields) if config is None else config
+    data = RunData(run, DatasetFolder.open(run.data), holds_out=run.trains_ranker and run.trains_retriever)
+    record = RunRecord.open(run, data.folder)
     if record["finished"]:
-        logger.warning(f"{config.output_dir} holds this run already, finished: nothing to do.")
-        return config.output_dir
-    with limited_threads(config.num_threads):
-        if config.trains_retriever:
-            train_retriever(config, data, record)
-        if config.trains_ranker:
-            train_stage("stage_one", config, data, record)
-            train_stage("stage_two", config, data, record)
-        combine(config, data, record)
-    finish(config.output_dir, record)
-    return config.output_dir
+        logger.warning(f"{run.output_dir} holds this run already, finished: nothing to do.")
+    else:
+        with limited_threads(run.num_threads):
+            first = first_ranker(run, data)
+            if run.trains_retriever:
+                train_retriever(run, data, record)
+            if run.trains_ranker:
+                train_stage("stage_one", run, data, record, first)
+                train_stage("stage_two", run, data, record)
+            combine(run, data, record)
+        finish(run.output_dir, record)
+    remove_leftovers(run.output_dir)
+    return run.output_dir
+
+
+def first_ranker(config: RunConfig, data: RunData) -> Ranker | None:
+    """Build the ranker that stage one starts from, before anything is trained: a mistake in the settings ends the run.
+
+    Returns:
+        The ranker and its processor; `None` if the run trains none, or stage one is over.
+    """
+    if not config.trains_ranker or (config.output_dir / STAGE_ONE_MODEL).exists():
+        return None
+    ranker = build_ranker(config, data)
+    if config.stage_two.max_steps:
+        _ = data.out_of_fold  # refused here if it is not of these bundles
+    return ranker
 
 
 def train_retriever(config: RunConfig, data: RunData, record: RunRecord) -> None:
@@ -117,13 +132,15 @@ def train_retriever(config: RunConfig, data: RunData, record: RunRecord) -> None
         save_completer(completer, temporary)
 
 
-def train_stage(name: str, config: RunConfig, data: RunData, record: RunRecord) -> None:
-    """Train one stage of the ranker and keep the ranker after it; a stage without questions keeps what there was."""
+def train_stage(name: str, config: RunConfig, data: RunData, record: RunRecord, first: Ranker | None = None) -> None:
+    """Train one stage of the ranker and keep the ranker after it; a stage without questions keeps what there was.
+
+    It starts from the `first` ranker, or from what stage one kept.
+    """
     folder = config.output_dir / "training" / name
     if not (folder / "model").exists():
         stage: StageConfig = getattr(config, name)
-        previous = config.output_dir / "training" / "stage_one" / "model"
-        ranker, processor = load_ranker(previous) if previous.exists() else build_ranker(config, data)
+        ranker, processor = first or load_ranker(config.output_dir / STAGE_ONE_MODEL)
         seed = config.seed + int(name == "stage_two")
         stage = within_budget(stage, data, processor, seed)
         if stage.max_steps:
@@ -151,6 +168,7 @@ def train_stage(name: str, config: RunConfig, data: RunData, record: RunRecord) 
             save_model(ranker, processor, temporary)
     for checkpoint in folder.glob("checkpoint-*"):
         shutil.rmtree(checkpoint)
+    (folder / BEST).unlink(missing_ok=True)
 
 
 def within_budget(stage: StageConfig, data: RunData, processor: BundleMLLMProcessor, seed: int) -> StageConfig:
@@ -196,24 +214,26 @@ def combine(config: RunConfig, data: RunData, record: RunRecord) -> None:
         record["both"] = figures["both"]
         for part, metrics in figures.items():
             record.print_figures(part, metrics)
+    record.write()
     with new_folder(final) as temporary:
         save_completer(completer, temporary)
-    record.write()
 
 
 def finish(out: Path, record: RunRecord) -> None:
-    """Move the model to the top of the output folder, and delete what only a killed run needs."""
-    final = out / "training" / "final"
-    for path in sorted(final.iterdir()):
+    """Move the model to the top of the output folder."""
+    for path in sorted((out / "training" / "final").iterdir()):
         if path.is_dir():
             shutil.rmtree(out / path.name, ignore_errors=True)
         os.replace(path, out / path.name)
-    record["finished"] = True
     record.pop("held_out_scores_of_retriever", None)
+    record["finished"] = True
     record.write()
-    final.rmdir()
-    for name in ("retriever", "stage_two"):
-        shutil.rmtree(out / "training" / name / "model", ignore_errors=True)
+
+
+def remove_leftovers(out: Path) -> None:
+    """Delete what only a run that was killed needs."""
+    for name in ("final", "retriever", "stage_two/model"):
+        shutil.rmtree(out / "training" / name, ignore_errors=True)
 
 
 @contextmanager
@@ -225,3 +245,8 @@ def limited_threads(number: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def _over_recipe(fields: dict[str, Any]) -> RunConfig:
+    paths = {name: fields.pop(name) for name in ("data", "output_dir")}
+    return with_overrides(default_run(fields.pop("base_model", SCRATCH), **paths), fields)

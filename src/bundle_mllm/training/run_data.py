@@ -77,10 +77,18 @@ class RunData:
         return None if self.features is None else load_out_of_fold(self.folder, list(self.features.modalities))
 
     @cached_property
-    def _parts(self) -> list[set[str]]:
-        bundles, shares = self.folder.bundles.train, (HELD_OUT, STACKING) if self.holds_out else (STACKING,)
-        parts = part_bundles(bundles, shares, out_of_fold=self.out_of_fold)
-        return parts if self.holds_out else [set(), *parts]
+    def _parts(self) -> tuple[set[str], set[str]]:
+        """Held-out bundles and those of the stacker."""
+        bundles = self.folder.bundles.train
+        if self.holds_out and self.features is not None:  # without features there is no retriever
+            held_out, stacking = part_bundles(bundles, (HELD_OUT, STACKING), out_of_fold=self.out_of_fold)
+            if any(len(bundle.items) >= 2 for bundle in bundles if bundle.bundle_id not in held_out):
+                return held_out, stacking
+            logger.warning(
+                f"{self.folder.path} has too few different training bundles ({len(bundles)}) to hold a tenth out, so "
+                "ranker and retriever are joined with equal weights: add bundles."
+            )
+        return set(), part_bundles(bundles, (STACKING,), out_of_fold=self.out_of_fold)[0]
 
     @property
     def held_out(self) -> set[str]:

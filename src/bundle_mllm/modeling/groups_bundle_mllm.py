@@ -84,23 +84,26 @@ class BundleRetrieverGroups(nn.Module):
 
     def degree(self, rows: torch.Tensor) -> torch.Tensor:
         """Return the number of groups `[n]` of the items in catalog rows `[n]`."""
-        first, end = self._range(rows)
+        first, end = self._range(rows, len(self.node_of_item))
         return end - first
 
-    def gather(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    def gather(
+        self, rows: torch.Tensor, num_rows: int
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """Read the groups of the given rows.
 
-        Row `(f + 1) * num_items + r` is item `r` without the groups of fold `f`, where folds are set; any other row
-        beyond the catalog is in no group.
+        Row `(f + 1) * num_items + r` is item `r` without the groups of fold `f`, where groups have folds.
 
         Args:
             rows: `[n]`
+            num_rows: Rows of the catalog, those of folds included (`BundleMLLMItemCatalog.num_rows`); a row beyond
+                them is in no group.
 
         Returns:
             The number of groups of each row `[n]`; and for every pair `[num_pairs]` each the index below n (rising),
             the group, and the group's size in nodes.
         """
-        first, end = self._range(rows)
+        first, end = self._range(rows, num_rows)
         owner, place = expand(first, end - first)
         group, size = self.groups[place].long(), self.sizes[place]
         if self.fold_of_group is not None:
@@ -141,14 +144,13 @@ class BundleRetrieverGroups(nn.Module):
         of_pair, place = expand(node_offsets[node], node_offsets[node + 1] - node_offsets[node])
         return owner[of_pair], items[place], size[owner][of_pair], degree[of_pair]
 
-    def _range(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _range(self, rows: torch.Tensor, num_rows: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the first and the end place of the groups of each row `[n]`."""
         num_items = len(self.node_of_item)
         if num_items == 0:
             return torch.zeros_like(rows), torch.zeros_like(rows)
-        is_known = rows < num_items if self.fold_of_group is None else torch.ones_like(rows, dtype=torch.bool)
         node = self.node_of_item[rows % num_items].long()
-        node = torch.where(is_known, node, -1)
+        node = torch.where(rows < num_rows, node, -1)
         first, end = self.offsets[node.clamp(min=0)], self.offsets[node + 1]
         return first, torch.where(node < 0, first, end)
 

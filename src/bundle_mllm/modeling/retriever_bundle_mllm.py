@@ -362,7 +362,7 @@ class BundleRetriever(BundlePreTrainedModel):
         size = question.bincount(minlength=len(partial_rows)).clamp(min=1)[question_of_option].float()
         columns, shares = [], torch.zeros(len(options), dtype=torch.bool, device=device)
         for name, groups in self.groups.items():
-            degree, owner, group, group_size = groups.gather(options)
+            degree, owner, group, group_size = groups.gather(options, self.catalog.num_rows)
             keys, weight, count = self._partial_groups(groups, partial, question)
             wanted = (question_of_option[owner] << 32) | group
             found = torch.searchsorted(keys, wanted).clamp(max=max(len(keys) - 1, 0))
@@ -382,9 +382,8 @@ class BundleRetriever(BundlePreTrainedModel):
         shared[option_rows >= 0] = shares
         return table, shared
 
-    @staticmethod
     def _partial_groups(
-        groups: BundleRetrieverGroups, partial: torch.Tensor, question: torch.Tensor
+        self, groups: BundleRetrieverGroups, partial: torch.Tensor, question: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return the groups of partial bundles.
 
@@ -397,7 +396,7 @@ class BundleRetriever(BundlePreTrainedModel):
             Sorted keys `[num_keys]` (question << 32 | group), the sum of `|G_p|^(-1/2)` over the items of each, and
             their number.
         """
-        degree, owner, group, _ = groups.gather(partial)
+        degree, owner, group, _ = groups.gather(partial, self.catalog.num_rows)
         keys, key = ((question[owner] << 32) | group).unique(return_inverse=True)
         norm = degree.clamp(min=1).float().rsqrt()
         weight = norm.new_zeros(len(keys)).index_add(0, key, norm[owner])

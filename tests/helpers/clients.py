@@ -35,7 +35,7 @@ def publisher(model_dir, single_file_dir, data_dir, work):
     import bundle_mllm.hub.publish as module
     from bundle_mllm.hub.dataset import publish_dataset
     from bundle_mllm.hub.publish import publish
-    from bundle_mllm.model_folder import load_model
+    from bundle_mllm.model_folder import load_ranker
 
     time.sleep = lambda seconds: None  # the client waits between its retries
     folder, api, token = Path(work, "repository"), HfApi(), os.environ.pop("HF_TOKEN")
@@ -81,7 +81,7 @@ def publisher(model_dir, single_file_dir, data_dir, work):
 
     attempt("data set", run, "acme/shop", data_dir, publish_dataset)
 
-    model, processor = load_model(model_dir)
+    model, processor = load_ranker(model_dir)
     attempt("push model", lambda: model.push_to_hub("acme/pushed") and None)
     attempt("push processor", lambda: processor.push_to_hub("acme/pushed") and None)
     completer = transformers.pipeline("bundle-completion", model=model_dir)

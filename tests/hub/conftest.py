@@ -5,13 +5,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tiny_models import ITEM_IDS, TITLES, make_model, make_processor
+from tiny_models import ITEM_IDS, TITLES, make_model, make_processor, make_retriever
 
 from bundle_mllm.data import DatasetFolder, make_questions, save_questions, write_records
 from bundle_mllm.evaluation.evaluate import evaluate
-from bundle_mllm.model_folder import save_model
+from bundle_mllm.model_folder import save_completer
+from bundle_mllm.modeling import BundleCompleter
 from bundle_mllm.report import build_report
-from bundle_mllm.training.config import as_dict, default_run
+from bundle_mllm.settings import as_dict
+from bundle_mllm.training.config import default_run
 
 QUESTIONS = [
     {"question_id": "q0", "bundle_id": "b0", "partial": ["i0", "i1"], "candidates": ["i2", "i3"], "answer_index": 1},
@@ -22,12 +24,12 @@ QUESTIONS = [
 
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory) -> Path:
-    """A model folder with metrics and a report, its weights in several files, as a run on local folders leaves it."""
+    """Both models with metrics and a report, weights in several files, as a run on local folders leaves them."""
     folder = tmp_path_factory.mktemp("trained") / "model"
     data = tmp_path_factory.mktemp("shop")
     processor = make_processor(max_length=512)
     model = make_model(separator_token_id=processor.separator_token_id)
-    save_model(model, processor, folder)
+    save_completer(BundleCompleter(processor, model, make_retriever()), folder)
     (folder / "model.safetensors").unlink()
     model.save_pretrained(folder, max_shard_size="60KB")
     assert len(list(folder.glob("*.safetensors"))) > 1

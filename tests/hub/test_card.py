@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.hub.card import escape_markdown, read_measurements, render_model_card, split_name
 from bundle_mllm.hub.settings import PublishSettings
-from bundle_mllm.model_folder import fingerprint
+from bundle_mllm.model_folder import fingerprint, load_completer, save_completer
+from bundle_mllm.modeling import BundleCompleter, BundleItemProcessor
 
 REPO = "acme/outfits"
 
@@ -50,11 +51,12 @@ def test_the_metadata_name_library_task_base_model_datasets_license_and_metrics(
 
 def test_the_text_has_figures_settings_of_both_stages_and_how_to_ask(folder):
     text, measured = str(render(folder)), json.loads((folder / "metrics.json").read_text())
-    assert f"| model | {measured['hit_rate@1']:.3f} ± {measured['hit_rate@1_se']:.3f} | 0.389 |" in text
+    assert f"| both | {measured['hit_rate@1']:.3f} ± {measured['hit_rate@1_se']:.3f} | 0.389 |" in text
     assert "| 2–3 |" in text and "3 (2) |" in text
-    assert "| trains | lora | fusion, projector, separator |" in text
-    assert "| lora | r 8, alpha 16, dropout 0.05 |" in text
-    assert "| validation HitRate@1 | 0.500, step 5 |  |" in text
+    assert "| | retriever | ranker, stage one (bundle patterns) | ranker, stage two (multimodal semantics) |" in text
+    assert "| trains |  | lora | fusion, projector, separator |" in text
+    assert "| lora |  | r 8, alpha 16, dropout 0.05 |" in text
+    assert "| validation HitRate@1 |  | 0.500, step 5 |  |" in text
     assert 'pipeline("bundle-completion", model="acme/outfits", trust_remote_code=True)' in text
     assert '"partial": ["i0", "i1"], "candidates": ["i2", "i3", "i4"]' in text
     assert "user\\_item (6), visual (12)" in text
@@ -139,7 +141,7 @@ def test_the_card_says_how_the_questions_were_made_where_the_metrics_do(folder):
     values["questions"] |= {"path": "q.jsonl", "made": {"split": "test", "negatives": "hard", "seed": 3}}
     (folder / "metrics.json").write_text(json.dumps(values))
     card = render(folder)
-    assert "| test, hard negatives (q) | 2–3 | model |" in str(card)
+    assert "| test, hard negatives (q) | 2–3 | both |" in str(card)
     (result,) = card.data.to_dict()["model-index"][0]["results"]
     assert result["dataset"]["split"] == "test"
     metric = next(metric for metric in result["metrics"] if metric["type"] == "hit_rate@1")
@@ -208,48 +210,37 @@ def test_escaped_text_stays_on_one_line():
     assert escape_markdown("a|b\n`c` <d>") == "a\\|b \\`c\\` \\<d\\>"
 
 
-def with_parts(folder):
-    """Add a retriever, and the metrics of both models and of each alone; return the metrics."""
-    (folder / "retriever").mkdir()
-    config = {"model_type": "bundle_retriever", "modalities": {"textual": 7}, "memberships": {"textual": 40}}
-    (folder / "retriever" / "config.json").write_text(json.dumps(config))
-    values = json.loads((folder / "metrics.json").read_text()) | {"fingerprint": fingerprint(folder)}
-    rates = {"ranker": 0.25, "retriever": 0.5, "both": values["hit_rate@1"]}
-    parts = {name: {"hit_rate@1": rate, "hit_rate@1_se": 0.125, "valid_ratio": 1.0} for name, rate in rates.items()}
-    (folder / "metrics.json").write_text(json.dumps(values | {"parts": parts}))
-    (folder / "metrics.ranker.json").write_text(json.dumps(values | {"part": "ranker"}))
-    return values
-
-
 def test_ranker_retriever_and_both_stand_in_one_table(folder):
-    with_parts(folder)
-    card = render(folder)
+    card, parts = render(folder), json.loads((folder / "metrics.json").read_text())["parts"]
     assert len(card.data.to_dict()["model-index"][0]["results"]) == 1
     rows = [line for line in str(card).splitlines() if line.startswith("| test\\_hard |")]
     assert [row.split(" | ")[2] for row in rows] == ["both", "ranker", "retriever"]
-    assert "| ranker | 0.250 ± 0.125 | 0.389 | 1.000 |" in rows[1] and "| – |" in rows[2]
+    for row, part in zip(rows, ("both", "ranker", "retriever"), strict=True):
+        assert f"| {part} | {parts[part]['hit_rate@1']:.3f} ± {parts[part]['hit_rate@1_se']:.3f} | 0.389 |" in row
+    assert "| – |" in rows[2]
 
 
-def test_the_card_of_two_models_tells_them_apart(folder):
-    assert "The pipeline asks both models" not in str(render(folder))
-    with_parts(folder)
+def test_the_card_of_two_models_sets_them_apart(folder):
     text = str(render(folder))
     assert "The pipeline asks both models" in text and "are the ranker alone" in text
-    assert "textual (7)" in text and "40 pairs of item and word" in text
+    assert "5 pairs of item and word" in text
+    shutil.rmtree(folder / "retriever")
+    text = str(render_model_card(PublishSettings(folder, REPO, allow_no_metrics=True), ()))
+    assert "The pipeline asks both models" not in text and "retriever" not in text.split("## Training")[0]
 
 
 def test_the_metrics_of_a_part_are_not_those_of_the_model(folder):
-    with_parts(folder)
-    with pytest.raises(BundleMLLMError, match="is of one part of the model alone"):
+    with pytest.raises(BundleMLLMError, match="is of one part of the model"):
         render(folder, folder / "metrics.ranker.json")
 
 
-def test_a_retriever_alone_is_no_language_model(folder):
-    config = {"model_type": "bundle_retriever", "num_items": 8, "memberships": {"user_item": 3}}
-    (folder / "config.json").write_text(json.dumps(config))
-    card = render_model_card(PublishSettings(folder, REPO, allow_no_metrics=True), ())
+def test_a_retriever_alone_is_no_language_model(folder, tmp_path):
+    completer = load_completer(folder)
+    items = BundleItemProcessor(completer.processor.item_ids, completer.processor.titles)
+    save_completer(BundleCompleter(items, retriever=completer.retriever), tmp_path / "alone")
+    card = render_model_card(PublishSettings(tmp_path / "alone", REPO, allow_no_metrics=True), ())
     assert card.data.pipeline_tag == "feature-extraction" and "needs no language model" in str(card)
-    assert "3 pairs of item and user" in str(card) and "AutoModelForCausalLM" not in str(card)
+    assert "5 pairs of item and word" in str(card) and "AutoModelForCausalLM" not in str(card)
 
 
 @pytest.mark.parametrize("value", [["<img src=x>", 3], "javascript:alert(1)", [{"a": 1}], "s3://bucket/x"])
@@ -262,4 +253,4 @@ def test_metrics_of_another_type_do_not_reach_the_card(folder, value):
     (folder / "metrics.json").write_text(json.dumps(values))
     text = str(render(folder))
     assert "<img" not in text and "javascript" not in text and "s3:" not in text
-    assert "| not recorded | model | 0.333 | not recorded | not recorded | ? (?) |" in text
+    assert re.search(r"\| not recorded \| both \| 0\.\d+ \| not recorded \| not recorded \| \? \(\?\) \|", text)

@@ -12,13 +12,14 @@ import torch
 from hub_server import TOKEN, HubServer
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
-from tiny_models import MODALITIES
+from tiny_models import MODALITIES, make_retriever
 from transformers import pipeline
 
 from bundle_mllm.data import SPLITS, DatasetFolder, load_questions
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.hub.publish import publish
-from bundle_mllm.model_folder import fingerprint, load_model, save_model
+from bundle_mllm.model_folder import fingerprint, load_completer, load_ranker, save_completer, save_model
+from bundle_mllm.modeling import BundleCompleter, BundleItemProcessor
 
 NEW_ITEM = {"title": "new hat", "features": {name: [0.5] * width for name, width in MODALITIES.items()}}
 ASKED = [
@@ -58,7 +59,7 @@ def act(role, server, home, **arguments):
 def published(server, model_folder, data_folder, tmp_path_factory):
     """What the publisher saw; the server holds the repositories afterwards."""
     work = tmp_path_factory.mktemp("publisher")
-    model, processor = load_model(model_folder)
+    model, processor = load_ranker(model_folder)
     save_model(model, processor, work / "single")
     (work / "single" / "metrics.json").write_text(
         json.dumps({"hit_rate@1": 0.5, "fingerprint": fingerprint(work / "single")})
@@ -166,14 +167,22 @@ def test_weights_of_an_earlier_publish_do_not_stay(published, server):
     assert len(repository(server, "acme/changing").messages) == 3
 
 
-@pytest.mark.parametrize("name", ["acme/outfits", "acme/pushed", "acme/pipeline", "again"])
+@pytest.mark.parametrize("name", ["acme/outfits", "acme/pipeline", "again"])
 def test_a_stranger_gets_the_scores_of_the_installed_package_by_the_name_of_the_repository(received, name, expected):
     assert close(received[name], expected)
 
 
+def test_a_ranker_that_was_pushed_answers_alone(received, model_folder, expected):
+    completer = load_completer(model_folder)
+    alone = BundleCompleter(completer.processor, completer.ranker)
+    scores = [{o["letter"]: o["score"] for o in alone.complete(question)} for question in ASKED]
+    assert close(received["acme/pushed"], scores)
+    assert any(abs(one["A"] - both["A"]) > 1e-3 for one, both in zip(scores, expected, strict=True))
+
+
 @torch.no_grad()
 def test_a_stranger_gets_the_same_logits_from_the_auto_classes(received, model_folder):
-    model, processor = load_model(model_folder)
+    model, processor = load_ranker(model_folder)
     for question, logits in zip(ASKED, received["logits"], strict=True):
         inputs = processor(question, return_tensors="pt")
         assert torch.allclose(model(**inputs).logits[0, -1], torch.tensor(logits), atol=1e-5)
@@ -275,51 +284,44 @@ def test_files_that_need_no_change_are_published_as_they_are(model_folder, tmp_p
     assert changed == ["metrics.json"]
 
 
-def add_retriever(folder, **memberships):
-    """Add a folder that looks like a retriever."""
-    (folder / "retriever").mkdir()
-    save_file({"x": torch.ones(2)}, folder / "retriever" / "model.safetensors", metadata={"format": "pt"})
-    config = {"model_type": "bundle_retriever", "memberships": memberships}
-    config["auto_map"] = {"AutoConfig": "configuration_bundle_mllm.BundleRetrieverConfig"}
-    (folder / "retriever" / "config.json").write_text(json.dumps(config))
-    shutil.copy(folder / "configuration_bundle_mllm.py", folder / "retriever")
-    (folder / "retriever" / "optimizer.pt").write_bytes(b"\x80\x02not for others")
-
-
-def test_a_retriever_in_its_subfolder_is_checked_and_published(model_folder, tmp_path, monkeypatch):
+def test_the_retriever_is_checked_and_published_with_the_ranker(model_folder, tmp_path):
     folder = shutil.copytree(model_folder, tmp_path / "model")
-    add_retriever(folder, textual=40)
-    monkeypatch.setattr("bundle_mllm.hub.publish.verify_repository", lambda folder: None)
-    monkeypatch.setattr("bundle_mllm.hub.publish.read_report", lambda folder: None)
-    options = {"dry_run": True, "allow_no_metrics": True}
-    (folder / "metrics.json").unlink()
-    shutil.rmtree(folder / "report")
-    report = publish(folder, "acme/outfits", **options)
-    names = {"config.json", "configuration_bundle_mllm.py", "model.safetensors"}
+    (folder / "retriever" / "optimizer.pt").write_bytes(b"\x80\x02not for others")
+    report = publish(folder, "acme/outfits", dry_run=True)
+    names = ("config.json", "model.safetensors", "retriever_bundle_mllm.py")
     assert {f"retriever/{name}" for name in names} <= set(report.files)
     assert "retriever/optimizer.pt" in report.left_out and "retriever" not in report.left_out
+    assert load_completer(report.folder).parts == ("ranker", "retriever", "both")
     for name in names:
         content = (folder / "retriever" / name).read_bytes()
         (folder / "retriever" / name).unlink()
-        with pytest.raises(BundleMLLMError, match=r"has no config|has no configuration|holds no \*\.safetensors"):
-            publish(folder, "acme/outfits", **options)
+        with pytest.raises(BundleMLLMError, match=r"retriever (has no|holds no)"):
+            publish(folder, "acme/outfits", dry_run=True)
         (folder / "retriever" / name).write_bytes(content)
-    (folder / "retriever" / "configuration_bundle_mllm.py").write_text("print('hello')")
+    (folder / "retriever" / "retriever_bundle_mllm.py").write_text("print('hello')")
     with pytest.raises(BundleMLLMError, match="is not the code of this version"):
-        publish(folder, "acme/outfits", **options)
+        publish(folder, "acme/outfits", dry_run=True)
 
 
-def test_a_retriever_that_holds_a_user_log_is_published_only_when_asked_for(model_folder, tmp_path, monkeypatch):
-    folder = shutil.copytree(model_folder, tmp_path / "model")
-    add_retriever(folder, user_item=60)
-    monkeypatch.setattr("bundle_mllm.hub.publish.verify_repository", lambda folder: None)
-    shutil.rmtree(folder / "report")
-    (folder / "metrics.json").unlink()
+@pytest.mark.parametrize("is_alone", [False, True], ids=["beside a ranker", "alone"])
+def test_a_retriever_that_holds_a_user_log_is_published_only_when_asked_for(model_folder, tmp_path, is_alone):
+    completer, retriever = load_completer(model_folder), make_retriever("user_item")
+    if is_alone:
+        items = BundleItemProcessor(completer.processor.item_ids, completer.processor.titles)
+        completer = BundleCompleter(items, retriever=retriever)
+    else:
+        completer = BundleCompleter(completer.processor, completer.ranker, retriever)
+    save_completer(completer, tmp_path / "model")
     options = {"dry_run": True, "allow_no_metrics": True}
-    with pytest.raises(BundleMLLMError, match=r"60 pairs of user and item.*--share-user-log"):
-        publish(folder, "acme/logs", **options)
-    report = publish(folder, "acme/logs", share_user_log=True, **options)
-    assert "60 pairs of item and user" in (report.folder / "README.md").read_text()
+    with pytest.raises(BundleMLLMError, match=r"5 pairs of user and item.*--share-user-log"):
+        publish(tmp_path / "model", "acme/logs", **options)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    report = publish(tmp_path / "model", "acme/logs", share_user_log=True, **options)
+    assert report.verification is not None
+    card = ModelCard.load(report.folder / "README.md")
+    assert "5 pairs of item and user" in str(card)
+    assert card.data.pipeline_tag == ("feature-extraction" if is_alone else "text-generation")
+    assert ("tokenizer.json" in report.files) == (not is_alone)
 
 
 @pytest.mark.parametrize("name", ["outfits", "a/b/c", "acme/", "acme/out fits", "acme/-outfits", "/some/out", ""])

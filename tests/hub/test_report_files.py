@@ -52,7 +52,7 @@ def test_the_report_alone_is_enough_for_a_card(folder):
     (measurement,) = read_measurements(folder)
     assert measurement.values["hit_rate@1"] == measured["hit_rate@1"]
     assert measurement.split == "test_hard"
-    assert f"| model | {measured['hit_rate@1']:.3f}" in render(folder)
+    assert f"| both | {measured['hit_rate@1']:.3f}" in render(folder)
 
 
 def test_text_of_unknown_form_in_a_report_is_left_out(folder, tmp_path):

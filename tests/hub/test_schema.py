@@ -20,7 +20,8 @@ from bundle_mllm.hub.schema import (
     version,
     word,
 )
-from bundle_mllm.training.config import as_dict, default_run
+from bundle_mllm.settings import as_dict
+from bundle_mllm.training.config import default_run
 
 
 @pytest.mark.parametrize(
@@ -74,8 +75,8 @@ def test_every_setting_of_a_run_is_published_but_those_that_are_paths(tmp_path):
         "output_dir",
         "relations",
     }
-    for stage in ("stage_one", "stage_two"):
-        assert rebuild({"settings": settings}, RUN)["settings"][stage] == settings[stage]
+    for step in ("retriever", "stage_one", "stage_two", "fusion"):
+        assert rebuild({"settings": settings}, RUN)["settings"][step] == settings[step]
 
 
 def test_metrics_keep_breakdowns_and_parts_and_lose_where_they_were_made():

@@ -13,16 +13,16 @@ from bundle_mllm.hub.integrity import check_complete, check_safe
 from bundle_mllm.hub.publish import TAKEN, publish
 from bundle_mllm.hub.repository import matches
 from bundle_mllm.hub.verify import sample_questions, verify_repository
-from bundle_mllm.model_folder import load_model, save_model
+from bundle_mllm.model_folder import load_completer, load_ranker, save_model
 
 
 @pytest.fixture
 def folder(model_folder, tmp_path):
     """A repository folder that a test may change."""
-    (tmp_path / "model").mkdir()
-    for path in model_folder.iterdir():
-        if matches(path.name, TAKEN):
-            shutil.copy(path, tmp_path / "model")
+    for path in model_folder.rglob("*"):
+        if matches(name := path.relative_to(model_folder).as_posix(), TAKEN):
+            (tmp_path / "model" / name).parent.mkdir(exist_ok=True, parents=True)
+            shutil.copy(path, tmp_path / "model" / name)
     return tmp_path / "model"
 
 
@@ -58,7 +58,7 @@ def test_weights_that_are_cut_short_are_an_error(folder, keep):
     with pytest.raises(BundleMLLMError, match=r"weights are missing or foreign|no readable header"):
         check_complete(folder)
     with pytest.raises(BundleMLLMError, match="no readable Bundle-MLLM model"):
-        load_model(folder)
+        load_ranker(folder)
 
 
 def tamper(folder, name, change):
@@ -90,9 +90,9 @@ def test_a_pickle_is_refused(folder, name, content):
 
 
 def test_questions_come_from_the_catalog_and_the_seed(folder):
-    model, processor = load_model(folder)
-    modalities = dict(model.config.modalities)
-    one, same, other = (sample_questions(processor, modalities, seed=seed) for seed in (0, 0, 1))
+    completer = load_completer(folder)
+    processor, modalities = completer.processor, completer.processor.modalities
+    one, same, other = (sample_questions(completer, seed=seed) for seed in (0, 0, 1))
     assert one == same != other
     ids = [entry for q in one for entry in (*q["partial"], *q["candidates"]) if isinstance(entry, str)]
     assert set(ids) <= set(processor.item_ids)
@@ -109,14 +109,14 @@ def test_items_in_another_order_or_of_other_titles_are_an_error(folder, change):
 
 
 def test_a_new_catalog_forgets_the_items_of_the_former_one_until_it_is_saved(folder, tmp_path):
-    model, processor = load_model(folder)
+    model, processor = load_ranker(folder)
     assert model.config.items_hash
     model.set_catalog(
         {name: torch.ones(processor.num_items, width) for name, width in model.config.modalities.items()}
     )
     assert model.config.items_hash is None
     save_model(model, processor, tmp_path / "saved")
-    assert load_model(tmp_path / "saved")[0].config.items_hash == processor.items_hash
+    assert load_ranker(tmp_path / "saved")[0].config.items_hash == processor.items_hash
 
 
 @pytest.mark.parametrize("name", ["modeling_bundle_mllm.py", "of_others_bundle_mllm.py"])
@@ -130,13 +130,15 @@ def test_code_that_is_not_the_packages_is_refused_and_never_runs(folder, tmp_pat
     assert not ran.exists() and sorted(path.name for path in tmp_path.iterdir()) == ["model"]
 
 
-def test_scores_that_differ_without_the_package_are_an_error(folder, monkeypatch):
-    option_logits = verify._option_logits
-    monkeypatch.setattr(
-        verify,
-        "_option_logits",
-        lambda *args: [[score + i for i, score in enumerate(row)] for row in option_logits(*args)],
-    )
+@pytest.mark.parametrize("number", ["score", "ranker", "retriever"])
+def test_scores_that_differ_without_the_package_are_an_error(folder, monkeypatch, number):
+    def change(*args, score=verify._score_in_clean_process):
+        found = score(*args)
+        changed = found["answers"][0][0]
+        (changed if number == "score" else changed["explanation"])[number] += 1e-3
+        return found
+
+    monkeypatch.setattr(verify, "_score_in_clean_process", change)
     with pytest.raises(BundleMLLMError, match="answers differently without this package"):
         verify_repository(folder)
 
@@ -185,8 +187,8 @@ def test_nothing_is_written_for_a_folder_that_cannot_be_published(folder, spoil,
 
 
 def test_the_options_of_a_question_fit_into_one_prompt_of_the_model(folder):
-    _, processor = load_model(folder)
+    completer = load_completer(folder)
     for max_options in (3, 10):
-        processor.max_options = max_options
-        sizes = {len(question["candidates"]) for question in sample_questions(processor, {})}
+        completer.processor.max_options = max_options
+        sizes = {len(question["candidates"]) for question in sample_questions(completer)}
         assert sizes == {min(4, max_options)}

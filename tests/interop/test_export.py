@@ -11,6 +11,7 @@ from tiny_models import (
     MODALITIES,
     make_model,
     make_processor,
+    make_retriever,
     make_sentencepiece_tokenizer,
     make_tokenizer,
 )
@@ -33,8 +34,8 @@ from transformers import (
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.interop import export
 from bundle_mllm.interop.export import export_stock
-from bundle_mllm.model_folder import load_model, save_model
-from bundle_mllm.modeling import BundleMLLMProcessor
+from bundle_mllm.model_folder import load_ranker, save_completer, save_model
+from bundle_mllm.modeling import BundleCompleter, BundleMLLMProcessor
 from bundle_mllm.training.config import LoraSettings
 from bundle_mllm.training.trainable import make_trainable
 
@@ -259,7 +260,7 @@ def test_modalities_that_are_not_named_count_as_absent(exported, tmp_path):
     model, _, source, full = exported
     folder = export_stock(source, tmp_path / "stock", modalities=["visual"])
     rows = AutoModelForCausalLM.from_pretrained(folder).get_input_embeddings().weight[TEXT_TOKENS:]
-    catalog, _ = load_model(source)
+    catalog, _ = load_ranker(source)
     catalog.model.catalog.present[:, list(MODALITIES).index("visual") ^ 1] = False
     present = {"visual": torch.ones(len(ITEM_IDS), dtype=torch.bool)}
     features = {"visual": model.model.catalog.features["visual"]}
@@ -283,7 +284,7 @@ def test_unusable_modalities_are_refused(exported, tmp_path, modalities, message
 @torch.no_grad()
 def test_an_adapter_is_merged_with_all_it_holds(tmp_path):
     save(tmp_path / "base")
-    model, processor = load_model(tmp_path / "base")
+    model, processor = load_ranker(tmp_path / "base")
     adapted = make_trainable(model, ["lora", "fusion", "projector", "separator"], LoraSettings(), seed=0)
     for parameter in adapted.parameters():
         if parameter.requires_grad:
@@ -402,9 +403,8 @@ def test_an_embedding_that_does_more_than_scale_is_refused():
 
 
 def test_a_retriever_is_left_behind_and_named(exported, tmp_path):
-    shutil.copytree(exported[2], tmp_path / "model")
-    (tmp_path / "model" / "retriever").mkdir()
-    (tmp_path / "model" / "retriever" / "config.json").write_text("{}")
+    model, processor, *_ = exported
+    save_completer(BundleCompleter(processor, model, make_retriever()), tmp_path / "model")
     folder = export_stock(tmp_path / "model", tmp_path / "stock")
     assert json.loads((folder / "bundle_mllm_export.json").read_text())["left_behind"] == ["retriever"]
     assert not (folder / "retriever").exists()

@@ -18,12 +18,13 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from bundle_mllm.data.files import read_json
 from bundle_mllm.errors import BundleMLLMError
-from bundle_mllm.hub.integrity import RETRIEVER, is_retriever
+from bundle_mllm.hub.integrity import is_retriever
 from bundle_mllm.hub.records import METRICS, public_record, public_settings
 from bundle_mllm.hub.report_files import card_sections, metrics_files
 from bundle_mllm.hub.schema import WithheldError, hub_name, rebuild
 from bundle_mllm.hub.settings import LICENSE_UNKNOWN, PublishSettings
 from bundle_mllm.model_folder import CONVERSION_RECORD, RUN_RECORD, fingerprint
+from bundle_mllm.modeling.pipeline_bundle_mllm import RETRIEVER_FOLDER
 from bundle_mllm.settings import NO_RANKER, SCRATCH
 
 LIBRARY = "transformers"  # what loads the repository, and what the Hub's "use this model" button shows
@@ -73,10 +74,10 @@ class Measurement:
         return self.questions.get("made") or {}
 
     def parts(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
-        """Yield the metrics of ranker and retriever together and alone; of the only part under the name "model"."""
+        """Yield the metrics of ranker and retriever together and alone; or of the only part."""
         parts = self.values.get("parts") or {}
         rows = [(name, parts[name]) for name in PARTS if isinstance(parts.get(name), dict)]
-        yield from rows if len(rows) > 1 else [("model", self.values)]
+        yield from rows if len(rows) > 1 else [(self.values.get("part", "model"), self.values)]
 
 
 def read_measurements(model_dir: Path, paths: Sequence[Path] = ()) -> list[Measurement]:
@@ -95,8 +96,11 @@ def read_measurements(model_dir: Path, paths: Sequence[Path] = ()) -> list[Measu
     expected = fingerprint(model_dir) if files else None
     for path in files:
         given = read_json(path)
-        if not paths and ("baseline" in given or _is_part(given)):
+        is_part = "part" in given and "parts" not in given
+        if not paths and ("baseline" in given or is_part):
             continue
+        if is_part:
+            raise BundleMLLMError(f"{path} is of one part of the model: give the metrics file of the whole model.")
         measurement = _measurement(path, given, model_dir, expected)
         split, digest = measurement.split, measurement.questions.get("sha256")
         if (other := measurements.get(split)) is not None:
@@ -110,11 +114,6 @@ def read_measurements(model_dir: Path, paths: Sequence[Path] = ()) -> list[Measu
     return list(measurements.values())
 
 
-def _is_part(metrics: Mapping[str, Any]) -> bool:
-    """Return whether metrics are of the ranker or retriever of a model that holds both: a whole one lists `parts`."""
-    return "part" in metrics and "parts" not in metrics
-
-
 def _measurement(path: Path, given: Mapping[str, Any], model_dir: Path, expected: str | None) -> Measurement:
     values = rebuild(dict(given), METRICS)
     rate = values.get("hit_rate@1")
@@ -123,8 +122,6 @@ def _measurement(path: Path, given: Mapping[str, Any], model_dir: Path, expected
             f"{path} has {given.get('hit_rate@1')!r} as hit_rate@1, so it is no metrics file: write it with "
             "`bundle-mllm evaluate`."
         )
-    if _is_part(given):
-        raise BundleMLLMError(f"{path} is of one part of the model alone: give the metrics file of the whole model.")
     if (measured := values.get("fingerprint")) is None or measured != expected:
         known = f"{path} measured other weights, items or wording than {model_dir} has"
         problem = f"{path} does not name the weights it measured" if measured is None else known
@@ -180,8 +177,8 @@ def render_model_card(
     recorded = recorded_settings.get("base_model") or record.get("base_model")
     base_model = base_model or (None if recorded in (SCRATCH, NO_RANKER) else recorded)
     config, has_ranker = public_settings(model_dir / "config.json"), not is_retriever(model_dir)
-    has_both = (model_dir / RETRIEVER).is_dir()
-    beside = public_settings(model_dir / RETRIEVER / "config.json") if has_both else {}
+    has_both = (model_dir / RETRIEVER_FOLDER).is_dir()
+    beside = public_settings(model_dir / RETRIEVER_FOLDER / "config.json") if has_both else {}
     tag = RANKER_TAG if has_ranker else RETRIEVER_TAG
     metadata = ModelCardData(
         library_name=LIBRARY,
@@ -210,7 +207,7 @@ def render_model_card(
         modalities={**(config.get("modalities") or {}), **(beside.get("modalities") or {})},
         has_ranker=has_ranker,
         has_retriever=has_both or not has_ranker,
-        memberships=(beside or config).get("memberships") or config.get("relations") or {},
+        memberships=(beside or config).get("memberships") or {},
         pair_names=PAIR_NAMES,
         dtype=str(config.get("dtype") or "float32"),
         license=None if settings.license == LICENSE_UNKNOWN else settings.license,
@@ -304,7 +301,7 @@ def _rows(measurement: Measurement) -> Iterator[list[str]]:
         rate, error = _decimals(metrics.get("hit_rate@1")), metrics.get("hit_rate@1_se")
         rate += f" ± {_decimals(error)}" if error is not None else ""
         random, valid = (_decimals(each) for each in (values.get("random_hit_rate@1"), metrics.get("valid_ratio")))
-        yield [questions, options, part, rate, random, valid if part != RETRIEVER else "–", counts]
+        yield [questions, options, part, rate, random, valid if part != "retriever" else "–", counts]
 
 
 def _decimals(value: float | None) -> str:

@@ -13,11 +13,9 @@ from bundle_mllm import modeling
 from bundle_mllm.data.files import read_json
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.hub.repository import METADATA, read_header
+from bundle_mllm.modeling.configuration_bundle_mllm import BundleRetrieverConfig
+from bundle_mllm.modeling.pipeline_bundle_mllm import RETRIEVER_FOLDER
 
-RETRIEVER = "retriever"
-"""The subfolder of a model folder that holds its retriever."""
-RETRIEVER_TYPE = "bundle_retriever"
-"""`model_type` of a retriever."""
 _NEEDED = ("config.json", "items.jsonl", "processor_config.json")
 _NEEDED_OF_RANKER = ("tokenizer.json", "tokenizer_config.json")
 _CODE = Path(modeling.__file__).parent
@@ -28,7 +26,7 @@ _PICKLE_STARTS, _ZIP_START = {bytes((0x80, protocol)) for protocol in range(2, 6
 
 def is_retriever(folder: Path) -> bool:
     """Return whether a folder holds a retriever at its top, and no ranker."""
-    return read_json(folder / "config.json").get("model_type") == RETRIEVER_TYPE
+    return read_json(folder / "config.json").get("model_type") == BundleRetrieverConfig.model_type
 
 
 def check_complete(folder: Path) -> None:
@@ -37,7 +35,7 @@ def check_complete(folder: Path) -> None:
     Raises:
         BundleMLLMError: If not; the first problem is named.
     """
-    for part in (folder, folder / RETRIEVER):
+    for part in (folder, folder / RETRIEVER_FOLDER):
         if part == folder or part.is_dir():
             _check_files(part, _NEEDED if part == folder else ("config.json",))
             _check_files(part, _NEEDED_OF_RANKER if part == folder and not is_retriever(folder) else ())
@@ -70,7 +68,7 @@ def check_code(folder: Path) -> None:
     Raises:
         BundleMLLMError: If a file differs, or is none of this package.
     """
-    for path in sorted([*folder.glob("*.py"), *folder.glob(f"{RETRIEVER}/*.py")]):
+    for path in sorted([*folder.glob("*.py"), *folder.glob(f"{RETRIEVER_FOLDER}/*.py")]):
         own = _CODE / path.name
         if not own.is_file() or own.read_bytes() != path.read_bytes():
             raise BundleMLLMError(

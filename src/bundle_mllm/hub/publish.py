@@ -12,7 +12,7 @@ from pathlib import Path
 from bundle_mllm.data.files import read_json
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.hub.card import Measurement, find_record, read_measurements, render_model_card
-from bundle_mllm.hub.integrity import RETRIEVER, check_code, check_complete
+from bundle_mllm.hub.integrity import check_code, check_complete
 from bundle_mllm.hub.records import place_public, public_record, public_settings
 from bundle_mllm.hub.report_files import FILES as REPORT_FILES
 from bundle_mllm.hub.report_files import FOLDER as REPORT_FOLDER
@@ -27,13 +27,14 @@ from bundle_mllm.hub.settings import PublishSettings
 from bundle_mllm.hub.upload import check_repo_id, publish_folder
 from bundle_mllm.hub.verify import Verification, verify_repository
 from bundle_mllm.model_folder import fingerprint
+from bundle_mllm.modeling.pipeline_bundle_mllm import RETRIEVER_FOLDER
 from bundle_mllm.settings import configured_by
 
 PUBLISHED_RECORD = "training_record.json"
 _MODEL = ("*.safetensors", "*.safetensors.index.json", "*_bundle_mllm.py", "config.json")
 TAKEN = (
     *_MODEL,
-    *(f"{RETRIEVER}/{pattern}" for pattern in _MODEL),
+    *(f"{RETRIEVER_FOLDER}/{pattern}" for pattern in _MODEL),
     "chat_template.jinja",
     "chat_templates/*.jinja",
     "generation_config.json",
@@ -110,16 +111,16 @@ def publish(settings: PublishSettings) -> PublishReport:
     )
     used = {*taken, *(path.parent for path in taken), record, *(m.path for m in measurements)}
     used |= {source / REPORT_FOLDER} if report is not None else set()
-    paths = [*source.iterdir(), *source.glob(f"{RETRIEVER}/*")]
+    paths = [*source.iterdir(), *source.glob(f"{RETRIEVER_FOLDER}/*")]
     names = sorted(path.relative_to(source).as_posix() for path in paths if path not in used and path.name[0] != ".")
     return replace(published, left_out=tuple(names), verification=verified[0])
 
 
 def _check_no_user_log(source: Path) -> None:
     """Refuse a model whose retriever compares items by their users: it holds every pair."""
-    part = source / RETRIEVER if (source / RETRIEVER).is_dir() else source
+    part = source / RETRIEVER_FOLDER if (source / RETRIEVER_FOLDER).is_dir() else source
     config = public_settings(part / "config.json")
-    pairs = (config.get("memberships") or config.get("relations") or {}).get("user_item")
+    pairs = (config.get("memberships") or {}).get("user_item")
     if pairs:
         raise BundleMLLMError(
             f"{part} holds the {pairs} pairs of user and item of your interactions table (users by number, without "

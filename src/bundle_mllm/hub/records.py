@@ -45,10 +45,12 @@ INPUTS: Schema = {
 MADE: Schema = {"split": matching("train|validation|test"), "negatives": word, "partial": word, NAME: number}
 BASE_MODEL = either(matching(f"{SCRATCH}|{NO_RANKER}"), hub_name)
 MODALITIES: Schema = {re.compile("[a-z0-9_]{1,40}"): number}
+_PART = matching("ranker|retriever|both")
 METRICS: Schema = {
     "questions": {"path": table_name, "sha256": digest, "num_candidates": [number], "made": MADE},
     "fingerprint": digest,
-    "asked": {"mask": [word], "permute": [word], NAME: number},
+    "options": {"mask": [word], "permute": [word], NAME: number},
+    "part": _PART,
     "parts": {re.compile("ranker|retriever|both"): {NAME: number}},
     **dict.fromkeys(("slices", "position"), numbers),
     NAME: number,

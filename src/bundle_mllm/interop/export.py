@@ -29,6 +29,7 @@ from bundle_mllm.interop.export_tokenizer import chat_ids, set_chat_template, st
 from bundle_mllm.interop.settings import ExportSettings
 from bundle_mllm.model_folder import check_same_items, load_processor, load_ranker
 from bundle_mllm.modeling.modeling_bundle_mllm import BundleMLLMForCausalLM
+from bundle_mllm.modeling.pipeline_bundle_mllm import RETRIEVER_FOLDER
 from bundle_mllm.modeling.processing_bundle_mllm import LETTERS, BundleMLLMProcessor
 from bundle_mllm.settings import configured_by
 
@@ -36,8 +37,6 @@ logger = logging.get_logger(__name__)
 
 EXPORT_RECORD = "bundle_mllm_export.json"
 ITEMS = "items.jsonl"
-RETRIEVER = "retriever"
-"""The subfolder of a model folder that an export leaves behind."""
 MANY_ITEMS = 100_000
 """Above this, added tokens make tokenizers slow to load (1,000,000 take 27 s and 3 GB; 48,000 about 4 s)."""
 _ROWS_AT_ONCE = 8_192
@@ -149,9 +148,9 @@ def _load(model_dir: str | Path) -> tuple[BundleMLLMForCausalLM, BundleMLLMProce
     try:
         is_adapter = find_adapter_config_file(str(model_dir)) is not None
     except (OSError, ValueError):
-        is_adapter = False  # no such folder or repository: load_model names the problem
+        is_adapter = False  # no such folder or repository: load_ranker names the problem
     if not is_adapter:
-        return *_without_matching(*load_ranker(model_dir)), _left_behind(model_dir)
+        return *load_ranker(model_dir), _left_behind(model_dir)
     try:
         base = PeftConfig.from_pretrained(str(model_dir)).base_model_name_or_path
     except (OSError, ValueError, TypeError) as error:
@@ -172,22 +171,14 @@ def _load(model_dir: str | Path) -> tuple[BundleMLLMForCausalLM, BundleMLLMProce
     with suppress(BundleMLLMError):  # an adapter that was saved alone has the model's own processor
         processor = load_processor(model_dir)
     check_same_items(model, processor, model_dir)
-    return *_without_matching(merged.eval(), processor), _left_behind(base)
+    return merged.eval(), processor, _left_behind(base)
 
 
 def _left_behind(model_dir: str | Path) -> list[str]:
     try:
-        return [RETRIEVER] if cached_file(str(model_dir), CONFIG_NAME, subfolder=RETRIEVER) else []
+        return [RETRIEVER_FOLDER] if cached_file(str(model_dir), CONFIG_NAME, subfolder=RETRIEVER_FOLDER) else []
     except OSError:
         return []
-
-
-def _without_matching(model: Any, processor: Any) -> tuple[Any, Any]:
-    """Return a model of the former layout without what a stock language model has no place for."""
-    if getattr(model.config, "matching_hidden_size", None) is not None:
-        model.model.matching, model.config.matching_hidden_size, processor.marks_options = None, None, False
-        model.model.catalog.relations, model.config.relations = nn.ModuleDict(), {}
-    return model, processor
 
 
 def _check(model: BundleMLLMForCausalLM, processor: BundleMLLMProcessor, model_dir: str | Path) -> None:

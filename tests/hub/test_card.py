@@ -222,11 +222,11 @@ def test_ranker_retriever_and_both_stand_in_one_table(folder):
 
 def test_the_card_of_two_models_sets_them_apart(folder):
     text = str(render(folder))
-    assert "The pipeline asks both models" in text and "are the ranker alone" in text
+    assert "The pipeline joins both models" in text and "are the ranker alone" in text
     assert "5 pairs of item and word" in text
     shutil.rmtree(folder / "retriever")
     text = str(render_model_card(PublishSettings(folder, REPO, allow_no_metrics=True), ()))
-    assert "The pipeline asks both models" not in text and "retriever" not in text.split("## Training")[0]
+    assert "The pipeline joins both models" not in text and "retriever" not in text.split("## Training")[0]
 
 
 def test_the_metrics_of_a_part_are_not_those_of_the_model(folder):
@@ -250,6 +250,7 @@ def test_metrics_of_another_type_do_not_reach_the_card(folder, value):
     values |= dict.fromkeys(
         ("num_questions", "num_bundles", "random_hit_rate@1", "hit_rate@1_se", "valid_ratio"), value
     )
+    values["parts"] = dict.fromkeys(("ranker", "retriever"), value)
     (folder / "metrics.json").write_text(json.dumps(values))
     text = str(render(folder))
     assert "<img" not in text and "javascript" not in text and "s3:" not in text

@@ -28,10 +28,11 @@ def render(folder):
 def test_the_card_shows_stages_lengths_and_ablations_with_the_figures_beside_it(folder, tmp_path):
     report, text = read_report(folder), render(folder)
     for row in report["sections"]["ablation"]["rows"]:
-        line = next(line for line in text.splitlines() if f"| {row['variant'].replace('_', chr(92) + '_')} |" in line)
+        cells = f"| {row['part']} | {row['variant'].replace('_', chr(92) + '_')} |"
+        line = next(line for line in text.splitlines() if cells in line)
         assert f"{row['hit_rate@1']:.3f} ± {row['hit_rate@1_se']:.3f}" in line
-    (length,) = (row for row in report["sections"]["by_length"]["rows"] if row["negatives"] == "hard")
-    assert f"| hard | 2 | one prompt | {length['hit_rate@1']:.3f} |" in text
+    for row in report["sections"]["by_length"]["rows"]:
+        assert f"| {row['negatives']} | 2 | {row['method']} | {row['hit_rate@1']:.3f} |" in text
     write_report(report, folder, tmp_path / "repository")
     linked = re.findall(r"!\[.*?\]\((.*?)\)", text)
     assert "report/figures/by_stage.png" in linked

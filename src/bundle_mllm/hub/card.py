@@ -91,16 +91,12 @@ def read_measurements(model_dir: Path, paths: Sequence[Path] = ()) -> list[Measu
             questions.
     """
     measurements: dict[str, Measurement] = {}
-    files = [Path(path) for path in paths or sorted(model_dir.glob("metrics*.json"))]
-    files = files or metrics_files(model_dir)
+    files = {path: read_json(path) for path in paths or sorted(model_dir.glob("metrics*.json"))}
+    if not paths:
+        files = {path: given for path, given in files.items() if "baseline" not in given and not _is_part(given)}
+        files = files or {path: read_json(path) for path in metrics_files(model_dir)}
     expected = fingerprint(model_dir) if files else None
-    for path in files:
-        given = read_json(path)
-        is_part = "part" in given and "parts" not in given
-        if not paths and ("baseline" in given or is_part):
-            continue
-        if is_part:
-            raise BundleMLLMError(f"{path} is of one part of the model: give the metrics file of the whole model.")
+    for path, given in files.items():
         measurement = _measurement(path, given, model_dir, expected)
         split, digest = measurement.split, measurement.questions.get("sha256")
         if (other := measurements.get(split)) is not None:
@@ -114,6 +110,11 @@ def read_measurements(model_dir: Path, paths: Sequence[Path] = ()) -> list[Measu
     return list(measurements.values())
 
 
+def _is_part(metrics: Mapping[str, Any]) -> bool:
+    """Return whether metrics are of the ranker or retriever of a model that holds both: a whole one lists `parts`."""
+    return "part" in metrics and "parts" not in metrics
+
+
 def _measurement(path: Path, given: Mapping[str, Any], model_dir: Path, expected: str | None) -> Measurement:
     values = rebuild(dict(given), METRICS)
     rate = values.get("hit_rate@1")
@@ -122,6 +123,8 @@ def _measurement(path: Path, given: Mapping[str, Any], model_dir: Path, expected
             f"{path} has {given.get('hit_rate@1')!r} as hit_rate@1, so it is no metrics file: write it with "
             "`bundle-mllm evaluate`."
         )
+    if _is_part(given):
+        raise BundleMLLMError(f"{path} is of one part of the model: give the metrics file of the whole model.")
     if (measured := values.get("fingerprint")) is None or measured != expected:
         known = f"{path} measured other weights, items or wording than {model_dir} has"
         problem = f"{path} does not name the weights it measured" if measured is None else known
@@ -192,10 +195,12 @@ def render_model_card(
     )
     if not measurements:
         metadata.eval_results, metadata.model_name = None, None
+    has_retriever = has_both or not has_ranker
+    trained = {"retriever": has_retriever, "stage_one": has_ranker, "stage_two": has_ranker}
     steps = {
-        title: {**step, "validation HitRate@1": _best_validation(record.get(name))}
-        for name, title in _STEPS.items()
-        if (step := recorded_settings.get(name)) and any(step.get(size) for size in ("num_questions", "steps"))
+        _STEPS[name]: {**step, "validation HitRate@1": _best_validation(record.get(name))}
+        for name, is_present in trained.items()
+        if is_present and (step := recorded_settings.get(name)) and step.get("num_questions")
     }
     text = card_template("model_card.md").render(
         metadata=metadata.to_yaml(),
@@ -206,7 +211,7 @@ def render_model_card(
         num_items=config.get("num_items") or 0,
         modalities={**(config.get("modalities") or {}), **(beside.get("modalities") or {})},
         has_ranker=has_ranker,
-        has_retriever=has_both or not has_ranker,
+        has_retriever=has_retriever,
         memberships=(beside or config).get("memberships") or {},
         pair_names=PAIR_NAMES,
         dtype=str(config.get("dtype") or "float32"),
@@ -327,7 +332,7 @@ def _example(model_dir: Path) -> dict[str, list[str]]:
 
 def _names(steps: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Return the settings of all steps of training, that of the best validation last."""
-    names = dict.fromkeys(name for step in steps.values() for name in step)
+    names = dict.fromkeys(name for step in steps.values() for name, value in step.items() if value is not None)
     return sorted(names, key=lambda name: name.startswith("validation "))
 
 

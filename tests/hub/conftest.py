@@ -29,7 +29,7 @@ def model_folder(tmp_path_factory) -> Path:
     data = tmp_path_factory.mktemp("shop")
     processor = make_processor(max_length=512)
     model = make_model(separator_token_id=processor.separator_token_id)
-    save_completer(BundleCompleter(processor, model, make_retriever()), folder)
+    save_completer(BundleCompleter(processor, model, make_retriever(groups={"textual": [[0, 1, 2], [5, 6]]})), folder)
     (folder / "model.safetensors").unlink()
     model.save_pretrained(folder, max_shard_size="60KB")
     assert len(list(folder.glob("*.safetensors"))) > 1

@@ -7,12 +7,13 @@ import shutil
 import pytest
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
+from tiny_models import make_item_processor
 
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.hub.card import escape_markdown, read_measurements, render_model_card, split_name
 from bundle_mllm.hub.settings import PublishSettings
 from bundle_mllm.model_folder import fingerprint, load_completer, save_completer
-from bundle_mllm.modeling import BundleCompleter, BundleItemProcessor
+from bundle_mllm.modeling import BundleCompleter
 
 REPO = "acme/outfits"
 
@@ -235,9 +236,8 @@ def test_the_metrics_of_a_part_are_not_those_of_the_model(folder):
 
 
 def test_a_retriever_alone_is_no_language_model(folder, tmp_path):
-    completer = load_completer(folder)
-    items = BundleItemProcessor(completer.processor.item_ids, completer.processor.titles)
-    save_completer(BundleCompleter(items, retriever=completer.retriever), tmp_path / "alone")
+    retriever = load_completer(folder).retriever
+    save_completer(BundleCompleter(make_item_processor(), retriever=retriever), tmp_path / "alone")
     card = render_model_card(PublishSettings(tmp_path / "alone", REPO, allow_no_metrics=True), ())
     assert card.data.pipeline_tag == "feature-extraction" and "needs no language model" in str(card)
     assert "5 pairs of item and word" in str(card) and "AutoModelForCausalLM" not in str(card)

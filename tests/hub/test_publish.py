@@ -12,14 +12,14 @@ import torch
 from hub_server import TOKEN, HubServer
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
-from tiny_models import MODALITIES, make_retriever
+from tiny_models import MODALITIES, make_item_processor, make_retriever
 from transformers import pipeline
 
 from bundle_mllm.data import SPLITS, DatasetFolder, load_questions
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.hub.publish import publish
 from bundle_mllm.model_folder import fingerprint, load_completer, load_ranker, save_completer, save_model
-from bundle_mllm.modeling import BundleCompleter, BundleItemProcessor
+from bundle_mllm.modeling import BundleCompleter
 
 NEW_ITEM = {"title": "new hat", "features": {name: [0.5] * width for name, width in MODALITIES.items()}}
 ASKED = [
@@ -306,10 +306,9 @@ def test_the_retriever_is_checked_and_published_with_the_ranker(model_folder, tm
 
 @pytest.mark.parametrize("is_alone", [False, True], ids=["beside a ranker", "alone"])
 def test_a_retriever_that_holds_a_user_log_is_published_only_when_asked_for(model_folder, tmp_path, is_alone):
-    completer, retriever = load_completer(model_folder), make_retriever("user_item")
+    completer, retriever = load_completer(model_folder), make_retriever(groups={"user_item": [[0, 1, 2], [5, 6]]})
     if is_alone:
-        items = BundleItemProcessor(completer.processor.item_ids, completer.processor.titles)
-        completer = BundleCompleter(items, retriever=retriever)
+        completer = BundleCompleter(make_item_processor(), retriever=retriever)
     else:
         completer = BundleCompleter(completer.processor, completer.ranker, retriever)
     save_completer(completer, tmp_path / "model")

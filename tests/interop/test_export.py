@@ -401,7 +401,9 @@ def test_an_embedding_that_does_more_than_scale_is_refused():
 
 def test_a_retriever_is_left_behind_and_named(exported, tmp_path):
     model, processor, *_ = exported
-    save_completer(BundleCompleter(processor, model, make_retriever()), tmp_path / "model")
+    save_completer(
+        BundleCompleter(processor, model, make_retriever(groups={"textual": [[0, 1, 2], [5, 6]]})), tmp_path / "model"
+    )
     folder = export_stock(tmp_path / "model", tmp_path / "stock")
     assert json.loads((folder / "bundle_mllm_export.json").read_text())["left_behind"] == ["retriever"]
     assert not (folder / "retriever").exists()

@@ -22,6 +22,7 @@ from bundle_mllm.evaluation.results import compare_metrics, save_results
 from bundle_mllm.evaluation.scoring import score_questions
 from bundle_mllm.model_folder import STAGE_ONE_MODEL, fingerprint, load_completer, save_completer, save_model
 from bundle_mllm.modeling.completion_bundle_mllm import BundleCompleter
+from bundle_mllm.modeling.item_processing_bundle_mllm import BundleItemProcessor
 from bundle_mllm.report import build, build_report, measure, sections
 from bundle_mllm.report.figures import FIGURES
 from bundle_mllm.report.questions import QuestionSet
@@ -343,6 +344,18 @@ def test_several_models_and_other_methods_stand_beside_each_other(made, model, a
     assert list(shares) == ["ranker, stage one", *PARTS, *(f"{part}, features permuted" for part in PARTS)]
     assert shares["both"] == compute_metrics(whole)["hit_rate@1"] / 0.8
     assert "visual" in result["models"][1]["modalities"]
+
+
+def test_a_retriever_alone_has_a_report_without_letters(model, tiny_data, tmp_path):
+    completer = load_completer(model)
+    alone = BundleCompleter(BundleItemProcessor(completer.processor.item_ids, completer.processor.titles),
+                            retriever=completer.retriever)  # fmt: skip
+    save_completer(alone, tmp_path / "retriever")
+    result = build_report([tmp_path / "retriever"], tiny_data, tmp_path / "out", **SMALL)
+    assert set(result["left_out"]) >= {"position", "training", "ablation"}
+    variants = {row["variant"] for row in rows_of((result,), "by_stage")}
+    assert variants == {"random", "retriever", "retriever, features permuted"}
+    assert {row["method"] for row in rows_of((result,), "by_length")} == {"retriever"}
 
 
 def test_the_command_prints_the_stages_and_where_the_page_is(made, model, tiny_data, capsys):

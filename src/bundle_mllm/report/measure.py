@@ -204,9 +204,7 @@ class MeasuredModel:
     def _info(self) -> dict[str, Any]:
         completer = self.completer
         models = {"ranker": completer.ranker, "retriever": completer.retriever}
-        names = sources(completer)
-        if not any(completer.processor.titles):
-            names.remove(TITLES)
+        has_titles = any(completer.processor.titles)
         sizes = {
             part: sum(p.numel() for p in model.parameters()) for part, model in models.items() if model is not None
         }
@@ -215,7 +213,7 @@ class MeasuredModel:
             "modalities": dict(completer.processor.modalities or {}),
             "parameters": sum(sizes.values()),
             **{f"{part}_parameters": size for part, size in sizes.items()},
-            "sources": names,
+            "sources": [name for name in sources(completer) if name != TITLES or has_titles],
             "max_options": resolved(ScoringOptions(), completer)["max_options"],
         }
 

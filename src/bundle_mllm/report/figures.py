@@ -123,6 +123,7 @@ def _by_length(rows: Sequence[Row], chances: Mapping[str, float]) -> Figure:
     cost.set_yscale("log")
     cost.set_title("prompts per question", fontsize=9)
     cost.yaxis.set_major_formatter("{x:g}")
+    cost.yaxis.set_minor_formatter("{x:g}")
     shown: list[int] = []
     for size in sizes:
         shown += [size] if not shown or size >= 1.9 * shown[-1] else []  # closer ones would overlap

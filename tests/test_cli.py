@@ -131,7 +131,7 @@ def test_publish_shows_what_it_would_upload_and_touches_nothing(model, tiny_data
     assert (tmp_path / "repository" / "modeling_bundle_mllm.py").exists()
 
 
-def test_publish_dataset_and_export_say_what_they_wrote(model, tiny_data, tmp_path, capsys):
+def test_publish_dataset_and_export_print_what_they_wrote(model, tiny_data, tmp_path, capsys):
     command = ["publish-dataset", "--data", str(tiny_data), "--repo", "org/tiny", "--dry-run"]
     assert main([*command, "--output-dir", str(tmp_path / "data")]) == 0
     assert "items.parquet" in capsys.readouterr().out
@@ -143,7 +143,7 @@ def test_publish_dataset_and_export_say_what_they_wrote(model, tiny_data, tmp_pa
     assert f"language model: {tmp_path / 'llm'}" in printed and "the retriever stays in" in printed
 
 
-def test_import_reads_tables_with_other_names_and_says_what_it_met(tmp_path, capsys):
+def test_import_reads_tables_with_other_names_and_prints_a_summary(tmp_path, capsys):
     source = tmp_path / "shop"
     source.mkdir()
     (source / "products.csv").write_text("sku,name\n" + "".join(f"{n},thing {n}\n" for n in range(6)))
@@ -162,7 +162,7 @@ def test_import_reads_tables_with_other_names_and_says_what_it_met(tmp_path, cap
     assert "NAME=VALUE" in capsys.readouterr().err
 
 
-def test_encode_writes_features_and_says_what_it_left_out(tiny_data, tmp_path, capsys):
+def test_encode_writes_features_and_prints_what_was_left_out(tiny_data, tmp_path, capsys):
     shutil.copytree(tiny_data, tmp_path / "data")
     command = ["encode", "--data", str(tmp_path / "data")]
     assert main(command) == 0
@@ -222,7 +222,7 @@ def test_prompt_completion_rows_need_no_model_and_read_as_text(tiny_data, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["questions", "--data", "nowhere", "--output", "q.jsonl"], "nowhere does not exist"),
         (["questions", "--data", "DATA", "--output", "q.jsonl", "--num-candidates", "40"], "39 wrong options"),
@@ -238,14 +238,14 @@ def test_prompt_completion_rows_need_no_model_and_read_as_text(tiny_data, tmp_pa
         (["train", "--data", "DATA", "--output-dir", "out", "--modalities", "acoustic"], "acoustic"),
     ],
 )
-def test_a_mistake_is_one_line_that_names_it(arguments, said, model, tiny_data, tmp_path, monkeypatch, capsys):
+def test_a_mistake_is_one_line_that_names_it(arguments, message, model, tiny_data, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     ask(tiny_data, "good.jsonl", "--num-candidates", "4")
     capsys.readouterr()
-    places = {"DATA": str(tiny_data), "MODEL": str(model), "Q": "good.jsonl"}
-    assert main([places.get(argument, argument) for argument in arguments]) == 2
+    paths = {"DATA": str(tiny_data), "MODEL": str(model), "Q": "good.jsonl"}
+    assert main([paths.get(argument, argument) for argument in arguments]) == 2
     printed = capsys.readouterr().err.strip()
-    assert said in printed
+    assert message in printed
     assert "Traceback" not in printed
     assert printed.splitlines()[-1].startswith("bundle-mllm: error: ")
 

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 
 from bundle_mllm.data.files import new_folder
 from bundle_mllm.errors import BundleMLLMError
-from bundle_mllm.model_folder import load_model, save_model
+from bundle_mllm.model_folder import load_ranker, save_model
 from bundle_mllm.training.trainable import merge_lora
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -52,7 +52,7 @@ def merge_adapter(
             raise BundleMLLMError(f"{adapter / CONFIG} cannot be read ({error}): copy it again.") from error
         if not base:
             raise BundleMLLMError(f"{adapter / CONFIG} does not name its base model: give it with --model.")
-        loaded, processor = load_model(base, dtype=dtype if dtype == "auto" else getattr(torch, dtype))
+        loaded, processor = load_ranker(base, dtype=dtype if dtype == "auto" else getattr(torch, dtype))
         try:
             adapted = PeftModel.from_pretrained(loaded, adapter)
         except (RuntimeError, ValueError, KeyError, SafetensorError) as error:

@@ -1,4 +1,4 @@
-"""A report: every number is what the evaluation gives by hand, the page needs nothing else, a killed one continues."""
+"""A report: every number is that of the evaluation, the page needs nothing else, a killed one continues."""
 
 import json
 import re
@@ -73,8 +73,8 @@ def made(model, tiny_data, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def asked(made, tiny_data):
-    """The questions of both kinds, and what the model said to each."""
+def question_sets(made, tiny_data):
+    """The questions of both kinds."""
     data, (_, target) = DatasetFolder.open(tiny_data), made
     return {name: load_questions(target / "questions" / f"{name}.jsonl", data.catalog) for name in NAMES}
 
@@ -104,10 +104,10 @@ def check(row, scored, against=None):
         assert (row["difference"], row["difference_se"]) == (paired["difference"], paired["se"])
 
 
-def test_stages_parts_and_ablations_are_what_scoring_gives_by_hand(made, model, asked):
+def test_stages_parts_and_ablations_are_what_scoring_gives_by_hand(made, model, question_sets):
     completer, stage_one = load_completer(model), load_completer(model / STAGE_ONE_MODEL)
-    whole = {name: score_questions(completer, questions) for name, questions in asked.items()}
-    for name, questions in asked.items():
+    whole = {name: score_questions(completer, questions) for name, questions in question_sets.items()}
+    for name, questions in question_sets.items():
         (random,) = rows_of(made, "by_stage", questions=name, variant="random")
         assert random["hit_rate@1"] == 0.25
         (one,) = rows_of(made, "by_stage", questions=name, variant="ranker, stage one")
@@ -132,10 +132,10 @@ def test_stages_parts_and_ablations_are_what_scoring_gives_by_hand(made, model, 
             check(row, scored[part], whole[name]["both"])
 
 
-def test_slices_letters_lengths_and_history_are_those_of_the_evaluation(made, model, asked, tiny_data):
+def test_slices_letters_lengths_and_history_are_those_of_the_evaluation(made, model, question_sets, tiny_data):
     data, completer = DatasetFolder.open(tiny_data), load_completer(model)
     known = {item_id for bundle in data.bundles.train for item_id in bundle.items}
-    for name, questions in asked.items():
+    for name, questions in question_sets.items():
         scored = score_questions(completer, questions)
         for kind, values in compute_slices(questions, scored["both"], known).items():
             rows = rows_of(made, "cold_start", questions=name, variant="both", slice=kind)
@@ -165,14 +165,14 @@ def test_slices_letters_lengths_and_history_are_those_of_the_evaluation(made, mo
     ]
 
 
-def test_without_training_bundles_no_answer_is_called_cold(asked):
-    questions = asked["validation_hard"]
+def test_without_training_bundles_no_answer_is_called_cold(question_sets):
+    questions = question_sets["validation_hard"]
     scored = {"validation_hard": {"both": as_scored(questions, [[1.0, 0.0, 0.0, 0.0] for _ in questions])}}
     sets = [QuestionSet("validation_hard", {"sha256": ""}, questions)]
     assert {row["slice"] for row in sections.cold_start(sets, {"whole": scored}, None)} == {"partial_length"}
 
 
-def test_the_json_says_what_was_asked_of_what_and_names_no_folder(made, model, tiny_data):
+def test_the_json_names_questions_and_model_but_no_folder(made, model, tiny_data):
     result, target = made
     assert json.loads((target / "report.json").read_text()) == json.loads(json.dumps(measure.without_nan(result)))
     about = result["models"][0]
@@ -230,7 +230,7 @@ def test_the_page_needs_nothing_else_and_has_every_figure_and_number(made):
             assert "loss" not in row or f"{row['loss']:.4f}" in page.cells
 
 
-def test_bars_and_error_bars_are_as_long_as_the_numbers_say(made):
+def test_bars_and_error_bars_have_the_length_of_the_numbers(made):
     rows = rows_of(made, "by_stage")
     axes = FIGURES["by_stage"](rows, dict.fromkeys(NAMES, 0.25)).axes[0]
     assert sorted(bar.get_width() for bar in axes.patches) == pytest.approx(sorted(row["hit_rate@1"] for row in rows))
@@ -245,7 +245,7 @@ def test_what_was_measured_are_metrics_files_and_only_the_whole_model_may_be_pub
     compared = compare_metrics(folder / "whole.validation_hard.json", folder / "visual_alone.validation_hard.json")
     (row,) = rows_of(made, "ablation", questions="validation_hard", part="both", variant="visual alone")
     assert compared["hit_rate@1"]["difference"] == -row["difference"]
-    whole = {target / asked["metrics"] for asked in result["questions"]}
+    whole = {target / question_sets["metrics"] for question_sets in result["questions"]}
     assert whole == {file for file in folder.glob("whole.*.json") if "parts" in json.loads(file.read_text())}
     for file in folder.glob("*.validation_*.json"):
         is_whole = file.name.startswith("whole.")
@@ -309,9 +309,11 @@ def test_other_weights_are_measured_again(model, tiny_data, tmp_path, monkeypatc
     assert after["left_out"]["by_length"].startswith("no number of candidates")
 
 
-def test_several_models_and_other_methods_stand_beside_each_other(made, model, asked, tiny_data, tmp_path):
+def test_several_models_and_other_methods_stand_beside_each_other(made, model, question_sets, tiny_data, tmp_path):
     questions = made[1] / "questions" / "validation_hard.jsonl"
-    method = as_scored(asked["validation_hard"], [[1.0, 1.0, 0.0, 0.0] for _ in asked["validation_hard"]])
+    method = as_scored(
+        question_sets["validation_hard"], [[1.0, 1.0, 0.0, 0.0] for _ in question_sets["validation_hard"]]
+    )
     shared = {"questions": {"path": "q", "sha256": sha256(questions)}, "baseline": "llm:/models/popularity"}
     save_results(tmp_path / "popularity.json", compute_metrics(method, probabilities=False) | shared, method)
     bayes_optimal = {**shared, "baseline": "best", "bayes_optimal": {"expected": 0.8}}
@@ -328,9 +330,9 @@ def test_several_models_and_other_methods_stand_beside_each_other(made, model, a
     )
     result = build_report(models, tiny_data, target, sizes=(), **options)
     assert [one["name"] for one in result["models"]] == ["shop", "shop (2)"]
-    scored = score_questions(load_completer(model), asked["validation_hard"])
+    scored = score_questions(load_completer(model), question_sets["validation_hard"])
     whole = scored["both"]
-    other = score_questions(load_completer(models[1]), asked["validation_hard"])["ranker"]
+    other = score_questions(load_completer(models[1]), question_sets["validation_hard"])["ranker"]
     first, second = rows_of((result,), "backbones")
     check(first, whole)
     check(second, other, whole)
@@ -380,13 +382,13 @@ def test_the_command_prints_the_stages_and_where_the_page_is(made, model, tiny_d
         ({"sizes": [5, 1]}, "1 candidates leave nothing to choose"),
         ({"questions": ["q.jsonl", "again/q.jsonl"]}, "called 'q'"),
         ({"questions": ["q.jsonl", "same.jsonl"]}, "holds the same questions"),
-        ({"questions": ["q.jsonl"], "metrics": ["m.json"]}, "would not compare: give these by --questions"),
+        ({"questions": ["q.jsonl"], "metrics": ["m.json"]}, "would not compare: give that file by --questions"),
         ({"metrics": ["q.jsonl"]}, "is no metrics file"),
         ({"output_dir": "again"}, "holds 'q.jsonl' and is no report's folder"),
         ({"output_dir": "q.jsonl"}, "is a file, so no report"),
     ],
 )
-def test_a_mistake_is_said_before_anything_is_measured(
+def test_a_mistake_is_reported_before_anything_is_measured(
     changed, message, model, made, tiny_data, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)

@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
+from tiny_models import make_pairs
 from transformers import AutoConfig, AutoModel
 
 from bundle_mllm.modeling import BundleRetriever, BundleRetrieverConfig
-from bundle_mllm.modeling.groups_bundle_mllm import ItemPairs
 
 MODALITIES = {"bundle_item": 3, "textual": 4, "visual": 5}
 NUM_ITEMS = 40
@@ -18,11 +18,6 @@ def group_lists(seed, number=30, largest=5):
     generator = torch.Generator().manual_seed(seed)
     sizes = torch.randint(1, largest + 1, (number,), generator=generator).tolist()
     return [torch.randperm(NUM_ITEMS // 2, generator=generator)[:size].tolist() for size in sizes]
-
-
-def pairs(groups, **fields):
-    nodes, numbers = torch.tensor([(row, number) for number, rows in enumerate(groups) for row in rows]).T
-    return ItemPairs(nodes, numbers, **fields)
 
 
 GROUPS = {"bundle_item": group_lists(0), "textual": group_lists(1), "user_item": group_lists(2, largest=9)}
@@ -43,8 +38,8 @@ def make_retriever(memberships=("bundle_category", "bundle_item", "textual", "us
     model.towers.logit_scale.data.fill_(5.0)
     features = {name: torch.randn(NUM_ITEMS, width, generator=generator) for name, width in MODALITIES.items()}
     present = {name: torch.rand(NUM_ITEMS, generator=generator) < 0.8 for name in MODALITIES}
-    all_pairs = {name: pairs(groups) for name, groups in GROUPS.items()}
-    all_pairs["bundle_category"] = pairs(CATEGORY_GROUPS, node_of_item=NODE_OF_ITEM)
+    all_pairs = {name: make_pairs(groups) for name, groups in GROUPS.items()}
+    all_pairs["bundle_category"] = make_pairs(CATEGORY_GROUPS, node_of_item=NODE_OF_ITEM)
     model.set_catalog(features, present, {name: all_pairs[name] for name in memberships}, fit_statistics=True)
     if model.stacker is not None:
         model.stacker.mean.copy_(0.3 * torch.randn(model.stacker.mean.shape, generator=generator))
@@ -208,6 +203,36 @@ def test_the_index_follows_a_new_catalog():
 
 
 @torch.no_grad()
+def test_a_catalog_can_be_searched_while_the_model_trains():
+    model = make_retriever()
+    expected = model.retrieve(torch.tensor([[0, 5]]), top_k=5)
+    model.train()
+    for scale in (1.0, -1.0):  # weights change between two searches
+        model.towers.logit_scale.mul_(scale)
+        found = model.retrieve(torch.tensor([[0, 5]]), top_k=5)
+        assert model.training
+        assert torch.allclose(found.scores, expected.scores, atol=1e-5) == (scale == 1)
+
+
+@torch.no_grad()
+def test_the_index_follows_weights_that_are_loaded():
+    model, other = make_retriever(), make_retriever()
+    model.retrieve(torch.tensor([[0]]), top_k=3)
+    other.towers.logit_scale.neg_()
+    model.load_state_dict(other.state_dict())
+    found, expected = (m.retrieve(torch.tensor([[0]]), top_k=3) for m in (model, other))
+    assert torch.allclose(found.scores, expected.scores, atol=1e-5)
+
+
+@torch.no_grad()
+def test_half_precision_gives_nearly_the_same_scores():
+    model = make_retriever()
+    expected = model.retrieve(batch()["partial_rows"], top_k=5).scores
+    found = model.to(torch.bfloat16).retrieve(batch()["partial_rows"], top_k=5).scores
+    assert found.dtype == torch.float32 and torch.allclose(found, expected, rtol=0.1, atol=0.2)
+
+
+@torch.no_grad()
 def test_rows_of_a_fold_have_its_features_and_not_its_groups():
     model = make_retriever(("bundle_item", "textual"))
     folds = torch.arange(len(GROUPS["bundle_item"])) % 2
@@ -215,7 +240,7 @@ def test_rows_of_a_fold_have_its_features_and_not_its_groups():
     model.set_catalog(
         features,
         present,
-        {"bundle_item": pairs(GROUPS["bundle_item"], fold_of_group=folds), "textual": pairs(GROUPS["textual"])},
+        {"bundle_item": make_pairs(GROUPS["bundle_item"], fold_of_group=folds), "textual": make_pairs(GROUPS["textual"])},
     )
     other = torch.randn(2, NUM_ITEMS, 3)
     model.catalog.set_folds("bundle_item", other, torch.ones(2, NUM_ITEMS, dtype=torch.bool))
@@ -252,9 +277,9 @@ def test_what_a_catalog_does_not_fit_is_refused():
     model = make_retriever(("textual",))
     features, _ = model.catalog.rows()
     with pytest.raises(ValueError, match=r"memberships \['user_item'\]"):
-        model.set_catalog(features, memberships={"user_item": pairs(GROUPS["user_item"])})
+        model.set_catalog(features, memberships={"user_item": make_pairs(GROUPS["user_item"])})
     with pytest.raises(ValueError, match="some pairs have no item"):
-        model.set_catalog(features, memberships={"textual": pairs([[NUM_ITEMS]])})
+        model.set_catalog(features, memberships={"textual": make_pairs([[NUM_ITEMS]])})
     with pytest.raises(ValueError, match="temperature 0"):
         BundleRetrieverConfig(temperature=0)
     with pytest.raises(ValueError, match=r"format_version 99.*update"):

@@ -84,9 +84,7 @@ def test_of_a_long_list_the_ranker_sees_the_retrievers_best_and_all_others_keep_
     completion = score(completer, QUESTION, max_options=max_options)
     retriever = retriever_by_hand(completer, *QUESTION.values())
     shown = sorted(sorted(range(6), key=lambda i: -retriever[i])[:max_options])
-    assert_close(
-        completion.answer.exp(), joined_by_hand(completer, *QUESTION.values(), shown), atol=1e-4, rtol=0
-    )
+    assert_close(completion.answer.exp(), joined_by_hand(completer, *QUESTION.values(), shown), atol=1e-4, rtol=0)
     hidden = [i for i in range(6) if i not in shown]
     assert_close(completion.answer[hidden], completion.scores["retriever"][hidden])
     assert completion.scores["ranker"][hidden].isinf().all() and completion.scores["ranker"][shown].isfinite().all()
@@ -306,7 +304,10 @@ FAILING = {
     "no tensor": ({"features": {"user_item": torch.ones(5, 6), "visual": NoTensor()}}, AttributeError),
     "an unknown membership": ({"memberships": {"bundle_item": make_pairs([[0]])}}, ValueError),
     "a group of no item": ({"memberships": {"textual": make_pairs([[5]])}}, ValueError),
-    "a negative group": ({"memberships": {"textual": make_pairs([[1]])._replace(groups=torch.tensor([-1]))}}, ValueError),
+    "a negative group": (
+        {"memberships": {"textual": make_pairs([[1]])._replace(groups=torch.tensor([-1]))}},
+        ValueError,
+    ),
 }
 
 

@@ -40,7 +40,10 @@ def test_dict_items_are_rows_past_the_catalog_numbered_through_the_batch():
     scarf = {"features": {"user_item": torch.ones(6), "visual": torch.zeros(12)}}
     questions = [{"partial": ["i0", HAT], "candidates": ["i1", scarf]}, {"partial": [{"title": "x"}]}]
     rows = make_item_processor().option_rows(questions)
-    [[first, hat], [titled, padding]], [[second, shown], _] = rows["partial_rows"].tolist(), rows["option_rows"].tolist()
+    [[first, hat], [titled, padding]], [[second, shown], _] = (
+        rows["partial_rows"].tolist(),
+        rows["option_rows"].tolist(),
+    )
     assert (first, second, padding) == (0, 1, -1) and {hat, titled, shown} == {8, 9, 10}
     extra = rows["extra_items"]
     assert extra["present"][[hat - 8, shown - 8, titled - 8]].tolist() == [[False, True], [True, True], [False, False]]

@@ -1,7 +1,15 @@
+"""The pipeline: questions in, answers out, for a folder with a ranker, a retriever or both; saved and pushed whole."""
+
+import json
+
 import pytest
 import torch
-from tiny_models import TITLES, make_features, make_model, make_processor
+from huggingface_hub import HfApi, ModelCard
+from huggingface_hub.errors import EntryNotFoundError
+from tiny_models import ITEM_IDS, TITLES, make_completer, make_features, make_model
 from transformers import pipeline
+
+from bundle_mllm.model_folder import load_completer, save_completer
 
 HAT = {"title": "new hat", "features": {"visual": [0.5] * 12}, "item_id": "new-1"}
 QUESTIONS = [
@@ -9,13 +17,14 @@ QUESTIONS = [
     {"partial": ["i0"], "candidates": ["i7", "i3"]},
     {"partial": ["i5", HAT], "candidates": ["i6", {"title": "bag", "features": {"user_item": [1.0] * 6}}, "i4", "i1"]},
 ]
+MANY = [{"title": f"hat {n}", "features": {"visual": [n / 9.0] * 12}, "item_id": f"new-{n}"} for n in range(30)]
+KINDS = {"ranker": (True, False), "retriever": (False, True), "both": (True, True)}
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder, processor = tmp_path_factory.mktemp("model"), make_processor()
-    make_model(separator_token_id=processor.separator_token_id).save_pretrained(folder)
-    processor.save_pretrained(folder)
+@pytest.fixture(scope="module", params=KINDS)
+def folder(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp(request.param)
+    save_completer(make_completer(*KINDS[request.param]), folder)
     return folder
 
 
@@ -24,13 +33,32 @@ def completer(folder):
     return pipeline("bundle-completion", model=str(folder), device="cpu")
 
 
-def close(one, other, tolerance=1e-5):
+def close(one, other, tolerance=1e-4):
     assert [{**option, "score": 0} for option in one] == [{**option, "score": 0} for option in other]
     assert torch.allclose(
         torch.tensor([option["score"] for option in one]),
         torch.tensor([option["score"] for option in other]),
         atol=tolerance,
     )
+
+
+def test_a_folder_is_loaded_with_all_models_that_it_holds(folder, completer):
+    parts = {"ranker": ("ranker",), "retriever": ("retriever",), "both": ("ranker", "retriever", "both")}
+    [kind] = [kind for kind in KINDS if folder.name.startswith(kind)]
+    assert completer.completer.parts == parts[kind]
+
+
+def test_answers_are_those_of_the_completer_of_the_folder(folder, completer):
+    expected = load_completer(folder)
+    for question in (*QUESTIONS, {"partial": ["i0", "i3"]}, {"partial": ["i0"], "candidates": MANY}):
+        close(completer(question), expected.complete(question))
+
+
+def test_an_explanation_names_what_each_model_contributed(completer):
+    for question in (QUESTIONS[0], {"partial": ["i0"]}):
+        names = set(completer(question, explain=True)[0]["explanation"])
+        assert names - {"retriever_terms"} == set(completer.completer.parts) - {"both"}
+        assert ("retriever_terms" in names) == (completer.completer.retriever is not None)
 
 
 @pytest.mark.parametrize("question", QUESTIONS)
@@ -45,14 +73,6 @@ def test_the_options_come_best_first_with_probabilities(completer, question):
             assert (option["item_id"], option["title"]) == (entry, TITLES[int(entry[1:])])
         else:
             assert (option["item_id"], option["title"]) == (None, "bag")
-
-
-def test_scores_are_the_softmax_of_the_next_token_logits(completer):
-    processor, model = completer.processor, completer.model
-    logits = model(**processor(QUESTIONS[0], return_tensors="pt")).logits[0, -1]
-    expected = logits[processor.answer_token_ids(3)].softmax(-1)
-    options = {option["letter"]: option["score"] for option in completer(QUESTIONS[0])}
-    assert torch.allclose(torch.tensor([options[letter] for letter in "ABC"]), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3])
@@ -70,27 +90,23 @@ def test_a_generator_of_questions_streams_its_answers(completer):
         close(together, completer(question))
 
 
-def test_a_dict_item_scores_like_the_same_item_of_the_catalog(completer):
-    features = make_features()
-    as_dict = {"title": TITLES[3], "features": {name: matrix[3] for name, matrix in features.items()}, "item_id": "i3"}
-    question = QUESTIONS[0]
-    close(completer({**question, "candidates": ["i2", as_dict, "i4"]}), completer(question), 1e-6)
+@pytest.mark.parametrize("question", [QUESTIONS[0], {"partial": ["i0"]}, {"partial": ["i0"], "candidates": MANY}])
+@pytest.mark.parametrize("top_k", [1, 2])
+def test_top_k_keeps_the_best(completer, question, top_k):
+    close(completer(question, top_k=top_k), completer(question)[:top_k])
 
 
-def test_top_k_keeps_the_best(completer):
-    assert completer(QUESTIONS[0], top_k=1) == completer(QUESTIONS[0])[:1]
-
-
-def test_without_candidates_the_rest_of_the_catalog_is_ranked(completer):
+def test_without_candidates_the_rest_of_the_catalog_is_searched(completer):
     for question in ({"partial": ["i0", HAT]}, {"partial": ["i0", HAT], "candidates": None}):
         options = completer(question)
         assert sorted(option["item_id"] for option in options) == [f"i{n}" for n in range(1, 8)]
-        close(options, completer({**question, "candidates": [f"i{n}" for n in range(1, 8)]}))
+        assert {option["letter"] for option in options} == {None}
+        assert abs(sum(option["score"] for option in options) - 1) < 1e-5
 
 
 def test_a_dict_item_with_the_id_of_a_catalog_item_is_no_candidate_of_its_bundle(completer):
     options = completer({"partial": [{**HAT, "item_id": "i3"}]})
-    assert {option["item_id"] for option in options} == {f"i{n}" for n in range(8)} - {"i3"}
+    assert {option["item_id"] for option in options} == set(ITEM_IDS) - {"i3"}
 
 
 def test_candidates_may_be_any_collection_of_ids(completer):
@@ -99,41 +115,32 @@ def test_candidates_may_be_any_collection_of_ids(completer):
     )
 
 
-def test_options_without_finite_scores_are_an_error(completer, monkeypatch):
-    norm = completer.model.model.language_model.norm
-    monkeypatch.setattr(norm.weight, "data", torch.full_like(norm.weight, torch.nan))
+def test_options_without_finite_scores_are_an_error(tmp_path, folder):
+    broken = pipeline("bundle-completion", model=str(folder), device="cpu")
+    for parameter in broken.model.parameters():
+        parameter.data.fill_(torch.nan)
     for question in ({**QUESTIONS[0], "question_id": "q1"}, {"partial": ["i0"], "candidates": MANY}):
         with pytest.raises(ValueError, match=r"options of the question .*partial \['i0'.* score nan, .*: repair"):
-            completer(question)
+            broken(question)
 
 
-MANY = [{"title": f"hat {n}", "features": {"visual": [n / 9.0] * 12}, "item_id": f"new-{n}"} for n in range(30)]
-
-
-def test_a_list_too_long_for_letters_is_ranked_in_groups(completer):
+def test_a_list_too_long_for_letters_is_ranked_as_a_whole(completer):
     question = {"partial": ["i0", "i1"], "candidates": [*MANY, "i2", "i3"]}
     options = completer(question)
     scores = [option["score"] for option in options]
     assert {option["item_id"] for option in options} == {f"new-{n}" for n in range(30)} | {"i2", "i3"}
     assert scores == sorted(scores, reverse=True) and abs(sum(scores) - 1) < 1e-5
     assert {option["letter"] for option in options} == {None}
-    assert completer(question) == options
-    assert completer(question, top_k=2) == options[:2]
+    close(completer(question), options)
     together = completer([QUESTIONS[0], question, QUESTIONS[2]], batch_size=3)
     for one, other in zip(together, [completer(QUESTIONS[0]), options, completer(QUESTIONS[2])], strict=True):
         close(one, other, 1e-4)
 
 
-def test_groups_are_no_larger_than_asked_or_than_the_model_knows(completer, monkeypatch):
-    asked = []
-    inner = completer._option_logits
-    monkeypatch.setattr(completer, "_option_logits", lambda qs: asked.extend(qs) or inner(qs))
-    completer({"partial": ["i0"], "candidates": MANY}, group_size=4)
-    assert max(len(question["candidates"]) for question in asked) == 4
-    asked.clear()
-    monkeypatch.setattr(completer.processor, "max_options", 3)
-    completer({"partial": ["i0"], "candidates": MANY[:5]})
-    assert max(len(question["candidates"]) for question in asked) == 3
+def test_the_size_of_groups_counts_where_a_ranker_alone_ranks_long_lists(completer):
+    question = {"partial": ["i0"], "candidates": MANY}
+    of_four, of_ten = ([o["score"] for o in completer(question, group_size=size)] for size in (4, 10))
+    assert (of_four != pytest.approx(of_ten, abs=1e-4)) == (completer.completer.parts == ("ranker",))
 
 
 @pytest.mark.parametrize(
@@ -180,10 +187,47 @@ def test_a_wrong_parameter_is_an_error(completer, options, message):
         completer(QUESTIONS[0], **options)
 
 
-def test_a_saved_pipeline_holds_model_items_and_wording(completer, tmp_path):
+def test_a_saved_pipeline_holds_models_items_and_wording(folder, completer, tmp_path):
     completer.save_pretrained(tmp_path)
+    names = {path.relative_to(folder) for path in folder.rglob("*")}
+    assert {path.relative_to(tmp_path) for path in tmp_path.rglob("*")} == names
     loaded = pipeline("bundle-completion", model=str(tmp_path), device="cpu")
-    close(loaded(QUESTIONS[0]), completer(QUESTIONS[0]))
+    assert loaded.completer.parts == completer.completer.parts
+    for question in QUESTIONS:
+        close(loaded(question), completer(question))
+
+
+@pytest.mark.parametrize("by_saving", [True, False])
+def test_pushing_uploads_each_file_of_the_folder_to_its_place(folder, completer, tmp_path, monkeypatch, by_saving):
+    commits, files = [], {}
+
+    class Created:
+        repo_id = "acme/bundles"
+
+    def no_card(*args, **kwargs):
+        raise EntryNotFoundError("no card yet")
+
+    def commit(self, repo_id, operations, **kwargs):
+        commits.append(repo_id)
+        for add in operations:
+            with add.as_file() as file:
+                files[add.path_in_repo] = file.read()
+
+    monkeypatch.setattr(HfApi, "create_repo", lambda self, repo_id, **_: Created)
+    monkeypatch.setattr(HfApi, "create_commit", commit)
+    monkeypatch.setattr(ModelCard, "load", no_card)
+    if by_saving:
+        completer.save_pretrained(tmp_path, push_to_hub=True, repo_id="acme/bundles")
+    else:
+        completer.push_to_hub("acme/bundles")
+    assert set(commits) == {"acme/bundles"}
+    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert set(files) - {"README.md"} == names
+    for name in names:
+        if name.endswith((".jsonl", ".safetensors")):
+            assert files[name] == (folder / name).read_bytes(), name
+        elif name.endswith("/config.json"):
+            assert json.loads(files[name])["model_type"] == json.loads((folder / name).read_text())["model_type"]
 
 
 def test_a_model_in_memory_needs_its_processor(completer):
@@ -191,7 +235,15 @@ def test_a_model_in_memory_needs_its_processor(completer):
     close(again(QUESTIONS[2]), completer(QUESTIONS[2]))
 
 
+def test_a_model_in_memory_needs_no_folder(completer, tmp_path):
+    completer.save_pretrained(tmp_path / "gone")
+    loaded = pipeline("bundle-completion", model=str(tmp_path / "gone"), device="cpu")
+    (tmp_path / "gone").rename(tmp_path / "moved")
+    again = pipeline("bundle-completion", model=loaded.model, processor=loaded.processor, device="cpu")
+    assert len(again(QUESTIONS[2])) == 4
+
+
 def test_a_processor_of_another_catalog_is_an_error(completer):
     model = make_model(features=make_features(num_items=5))
-    with pytest.raises(ValueError, match="processor has 8 items and the model 5"):
+    with pytest.raises(ValueError, match="processor has 8 items and the bundle_mllm model 5"):
         pipeline("bundle-completion", model=model, processor=completer.processor, device="cpu")

@@ -240,7 +240,10 @@ def test_rows_of_a_fold_have_its_features_and_not_its_groups():
     model.set_catalog(
         features,
         present,
-        {"bundle_item": make_pairs(GROUPS["bundle_item"], fold_of_group=folds), "textual": make_pairs(GROUPS["textual"])},
+        {
+            "bundle_item": make_pairs(GROUPS["bundle_item"], fold_of_group=folds),
+            "textual": make_pairs(GROUPS["textual"]),
+        },
     )
     other = torch.randn(2, NUM_ITEMS, 3)
     model.catalog.set_folds("bundle_item", other, torch.ones(2, NUM_ITEMS, dtype=torch.bool))

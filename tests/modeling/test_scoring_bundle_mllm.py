@@ -74,7 +74,10 @@ def test_groups_give_every_candidate_a_probability_and_depend_on_the_seed(parts)
 
 
 def test_long_lists_do_not_depend_on_the_lists_beside_them(parts):
-    questions = [{"partial": ["i0"], "candidates": ITEM_IDS[1:]}, {"partial": ["i7", "i1"], "candidates": ITEM_IDS[2:6]}]
+    questions = [
+        {"partial": ["i0"], "candidates": ITEM_IDS[1:]},
+        {"partial": ["i7", "i1"], "candidates": ITEM_IDS[2:6]},
+    ]
     scorer = RankerScorer(*parts, 4)
     for together, question in zip(scorer.in_groups(questions, 3), questions, strict=True):
         [alone] = scorer.in_groups([question], 3)

@@ -54,6 +54,7 @@ class BundleCompletionPipeline(Pipeline):
             )
         if self.model.config.model_type == "bundle_retriever":
             self.completer = BundleCompleter(self.processor, retriever=self.model)
+            self.feature_extractor = self.processor  # without it or a tokenizer, transformers refuses batches
         else:
             retriever = load_retriever(
                 self.model.config._name_or_path, revision=getattr(self.model.config, "_commit_hash", None)
@@ -117,14 +118,26 @@ class BundleCompletionPipeline(Pipeline):
             question, completion = question[0], completion[0]
         return self.completer.describe(completion, letters=question["candidates"] is not None, **parameters)
 
-    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
-        """Save the models and, unlike the base class, the processor with its items."""
+    def save_pretrained(
+        self, save_directory: str | os.PathLike, push_to_hub: bool = False, repo_id: str | None = None, **kwargs: Any
+    ) -> None:
+        """Save the models and, unlike the base class, the processor with its items.
+
+        Args:
+            save_directory: The folder.
+            push_to_hub: Whether to upload it all as well, in one commit.
+            repo_id: To which repository; by default one with the folder's name.
+            **kwargs: For `save_pretrained` of the models; with `push_to_hub` for the method of that name.
+        """
+        to_save = {name: value for name, value in kwargs.items() if not push_to_hub or name == "max_shard_size"}
         for model in self.completer.models:
             model.config.items_hash = self.processor.items_hash
-        self.model.save_pretrained(save_directory, **kwargs)
-        self.processor.save_pretrained(save_directory, **kwargs)
+        self.model.save_pretrained(save_directory, **to_save)
+        self.processor.save_pretrained(save_directory)
         if self.completer.retriever is not None and self.completer.retriever is not self.model:
-            self.completer.retriever.save_pretrained(os.path.join(save_directory, RETRIEVER_FOLDER), **kwargs)
+            self.completer.retriever.save_pretrained(os.path.join(save_directory, RETRIEVER_FOLDER), **to_save)
+        if push_to_hub:
+            self.push_to_hub(repo_id or os.path.basename(os.path.normpath(save_directory)), **kwargs)
 
 
 def load_retriever(name: str, **kwargs: Any) -> BundleRetriever | None:
@@ -137,23 +150,21 @@ def load_retriever(name: str, **kwargs: Any) -> BundleRetriever | None:
     Returns:
         The retriever, or `None` if there is none.
     """
+    if not os.path.isdir(name) and (not name or os.path.isabs(name) or name.count("/") > 1):
+        return None  # a model in memory, or of a folder that is gone
     kwargs = {key: value for key, value in kwargs.items() if value is not None}
-    config = (
-        hub.cached_file(
-            name,
-            "config.json",
-            subfolder=RETRIEVER_FOLDER,
-            _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_connection_errors=False,
-            _raise_exceptions_for_gated_repo=False,
-            **kwargs,
-        )
-        if name
-        else None
+    config = hub.cached_file(
+        name,
+        "config.json",
+        subfolder=RETRIEVER_FOLDER,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+        _raise_exceptions_for_gated_repo=False,
+        **kwargs,
     )
-    return (
-        None if config is None else BundleRetriever.from_pretrained(name, subfolder=RETRIEVER_FOLDER, **kwargs).eval()
-    )
+    if config is None:
+        return None
+    return BundleRetriever.from_pretrained(name, subfolder=RETRIEVER_FOLDER, **kwargs).eval()
 
 
 __all__ = ["BundleCompletionPipeline", "load_retriever"]

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
-from dataclasses import replace
 
 import pytest
 
@@ -17,8 +16,10 @@ from bundle_mllm.data import DatasetFolder, make_questions
 from bundle_mllm.evaluation.scoring import score_questions
 from bundle_mllm.interop.export import export_stock
 from bundle_mllm.model_folder import save_model
-from bundle_mllm.training.backbone import build_model
+from bundle_mllm.modeling import BundleCompleter
 from bundle_mllm.training.config import default_run
+from bundle_mllm.training.ranker import build_ranker
+from bundle_mllm.training.run_data import RunData
 
 for package in ("fastapi", "uvicorn", "pydantic"):
     pytest.importorskip(package, reason="transformers serve needs it: pip install 'transformers[serving]'")
@@ -87,16 +88,15 @@ def prompt_writer(folder):
 def test_an_openai_client_gets_the_letters_of_the_model(tiny_data, tmp_path):
     data = DatasetFolder.open(tiny_data)
     run = default_run("scratch", data=tiny_data, output_dir=tmp_path / "run")
-    run = replace(run, fusion=replace(run.fusion, matching_hidden_size=None))
-    model, processor = build_model(run, data)
+    model, processor = build_ranker(run, RunData(run, data))
     save_model(model, processor, tmp_path / "model")
     folder = export_stock(tmp_path / "model", tmp_path / "stock")
     bundles = data.bundles.test
     questions = make_questions(bundles, data.catalog, data.bundles, num_candidates=6, questions_per_bundle=1, seed=0)
-    scored = score_questions(model, processor, questions)
-    expected = ["ABCDEF"[max(range(6), key=one.option_logits.__getitem__)] for one in scored]
+    scored = score_questions(BundleCompleter(processor, ranker=model.eval()), questions)["ranker"]
+    expected = ["ABCDEF"[max(range(6), key=one.scores.__getitem__)] for one in scored]
     assert len(questions) >= 8 and len(set(expected)) >= 3
-    assert expected == ["ABCDEF"[one.free_answer] for one in scored]
+    assert expected == ["ABCDEF"[one.unrestricted_choice] for one in scored]
     letters, write = prompt_writer(folder)
     only_letters = {str(letters[letter]["token_id"]): 100.0 for letter in "ABCDEF"}
 

@@ -18,12 +18,12 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from bundle_mllm.data.files import read_json
 from bundle_mllm.errors import BundleMLLMError
-from bundle_mllm.hub.integrity import is_retriever
 from bundle_mllm.hub.records import METRICS, public_record, public_settings
 from bundle_mllm.hub.report_files import card_sections, metrics_files
 from bundle_mllm.hub.schema import WithheldError, hub_name, rebuild
 from bundle_mllm.hub.settings import LICENSE_UNKNOWN, PublishSettings
 from bundle_mllm.model_folder import CONVERSION_RECORD, RUN_RECORD, fingerprint
+from bundle_mllm.modeling.configuration_bundle_mllm import BundleRetrieverConfig
 from bundle_mllm.modeling.pipeline_bundle_mllm import RETRIEVER_FOLDER
 from bundle_mllm.settings import NO_RANKER, SCRATCH
 
@@ -179,7 +179,8 @@ def render_model_card(
     recorded_settings = record.get("settings") or {}
     recorded = recorded_settings.get("base_model") or record.get("base_model")
     base_model = base_model or (None if recorded in (SCRATCH, NO_RANKER) else recorded)
-    config, has_ranker = public_settings(model_dir / "config.json"), not is_retriever(model_dir)
+    config = public_settings(model_dir / "config.json")
+    has_ranker = config.get("model_type") != BundleRetrieverConfig.model_type
     has_both = (model_dir / RETRIEVER_FOLDER).is_dir()
     beside = public_settings(model_dir / RETRIEVER_FOLDER / "config.json") if has_both else {}
     tag = RANKER_TAG if has_ranker else RETRIEVER_TAG

@@ -262,7 +262,8 @@ def _place_features(data: DatasetFolder, target: Path) -> list[str]:
             if path.stem not in store.modalities:
                 continue
             OutOfFoldFeatures.load(data, path.stem)  # refuses versions of other features, which no training could use
-        metadata = rebuild(read_header(path)[0].get(METADATA, {}), FEATURES_METADATA)
+        notes = read_header(path)[0].get(METADATA)
+        metadata = rebuild(notes if isinstance(notes, dict) else {}, FEATURES_METADATA)
         place_tensors(path, target / "features" / path.relative_to(folder), metadata)
     if (folder / MANIFEST).exists():
         write_json(target / "features" / MANIFEST, rebuild(read_json(folder / MANIFEST), FEATURES))
@@ -298,7 +299,6 @@ def _render_card(repo_id: str, license: str, tables: list[_Table], *, num_items:
     metadata = DatasetCardData(
         license=license,
         pretty_name=name,
-        size_categories=[_size_category(max(sum(table.splits.values()) for table in tables))],
         task_categories=["multiple-choice"],
         tags=list(TAGS),
         configs=[
@@ -318,11 +318,6 @@ def _render_card(repo_id: str, license: str, tables: list[_Table], *, num_items:
         **context,
     )
     return DatasetCard(text)
-
-
-def _size_category(rows: int) -> str:
-    limits = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
-    return next((name for limit, name in limits if rows < limit), "1M<n<10M")
 
 
 def _check_readable(folder: Path, tables: list[_Table]) -> None:

@@ -24,21 +24,18 @@ _PICKLES = (".bin", ".ckpt", ".dill", ".joblib", ".npy", ".npz", ".pickle", ".pk
 _PICKLE_STARTS, _ZIP_START = {bytes((0x80, protocol)) for protocol in range(2, 6)}, b"PK\x03\x04"
 
 
-def is_retriever(folder: Path) -> bool:
-    """Return whether a folder holds a retriever at its top, and no ranker."""
-    return read_json(folder / "config.json").get("model_type") == BundleRetrieverConfig.model_type
-
-
 def check_complete(folder: Path) -> None:
     """Check that a model folder, and the retriever in it, have every file they need, and their weights whole.
 
     Raises:
         BundleMLLMError: If not; the first problem is named.
     """
+    _check_files(folder, _NEEDED)
+    if read_json(folder / "config.json").get("model_type") != BundleRetrieverConfig.model_type:
+        _check_files(folder, _NEEDED_OF_RANKER)
     for part in (folder, folder / RETRIEVER_FOLDER):
-        if part == folder or part.is_dir():
-            _check_files(part, _NEEDED if part == folder else ("config.json",))
-            _check_files(part, _NEEDED_OF_RANKER if part == folder and not is_retriever(folder) else ())
+        if part.is_dir():
+            _check_files(part, ("config.json",))
             _check_files(part, _needed_code(part))
             check_weights(part)
 

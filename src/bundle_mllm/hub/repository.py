@@ -61,12 +61,6 @@ class PublishReport:
         return sum(self.files.values())
 
 
-def repository_folder(source: Path) -> Path:
-    """Return where the repository of a folder is written by default: beside it, with "-hub" at the end of its name."""
-    source = source.resolve()
-    return source.with_name(f"{source.name}-hub")
-
-
 def write_repository(
     folder: Path,
     source: Path,

@@ -15,7 +15,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalToken
 from huggingface_hub.utils import validate_repo_id
 
 from bundle_mllm.errors import BundleMLLMError
-from bundle_mllm.hub.repository import PublishReport, matches, repository_files, repository_folder, write_repository
+from bundle_mllm.hub.repository import PublishReport, matches, repository_files, write_repository
 from bundle_mllm.hub.settings import RepositoryOptions
 
 
@@ -87,7 +87,8 @@ def publish_folder(
     """
     if not options.dry_run:
         check_login()  # before the minutes that verifying a large model takes
-    folder = repository_folder(source) if options.output_dir is None else options.output_dir
+    beside = source.resolve()
+    folder = options.output_dir or beside.with_name(f"{beside.name}-hub")
     write_repository(folder, source, write, check, sources)
     report = PublishReport(repo_id, folder, repository_files(folder))
     if options.dry_run:

@@ -31,19 +31,8 @@ TOLERANCES = {torch.float32: 1e-5, torch.float64: 1e-5}
 """Largest accepted difference of probabilities. Weights in half precision keep 8 to 11 bits, and another number of
 threads may round the last of them differently: 0.01 for these."""
 
-_PASSED_ON = (
-    "PATH",
-    "PYTHONPATH",
-    "PYTHONHOME",
-    "LD_LIBRARY_PATH",
-    "LANG",
-    "TZ",
-    "TMPDIR",
-    "TEMP",
-    "TMP",
-    "SYSTEMROOT",
-)
-_PASSED_ON += ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
+_PASSED_ON = ("PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "LANG", "TZ", "TMPDIR", "TEMP", "SYSTEMROOT")
+_PASSED_ON += ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 """What the clean process gets of the environment, beside `LC_*`: no token, no key, no home folder."""
 _CLEAN_PROCESS = Path(__file__).with_name("clean_process.py")
 

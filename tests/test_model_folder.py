@@ -1,24 +1,58 @@
-"""A model folder holds parts that belong together: a list of items that is not the model's is noticed."""
+"""A model folder holds models and items that belong together; what is none is refused in one line."""
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
-from tiny_models import ITEM_IDS, MODALITIES, TITLES, make_features, make_model, make_processor, make_tokenizer
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_models import (
+    ITEM_IDS,
+    MODALITIES,
+    TITLES,
+    make_backbone,
+    make_completer,
+    make_features,
+    make_model,
+    make_processor,
+    make_tokenizer,
+)
 from transformers import pipeline
 
 from bundle_mllm.data import ItemCatalog
 from bundle_mllm.errors import BundleMLLMError
-from bundle_mllm.model_folder import load_model, save_model
-from bundle_mllm.modeling import BundleMLLMForCausalLM, BundleMLLMProcessor
+from bundle_mllm.model_folder import (
+    fingerprint,
+    load_completer,
+    load_processor,
+    load_ranker,
+    save_completer,
+    save_model,
+)
+from bundle_mllm.modeling import BundleMLLMForCausalLM, BundleMLLMProcessor, BundleRetriever
 
 PAIRS = list(zip(ITEM_IDS, TITLES, strict=True))
+QUESTION = {"partial": ["i0", "i1"], "candidates": ["i2", "i3", "i4"]}
+KINDS = {"ranker": (True, False), "retriever": (False, True), "both": (True, True)}
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    folders = {kind: tmp_path_factory.mktemp(kind) for kind in KINDS}
+    for kind, folder in folders.items():
+        save_completer(make_completer(*KINDS[kind]), folder)
+    return folders
+
+
+@pytest.fixture(params=KINDS)
+def any_folder(request, saved, tmp_path):
+    return shutil.copytree(saved[request.param], tmp_path / request.param)
 
 
 @pytest.fixture
-def folder(tmp_path):
-    processor = make_processor()
-    save_model(make_model(separator_token_id=processor.separator_token_id), processor, tmp_path)
-    return tmp_path
+def folder(saved, tmp_path):
+    return shutil.copytree(saved["both"], tmp_path / "model")
 
 
 def write_items(folder, pairs):
@@ -26,43 +60,85 @@ def write_items(folder, pairs):
     (folder / "items.jsonl").write_text("".join(lines), encoding="utf-8")
 
 
+def edit_config(folder, **changes):
+    config = json.loads((folder / "config.json").read_text()) | changes
+    (folder / "config.json").write_text(json.dumps({k: v for k, v in config.items() if v is not None}))
+
+
+def edit_weights(folder, name):
+    weights = load_file(folder / "model.safetensors")
+    weights[name] = weights[name] + 1
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_saved_completer_loads_with_its_models_and_answers_the_same(saved, kind):
+    expected, found = make_completer(*KINDS[kind]), load_completer(saved[kind], "cpu")
+    assert found.parts == expected.parts
+    assert not any(model.training for model in found.models)
+    assert {model.config.items_hash for model in found.models} == {expected.processor.items_hash}
+    [one], [other] = expected.score([QUESTION]), found.score([QUESTION])
+    assert torch.allclose(one.answer, other.answer, atol=1e-4)
+
+
+def test_the_ranker_stands_at_the_top_and_the_retriever_below_or_alone(saved):
+    types = {
+        path.relative_to(folder).as_posix(): json.loads(path.read_text())["model_type"]
+        for folder in saved.values()
+        for path in sorted(folder.rglob("config.json"))
+        if folder is not saved["retriever"]
+    }
+    assert types == {"config.json": "bundle_mllm", "retriever/config.json": "bundle_retriever"}
+    assert not (saved["ranker"] / "retriever").exists() and not (saved["retriever"] / "retriever").exists()
+    assert not list(saved["retriever"].glob("tokenizer*"))
+
+
 @pytest.mark.parametrize("pairs", [PAIRS[::-1], [*PAIRS[1:], ("other", "x")], [("i0", "red shirt, long"), *PAIRS[1:]]])
-def test_other_items_than_the_model_was_saved_with_are_an_error(folder, pairs):
-    write_items(folder, pairs)
+def test_other_items_than_the_models_were_saved_with_are_an_error(any_folder, pairs):
+    write_items(any_folder, pairs)
     with pytest.raises(BundleMLLMError, match=r"items.jsonl does not hold the items.*wrong rows: restore the file"):
-        load_model(folder)
+        load_completer(any_folder)
     with pytest.raises(ValueError, match=r"items.jsonl does not hold the items.*wrong rows: restore the file"):
-        pipeline("bundle-completion", model=str(folder), device="cpu")
+        pipeline("bundle-completion", model=str(any_folder), device="cpu")
 
 
-def test_the_same_items_in_another_layout_are_no_error(folder):
-    write_items(folder, PAIRS)
-    assert load_model(folder)[1].titles == tuple(TITLES)
+def test_a_retriever_of_other_items_than_the_ranker_is_an_error(folder):
+    edit_config(folder / "retriever", items_hash="0" * 64)
+    with pytest.raises(BundleMLLMError, match=r"does not hold the items the model was saved with .* not 00000000"):
+        load_completer(folder)
+    assert load_ranker(folder)[0].config.num_items == 8  # which it does not concern
 
 
-def test_edited_titles_are_accepted_once_both_parts_are_saved_together(folder):
+def test_the_same_items_in_another_layout_are_no_error(any_folder):
+    write_items(any_folder, PAIRS)
+    assert load_completer(any_folder).processor.titles == tuple(TITLES)
+
+
+def test_edited_titles_are_accepted_once_both_parts_are_saved_together(saved, tmp_path):
+    folder = shutil.copytree(saved["ranker"], tmp_path / "model")
     write_items(folder, [("i0", "red shirt, long"), *PAIRS[1:]])
     parts = BundleMLLMForCausalLM.from_pretrained(folder), BundleMLLMProcessor.from_pretrained(folder)
     save_model(*parts, folder)
-    assert load_model(folder)[1].titles[0] == "red shirt, long"
+    assert load_ranker(folder)[1].titles[0] == "red shirt, long"
 
 
 def test_a_saved_pipeline_remembers_its_items_and_a_new_catalog_forgets_them(folder, tmp_path):
     completer = pipeline("bundle-completion", model=str(folder), device="cpu")
-    completer.model.set_catalog(make_features(seed=1, modalities=MODALITIES))
-    assert completer.model.config.items_hash is None
+    for model in completer.completer.models:
+        model.set_catalog(make_features(seed=1, modalities=MODALITIES))
+        assert model.config.items_hash is None
     completer.save_pretrained(tmp_path / "again")
     write_items(tmp_path / "again", PAIRS[::-1])
     with pytest.raises(BundleMLLMError, match="does not hold the items"):
-        load_model(tmp_path / "again")
+        load_completer(tmp_path / "again")
 
 
-def test_a_model_that_remembers_no_items_loads_as_before(folder):
-    config = json.loads((folder / "config.json").read_text())
-    assert config.pop("items_hash") == make_processor().items_hash
-    (folder / "config.json").write_text(json.dumps(config))
-    write_items(folder, PAIRS[::-1])
-    assert load_model(folder)[0].config.items_hash is None
+def test_a_model_that_remembers_no_items_is_not_checked(any_folder):
+    for part in (any_folder, any_folder / "retriever"):
+        if part.is_dir():
+            edit_config(part, items_hash=None)
+    write_items(any_folder, PAIRS[::-1])
+    assert load_completer(any_folder).processor.item_ids == tuple(ITEM_IDS[::-1])
 
 
 def test_processor_and_catalog_agree_on_the_hash():
@@ -72,3 +148,132 @@ def test_processor_and_catalog_agree_on_the_hash():
     assert processor.items_hash == catalog.content_hash
     processor.titles = ("a", "b")
     assert processor.items_hash != catalog.content_hash
+
+
+def make_llama(path):
+    make_backbone().save_pretrained(path)
+    make_tokenizer().save_pretrained(path)
+
+
+def make_adapterless_folder(path):
+    make_completer(retriever=False).processor.save_pretrained(path)
+
+
+def make_first_layout(path):
+    shutil.copytree(Path(__file__).parent / "modeling" / "first_layout", path, dirs_exist_ok=True)
+
+
+def make_broken_weights(path):
+    save_completer(make_completer(), path)
+    (path / "model.safetensors").write_bytes(b"\x00" * 64)
+
+
+def make_broken_retriever(path):
+    save_completer(make_completer(), path)
+    (path / "retriever" / "model.safetensors").write_bytes(b"\x00" * 64)
+
+
+def make_newer_ranker(path):
+    save_completer(make_completer(), path)
+    edit_config(path, format_version=99)
+
+
+def make_newer_retriever(path):
+    save_completer(make_completer(), path)
+    edit_config(path / "retriever", format_version=99)
+
+
+def make_newer_retriever_alone(path):
+    save_completer(make_completer(ranker=False), path)
+    edit_config(path, format_version=99)
+
+
+def make_broken_config(path):
+    save_completer(make_completer(), path)
+    (path / "config.json").write_text("{")
+
+
+def make_folder_without_items(path):
+    save_completer(make_completer(), path)
+    (path / "items.jsonl").unlink()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: None, "no readable Bundle-MLLM model"),
+        (make_llama, "'llama' model"),
+        (make_adapterless_folder, "config.json"),
+        (make_first_layout, r"format_version 1, and this code reads 2: train it again"),
+        (make_broken_weights, "no readable Bundle-MLLM model"),
+        (make_newer_ranker, r"format_version 99, and this code reads 2: update bundle-mllm"),
+        (make_broken_config, "config.json"),
+        (make_folder_without_items, "items.jsonl"),
+    ],
+)
+@pytest.mark.parametrize("load", [load_completer, load_ranker])
+def test_a_folder_without_a_ranker_is_refused_in_one_line(tmp_path, make, message, load):
+    make(tmp_path)
+    with pytest.raises(BundleMLLMError, match=message) as error:
+        load(tmp_path)
+    assert str(tmp_path) in str(error.value) and "\n" not in str(error.value).strip()
+    assert len(str(error.value)) < 800
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (make_broken_retriever, "no readable Bundle-MLLM model"),
+        (make_newer_retriever, r"format_version 99, and this code reads 2: update bundle-mllm"),
+        (make_newer_retriever_alone, r"format_version 99, and this code reads 2: update bundle-mllm"),
+    ],
+)
+def test_a_folder_with_a_retriever_that_cannot_be_read_is_refused_in_one_line(tmp_path, make, message):
+    make(tmp_path)
+    with pytest.raises(BundleMLLMError, match=message) as error:
+        load_completer(tmp_path)
+    assert str(tmp_path) in str(error.value) and "\n" not in str(error.value).strip()
+
+
+def test_a_retriever_alone_is_no_ranker(saved):
+    with pytest.raises(BundleMLLMError, match=r"'bundle_retriever' model, not of a ranker"):
+        load_ranker(saved["retriever"])
+
+
+@pytest.mark.parametrize("name", ["out/model/of/nobody", "/no/such/folder", "./model", "model"])
+@pytest.mark.parametrize("load", [load_completer, load_ranker, load_processor])
+def test_a_folder_that_does_not_exist_is_refused_before_the_hub_is_reached(name, load):
+    with pytest.raises(BundleMLLMError, match=f"There is no folder {name}: give the output folder"):
+        load(name)
+
+
+def test_a_fingerprint_is_of_all_that_decides_the_answers_of_both_models(folder, saved):
+    seen = {fingerprint(folder)}
+    edit_config(folder, transformers_version="6.0.0")
+    edit_config(folder / "retriever", transformers_version="6.0.0")
+    (folder / "README.md").write_text("about it")
+    (folder / "metrics.json").write_text("{}")
+    assert {fingerprint(folder)} == seen == {fingerprint(saved["both"])}
+    for change in (
+        lambda: edit_config(folder, fusion_layer_norm=True),
+        lambda: edit_config(folder / "retriever", ranker_weight=0.25),
+        lambda: edit_weights(folder, "model.fusion.key.weight"),
+        lambda: edit_weights(folder / "retriever", "towers.logit_scale"),
+        lambda: write_items(folder, PAIRS[::-1]),
+        lambda: (folder / "chat_template.jinja").write_text("{{ messages }}"),
+        lambda: shutil.rmtree(folder / "retriever"),
+    ):
+        change()
+        assert fingerprint(folder) not in seen
+        seen.add(fingerprint(folder))
+    assert fingerprint(saved["retriever"]) != fingerprint(saved["ranker"])
+
+
+def test_a_name_on_the_hub_has_no_fingerprint():
+    assert fingerprint("acme/bundles") is None
+
+
+def test_a_ranker_saved_anew_over_a_folder_keeps_the_retriever_below_it(folder):
+    save_model(make_model(separator_token_id=make_processor().separator_token_id), make_processor(), folder)
+    assert load_completer(folder).parts == ("ranker", "retriever", "both")
+    assert type(load_completer(folder).retriever) is BundleRetriever

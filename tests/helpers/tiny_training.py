@@ -54,6 +54,4 @@ def weights(folder: Path) -> dict:
     """All tensors of a model folder, by file and name."""
     files = sorted(folder.glob("*.safetensors")) + sorted(folder.glob("retriever/*.safetensors"))
     assert files
-    return {
-        f"{file.relative_to(folder)} {name}": tensor for file in files for name, tensor in load_file(file).items()
-    }
+    return {f"{file.relative_to(folder)} {name}": tensor for file in files for name, tensor in load_file(file).items()}

@@ -294,6 +294,7 @@ class NoTensor:
         return 5
 
 
+NEGATIVE = torch.tensor([-1])
 FAILING = {
     "fewer titles": ({"titles": ["a"]}, ValueError),
     "an id twice": ({"item_ids": ["a"] * 5}, ValueError),

@@ -1,18 +1,30 @@
 """What is saved can be loaded: by the Auto classes with the package, and from its own files without it."""
 
 import ast
+import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import MODALITIES, make_backbone, make_model, make_processor
+from tiny_models import (
+    GROUPS,
+    MODALITIES,
+    make_backbone,
+    make_completer,
+    make_item_processor,
+    make_model,
+    make_processor,
+    make_retriever,
+)
 from torch.testing import assert_close
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoProcessor, AutoTokenizer
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 import bundle_mllm.modeling
-from bundle_mllm.model_folder import save_model
+from bundle_mllm.model_folder import load_completer, save_completer, save_model
 from bundle_mllm.modeling import BundleMLLMForCausalLM, BundleMLLMModel, BundleMLLMProcessor, BundleMLLMTokenizerFast
 
 SOURCES = sorted(Path(bundle_mllm.modeling.__file__).parent.glob("*_bundle_mllm.py"))
@@ -51,6 +63,32 @@ def saved(tmp_path_factory):
         return folder, inputs, model(**inputs).logits
 
 
+RETRIEVER_KEYS = {
+    *(f"catalog.{name}" for name in ("present", "features.user_item", "features.visual")),
+    *(f"groups.{m}.{name}" for m in GROUPS for name in ("node_of_item", "offsets", "groups", "sizes")),
+    *(f"towers.statistics.{what}.{name}" for what in ("mean", "std") for name in MODALITIES),
+    *(
+        f"towers.maps.{name}.{layer}.{what}"
+        for name in MODALITIES
+        for layer in ("linear", "linear_1", "linear_2")
+        for what in ("weight", "bias")
+    ),
+    *("towers.logit_scale", "towers.cosine_weight", "stacker.mean", "stacker.std"),
+    *("stacker.slope.weight", "stacker.slope.bias"),
+    *(
+        f"stacker.{network}.{layer}.{what}"
+        for network in ("popularity", "co_occurrence")
+        for layer in (0, 2, 4)
+        for what in ("weight", "bias")
+    ),
+}
+QUESTIONS = [QUESTION, {"partial": ["i0", "i5"]}, {"partial": ["i1"], "candidates": ["i2", "i3"]}]
+
+
+def test_the_weights_of_a_retrievers_checkpoint_are_these():
+    assert make_retriever().state_dict().keys() == RETRIEVER_KEYS
+
+
 def test_the_weights_of_a_checkpoint_are_these():
     assert {key for key in make_model().state_dict() if "language_model" not in key} == EXPECTED_KEYS
     optional = make_model(fusion_value_map=True, standardize_features=True).state_dict().keys() - EXPECTED_KEYS
@@ -83,9 +121,22 @@ def test_the_base_model_loads_alone(saved):
     assert_close(head(base(**inputs).last_hidden_state), logits)
 
 
-def test_every_file_of_the_code_ships_with_the_model(tmp_path):
+def test_every_file_of_the_code_ships_with_a_ranker(tmp_path):
     make_model().save_pretrained(tmp_path)
     assert {path.name for path in tmp_path.glob("*.py")} == {source.name for source in SOURCES}
+
+
+@pytest.mark.parametrize("make", [make_retriever, make_processor, make_item_processor])
+def test_all_that_the_code_of_a_part_imports_ships_with_it(tmp_path, make):
+    part = make()
+    part.save_pretrained(tmp_path)
+    shipped = {path.stem: path.read_text(encoding="utf-8") for path in tmp_path.glob("*.py")}
+    assert type(part).__module__.rpartition(".")[-1] in shipped
+    for name, source in shipped.items():
+        imported = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom) and node.level]
+        assert {node.module for node in imported} <= shipped.keys(), name
+    if make is make_retriever:
+        assert {"pipeline_bundle_mllm", "item_processing_bundle_mllm"} <= shipped.keys()
 
 
 @torch.no_grad()
@@ -110,18 +161,6 @@ def test_the_shipped_code_gives_the_same_answers(saved, tmp_path, monkeypatch):
     assert abs(sum(option["score"] for option in completer(QUESTION)) - 1) < 1e-6
 
 
-def test_a_checkpoint_with_missing_weights_is_an_error(tmp_path):
-    make_backbone().save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"not those of this BundleMLLMForCausalLM.*from_backbone"):
-        BundleMLLMForCausalLM.from_pretrained(tmp_path, config=make_model().config)
-
-
-def test_a_checkpoint_with_left_over_weights_is_an_error(tmp_path):
-    make_model(fusion_value_map=True).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"1 unexpected \(model.fusion.value.weight\)"):
-        BundleMLLMForCausalLM.from_pretrained(tmp_path, fusion_value_map=False)
-
-
 @torch.no_grad()
 def test_stock_weights_load_through_a_key_mapping(tmp_path):
     backbone = make_backbone().eval()
@@ -144,6 +183,63 @@ def test_nothing_saved_names_a_folder_of_this_machine(tmp_path):
     backbone = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
     make_model(backbone).save_pretrained(tmp_path / "model")
     assert str(tmp_path) not in (tmp_path / "model" / "config.json").read_text()
+
+
+WITHOUT_PACKAGE = """
+import json, sys
+sys.modules["bundle_mllm"] = None  # an import of it now fails, as if it were not installed
+import torch
+from transformers import AutoConfig, AutoModel, AutoProcessor, pipeline
+
+both, alone, questions, output = sys.argv[1:]
+trust, found = {"trust_remote_code": True}, {"types": [], "scores": [], "answers": []}
+for folder, options in ((both, {"subfolder": "retriever"}), (both + "/retriever", {}), (alone, {})):
+    config = AutoConfig.from_pretrained(folder, **options, **trust)
+    model = AutoModel.from_pretrained(folder, **options, **trust).eval()
+    found["types"] += [type(config).__module__.split(".")[0], type(model).__name__]
+    with torch.no_grad():
+        found["scores"].append(model(torch.tensor([[0, 5]]), torch.tensor([[2, 3, 7]])).scores[0].tolist())
+found["types"].append(type(AutoProcessor.from_pretrained(alone, **trust)).__name__)
+for folder in (both, alone):
+    found["answers"].append(pipeline("bundle-completion", model=folder, **trust)(json.loads(questions)))
+    pipeline("bundle-completion", model=folder, **trust).save_pretrained(output + "/" + folder.rpartition("/")[-1])
+open(output + "/found.json", "w").write(json.dumps(found))
+"""
+
+
+def close(answers, expected):
+    assert [[a["item_id"] for a in one] for one in answers] == [[a["item_id"] for a in one] for one in expected]
+    for one, other in zip(answers, expected, strict=True):
+        assert [a["score"] for a in one] == pytest.approx([a["score"] for a in other], abs=1e-4)
+
+
+@torch.no_grad()
+def test_ranker_and_retriever_work_and_are_saved_without_the_package(tmp_path):
+    completers = {"both": make_completer(ranker_weight=0.7), "alone": make_completer(ranker=False)}
+    for name, completer in completers.items():
+        save_completer(completer, tmp_path / name)
+    output = tmp_path / "output"
+    output.mkdir()
+    run = subprocess.run(
+        [sys.executable, "-c", WITHOUT_PACKAGE, *(str(tmp_path / name) for name in completers), json.dumps(QUESTIONS),
+         str(output)],
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "modules"), "PYTHONPATH": ""},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr[-3000:]
+    found = json.loads((output / "found.json").read_text())
+    assert found["types"] == ["transformers_modules", "BundleRetriever"] * 3 + ["BundleItemProcessor"]
+    expected = make_retriever()(torch.tensor([[0, 5]]), torch.tensor([[2, 3, 7]])).scores
+    for scores in found["scores"]:
+        assert_close(torch.tensor([scores]), expected, atol=1e-4, rtol=0)
+    for (name, completer), answers in zip(completers.items(), found["answers"], strict=True):
+        close(answers, [completer.complete(question) for question in QUESTIONS])
+        names = {path.relative_to(tmp_path / name) for path in (tmp_path / name).rglob("*")}
+        assert {path.relative_to(output / name) for path in (output / name).rglob("*")} == names
+        close([load_completer(output / name).complete(question) for question in QUESTIONS], answers)
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)

@@ -164,6 +164,9 @@ def load_retriever(name: str, **kwargs: Any) -> BundleRetriever | None:
     )
     if config is None:
         return None
+    BundleRetriever.register_for_auto_class(
+        "AutoModel"
+    )  # its code is then saved with it, with and without the package
     return BundleRetriever.from_pretrained(name, subfolder=RETRIEVER_FOLDER, **kwargs).eval()
 
 

@@ -133,8 +133,6 @@ class RunData:
         bundles = [bundle for bundle in self.folder.bundles.train if bundle.bundle_id in self.held_out]
         bundles = [bundle for bundle in bundles if len(bundle.items) >= 2]
         number = self.settings.validation_candidates
-        if not bundles:
-            return []
         return self._sample(bundles, self.settings.combination_questions, (number, number), 0.5, self.settings.seed)
 
     def _sample(
@@ -146,6 +144,8 @@ class RunData:
         seed: int,
         shows_items: bool = True,
     ) -> list[Question]:
+        if not bundles or not num_questions:
+            return []
         folds = self.out_of_fold if shows_items else None
         return sample_training_questions(
             bundles,

@@ -40,11 +40,11 @@ def folds_data(copied_data):
 
 @pytest.fixture(scope="session")
 def bare_circles(tmp_path_factory):
-    """32 items without titles or features; four circles of users and bundles, which nothing but the groups shows."""
+    """64 items without titles or features; four circles of users and bundles, which nothing but the groups shows."""
     folder = tmp_path_factory.mktemp("circles")
     rng = np.random.default_rng(0)
-    items = [f"i{row}" for row in rng.permutation(32)]
-    circles = [items[start : start + 8] for start in range(0, 32, 8)]
+    items = [f"i{row}" for row in rng.permutation(64)]
+    circles = [items[start : start + 16] for start in range(0, 64, 16)]
     splits = ("train", "train", "train", "validation", "test")
     bundles = [
         {
@@ -52,10 +52,10 @@ def bare_circles(tmp_path_factory):
             "items": [str(item) for item in rng.choice(circles[number % 4], 4, replace=False)],
             "split": splits[number % 5],
         }
-        for number in range(120)
+        for number in range(240)
     ]
-    pairs = [(user, item) for user in range(40) for item in rng.choice(circles[user % 4], 3, replace=False)]
-    (folder / "items.jsonl").write_text("".join(json.dumps({"item_id": f"i{row}"}) + "\n" for row in range(32)))
+    pairs = [(user, item) for user in range(120) for item in rng.choice(circles[user % 4], 4, replace=False)]
+    (folder / "items.jsonl").write_text("".join(json.dumps({"item_id": f"i{row}"}) + "\n" for row in range(64)))
     (folder / "bundles.jsonl").write_text("".join(json.dumps(bundle) + "\n" for bundle in bundles))
     (folder / "interactions.csv").write_text("user_id,item_id\n" + "".join(f"u{u},{i}\n" for u, i in pairs))
     return folder

@@ -92,6 +92,7 @@ def test_towers_learn_what_goes_together_from_features(colors):
     assert right / len(questions) > 0.8  # the color decides
 
 
+@pytest.mark.slow
 def test_shared_groups_alone_are_enough(circles):
     rates = {}
     for names in (NAMES, ()):
@@ -100,8 +101,8 @@ def test_shared_groups_alone_are_enough(circles):
         fit_retriever(
             retriever,
             circles.catalog,
-            training_questions(circles),
-            SETTINGS,
+            training_questions(circles, num_questions=1_024),
+            dataclasses.replace(SETTINGS, steps=300),
             stacking_bundles=part_bundles(circles.bundles.train, [0.2], out_of_fold=out_of_fold)[0],
             out_of_fold=out_of_fold,
             seed=0,
@@ -110,14 +111,16 @@ def test_shared_groups_alone_are_enough(circles):
     assert rates[NAMES] > rates[()] + 0.25
 
 
+@pytest.mark.slow
 def test_after_stacking_the_towers_are_trained_on_all_bundles(circles):
     """Features alone have to answer well, too, and the stacking bundles have to matter to them."""
-    questions, [stacking] = training_questions(circles), part_bundles(circles.bundles.train, [0.2])
+    questions = training_questions(circles, num_questions=1_024)
+    [stacking] = part_bundles(circles.bundles.train, [0.2])
     retriever, _ = fit(circles, questions, stacking=stacking)
     changed, _ = fit(circles, with_other_answers(questions, stacking), stacking=stacking)
     assert differing(copy_of(retriever.towers), changed.towers)
     retriever.stacker = None
-    assert hit_rate(retriever, circles) > 0.4  # chance: .17
+    assert hit_rate(retriever, circles) > 0.3  # chance: .17
 
 
 def test_the_towers_train_and_the_stacker_stays(circles):
@@ -143,6 +146,7 @@ def test_the_stacker_trains_and_the_towers_stay(circles):
     assert not differing(towers, retriever.towers)
 
 
+@pytest.mark.slow
 def test_towers_and_stacker_draw_from_the_questions_meant_for_them_alone(circles):
     questions = training_questions(circles)
     [meant] = part_bundles(circles.bundles.train, [0.2])
@@ -169,6 +173,7 @@ def parted(circles):
     return questions, held_out, stacking, [q for q in questions if q.bundle_id in held_out]
 
 
+@pytest.mark.slow
 def test_held_out_questions_are_scored_by_a_retriever_that_has_not_seen_their_bundles(circles, parted):
     questions, held_out, stacking, held_out_questions = parted
     _, scores = fit(circles, questions, stacking=stacking, held_out=held_out_questions)
@@ -181,6 +186,7 @@ def test_held_out_questions_are_scored_by_a_retriever_that_has_not_seen_their_bu
     assert [len(row) for row in scores] == [len(question.candidates) for question in held_out_questions]
 
 
+@pytest.mark.slow
 def test_without_a_stacker_its_bundles_do_not_reach_the_towers_that_score_held_out_questions(circles, parted):
     questions, _, stacking, held_out_questions = parted
     _, scores = fit(circles, questions, names=(), stacking=stacking, held_out=held_out_questions)
@@ -188,6 +194,7 @@ def test_without_a_stacker_its_bundles_do_not_reach_the_towers_that_score_held_o
     assert fit(circles, changed, names=(), stacking=stacking, held_out=held_out_questions)[1] == scores
 
 
+@pytest.mark.slow
 def test_the_held_out_bundles_are_trained_on_in_the_end(circles, parted):
     questions, held_out, stacking, held_out_questions = parted
     retriever, _ = fit(circles, questions, stacking=stacking, held_out=held_out_questions)
@@ -241,14 +248,14 @@ def test_a_training_question_is_scored_as_if_the_bundles_of_its_fold_did_not_exi
     with fold_rows(retriever.catalog, out_of_fold):
         scores = score_rows(retriever, QuestionRows(questions, circles.catalog, out_of_fold))
     memberships = load_memberships(circles, NAMES, list(retriever.config.modalities), out_of_fold)
-    pairs, features = memberships["bundle_item"], circles.features().load()[0]
+    pairs, (features, present) = memberships["bundle_item"], circles.features().load()
     for fold in range(out_of_fold.num_folds):
         kept = pairs.fold_of_group[pairs.groups] != fold
         bundles = ItemPairs(pairs.nodes[kept], pairs.groups[kept])
         without, _ = build(circles, NAMES)
         without.set_catalog(
             features | {"bundle_item": out_of_fold.features[fold].float()},
-            {"bundle_item": out_of_fold.present[fold]},
+            present | {"bundle_item": out_of_fold.present[fold]},
             memberships | {"bundle_item": bundles},
         )
         without.towers.load_state_dict(retriever.towers.state_dict())

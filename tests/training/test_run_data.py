@@ -35,8 +35,8 @@ def test_a_tenth_is_held_out_and_another_fifth_is_for_the_stacker(data, tmp_path
     number, train = len(data.bundles.train), {bundle.bundle_id for bundle in data.bundles.train}
     assert run_data.held_out < train and run_data.stacking_bundles < train
     assert not run_data.held_out & run_data.stacking_bundles
-    assert 0.02 * number <= len(run_data.held_out) <= 0.2 * number  # near-duplicates stay together
-    assert 0.05 * number <= len(run_data.stacking_bundles) <= 0.35 * number
+    assert 0.05 * number <= len(run_data.held_out) <= 0.15 * number
+    assert 0.15 * number <= len(run_data.stacking_bundles) <= 0.25 * number
 
 
 def test_copies_of_a_held_out_bundle_are_held_out(data, tmp_path):

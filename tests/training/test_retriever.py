@@ -198,9 +198,7 @@ def test_without_a_stacker_its_bundles_do_not_reach_the_towers_that_score_held_o
 def test_the_held_out_bundles_are_trained_on_in_the_end(circles, parted):
     questions, held_out, stacking, held_out_questions = parted
     retriever, _ = fit(circles, questions, stacking=stacking, held_out=held_out_questions)
-    changed, _ = fit(
-        circles, with_other_answers(questions, held_out), stacking=stacking, held_out=held_out_questions
-    )
+    changed, _ = fit(circles, with_other_answers(questions, held_out), stacking=stacking, held_out=held_out_questions)
     assert differing(copy_of(retriever.towers), changed.towers)
     assert not differing(copy_of(retriever.stacker), changed.stacker)
 

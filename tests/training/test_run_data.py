@@ -13,7 +13,9 @@ from bundle_mllm.training.run_data import RunData
 
 
 def open_data(data, tmp_path, holds_out=True, **changes):
-    return RunData(tiny_run(data.path, tmp_path / "out", **changes), DatasetFolder.open(data.path), holds_out=holds_out)
+    return RunData(
+        tiny_run(data.path, tmp_path / "out", **changes), DatasetFolder.open(data.path), holds_out=holds_out
+    )
 
 
 def about(questions):

@@ -1,20 +1,32 @@
-"""Alignment: after it, items of one bundle are closer than items of different bundles, and only what it may moves."""
+"""After a warm start items of one bundle are closer than items of different bundles, and nothing else has moved."""
 
 from dataclasses import replace
 
 import pytest
 import torch
+from tiny_training import training_questions
 
-from bundle_mllm.data import DatasetFolder, ItemCatalog, make_questions, sample_training_questions
-from bundle_mllm.training.alignment import align_items, align_words
-from bundle_mllm.training.backbone import build_model
+from bundle_mllm.data import DatasetFolder, ItemCatalog
 from bundle_mllm.training.config import default_run
+from bundle_mllm.training.out_of_fold import QuestionRows, fold_rows, load_out_of_fold
+from bundle_mllm.training.ranker import build_ranker
+from bundle_mllm.training.run_data import RunData
+from bundle_mllm.training.warm_start import warm_start_items, warm_start_words
+
+
+def build(data):
+    run = default_run("scratch", data=data.path, output_dir=data.path / "out")
+    return build_ranker(run, RunData(run, data))
+
+
+def with_titles(data, title_of):
+    records = [{"item_id": item.item_id, "title": title_of(row, item)} for row, item in enumerate(data.catalog)]
+    return replace(data, catalog=ItemCatalog.from_records(records))
 
 
 @pytest.fixture
-def parts(tiny_data, tmp_path):
-    data = DatasetFolder.open(tiny_data)
-    return (*build_model(default_run("scratch", data=tiny_data, output_dir=tmp_path), data), data)
+def data(tiny_data):
+    return DatasetFolder.open(tiny_data)
 
 
 def gap(vectors, data):
@@ -26,74 +38,99 @@ def gap(vectors, data):
     return float(cosines[same & ~torch.eye(len(colors), dtype=torch.bool)].mean() - cosines[~same].mean())
 
 
-def test_words_of_one_bundle_become_alike_and_all_keep_their_norm(tiny_data, tmp_path):
-    """Each color has two names; only bundles tell that they belong together."""
-    data = DatasetFolder.open(tiny_data)
+def words_table(model):
+    return model.get_input_embeddings().weight.detach().clone()
+
+
+def test_words_of_one_bundle_become_alike_and_keep_their_norm(data):
+    """Each color has two names; only bundles show that they belong together."""
     names = {"red": "crimson", "green": "olive", "blue": "navy", "black": "coal"}
-    records = []
-    for row, item in enumerate(data.catalog):
-        color = item.title.split()[0]
-        records.append({"item_id": item.item_id, "title": color if row % 2 else names[color]})
-    data = replace(data, catalog=ItemCatalog.from_records(records))
-    model, processor = build_model(default_run("scratch", data=tiny_data, output_dir=tmp_path), data)
-    before = model.get_input_embeddings().weight.detach().clone()
-    align_words(model, processor, data.catalog, data.bundles.train, steps=60, seed=0)
-    after = model.get_input_embeddings().weight.detach()
+    colors = [item.title.split()[0] for item in data.catalog]
+    titles = [color if row % 2 else names[color] for row, color in enumerate(colors)]
+    data = with_titles(data, lambda row, _: titles[row])
+    model, processor = build(data)
+    before = words_table(model)
+    warm_start_words(model, processor, data.catalog, data.bundles.train, steps=60, seed=0)
+    after = words_table(model)
     assert torch.allclose(before.norm(dim=-1), after.norm(dim=-1), rtol=1e-4)
-    tokens = processor.tokenizer([f" {record['title']}" for record in records])["input_ids"]
+    tokens = processor.tokenizer([f" {title}" for title in titles])["input_ids"]
     means = [torch.stack([table[ids].mean(0) for ids in tokens]) for table in (before, after)]
     assert gap(means[1], data) > gap(means[0], data) + 0.2
     untouched = [token for token in range(len(before)) if token not in {t for ids in tokens for t in ids}]
     assert torch.equal(before[untouched], after[untouched])
 
 
-def ask(data, **settings):
-    settings = {"num_questions": 256, "num_candidates": (2, 9), "hard_fraction": 0.5, "seed": 0} | settings
-    return sample_training_questions(data.bundles.train, data.catalog, **settings)
-
-
-def test_items_of_one_bundle_become_alike_through_fusion_and_projector_and_the_backbone_stays(parts):
-    model, _, data = parts
-    rows = torch.arange(len(data.catalog))
-    moves = ("fusion", "projector", "matching")
-    other = {n: p.detach().clone() for n, p in model.named_parameters() if not any(name in n for name in moves)}
-    before = gap(model.get_item_embeddings(rows).detach(), data)
-    align_items(model, data.catalog, ask(data), steps=60, seed=0)
-    assert gap(model.get_item_embeddings(rows).detach(), data) > before + 0.2
-    now = dict(model.named_parameters())
-    assert all(torch.equal(value, now[name]) for name, value in other.items())
-    assert not model.training
-
-
-def test_after_it_the_matching_alone_answers_questions_about_other_bundles(parts):
-    model, _, data = parts
-    align_items(model, data.catalog, ask(data), steps=100, seed=0)
-    asked = make_questions(data.bundles.validation, data.catalog, data.bundles, num_candidates=6, seed=0)
-    hits = 0
-    for question in asked:
-        rows = torch.tensor(data.catalog.rows([*question.partial, *question.candidates]))
-        places, shown = torch.arange(len(rows)), len(question.partial)
-        zeros = torch.zeros_like(places)
-        scores = model.model.match(rows, places[:shown], places[shown:], zeros[:shown], zeros[shown:])
-        chosen = question.candidates[int(scores.argmax())]
-        hits += chosen.split("-")[0] == question.answer.split("-")[0]
-    assert hits / len(asked) > 0.8  # the color decides
-
-
-def test_the_same_seed_gives_the_same_embeddings(tiny_data, tmp_path):
-    data, run = DatasetFolder.open(tiny_data), default_run("scratch", data=tiny_data, output_dir=tmp_path)
+def test_the_seed_decides_the_words(data):
     tables = []
     for seed in (0, 0, 1):
-        model, processor = build_model(run, data)
-        align_words(model, processor, data.catalog, data.bundles.train, steps=5, seed=seed)
-        tables.append(model.get_input_embeddings().weight.detach())
+        model, processor = build(data)
+        warm_start_words(model, processor, data.catalog, data.bundles.train, steps=5, seed=seed)
+        tables.append(words_table(model))
     assert torch.equal(tables[0], tables[1])
     assert not torch.equal(tables[0], tables[2])
 
 
-def test_items_without_any_title_leave_the_words_alone(parts):
-    model, processor, data = parts
-    before = model.get_input_embeddings().weight.detach().clone()
-    untitled = type(data.catalog).from_records([{"item_id": item.item_id} for item in data.catalog])
-    align_words(model, processor, untitled, data.bundles.train, steps=5, seed=0)
-    assert torch.equal(before, model.get_input_embeddings().weight)
+@pytest.mark.parametrize(
+    "text", ["<|item_3|>", "<|item_99|>", "<|item_separator|>", "<|item|>", "</s>", "<s>", "<pad>", " ", "</s></s>"]
+)
+def test_titles_that_hold_special_tokens_are_plain_words(data, text):
+    data = with_titles(data, lambda row, item: f"{item.title} {text}" if row % 3 else text)
+    model, processor = build(data)
+    special = list(range(3))
+    assert {processor.tokenizer.convert_ids_to_tokens(i) for i in special} == {"<pad>", "<s>", "</s>"}
+    before, separator = words_table(model), model.model.separator.weight.detach().clone()
+    warm_start_words(model, processor, data.catalog, data.bundles.train, steps=3, seed=0)
+    after = words_table(model)
+    assert not torch.equal(before, after)
+    assert torch.equal(before[special], after[special])
+    assert torch.equal(separator, model.model.separator.weight)
+    assert after.isfinite().all()
+
+
+def test_without_titles_the_words_stay(data):
+    untitled = with_titles(data, lambda *_: "")
+    model, processor = build(untitled)
+    before = words_table(model)
+    warm_start_words(model, processor, untitled.catalog, data.bundles.train, steps=5, seed=0)
+    assert torch.equal(before, words_table(model))
+
+
+def test_without_bundles_of_two_items_the_words_stay(data):
+    model, processor = build(data)
+    before = words_table(model)
+    single = [replace(bundle, items=bundle.items[:1]) for bundle in data.bundles.train]
+    warm_start_words(model, processor, data.catalog, single, steps=5, seed=0)
+    assert torch.equal(before, words_table(model))
+
+
+def test_item_tokens_of_one_bundle_become_alike_and_the_backbone_stays(data):
+    model, _ = build(data)
+    rows = torch.arange(len(data.catalog))
+    moves = ("model.fusion.", "model.projector.")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    gap_before = gap(model.get_item_embeddings(rows).detach(), data)
+    questions = QuestionRows(training_questions(data, num_candidates=(2, 9), hard_fraction=0.5), data.catalog)
+    warm_start_items(model, questions, steps=60, seed=0)
+    assert gap(model.get_item_embeddings(rows).detach(), data) > gap_before + 0.2
+    moved = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert moved and all(name.startswith(moves) for name in moved)
+    assert not model.training and all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_item_tokens_are_made_of_out_of_fold_features_alone(folds_data):
+    questions, features = (
+        training_questions(folds_data, num_questions=64),
+        load_out_of_fold(folds_data, ["bundle_item"]),
+    )
+    projectors = {}
+    for uses_folds in (True, False):
+        for poison in (100.0, -1e3):
+            model, _ = build(folds_data)
+            model.model.catalog.features["bundle_item"].fill_(poison)
+            of_fold = features if uses_folds else None
+            with fold_rows(model.model.catalog, of_fold):
+                rows = QuestionRows(questions, folds_data.catalog, of_fold)
+                warm_start_items(model, rows, steps=3, seed=0)
+            projectors[uses_folds, poison] = torch.cat([p.flatten() for p in model.model.projector.parameters()])
+    assert torch.equal(projectors[True, 100.0], projectors[True, -1e3])
+    assert not torch.equal(projectors[False, 100.0], projectors[False, -1e3])

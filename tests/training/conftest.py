@@ -23,7 +23,7 @@ def copied_data(tiny_data, tmp_path):
 
 @pytest.fixture
 def folds_data(copied_data):
-    """The tiny data with bundle_item features: without fold f they are f + 1 everywhere, with all bundles about 100."""
+    """The tiny data with bundle_item features: f + 1 everywhere without fold f, about 100 with all bundles."""
     data = DatasetFolder.open(copied_data)
     num_items = len(data.catalog)
     rng = np.random.default_rng(0)

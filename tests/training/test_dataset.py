@@ -1,10 +1,12 @@
 """Questions as training rows: the same tokens as stock `trl sft` makes, ordered so that little is padded."""
 
 import pytest
+from tiny_training import training_questions
 
 from bundle_mllm.data import DatasetFolder, sample_training_questions
 from bundle_mllm.modeling import BundleMLLMProcessor
-from bundle_mllm.training.dataset import batch_by_length, prompt_completion_dataset, training_dataset
+from bundle_mllm.training.dataset import batch_by_length, check_lengths, prompt_completion_dataset, training_dataset
+from bundle_mllm.training.out_of_fold import load_out_of_fold
 from bundle_mllm.training.scratch import train_tokenizer
 
 
@@ -37,6 +39,28 @@ def test_rows_hold_the_tokens_that_trl_makes_of_prompt_and_completion(processor,
         assert row["input_ids"] == whole
         assert row["labels"] == [-100] * len(prompt) + whole[len(prompt) :]
         assert any(token >= processor.tokenizer.item_token_offset for token in row["input_ids"]) == shows_items
+
+
+def test_item_tokens_are_rows_of_the_fold_of_the_questions_bundle(folds_data, processor):
+    questions = training_questions(folds_data, num_questions=16, num_candidates=(3, 5))
+    features = load_out_of_fold(folds_data, ["bundle_item"])
+    plain = training_dataset(questions, processor, shows_items=True)
+    shifted = training_dataset(questions, processor, shows_items=True, out_of_fold=features)
+    offset, items, folds = processor.tokenizer.item_token_offset, len(folds_data.catalog), set()
+    for question, before, after in zip(questions, plain, shifted, strict=True):
+        fold = features.fold_of_bundle[question.bundle_id]
+        expected = [token + (fold + 1) * items if token >= offset else token for token in before["input_ids"]]
+        assert after["input_ids"] == expected and after["labels"] == before["labels"]
+        folds.add(fold)
+    assert folds == set(range(features.num_folds))
+
+
+def test_a_prompt_beyond_the_context_is_refused_before_training(processor, data, questions, monkeypatch):
+    check_lengths(questions, processor, data.catalog)
+    longest = max(len(ids) for ids in processor(questions)["input_ids"])
+    monkeypatch.setattr(processor, "max_length", longest - 1)
+    with pytest.raises(ValueError, match=str(longest - 1)):
+        check_lengths(questions, processor, data.catalog)
 
 
 def test_the_label_is_the_letter_of_the_answer(processor, questions):

@@ -10,6 +10,7 @@ from bundle_mllm.data import ItemCatalog, Question
 from bundle_mllm.evaluation.metrics import compute_metrics
 from bundle_mllm.evaluation.scoring import score_questions
 from bundle_mllm.modeling import BundleMLLMForCausalLM
+from bundle_mllm.modeling.completion_bundle_mllm import BundleCompleter
 from bundle_mllm.training.scratch import scratch_backbone, scratch_processor, structure_texts, train_tokenizer
 
 WORDS = ["".join(letters) for letters in zip("bdfgklmnprst" * 4, "aeiou" * 10, "lmnrstbdgk" * 5, strict=False)]
@@ -43,33 +44,33 @@ def test_the_same_seed_gives_the_same_backbone(catalog):
     assert differ == {"model.embed_tokens.weight"}
 
 
-def test_building_it_leaves_the_global_random_state_alone(catalog):
+def test_building_a_backbone_leaves_the_global_random_state_alone(catalog):
     before = torch.get_rng_state()
     scratch_backbone(catalog.titles, seed=0)
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_untrained_it_finds_the_option_that_repeats_a_word(catalog):
-    """What the shipped layers have learned: words they never saw, told apart by their random embeddings alone."""
+def test_the_untrained_backbone_finds_the_option_that_repeats_a_word(catalog):
+    """What the shipped layers have learned: words they never saw, which differ by their random embeddings alone."""
     rng = random.Random(1)
     backbone, _, _ = scratch_backbone(catalog.titles, seed=0)
     processor = scratch_processor(catalog)
     processor.show_items = False
     model = BundleMLLMForCausalLM.from_backbone(backbone, separator_token_id=processor.separator_token_id)
     words = [set(title.split()) for title in catalog.titles]
-    questions = []
-    while len(questions) < 120:
+    drawn = []
+    while len(drawn) < 120:
         shown, answer = rng.sample(range(len(words)), 2)
         wrong = [row for row in rng.sample(range(len(words)), 20) if not words[row] & words[shown]][:3]
         if len(words[shown] & words[answer]) != 1 or answer in wrong:
             continue
         options = [*wrong, answer]
         rng.shuffle(options)
-        questions.append((shown, options, options.index(answer)))
-    asked = [
+        drawn.append((shown, options, options.index(answer)))
+    questions = [
         Question(str(n), str(n), (f"i{shown}",), tuple(f"i{row}" for row in options), index)
-        for n, (shown, options, index) in enumerate(questions)
+        for n, (shown, options, index) in enumerate(drawn)
     ]
-    metrics = compute_metrics(score_questions(model, processor, asked))
+    metrics = compute_metrics(score_questions(BundleCompleter(processor, ranker=model), questions)["ranker"])
     assert metrics["hit_rate@1"] > 0.6  # chance: .25
     assert metrics["valid_ratio"] == 1

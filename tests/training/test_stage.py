@@ -1,16 +1,60 @@
-"""The head reads only positions that the loss falls on, and the loss and its gradients are those of TRL's collator."""
+"""A stage: the head reads only what the loss falls on, the best checkpoint is kept, folds are what training reads."""
+
+import json
 
 import pytest
 import torch
-from trl import SFTConfig, SFTTrainer
-from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+from tiny_training import tiny_run, training_questions
+from trl.trainer.sft_config import SFTConfig
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling, SFTTrainer
 
-from bundle_mllm.data import DatasetFolder, sample_training_questions
-from bundle_mllm.training.backbone import build_model
-from bundle_mllm.training.config import LoraSettings, default_run
+from bundle_mllm.data import DatasetFolder, make_questions
+from bundle_mllm.evaluation.metrics import ScoredQuestion
+from bundle_mllm.settings import with_overrides
+from bundle_mllm.training.config import LoraSettings
 from bundle_mllm.training.dataset import IGNORED, training_dataset
-from bundle_mllm.training.stage import AnswerCollator
+from bundle_mllm.training.out_of_fold import load_out_of_fold
+from bundle_mllm.training.ranker import build_ranker
+from bundle_mllm.training.run_data import RunData
+from bundle_mllm.training.stage import AnswerCollator, StageQuestions, run_stage
 from bundle_mllm.training.trainable import make_trainable
+
+SHORT = {"warm_start_steps": 0, "learning_rate": 1e-2}
+
+
+def build(data):
+    run = tiny_run(data.path, data.path / "out")
+    return build_ranker(run, RunData(run, data))
+
+
+def run_one(data, tmp_path, questions, poison=None, stage="stage_two", **changes):
+    """Run a stage on a fresh ranker; returns its parameters and what was written down."""
+    model, processor = build(data)
+    if poison is not None:
+        model.model.catalog.features["bundle_item"].fill_(poison)
+    settings = with_overrides(getattr(tiny_run(data.path, tmp_path), stage), SHORT | changes)
+    folder = tmp_path / f"stage_{len(list(tmp_path.iterdir()))}"
+    model, validations = run_stage(model, processor, settings, data.catalog, questions, folder=folder, seed=0)
+    return {name: value.detach() for name, value in model.named_parameters()}, validations
+
+
+def equal(a, b):
+    assert a.keys() == b.keys()
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.fixture
+def data(tiny_data):
+    return DatasetFolder.open(tiny_data)
+
+
+@pytest.fixture
+def validation(data):
+    return make_questions(data.bundles.validation, data.catalog, data.bundles, num_candidates=4, seed=0)
+
+
+def questions_about(data, **changes):
+    return training_questions(data, num_questions=32, num_candidates=(2, 5), **changes)
 
 
 def test_each_kept_position_has_the_token_that_follows_it():
@@ -27,14 +71,11 @@ def test_each_kept_position_has_the_token_that_follows_it():
 
 
 @pytest.mark.parametrize("trains", [("backbone", "fusion"), ("lora", "projector")])
-def test_loss_and_gradients_are_those_of_trls_collator_and_the_head_reads_two_positions(tiny_data, tmp_path, trains):
-    data = DatasetFolder.open(tiny_data)
-    questions = sample_training_questions(
-        data.bundles.train, data.catalog, num_questions=4, num_candidates=(3, 6), hard_fraction=0.5, seed=0
-    )
-    found = {}
+def test_loss_and_gradients_are_those_of_trls_collator_and_the_head_reads_two_positions(data, tmp_path, trains):
+    questions = training_questions(data, num_questions=4, num_candidates=(3, 6), hard_fraction=0.5)
+    losses, gradients, widths, lengths = [], [], [], []
     for collator in (DataCollatorForLanguageModeling, AnswerCollator):
-        model, processor = build_model(default_run("scratch", data=tiny_data, output_dir=tmp_path), data)
+        model, processor = build(data)
         arguments = SFTConfig(
             output_dir=str(tmp_path),
             report_to="none",
@@ -51,20 +92,99 @@ def test_loss_and_gradients_are_those_of_trls_collator_and_the_head_reads_two_po
             processing_class=processor.tokenizer,
             data_collator=collator(pad_token_id=processor.tokenizer.pad_token_id),
         )
-        widths = []
         trainer.model.train()
         inputs = next(iter(trainer.get_train_dataloader()))
         hook = model.model.register_forward_hook(
-            lambda _module, _inputs, outputs, widths=widths: widths.append(outputs.last_hidden_state.shape[1])
+            lambda _module, _inputs, outputs: widths.append(outputs.last_hidden_state.shape[1])
         )
         loss = trainer.compute_loss(trainer.model, inputs)
         hook.remove()
         loss.backward()
-        gradients = {n: p.grad for n, p in trainer.model.named_parameters() if p.grad is not None}
-        found[collator.__name__] = (loss, gradients, widths, inputs["input_ids"].shape[1])
-    (loss, gradients, widths, length), (new_loss, new_gradients, new_widths, _) = found.values()
-    assert torch.allclose(loss, new_loss, atol=1e-6)
-    assert gradients.keys() == new_gradients.keys() and len(gradients) > 4
-    for name, gradient in gradients.items():
-        assert torch.allclose(gradient, new_gradients[name], atol=1e-5), name
-    assert widths == [length] and new_widths == [2]
+        losses.append(loss)
+        lengths.append(inputs["input_ids"].shape[1])
+        gradients.append({n: p.grad for n, p in trainer.model.named_parameters() if p.grad is not None})
+    assert torch.allclose(losses[0], losses[1], atol=1e-6)
+    assert gradients[0].keys() == gradients[1].keys() and len(gradients[0]) > 4
+    for name, gradient in gradients[0].items():
+        assert torch.allclose(gradient, gradients[1][name], atol=1e-5), name
+    assert widths == [lengths[0], 2]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("best", [1, 2, 3])
+def test_the_checkpoint_with_the_best_validation_is_kept(data, validation, tmp_path, monkeypatch, best):
+    """Pretend that one checkpoint is right about everything and the others about nothing."""
+    states = []
+
+    def pretend(completer, questions, options):
+        states.append({n: p.detach().clone() for n, p in completer.ranker.named_parameters()})
+        return {"ranker": [scored(question, len(states) == best) for question in questions]}
+
+    def scored(question, is_right):
+        scores = [0.0] * len(question.candidates)
+        scores[question.answer_index] = 1.0 if is_right else -1.0
+        return ScoredQuestion(question.question_id, question.bundle_id, question.answer_index, tuple(scores), None)
+
+    monkeypatch.setattr("bundle_mllm.training.stage.score_questions", pretend)
+    questions = StageQuestions(train=questions_about(data), validation=validation)
+    kept, validations = run_one(data, tmp_path, questions, num_validations=3, num_questions=24)
+    assert [entry["validation_hit_rate@1"] for entry in validations] == [float(n == best) for n in (1, 2, 3)]
+    assert [equal(kept, state) for state in states] == [n == best for n in (1, 2, 3)]
+
+
+@pytest.mark.slow
+def test_validation_questions_do_nothing_but_choose_the_checkpoint(data, validation, tmp_path):
+    train = questions_about(data)
+    states = [
+        run_one(data, tmp_path, StageQuestions(train, chosen), num_validations=1)[0]
+        for chosen in ((), validation, validation[:3])
+    ]
+    assert equal(states[0], states[1]) and equal(states[0], states[2])
+
+
+@pytest.mark.slow
+def test_without_validation_questions_the_last_checkpoint_is_kept(data, tmp_path):
+    questions = StageQuestions(questions_about(data))
+    state, validations = run_one(data, tmp_path, questions, num_validations=3)
+    assert validations == []
+    assert equal(state, run_one(data, tmp_path, questions, num_validations=1)[0])
+
+
+@pytest.mark.slow
+def test_item_tokens_of_training_questions_have_the_features_of_their_fold(folds_data, tmp_path):
+    """Whatever the features with all training bundles are, they do not reach the weights."""
+    features, train = load_out_of_fold(folds_data, ["bundle_item"]), questions_about(folds_data)
+    states = {
+        (uses_folds, poison): run_one(
+            folds_data,
+            tmp_path,
+            StageQuestions(train, warm_start=train, out_of_fold=features if uses_folds else None),
+            poison,
+            warm_start_steps=2,
+        )[0]
+        for uses_folds in (True, False)
+        for poison in (100.0, -1e3)
+    }
+    assert equal(states[True, 100.0], states[True, -1e3])
+    assert not equal(states[False, 100.0], states[False, -1e3])
+
+
+@pytest.mark.slow
+def test_a_stage_of_titles_only_reads_no_features(folds_data, tmp_path):
+    questions = StageQuestions(questions_about(folds_data), bundles=folds_data.bundles.train)
+    states = [
+        run_one(folds_data, tmp_path, questions, poison, "stage_one", warm_start_steps=2)[0]
+        for poison in (100.0, -1e3)
+    ]
+    assert equal(*states)
+
+
+def test_losses_and_validations_are_written_down(data, validation, tmp_path):
+    questions = StageQuestions(questions_about(data), validation)
+    _, validations = run_one(data, tmp_path, questions)
+    [folder] = tmp_path.iterdir()
+    history = json.loads((folder / "history.json").read_text())
+    assert [entry for entry in history if "validation_hit_rate@1" in entry] == validations
+    assert [entry["step"] for entry in validations] == [2, 4]
+    assert all(entry["validation_num_questions"] == len(validation) for entry in validations)
+    assert [entry["step"] for entry in history if "loss" in entry] == [1, 2, 3, 4]

@@ -5,15 +5,20 @@ import torch
 
 from bundle_mllm.data import DatasetFolder
 from bundle_mllm.errors import BundleMLLMError
-from bundle_mllm.training.backbone import build_model
 from bundle_mllm.training.config import LoraSettings, default_run
+from bundle_mllm.training.ranker import build_ranker
+from bundle_mllm.training.run_data import RunData
 from bundle_mllm.training.trainable import load_trainable, make_trainable, merge_lora, save_trainable
 
 
+def build(tiny_data):
+    run = default_run("scratch", data=tiny_data, output_dir=tiny_data / "out")
+    return build_ranker(run, RunData(run, DatasetFolder.open(tiny_data)))[0]
+
+
 @pytest.fixture
-def model(tiny_data, tmp_path):
-    data = DatasetFolder.open(tiny_data)
-    return build_model(default_run("scratch", data=tiny_data, output_dir=tmp_path), data)[0]
+def model(tiny_data):
+    return build(tiny_data)
 
 
 def trained(model):
@@ -41,11 +46,10 @@ def test_lora_adapts_query_and_value_of_the_backbone_only(model):
     assert all("language_model" in name and ("q_proj" in name or "v_proj" in name) for name in names)
 
 
-def test_the_adapters_first_weights_depend_on_the_seed(tiny_data, tmp_path):
-    data, run = DatasetFolder.open(tiny_data), default_run("scratch", data=tiny_data, output_dir=tmp_path)
+def test_the_adapters_first_weights_depend_on_the_seed(tiny_data):
     states = []
     for seed in (0, 0, 1):
-        adapted = make_trainable(build_model(run, data)[0], ["lora"], LoraSettings(), seed=seed)
+        adapted = make_trainable(build(tiny_data), ["lora"], LoraSettings(), seed=seed)
         states.append(torch.cat([p.flatten() for p in adapted.parameters() if p.requires_grad]))
     assert torch.equal(states[0], states[1])
     assert not torch.equal(states[0], states[2])
@@ -82,13 +86,13 @@ def test_a_file_of_other_parameters_is_refused(model, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("groups", "targets", "said"),
+    ("groups", "targets", "message"),
     [
         (["everything"], None, "Unknown parameter groups"),
         (["lora", "backbone"], None, "both lora and backbone"),
         (["lora"], ("no_such_projection",), "LoRA has nothing to adapt"),
     ],
 )
-def test_a_choice_that_cannot_train_is_refused(model, groups, targets, said):
-    with pytest.raises(BundleMLLMError, match=said):
+def test_a_choice_that_cannot_train_is_refused(model, groups, targets, message):
+    with pytest.raises(BundleMLLMError, match=message):
         make_trainable(model, groups, LoraSettings(target_modules=targets), seed=0)

@@ -1,4 +1,4 @@
-"""A model folder on a question file: what the metrics file says, and that two runs can be compared."""
+"""A model folder on a question file: what the metrics files hold, of each part, and that two runs can be compared."""
 
 import json
 import shutil
@@ -12,46 +12,24 @@ from bundle_mllm.data import DatasetFolder, make_questions, save_questions
 from bundle_mllm.data.files import sha256
 from bundle_mllm.data.manifest import write_question_manifest
 from bundle_mllm.errors import BundleMLLMError
-from bundle_mllm.evaluation.by_length import accuracy_by_num_candidates
 from bundle_mllm.evaluation.evaluate import describe, evaluate
 from bundle_mllm.evaluation.metrics import as_scored
 from bundle_mllm.evaluation.results import compare_metrics, load_results
-from bundle_mllm.model_folder import fingerprint, load_model, save_model
-from bundle_mllm.modeling.modeling_bundle_mllm import BundleMLLMForCausalLM
-from bundle_mllm.training.backbone import build_model
-from bundle_mllm.training.config import default_run
+from bundle_mllm.model_folder import fingerprint, load_completer
+
+PARTS = ("ranker", "retriever", "both")
+MAIN = ("hit_rate@1", "hit_rate@3", "hit_rate@5", "mrr", "valid_ratio", "calibration_error")
 
 
-@pytest.fixture(scope="module")
-def model(tiny_data, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    save_model(
-        *build_model(default_run("scratch", data=tiny_data, output_dir=folder), DatasetFolder.open(tiny_data)), folder
-    )
-    return folder
-
-
-@pytest.fixture
-def ask(tiny_data, tmp_path):
-    def ask(name="q.jsonl", **options):
-        data = DatasetFolder.open(tiny_data)
-        save_questions(
-            tmp_path / name, make_questions(data.bundles.test, data.catalog, data.bundles, seed=0, **options)
-        )
-        return tmp_path / name
-
-    return ask
-
-
-def test_a_metrics_file_names_its_questions_and_all_that_was_measured(model, tiny_data, ask, tmp_path):
-    questions = ask(num_candidates=4)
+def test_a_metrics_file_names_its_questions_and_all_that_was_measured(model, tiny_data, write_questions, tmp_path):
+    questions = write_questions(num_candidates=4)
     write_question_manifest(questions, {"seed": 0})
     metrics = evaluate(model, tiny_data, questions, tmp_path / "metrics.json")
     manifest = {"path": str(questions), "sha256": sha256(questions), "made": {"seed": 0}}
     assert metrics["questions"] == {**manifest, "num_candidates": [4, 4]}
     assert metrics["random_hit_rate@1"] == 0.25
     assert metrics["fingerprint"] == fingerprint(model)
-    assert metrics["asked"] == {"permutations": 1, "max_options": 26, "group_size": 10, "seed": 0}
+    assert metrics["options"] == {"permutations": 1, "max_options": 26, "group_size": 10, "seed": 0}
     assert metrics["slices"].keys() == {"answer", "partial_length", "num_candidates", "position"}
     assert set(metrics["position"]) == {"accuracy_by_letter", "share_of_answers", "share_right", "share_distance"}
     written, scored = load_results(tmp_path / "metrics.json")
@@ -59,8 +37,52 @@ def test_a_metrics_file_names_its_questions_and_all_that_was_measured(model, tin
     assert json.dumps(written["slices"]).count("NaN") == 0
 
 
-def test_runs_on_one_manifest_compare_and_others_do_not(model, tiny_data, ask, tmp_path):
-    questions = ask(num_candidates=4)
+def test_each_part_has_its_metrics_side_by_side_and_in_a_file_of_its_own(model, data, write_questions, tmp_path):
+    questions = write_questions(num_candidates=4)
+    metrics = evaluate(model, data.path, questions, tmp_path / "metrics.json")
+    assert metrics["part"] == "both" and set(metrics["parts"]) == set(PARTS)
+    completer = load_completer(model)
+    asked = [json.loads(line) for line in questions.read_text().splitlines()]
+    completions = completer.score(asked)
+    for part in PARTS:
+        path = tmp_path / ("metrics.json" if part == "both" else f"metrics.{part}.json")
+        written, scored = load_results(path)
+        best = [int(completion.scores[part].argmax()) for completion in completions]
+        hits = [choice == question["answer_index"] for choice, question in zip(best, asked, strict=True)]
+        assert written["part"] == part
+        assert written["hit_rate@1"] == sum(hits) / len(hits) == metrics["parts"][part]["hit_rate@1"]
+        assert {k: written[k] for k in metrics["parts"][part]} == metrics["parts"][part]
+        assert {k for name in MAIN for k in (name, f"{name}_se")} <= metrics["parts"][part].keys()
+        assert [q.scores for q in scored] == [
+            pytest.approx(completion.scores[part].tolist(), abs=2e-4) for completion in completions
+        ]
+        for shared in ("questions", "options", "fingerprint", "model", "data"):
+            assert written[shared] == metrics[shared]
+    assert metrics["slices"]["position"] and load_results(tmp_path / "metrics.ranker.json")[0]["slices"]["position"]
+
+
+def test_the_parts_of_one_run_compare(model, data, write_questions, tmp_path):
+    evaluate(model, data.path, write_questions(num_candidates=4), tmp_path / "metrics.json")
+    for part in ("ranker", "retriever"):
+        path = tmp_path / f"metrics.{part}.json"
+        result = compare_metrics(tmp_path / "metrics.json", path)
+        both, alone = (load_results(p)[0] for p in (tmp_path / "metrics.json", path))
+        assert result["mrr"]["difference"] == pytest.approx(both["mrr"] - alone["mrr"])
+        assert result["mrr"]["se"] > 0
+
+
+@pytest.mark.parametrize("part", ["ranker", "retriever"])
+def test_a_folder_with_one_model_has_one_metrics_file(folders, data, write_questions, tmp_path, part):
+    questions = write_questions(num_candidates=4)
+    metrics = evaluate(folders[part], data.path, questions, tmp_path / "metrics.json")
+    assert metrics["part"] == part and set(metrics["parts"]) == {part}
+    evaluate(folders["both"], data.path, questions, tmp_path / "two.json")
+    assert load_results(tmp_path / f"two.{part}.json")[0]["hit_rate@1"] == metrics["hit_rate@1"]
+    assert sorted(path.name for path in tmp_path.glob("metrics*")) == ["metrics.json", "metrics.questions.jsonl"]
+
+
+def test_runs_on_one_question_file_compare_and_others_do_not(model, tiny_data, write_questions, tmp_path):
+    questions = write_questions(num_candidates=4)
     evaluate(model, tiny_data, questions, tmp_path / "once.json")
     metrics = evaluate(model, tiny_data, questions, tmp_path / "often.json", permutations=4)
     assert {"probability_change", "answer_change", "hit_rate@1_own_order"} < set(metrics["position"])
@@ -68,41 +90,50 @@ def test_runs_on_one_manifest_compare_and_others_do_not(model, tiny_data, ask, t
     once = load_results(tmp_path / "once.json")[0]
     assert metrics["position"]["hit_rate@1_own_order"] == once["hit_rate@1"]
     assert result["hit_rate@1"]["difference"] == pytest.approx(metrics["hit_rate@1"] - once["hit_rate@1"])
-    evaluate(model, tiny_data, ask("other.jsonl", num_candidates=5), tmp_path / "other.json")
+    evaluate(model, tiny_data, write_questions("other.jsonl", num_candidates=5), tmp_path / "other.json")
     with pytest.raises(BundleMLLMError, match="evaluate both on one question file"):
         compare_metrics(tmp_path / "other.json", tmp_path / "once.json")
 
 
-def test_what_is_hidden_or_shuffled_is_missing_from_the_answers_and_the_metrics_are_not_of_this_model(
-    model, tiny_data, ask, tmp_path
+@pytest.mark.parametrize("part", PARTS)
+def test_what_is_masked_or_permuted_counts_and_the_metrics_are_not_of_this_model(
+    folders, data, write_questions, tmp_path, part
 ):
-    questions = ask(num_candidates=4)
-    rows = {}
+    questions, model, scores = write_questions(num_candidates=4), folders[part], {}
     for name, options in {
         "whole": {},
-        "hidden": {"mask": ["visual"]},
+        "masked": {"mask": ["visual"]},
         "untitled": {"mask": ["titles"]},
-        "shuffled": {"permute": ["visual"]},
-        "both": {"permute": ["visual"], "mask": ["visual"]},
+        "permuted": {"permute": ["visual"]},
+        "masked and permuted": {"permute": ["visual"], "mask": ["visual"]},
     }.items():
-        metrics = evaluate(model, tiny_data, questions, tmp_path / f"{name}.json", **options)
-        assert {k: v for k, v in metrics["asked"].items() if k in ("mask", "permute")} == options
+        if part == "retriever" and name == "untitled":
+            continue
+        metrics = evaluate(model, data.path, questions, tmp_path / f"{name}.json", **options)
+        assert {k: v for k, v in metrics["options"].items() if k in ("mask", "permute")} == options
         assert metrics["fingerprint"] == (None if options else fingerprint(model))
-        rows[name] = [q.scores for q in load_results(tmp_path / f"{name}.json")[1]]
-    assert rows["both"] == rows["hidden"]
-    different = ("whole", "hidden", "untitled", "shuffled")
-    assert len({str(rows[name]) for name in different}) == 4
-    assert compare_metrics(tmp_path / "hidden.json", tmp_path / "whole.json")["mrr"]["se"] > 0
+        scores[name] = torch.tensor([q.scores for q in load_results(tmp_path / f"{name}.json")[1]])
+    assert torch.allclose(scores.pop("masked and permuted"), scores["masked"], atol=2e-4)
+    for name in scores:
+        for other in scores.keys() - {name}:
+            assert not torch.allclose(scores[name], scores[other], atol=1e-3), (name, other)
+    assert "mrr" in compare_metrics(tmp_path / "masked.json", tmp_path / "whole.json")
+
+
+def test_what_the_models_do_not_read_cannot_be_masked_or_permuted(folders, data, write_questions):
+    questions = write_questions(num_candidates=4)
     with pytest.raises(BundleMLLMError, match=r"\['smell'\] cannot be hidden.*'titles', 'visual'"):
-        evaluate(model, tiny_data, questions, mask=["smell"])
-    with pytest.raises(BundleMLLMError, match=r"\['titles'\] cannot be shuffled.*'visual'"):
-        evaluate(model, tiny_data, questions, permute=["titles"])
+        evaluate(folders["both"], data.path, questions, mask=["smell"])
+    with pytest.raises(BundleMLLMError, match=r"\['titles'\] cannot be permuted.*'visual'"):
+        evaluate(folders["both"], data.path, questions, permute=["titles"])
+    with pytest.raises(BundleMLLMError, match=r"\['titles'\] cannot be hidden.*\['visual'\]"):
+        evaluate(folders["retriever"], data.path, questions, mask=["titles"])
 
 
-def test_questions_of_more_than_26_candidates_are_evaluated(model, tiny_data, ask):
-    metrics = evaluate(model, tiny_data, ask(num_candidates=28))
+def test_questions_of_more_than_26_candidates_are_evaluated(model, tiny_data, write_questions):
+    metrics = evaluate(model, tiny_data, write_questions(num_candidates=28))
     assert list(metrics["slices"]["num_candidates"]) == ["28"]
-    assert metrics["valid_ratio"] == 1
+    assert [metrics["parts"][part]["valid_ratio"] for part in ("ranker", "retriever")] == [1, 1]
     assert metrics["slices"]["position"] == metrics["position"] == {}
     assert 1 <= metrics["mean_rank"] <= 28
 
@@ -116,64 +147,30 @@ def test_cold_answers_are_those_of_no_training_bundle(tiny_data):
     assert cold["num_questions"] == sum(question.answer not in known for question in asked) > 0
 
 
-def test_accuracy_by_number_of_candidates_has_both_methods_where_both_can(model, tiny_data):
-    data = DatasetFolder.open(tiny_data)
-    rows = accuracy_by_num_candidates(
-        *load_model(model), data, "test", sizes=(2, 4, 8, 28, 999), max_questions=4, group_size=4
-    )
-    assert [(row["num_candidates"], row["method"], row["prompts"]) for row in rows] == [
-        (2, "one prompt", 1),
-        (4, "one prompt", 1),
-        (8, "one prompt", 1),
-        (8, "groups", 4),
-        (28, "groups", 12),
-    ]
-    assert {row["num_questions"] for row in rows} == {4}
-
-
-def test_lists_longer_than_the_model_is_asked_have_no_letters(model, tiny_data, ask):
-    questions = ask(num_candidates=8)
+def test_lists_that_are_ranked_in_groups_have_no_letters(model, tiny_data, write_questions):
+    questions = write_questions(num_candidates=8)
     assert evaluate(model, tiny_data, questions, max_options=8)["position"]
     in_groups = evaluate(model, tiny_data, questions, max_options=6)
     assert in_groups["position"] == {} and in_groups["slices"]["position"] == {}
 
 
-def test_without_training_bundles_no_item_is_cold(model, tiny_data, ask, tmp_path):
-    questions = ask(num_candidates=4)
+def test_without_training_bundles_no_item_is_cold(model, tiny_data, write_questions, tmp_path):
+    questions = write_questions(num_candidates=4)
     shutil.copytree(tiny_data, tmp_path / "data")
     bundles = [b for line in (tmp_path / "data" / "bundles.jsonl").read_text().splitlines() if
                (b := json.loads(line))["split"] == "test"]  # fmt: skip
     (tmp_path / "data" / "bundles.jsonl").write_text("".join(json.dumps(bundle) + "\n" for bundle in bundles))
     assert "answer" not in evaluate(model, tmp_path / "data", questions)["slices"]
-    [said] = evaluate_baselines(tmp_path / "data", questions, ["random"])
-    assert "answer" not in said.metrics["slices"]
+    [random] = evaluate_baselines(tmp_path / "data", questions, ["random"])
+    assert "answer" not in random.metrics["slices"]
 
 
-def test_the_model_runs_where_it_is_told_to(model, tiny_data, ask, monkeypatch):
-    seen = []
-    monkeypatch.setattr(BundleMLLMForCausalLM, "to", lambda self, device: seen.append(device))
-    monkeypatch.setattr("bundle_mllm.device.torch.cuda.is_available", lambda: False)
-    questions = ask(num_candidates=4)
-    evaluate(model, tiny_data, questions)
-    evaluate(model, tiny_data, questions, device="cpu")
-    assert seen == [torch.device("cpu")] * 2
+def test_a_device_that_does_not_exist_is_refused(model, data, write_questions):
     with pytest.raises(BundleMLLMError, match="There is no device 'nowhere'"):
-        evaluate(model, tiny_data, questions, device="nowhere")
+        evaluate(model, data.path, write_questions(num_candidates=4), device="nowhere")
 
 
-def test_a_fingerprint_is_of_all_that_decides_answers(model, tmp_path):
-    shutil.copytree(model, tmp_path / "m")
-    assert fingerprint(tmp_path / "m") == fingerprint(model)
-    config = json.loads((model / "config.json").read_text())
-    (tmp_path / "m" / "config.json").write_text(json.dumps(config | {"transformers_version": "6.0.0"}))
-    assert fingerprint(tmp_path / "m") == fingerprint(model)
-    (tmp_path / "m" / "config.json").write_text(json.dumps(config | {"backbone_weight": 0.75}))
-    other = fingerprint(tmp_path / "m")
-    (tmp_path / "m" / "chat_template.jinja").write_text("{{ messages }}")
-    assert len({fingerprint(model), other, fingerprint(tmp_path / "m")}) == 3
-
-
-def test_a_model_that_lacks_an_item_cannot_be_asked(model, tiny_data, ask, tmp_path):
+def test_an_item_that_the_model_lacks_is_an_error(model, tiny_data, write_questions, tmp_path):
     data = DatasetFolder.open(tiny_data)
     (question, *_) = make_questions(data.bundles.test, data.catalog, data.bundles, num_candidates=4, seed=0)
     records = [{"item_id": item_id} for item_id in (*data.catalog.item_ids, "new")]
@@ -192,14 +189,16 @@ def test_a_model_that_lacks_an_item_cannot_be_asked(model, tiny_data, ask, tmp_p
         ("q.jsonl", "would overwrite .*q.jsonl, which the questions are in"),
         ("q.jsonl.json", "would overwrite .*q.jsonl.json"),
         ("q.json", "would overwrite .*q.questions.jsonl"),
+        ("half.json", "half.ranker.json is a folder"),
     ],
 )
-def test_a_place_that_cannot_be_written_is_refused_before_scoring(
-    model, tiny_data, ask, tmp_path, monkeypatch, output, message
+def test_a_place_that_cannot_be_written_is_refused_and_nothing_is_left_there(
+    model, tiny_data, write_questions, tmp_path, output, message
 ):
-    questions = ask("q.questions.jsonl" if output == "q.json" else "q.jsonl", num_candidates=4)
+    questions = write_questions("q.questions.jsonl" if output == "q.json" else "q.jsonl", num_candidates=4)
     (tmp_path / "taken.questions.jsonl").mkdir()
-    monkeypatch.setattr("bundle_mllm.evaluation.evaluate.score_questions", lambda *_, **__: pytest.fail("scored"))
+    (tmp_path / "half.ranker.json").mkdir()
+    before = sorted(tmp_path.iterdir())
     with pytest.raises(BundleMLLMError, match=message):
         evaluate(model, tiny_data, questions, tmp_path / output)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [questions.name, "taken.questions.jsonl"]
+    assert sorted(tmp_path.iterdir()) == before

@@ -1,150 +1,143 @@
-"""Scores of whole question lists: independent of batching, and equal to a full forward pass."""
-
-from dataclasses import replace
+"""Scores of whole question lists: of ranker, retriever and both, as the completer gives them for one question."""
 
 import pytest
 import torch
 
-from bundle_mllm.data import DatasetFolder, Question, sample_training_questions
+from bundle_mllm.data import Question, sample_training_questions
 from bundle_mllm.errors import BundleMLLMError
-from bundle_mllm.evaluation.ranking import rank_candidates
-from bundle_mllm.evaluation.scoring import candidate_orders, score_questions
-from bundle_mllm.training.backbone import build_model
-from bundle_mllm.training.config import default_run
+from bundle_mllm.evaluation.scoring import score_questions
+from bundle_mllm.evaluation.settings import ScoringOptions
+from bundle_mllm.model_folder import load_completer
+from bundle_mllm.modeling import BundleCompleter
+
+PARTS = ("ranker", "retriever", "both")
 
 
 @pytest.fixture(scope="module")
-def parts(tiny_data, tmp_path_factory):
-    data = DatasetFolder.open(tiny_data)
-    run = default_run("scratch", data=tiny_data, output_dir=tmp_path_factory.mktemp("out"))
-    model, processor = build_model(run, data)
-    questions = sample_training_questions(
+def completer(model):
+    return load_completer(model)
+
+
+@pytest.fixture(scope="module")
+def questions(data):
+    return sample_training_questions(
         data.bundles.train, data.catalog, num_questions=9, num_candidates=(2, 12), hard_fraction=0, seed=3
     )
-    return model.eval(), processor, questions
 
 
-def test_scores_do_not_depend_on_the_batch(parts):
-    together = score_questions(*parts, batch_size=9)
-    alone = score_questions(*parts, batch_size=1)
-    for a, b, question in zip(together, alone, parts[2], strict=True):
-        assert a.question_id == question.question_id
-        assert len(a.scores) == len(question.candidates)
-        assert a.scores == pytest.approx(b.scores, abs=1e-4)
-        assert a.unrestricted_choice == b.unrestricted_choice
+def score(completer, questions, **options):
+    return score_questions(completer, questions, ScoringOptions(**options))
 
 
-def test_scores_are_the_letters_logits_after_the_prompt(parts):
-    model, processor, questions = parts
-    ids = torch.tensor(processor([questions[0]])["input_ids"])
-    logits = model(input_ids=ids).logits[0, -1]
-    letters = processor.answer_token_ids(len(questions[0].candidates))
-    assert score_questions(model, processor, questions)[0].scores == pytest.approx(logits[letters].tolist(), abs=1e-4)
+def long_question(completer, number=30):
+    ids = completer.processor.item_ids
+    return Question("long", "b", tuple(ids[:2]), tuple(ids[2 : 2 + number]), 4)
 
 
-def test_a_unrestricted_choice_that_is_no_letter_of_the_question_is_invalid(parts):
-    model, processor, questions = parts
-    before = score_questions(model, processor, questions)
-    word = processor.tokenizer("\n")["input_ids"][-1]
-    hidden = model.model(input_ids=torch.tensor(processor([questions[0]])["input_ids"])).last_hidden_state[0, -1]
+def approx(expected):
+    return pytest.approx(expected, abs=2e-4)
+
+
+def test_each_part_has_the_scores_that_the_completer_gives_to_each_question(completer, questions):
+    scored = score(completer, questions)
+    assert tuple(scored) == PARTS
+    for number, question in enumerate(questions):
+        [completion] = completer.score([question])
+        for part in PARTS:
+            found = scored[part][number]
+            assert (found.question_id, found.answer_index) == (question.question_id, question.answer_index)
+            assert found.scores == approx(completion.scores[part].tolist())
+            assert found.per_order_scores == ()
+
+
+@pytest.mark.parametrize("part", ["ranker", "retriever"])
+def test_a_folder_with_one_model_has_one_part(folders, questions, part):
+    scored = score(load_completer(folders[part]), questions)
+    assert set(scored) == {part}
+    both = score(load_completer(folders["both"]), questions)
+    assert [q.scores for q in scored[part]] == [approx(q.scores) for q in both[part]]
+
+
+def test_scores_do_not_depend_on_the_batch(completer, questions):
+    together, alone = (score(completer, questions, batch_size=size) for size in (9, 1))
+    for part in PARTS:
+        for a, b in zip(together[part], alone[part], strict=True):
+            assert a.scores == approx(b.scores)
+            assert a.unrestricted_choice == b.unrestricted_choice
+
+
+def test_a_prompt_that_is_answered_with_no_letter_is_invalid_for_all_but_the_retriever(model, questions):
+    completer = load_completer(model)
+    word = completer.processor.tokenizer("\n")["input_ids"][-1]
+    prompt = torch.tensor(completer.processor([questions[0]])["input_ids"])
     with torch.no_grad():
-        kept = model.lm_head.weight[word].clone()
-        model.lm_head.weight[word] = 100 * hidden  # the word is now what the model would say
-    after = score_questions(model, processor, questions)
-    with torch.no_grad():
-        model.lm_head.weight[word] = kept
-    assert after[0].unrestricted_choice is None
-    assert after[0].scores == pytest.approx(before[0].scores)
-    assert before[0].unrestricted_choice == max(range(len(before[0].scores)), key=before[0].scores.__getitem__)
+        hidden = completer.ranker.model(input_ids=prompt).last_hidden_state[0, -1]
+        completer.ranker.lm_head.weight[word] = 100 * hidden  # the word is now the most likely token
+    scored = score(completer, questions[:1])
+    assert [scored[part][0].unrestricted_choice is None for part in PARTS] == [True, False, True]
 
 
-def test_scoring_leaves_the_model_in_the_mode_it_was_in(parts):
-    model, processor, questions = parts
-    model.train()
-    score_questions(model, processor, questions[:1])
-    assert model.training
-    model.eval()
+def test_the_choice_of_a_retriever_and_of_both_is_their_best_candidate(completer, questions):
+    scored = score(completer, questions)
+    for part in ("retriever", "both"):
+        for question in scored[part]:
+            if question.unrestricted_choice is not None:
+                assert question.unrestricted_choice == question.scores.index(max(question.scores))
+    assert any(question.unrestricted_choice is not None for question in scored["retriever"])
 
 
-def test_permuted_orders_are_averaged_and_the_own_order_is_the_first(parts):
-    model, processor, questions = parts
-    plain = score_questions(*parts)
-    for permuted, alone, question in zip(score_questions(*parts, permutations=3), plain, questions, strict=True):
-        logits = torch.tensor(alone.scores)
-        assert permuted.per_order_scores[0] == pytest.approx(logits.log_softmax(0).tolist(), abs=1e-4)
-        assert permuted.scores == pytest.approx(torch.tensor(permuted.per_order_scores).mean(0).tolist(), abs=1e-6)
-        assert permuted.unrestricted_choice == alone.unrestricted_choice
-        size = len(question.candidates)
-        order = candidate_orders(size, 3, 0, question.question_id)[2]
-        moved = replace(question, candidates=tuple(question.candidates[i] for i in order))
-        (expected,) = score_questions(model, processor, [moved])
-        found = [permuted.per_order_scores[2][i] for i in order]
-        assert found == pytest.approx(torch.tensor(expected.scores).log_softmax(0).tolist(), abs=1e-4)
+def test_scoring_leaves_the_models_in_the_mode_they_were_in(model, questions):
+    completer = load_completer(model)
+    completer.ranker.train()
+    score(completer, questions[:1])
+    assert completer.ranker.training and not completer.retriever.training
 
 
-def test_as_many_orders_as_candidates_put_each_at_each_place_once():
-    for number in (2, 7, 10):
-        orders = candidate_orders(number, number, 0, "q")
-        assert orders[0] == list(range(number))
-        assert all(sorted(column) == list(range(number)) for column in zip(*orders, strict=True))
-    assert candidate_orders(10, 2, 0, "q")[1] == [5, 6, 7, 8, 9, 0, 1, 2, 3, 4]
-    more = candidate_orders(4, 8, 0, "q")
-    assert all(sorted(column) == [0, 0, 1, 1, 2, 2, 3, 3] for column in zip(*more, strict=True))
-    assert candidate_orders(10, 30, 1, "q") == candidate_orders(10, 30, 1, "q") != candidate_orders(10, 30, 2, "q")
+def test_several_orders_are_averaged_and_the_own_order_is_the_first(completer, questions):
+    plain, permuted = score(completer, questions), score(completer, questions, permutations=3)
+    for own, mean in zip(plain["ranker"], permuted["ranker"], strict=True):
+        assert mean.per_order_scores[0] == approx(own.scores)
+        assert mean.scores == approx(torch.tensor(mean.per_order_scores).mean(0).tolist())
+        assert mean.unrestricted_choice == own.unrestricted_choice
+    for own, mean in zip(plain["both"], permuted["both"], strict=True):
+        assert len(mean.per_order_scores) == 3 and mean.per_order_scores[0] == approx(own.scores)
+    assert all(question.per_order_scores == () for question in permuted["retriever"])
 
 
-def test_long_lists_are_ranked_in_groups_as_the_pipeline_ranks_them(parts):
-    model, processor, questions = parts
-    ids = list(processor.item_ids)
-    long = Question("long", "b", tuple(ids[:2]), tuple(ids[2:]), 4)
-    first, second = score_questions(model, processor, [long, questions[0]])
-    assert second.scores == pytest.approx(score_questions(model, processor, questions)[0].scores, abs=1e-4)
-    assert torch.tensor(first.scores).exp().sum().item() == pytest.approx(1, abs=1e-5)
-    assert first.unrestricted_choice == first.scores.index(max(first.scores))
-    ranked = rank_candidates(model, processor, ids[:2], top_k=None)
-    score = {entry["item_id"]: entry["score"] for entry in ranked}
-    assert [score[item_id] for item_id in long.candidates] == pytest.approx(
-        torch.tensor(first.scores).exp().tolist(), abs=1e-4
-    )
-    assert rank_candidates(model, processor, ids[:2], ids[2:], top_k=20) == ranked[:20]
+def test_of_a_long_list_the_ranker_alone_ranks_all_and_both_together_the_retrievers_best(completer, questions):
+    question = long_question(completer)
+    scored = score(completer, [question, questions[0]])
+    alone = score(BundleCompleter(completer.processor, ranker=completer.ranker), [question])["ranker"]
+    assert scored["ranker"][0].scores == approx(alone[0].scores)
+    [completion] = completer.score([question])
+    assert scored["both"][0].scores == approx(completion.answer.tolist())
+    assert all(sum(torch.tensor(scored[part][0].scores).exp()) == approx(1) for part in PARTS)
+    assert scored["ranker"][1].scores == approx(score(completer, questions[:1])["ranker"][0].scores)
 
 
-def test_max_options_sends_shorter_lists_to_the_groups(parts):
-    model, processor, _ = parts
-    ids = processor.item_ids
-    question = Question("q", "b", ids[:2], ids[2:14], 4)
-    (plain,) = score_questions(model, processor, [question])
-    (grouped,) = score_questions(model, processor, [question], max_options=5)
-    (again,) = score_questions(model, processor, [question], max_options=5, seed=1)
-    (mean,) = score_questions(model, processor, [question], max_options=5, permutations=2)
-    assert len({plain.scores, grouped.scores, again.scores}) == 3
-    assert mean.per_order_scores == (grouped.scores, again.scores)
+def test_max_options_sends_shorter_lists_to_the_groups(folders):
+    completer = load_completer(folders["ranker"])
+    question = long_question(completer, 12)
+    [plain] = score(completer, [question])["ranker"]
+    [grouped] = score(completer, [question], max_options=5)["ranker"]
+    [again] = score(completer, [question], max_options=5, seed=1)["ranker"]
+    [mean] = score(completer, [question], max_options=5, permutations=2)["ranker"]
+    assert plain.scores != approx(grouped.scores) and grouped.scores != approx(again.scores)
+    assert list(mean.per_order_scores) == [approx(grouped.scores), approx(again.scores)]
 
 
-@pytest.mark.parametrize("option", [{"permutations": 0}, {"max_options": 2}, {"max_options": 27}, {"group_size": 2}])
-def test_options_out_of_range_are_refused(parts, option):
-    model, processor, _ = parts
-    ids = processor.item_ids
+@pytest.mark.parametrize(
+    "option", [{"permutations": 0}, {"max_options": 2}, {"max_options": 27}, {"group_size": 2}, {"batch_size": 0}]
+)
+def test_options_out_of_range_are_refused(completer, questions, option):
     ((name, value),) = option.items()
-    with pytest.raises(ValueError, match=f"{name} is {value}"):
-        score_questions(model, processor, [Question("q", "b", ids[:2], ids[2:], 4)], **option)
+    with pytest.raises(BundleMLLMError, match=rf"{name} (is )?{value}"):
+        score(completer, questions, **option)
 
 
-def test_scores_that_are_not_finite_are_an_error(parts, monkeypatch):
-    model, processor, questions = parts
-    monkeypatch.setattr(model.lm_head.weight, "data", torch.full_like(model.lm_head.weight, torch.nan))
-    for options in ({}, {"permutations": 2}, {"max_options": 3, "group_size": 3}):
-        with pytest.raises(ValueError, match=rf"question '{questions[0].bundle_id}-\d+' with .* score nan.*diverge"):
-            score_questions(model, processor, questions[:1], **options)
-
-
-def test_a_batch_of_no_prompts_is_an_error(parts):
-    with pytest.raises(BundleMLLMError, match=r"batch_size is 0.*choose 1 or more"):
-        score_questions(*parts, batch_size=0)
-
-
-@pytest.mark.parametrize("top_k", [0, -1])
-def test_keeping_no_candidate_is_an_error(parts, top_k):
-    model, processor, questions = parts
-    with pytest.raises(ValueError, match=f"top_k is {top_k}"):
-        rank_candidates(model, processor, questions[0].partial, questions[0].candidates, top_k=top_k)
+@pytest.mark.parametrize("options", [{}, {"permutations": 2}, {"max_options": 3, "group_size": 3}])
+def test_scores_that_are_not_finite_are_an_error(folders, questions, options):
+    completer = load_completer(folders["ranker"])
+    completer.ranker.lm_head.weight.data.fill_(torch.nan)
+    with pytest.raises(BundleMLLMError, match=rf"question '{questions[0].bundle_id}-\d+' with .* score nan.*diverge"):
+        score(completer, questions[:1], **options)

@@ -4,6 +4,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from bundle_mllm.interop.backbone import wrap_backbone
 from bundle_mllm.modeling import (
     BundleCompleter,
     BundleItemProcessor,
@@ -171,3 +172,20 @@ def make_completer(ranker=True, retriever=True, **config):
         make_model(separator_token_id=processor.separator_token_id) if ranker else None,
         make_retriever(**config) if retriever else None,
     )
+
+
+def make_completer_for(data, ranker=True, retriever=True):
+    """An untrained completer over the catalog of a dataset folder; the retriever compares items by their titles."""
+    catalog, (features, present) = data.catalog, data.features().load()
+    modalities = {name: matrix.shape[1] for name, matrix in features.items()}
+    processor = BundleItemProcessor(catalog.item_ids, catalog.titles, modalities)
+    models = {}
+    if ranker:
+        backbone = make_backbone(max_position_embeddings=2048)
+        models["ranker"], processor = wrap_backbone(backbone, make_tokenizer(), catalog, modalities)
+        models["ranker"].set_catalog(features, present)
+    if retriever:
+        words = sorted({word for title in catalog.titles for word in title.split()})
+        groups = [[row for row, title in enumerate(catalog.titles) if word in title.split()] for word in words]
+        models["retriever"] = make_retriever(features, present, {"textual": groups}, modalities)
+    return BundleCompleter(processor, **models)

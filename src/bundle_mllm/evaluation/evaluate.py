@@ -58,7 +58,8 @@ def evaluate(settings: EvaluationSettings) -> dict[str, Any]:
             malformed, a prompt is too long, a score is not finite, or the model's catalog lacks an item.
     """
     if settings.output is not None:
-        check_writable(settings.output, settings.questions)
+        for path in (settings.output, *(part_path(settings.output, part) for part in ("ranker", "retriever"))):
+            check_writable(path, settings.questions)
     manifest = read_question_manifest(settings.questions)
     catalog = ItemCatalog.load(settings.data)
     questions = load_questions(settings.questions, catalog)

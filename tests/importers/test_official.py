@@ -99,7 +99,7 @@ BAD_LINES = {
     "a bundle past the count": ("bi_train.txt", 2, "5, 4", r"bi_train.txt line 2 has the bundle 5"),
     "a bundle without items": ("bi_train.txt", 2, "1", r"bi_train.txt line 2 has the bundle 1 without items"),
     "a user past the count": ("ui_full.txt", 1, "3, 4", r"ui_full.txt line 1 has the user 3"),
-    "a bundle in two splits": ("bi_train.txt", 2, "4, 5", r"the bundle 4 in train and in test"),
+    "a bundle in two splits": ("bi_train.txt", 2, "4, 5", r"the bundle '4' twice, in train and in test"),
     "a ground truth without input": ("bi_test_input.txt", 1, "4, 6", r"bi_test_gt.txt has the bundle 3"),
     "a file cut off": ("bi_valid_gt.txt", 1, "", r"bi_valid_gt.txt is empty"),
     "code instead of a question": (

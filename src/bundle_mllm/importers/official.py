@@ -8,21 +8,23 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 import torch
 
-from bundle_mllm.data.bundles import Bundle, BundleSplits
+from bundle_mllm.data.bundles import BundleSplits
 from bundle_mllm.data.catalog import ItemCatalog
 from bundle_mllm.data.features import write_modality
-from bundle_mllm.data.files import new_folder, require_folder, sha256
+from bundle_mllm.data.files import new_folder, require_file, require_folder, sha256
 from bundle_mllm.data.interactions import Interactions
 from bundle_mllm.data.questions import MIN_CANDIDATES, Question, save_questions
+from bundle_mllm.data.tables import open_text
 from bundle_mllm.data.torch_files import load_matrix
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.importers.assemble import warn_of_near_duplicates, write_dataset
@@ -44,7 +46,7 @@ _OWN_FIELDS = ("item_id", "title", "description", "category", "image", "audio")
 
 @dataclass(frozen=True, eq=False)
 class OfficialItems:
-    """The items of a published data folder, in this package's terms.
+    """The items of a published data folder.
 
     Attributes:
         name: The data set's name, such as `"pog"`; the file of LightGCN features begins with it.
@@ -61,15 +63,14 @@ class OfficialItems:
 
 @dataclass(frozen=True, eq=False)
 class OfficialData:
-    """A published data folder, in this package's terms.
+    """A published data folder.
 
     Attributes:
         items: Its items and their features.
-        bundles: All bundles; `bundle_id` is the official index as text. A bundle of validation or test has the items
-            of its input and its ground truth.
-        questions: The questions of each candidate file, by a name such as `"test_cans10"`. `question_id` is the
-            bundle's id and the number of the question among those about this bundle, such as `"20-0"`.
-        interactions: The distinct pairs of user and item; `user_id` is the official index as text.
+        bundles: All bundles; a bundle of validation or test has the items of its input and its ground truth.
+        questions: The questions of each candidate file, by a name such as `"test_cans10"`; `question_id` is the
+            bundle's id and the number of the question about it, such as `"20-0"`.
+        interactions: The distinct pairs of user and item.
         dropped: How many entries were left out, by what they are and why.
     """
 
@@ -103,10 +104,8 @@ def read_official_items(folder: str | os.PathLike, modalities: Iterable[str] = M
 def read_official(folder: str | os.PathLike) -> OfficialData:
     """Read a published data folder.
 
-    A malformed line, an index that `count.json` does not cover, a missing file or a
-    question that contradicts its bundle is an error. Two repetitions are harmless and counted in `dropped`: a pair of
-    user and item counts once, and a wrong option that a candidate list repeats (the official code draws them with
-    replacement) is kept once.
+    Two repetitions are harmless and counted in `dropped`: a pair of user and item counts once, and a wrong option that
+    a candidate list repeats (the official code draws them with replacement) is kept once.
 
     Args:
         folder: It holds `count.json`, `item_info.json`, `bi_train.txt`, `bi_{valid,test}_{input,gt}.txt`,
@@ -114,15 +113,17 @@ def read_official(folder: str | os.PathLike) -> OfficialData:
             files are ignored.
 
     Raises:
-        BundleMLLMError: If the folder cannot be read; the message names file and line.
+        BundleMLLMError: If a file is missing, a line is malformed, `count.json` does not cover an index, or a question
+            contradicts its bundle; the message names file and line.
     """
     folder = Path(folder)
     num_users, num_bundles, num_items = _read_counts(folder)
+    items = read_official_items(folder)
     parts = {
         part: _read_lists(folder / f"bi_{part}.txt", "bundle", num_bundles, num_items)
         for part in ("train", "valid_input", "valid_gt", "test_input", "test_gt")
     }
-    bundles, num_repeated_items = _to_bundles(folder, parts)
+    bundles = _to_bundles(folder, parts, items.catalog)
     questions, num_repeated_candidates = {}, 0
     for path in sorted(folder.glob("bi_*_cans*.txt")):
         match = _CANDIDATES_FILE.fullmatch(path.name)
@@ -132,13 +133,13 @@ def read_official(folder: str | os.PathLike) -> OfficialData:
         in_file, repeated = _read_questions(path, int(match[2]), num_items, shown, answers)
         questions[f"{_SPLIT_OF[match[1]]}_cans{int(match[2])}"] = in_file
         num_repeated_candidates += repeated
-    interactions, num_repeated_pairs = _read_interactions(folder / "ui_full.txt", num_users, num_items)
+    interactions = _read_interactions(folder / "ui_full.txt", num_users, num_items)
     dropped = {
-        "repeated interactions": num_repeated_pairs,
-        "items repeated in their bundle": num_repeated_items,
+        "repeated interactions": interactions.num_repeated,
+        "items repeated in their bundle": bundles.num_repeated_items,
         "wrong options repeated in their question": num_repeated_candidates,
     }
-    return OfficialData(read_official_items(folder), bundles, questions, interactions, dropped)
+    return OfficialData(items, bundles, questions, interactions, dropped)
 
 
 def import_official(
@@ -148,13 +149,9 @@ def import_official(
 
     Args:
         source: The published folder, see [`read_official`].
-        output_dir: Receives items, bundles, interactions, `features/` and, for each candidate file,
-            `questions/{validation,test}_cans{K}.jsonl`. It must not exist or be empty, and it appears only when all of
-            it is written.
+        output_dir: A new or empty folder for items, bundles, interactions, `features/` and, for each candidate file,
+            `questions/{validation,test}_cans{K}.jsonl`.
         strict: Changes nothing, since what [`read_official`] does not refuse is harmless; the other imports have it.
-
-    Returns:
-        What was written.
 
     Raises:
         BundleMLLMError: If the source cannot be read, or `output_dir` is not empty.
@@ -168,10 +165,9 @@ def import_official(
         warn_of_near_duplicates(data.bundles, notes)
         summary = write_dataset(folder, Path(output_dir), items.catalog, data.bundles, data.interactions, notes)
         for modality, features in items.features.items():
-            path = items.feature_files[modality]
+            path, of_items = items.feature_files[modality], items.catalog.content_hash
             provenance = {"reader": "official", "file": path.name, "sha256": sha256(path)}
-            items_hash = items.catalog.content_hash
-            write_modality(folder / "features", modality, features, None, provenance, items_hash=items_hash)
+            write_modality(folder / "features", modality, features, None, provenance, items_hash=of_items)
         for name, questions in data.questions.items():
             save_questions(folder / "questions" / f"{name}.jsonl", questions)
     return replace(
@@ -212,7 +208,7 @@ def _read_catalog(path: Path, num_items: int) -> ItemCatalog:
     return ItemCatalog.from_records(records, source=str(path))
 
 
-def _to_bundles(folder: Path, parts: Mapping[str, Mapping[int, list[int]]]) -> tuple[BundleSplits, int]:
+def _to_bundles(folder: Path, parts: Mapping[str, Mapping[int, list[int]]], catalog: ItemCatalog) -> BundleSplits:
     members = {"train": parts["train"]}
     for part, split in _SPLIT_OF.items():
         shown, answers = parts[f"{part}_input"], parts[f"{part}_gt"]
@@ -223,38 +219,25 @@ def _to_bundles(folder: Path, parts: Mapping[str, Mapping[int, list[int]]]) -> t
                 "part of it is missing: copy both files again."
             )
         members[split] = {bundle: items + answers[bundle] for bundle, items in shown.items()}
-    split_of: dict[int, str] = {}
-    splits: dict[str, tuple[Bundle, ...]] = {}
-    num_items = 0
-    for split, lists in members.items():
-        for bundle in lists:
-            if (other := split_of.setdefault(bundle, split)) != split:
-                raise BundleMLLMError(
-                    f"{folder} has the bundle {bundle} in {other} and in {split}, so its items could be learned and "
-                    "be answers, too: remove one."
-                )
-        splits[split] = tuple(
-            Bundle(str(bundle), tuple(str(item) for item in dict.fromkeys(items)), split)
-            for bundle, items in lists.items()
-        )
-        num_items += sum(map(len, lists.values()))
-    num_repeated = num_items - sum(len(bundle.items) for bundles in splits.values() for bundle in bundles)
-    return BundleSplits(**splits, num_repeated_items=num_repeated), num_repeated
+    records = (
+        {"bundle_id": bundle, "items": items, "split": split}
+        for split, items_of in members.items()
+        for bundle, items in items_of.items()
+    )
+    return BundleSplits.from_records(records, catalog, str(folder))
 
 
-def _read_interactions(path: Path, num_users: int, num_items: int) -> tuple[Interactions, int]:
-    """Return the distinct pairs, user by user, and how many were repetitions."""
+def _read_interactions(path: Path, num_users: int, num_items: int) -> Interactions:
+    """Return the distinct pairs, user by user."""
     items_of: dict[int, np.ndarray] = {}
     num_pairs = 0
     for user, items in _iter_lists(path, "user", num_users, num_items, may_be_empty=True):
         num_pairs += len(items)
-        earlier = items_of[user].tolist() if user in items_of else []
-        distinct = dict.fromkeys(earlier + items)
-        items_of[user] = np.fromiter(distinct, dtype=np.int64, count=len(distinct))
-    items_of = {user: items for user, items in items_of.items() if len(items)}
+        if distinct := dict.fromkeys([*items_of.get(user, ()), *items]):
+            items_of[user] = np.fromiter(distinct, dtype=np.int64, count=len(distinct))
     user_index = np.repeat(np.arange(len(items_of)), [len(items) for items in items_of.values()])
     rows = np.concatenate([np.empty(0, dtype=np.int64), *items_of.values()])
-    return Interactions(tuple(map(str, items_of)), user_index, rows), num_pairs - len(rows)
+    return Interactions(tuple(map(str, items_of)), user_index, rows, num_repeated=num_pairs - len(rows))
 
 
 def _read_questions(
@@ -270,44 +253,32 @@ def _read_questions(
             f"{path} has {num_candidates} candidates per question, so there is nothing to choose: move it away."
         )
     questions: list[Question] = []
-    num_of_bundle: dict[int, int] = {}
+    number_of: defaultdict[int, Iterator[int]] = defaultdict(count)
     num_repeated = 0
     for where, line in _iter_lines(path):
         match line:
-            case [bundle, [*padded], [answer_index], [*candidates]] if type(bundle) is type(answer_index) is int:
+            case [bundle, [*partial], [answer_index], [*candidates]] if type(bundle) is type(answer_index) is int:
                 pass
             case _:
                 raise BundleMLLMError(f"{where} is not [bundle, [partial], [answer index], [candidates]]: correct it.")
         if bundle not in shown:
             raise BundleMLLMError(f"{where} is about the bundle {bundle}, which has no input: remove the line.")
-        partial = list(padded)
-        while partial and partial[-1] == num_items:
+        while partial and partial[-1] == num_items:  # padding
             partial.pop()
         _check_items(partial, num_items, f"{where}, the partial bundle,")
         _check_items(candidates, num_items, f"{where}, the candidates,")
-        if len(candidates) != num_candidates:
+        if len(candidates) != num_candidates or not 0 <= answer_index < num_candidates:
             raise BundleMLLMError(
-                f"{where} has {len(candidates)} candidates, but the file's name has {num_candidates}: correct one."
-            )
-        if not 0 <= answer_index < num_candidates:
-            raise BundleMLLMError(
-                f"{where} has the answer index {answer_index} for {num_candidates} candidates: use 0 to "
-                f"{num_candidates - 1}."
+                f"{where} has {len(candidates)} candidates and the answer index {answer_index}, but the file's name "
+                f"has {num_candidates} candidates: correct one."
             )
         answer = candidates[answer_index]
         _check_question(where, bundle, partial, candidates, answer, shown[bundle], answers[bundle])
         distinct = list(dict.fromkeys(candidates))
         num_repeated += len(candidates) - len(distinct)
-        number = num_of_bundle[bundle] = num_of_bundle.get(bundle, -1) + 1
-        questions.append(
-            Question(
-                question_id=f"{bundle}-{number}",
-                bundle_id=str(bundle),
-                partial=tuple(map(str, partial)),
-                candidates=tuple(map(str, distinct)),
-                answer_index=distinct.index(answer),
-            )
-        )
+        texts = tuple(map(str, partial)), tuple(map(str, distinct))
+        number = next(number_of[bundle])
+        questions.append(Question(f"{bundle}-{number}", str(bundle), *texts, distinct.index(answer)))
     return questions, num_repeated
 
 
@@ -341,7 +312,7 @@ def _read_lists(path: Path, owner: str, num_owners: int, num_items: int) -> dict
 def _iter_lists(
     path: Path, owner: str, num_owners: int, num_items: int, may_be_empty: bool = False
 ) -> Iterator[tuple[int, list[int]]]:
-    for where, line in _iter_lines(path, brackets="[]"):
+    for where, line in _iter_lines(path, "[%s]"):
         if not line or not all(type(value) is int for value in line):
             raise BundleMLLMError(f'{where} is not a list of indices such as "{owner}, item, item": correct the line.')
         index, *items = line
@@ -383,28 +354,26 @@ def _find_one(folder: Path, pattern: str) -> Path:
     return matching[0]
 
 
-def _iter_lines(path: Path, brackets: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield what to call each line and its value as JSON, once it stands in `brackets`; blank lines are skipped."""
-    before, after = brackets[:1], brackets[1:]
+def _iter_lines(path: Path, template: str = "%s") -> Iterator[tuple[str, Any]]:
+    """Yield what to call each line and its value as JSON, once it stands in `template`; blank lines are skipped."""
     empty = True
-    with _open(path) as stream:
+    with open_text(require_file(path, "copy the whole data folder")) as stream:
         for number, line in enumerate(stream, start=1):
             if not line.strip():
                 continue
-            where = f"{path} line {number}"
+            where, empty = f"{path} line {number}", False
             try:
-                value = _parse(f"{before}{line}{after}")
+                value = _parse(template % line)
             except (ValueError, RecursionError) as error:
                 shown = line.strip() if len(line) < 60 else f"{line.strip()[:57]}…"
                 raise BundleMLLMError(f"{where} cannot be read ({shown!r}): correct or remove the line.") from error
-            empty = False
             yield where, value
     if empty:
         raise BundleMLLMError(f"{path} is empty: copy it again.")
 
 
 def _read_object(path: Path) -> dict[str, Any]:
-    with _open(path) as stream:
+    with open_text(require_file(path, "copy the whole data folder")) as stream:
         text = stream.read()
     try:
         value = _parse(text)
@@ -417,14 +386,3 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 def _parse(text: str) -> Any:
     return json.loads(text, parse_constant=lambda _: None)  # NaN, in fields that are not read
-
-
-@contextmanager
-def _open(path: Path) -> Iterator[TextIO]:
-    try:
-        with open(path, encoding="utf-8-sig") as stream:
-            yield stream
-    except FileNotFoundError as error:
-        raise BundleMLLMError(f"There is no file {path}: copy the whole data folder.") from error
-    except UnicodeDecodeError as error:
-        raise BundleMLLMError(f"{path} is not UTF-8 text ({error}): copy it again.") from error

@@ -156,23 +156,23 @@ class Handler(BaseHTTPRequestHandler):
         self.reply({"type": "user", "name": USER, "orgs": [{"name": ORGANIZATION}]})
 
     def create(self):
-        asked = json.loads(self.body())
-        owner, kind = asked.get("organization") or USER, asked.get("type") or "model"
+        request = json.loads(self.body())
+        owner, kind = request.get("organization") or USER, request.get("type") or "model"
         if not self.authorized():
             raise RefusedError(401, "Invalid username or password.")
         if owner not in (USER, ORGANIZATION):
             raise RefusedError(403, f"You don't have the rights to create a {kind} under the namespace {owner!r}")
-        key = (kind, f"{owner}/{asked['name']}")
+        key = (kind, f"{owner}/{request['name']}")
         url = f"{self.server.url}/{'datasets/' if kind == 'dataset' else ''}{key[1]}"
         if key in self.server.repositories:
             self.reply({"error": "You already created this repo", "url": url}, 409)
             return
-        self.server.repositories[key] = Repository(asked.get("visibility") == "private")
+        self.server.repositories[key] = Repository(request.get("visibility") == "private")
         self.reply({"url": url, "name": key[1]})
 
     def validate(self):
-        asked = json.loads(self.body())
-        problems = card_problems(asked["content"], asked["repoType"])
+        request = json.loads(self.body())
+        problems = card_problems(request["content"], request["repoType"])
         self.reply({"errors": [{"message": p} for p in problems], "warnings": []}, 400 if problems else 200)
 
     def preupload(self, type, repo, revision):
@@ -189,10 +189,10 @@ class Handler(BaseHTTPRequestHandler):
         )
 
     def lfs_batch(self, repo, datasets=None):
-        asked = json.loads(self.body())
+        request = json.loads(self.body())
         self.repository("dataset" if datasets else "model", repo, write=True)
         objects = []
-        for wanted in asked["objects"]:
+        for wanted in request["objects"]:
             answer = dict(wanted)
             if wanted["oid"] not in self.server.blobs:
                 answer["actions"] = {
@@ -217,8 +217,8 @@ class Handler(BaseHTTPRequestHandler):
         self.reply(b"")
 
     def lfs_verify(self):
-        asked = json.loads(self.body())
-        if len(self.server.blobs.get(asked["oid"], b"")) != asked["size"]:
+        request = json.loads(self.body())
+        if len(self.server.blobs.get(request["oid"], b"")) != request["size"]:
             raise RefusedError(404, "no such object")
         self.reply({})
 
@@ -265,11 +265,11 @@ class Handler(BaseHTTPRequestHandler):
         self.reply(list(entries.values()))
 
     def paths_info(self, type, repo, revision):
-        asked = self.body()
+        request = self.body()
         if self.headers.get("Content-Type", "").startswith("application/json"):
-            paths = json.loads(asked)["paths"]
+            paths = json.loads(request)["paths"]
         else:
-            paths = parse_qs(asked.decode())["paths"]
+            paths = parse_qs(request.decode())["paths"]
         found, entries = self.at(type, repo, revision), []
         for path in [paths] if isinstance(paths, str) else paths:
             if path in found.files:
@@ -296,11 +296,11 @@ class Handler(BaseHTTPRequestHandler):
         self.reply(b"", 302, {**commit, **linked})
 
     def cdn(self, oid):
-        data, asked = self.server.blobs[oid], re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
-        if asked is None:
+        data, request = self.server.blobs[oid], re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
+        if request is None:
             self.reply(data, headers={"ETag": f'"{oid}"'})
             return
-        start, end = int(asked[1]), min(int(asked[2] or len(data)), len(data) - 1)
+        start, end = int(request[1]), min(int(request[2] or len(data)), len(data) - 1)
         extent = {"Content-Range": f"bytes {start}-{end}/{len(data)}", "ETag": f'"{oid}"'}
         self.reply(data[start : end + 1], 206, extent)
 

@@ -1,4 +1,4 @@
-"""The card: valid metadata, figures that were measured, nothing that the folder does not say."""
+"""The card: valid metadata, figures that were measured, nothing that the folder does not hold."""
 
 import json
 import re

@@ -22,7 +22,7 @@ from bundle_mllm.model_folder import fingerprint, load_completer, load_ranker, s
 from bundle_mllm.modeling import BundleCompleter
 
 NEW_ITEM = {"title": "new hat", "features": {name: [0.5] * width for name, width in MODALITIES.items()}}
-ASKED = [
+QUESTIONS = [
     {"partial": ["i0", "i1"], "candidates": ["i2", "i3", "i4"]},
     {"partial": ["i5", NEW_ITEM], "candidates": ["i6", "i7"]},
 ]
@@ -79,13 +79,13 @@ def received(published, server, tmp_path_factory):
     """What a stranger, in whose process the package cannot be imported, got from the repositories."""
     work = tmp_path_factory.mktemp("stranger")
     repositories = ["acme/outfits", "acme/pushed", "acme/pipeline"]
-    return act("stranger", server, work / "home", questions=ASKED, repositories=repositories)
+    return act("stranger", server, work / "home", questions=QUESTIONS, repositories=repositories)
 
 
 @pytest.fixture(scope="module")
 def expected(model_folder):
     completer = pipeline("bundle-completion", model=str(model_folder), device="cpu")
-    return [{option["letter"]: option["score"] for option in completer(question)} for question in ASKED]
+    return [{option["letter"]: option["score"] for option in completer(question)} for question in QUESTIONS]
 
 
 def close(found, expected):
@@ -176,7 +176,7 @@ def test_a_stranger_gets_the_scores_of_the_installed_package_by_the_name_of_the_
 def test_a_ranker_that_was_pushed_answers_alone(received, model_folder, expected):
     completer = load_completer(model_folder)
     alone = BundleCompleter(completer.processor, completer.ranker)
-    scores = [{o["letter"]: o["score"] for o in alone.complete(question)} for question in ASKED]
+    scores = [{o["letter"]: o["score"] for o in alone.complete(question)} for question in QUESTIONS]
     assert close(received["acme/pushed"], scores)
     assert any(abs(one["A"] - both["A"]) > 1e-3 for one, both in zip(scores, expected, strict=True))
 
@@ -184,7 +184,7 @@ def test_a_ranker_that_was_pushed_answers_alone(received, model_folder, expected
 @torch.no_grad()
 def test_a_stranger_gets_the_same_logits_from_the_auto_classes(received, model_folder):
     model, processor = load_ranker(model_folder)
-    for question, logits in zip(ASKED, received["logits"], strict=True):
+    for question, logits in zip(QUESTIONS, received["logits"], strict=True):
         inputs = processor(question, return_tensors="pt")
         assert torch.allclose(model(**inputs).logits[0, -1], torch.tensor(logits), atol=1e-5)
 

@@ -69,20 +69,20 @@ def wait_until_healthy(server, port, log):
 
 def prompt_writer(folder):
     """The client of the README: it knows two files of the folder, and nothing of this package."""
-    asked = json.loads((folder / "bundle_mllm_export.json").read_text(encoding="utf-8"))
+    record = json.loads((folder / "bundle_mllm_export.json").read_text(encoding="utf-8"))
     with open(folder / "items.jsonl", encoding="utf-8") as lines:
         text = {item["item_id"]: item["text"] for item in map(json.loads, lines)}
 
     def write(partial, candidates):
-        shown = [asked["partial_item_template"].format(number=n, item=text[i]) for n, i in enumerate(partial, 1)]
+        shown = [record["partial_item_template"].format(number=n, item=text[i]) for n, i in enumerate(partial, 1)]
         options = [
-            asked["option_template"].format(letter=letter, item=text[i])
-            for letter, i in zip(asked["letters"], candidates, strict=False)
+            record["option_template"].format(letter=letter, item=text[i])
+            for letter, i in zip(record["letters"], candidates, strict=False)
         ]
-        between = asked["item_separator_text"]
-        return asked["prompt_template"].format(partial=between.join(shown), options=between.join(options))
+        between = record["item_separator_text"]
+        return record["prompt_template"].format(partial=between.join(shown), options=between.join(options))
 
-    return asked["letters"], write
+    return record["letters"], write
 
 
 def test_an_openai_client_gets_the_letters_of_the_model(tiny_data, tmp_path):

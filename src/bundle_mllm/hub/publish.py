@@ -62,7 +62,7 @@ def publish(settings: PublishSettings) -> PublishReport:
         settings: Whose fields are the arguments: see `PublishSettings`.
 
     Returns:
-        The files with their sizes, what verification found, and the commit.
+        The files with their sizes, the result of verification, and the commit.
 
     Raises:
         BundleMLLMError: If the name is none, there is no valid token, metrics are missing, a file is missing, cut

@@ -117,11 +117,11 @@ def sample_questions(completer: BundleCompleter, *, seed: int = 0, number: int =
     return questions
 
 
-def _difference(expected: list[dict[str, Any]], found: list[dict[str, Any]]) -> float:
+def _difference(expected: list[dict[str, Any]], answered: list[dict[str, Any]]) -> float:
     """Return the largest difference of a probability: of the answer, and of each model alone."""
     probabilities = [
         {answer["letter"]: [answer["score"], *map(answer["explanation"].get, PARTS)] for answer in answers}
-        for answers in (expected, found)
+        for answers in (expected, answered)
     ]
     if probabilities[0].keys() != probabilities[1].keys():
         return math.nan
@@ -156,11 +156,11 @@ def _score_in_clean_process(folder: Path, questions: Sequence[Mapping[str, Any]]
                 f"{folder} could not be tried without this package: the process ended with status "
                 f"{process.returncode} ({last})."
             )
-        found = json.loads(response.read_text(encoding="utf-8"))
-    if "error" in found:
+        outcome = json.loads(response.read_text(encoding="utf-8"))
+    if "error" in outcome:
         raise BundleMLLMError(
-            f"{folder} does not load without this package: {found['step']} failed with "
-            f"{' '.join(found['error'].split())[:600]} Load and save the model with this version of the package, "
+            f"{folder} does not load without this package: {outcome['step']} failed with "
+            f"{' '.join(outcome['error'].split())[:600]} Load and save the model with this version of the package, "
             "which writes the code anew."
         )
-    return found
+    return outcome

@@ -332,12 +332,12 @@ def _embedding_scale(embedding: nn.Embedding) -> float:
     return scale
 
 
-def _check_embedded(found: torch.Tensor, target: torch.Tensor) -> None:
-    if not torch.allclose(found.double(), target.double(), rtol=0, atol=_tolerance(found, target)):
+def _check_embedded(embedded: torch.Tensor, target: torch.Tensor) -> None:
+    if not torch.allclose(embedded.double(), target.double(), rtol=0, atol=_tolerance(embedded, target)):
         raise BundleMLLMError(
             "The embedding does not return the item rows that were stored in it (largest difference "
-            f"{float((found.double() - target.double()).abs().max()):.3g}), so this model cannot be exported exactly: "
-            "serve the model folder itself."
+            f"{float((embedded.double() - target.double()).abs().max()):.3g}), so this model cannot be exported "
+            "exactly: serve the model folder itself."
         )
 
 
@@ -408,11 +408,11 @@ def _verify_tokens(folder: Path, prompts: list[str], messages: list[str], prompt
     """Load the tokenizer as anyone would, and compare what it makes of prompts and of user messages."""
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
     for prompt, message, ids in zip(prompts, messages, prompt_ids, strict=True):
-        for given, found in (("text", tokenizer(prompt)["input_ids"]), ("message", chat_ids(tokenizer, message))):
-            if found != ids:
+        for given, actual in (("text", tokenizer(prompt)["input_ids"]), ("message", chat_ids(tokenizer, message))):
+            if actual != ids:
                 raise BundleMLLMError(
                     f"{type(tokenizer).__name__}, which AutoTokenizer loads from the export, tokenizes a question "
-                    f"given as a {given} otherwise than the tokenizer of this model ({found[:8]}... instead of "
+                    f"given as a {given} otherwise than the tokenizer of this model ({actual[:8]}... instead of "
                     f"{ids[:8]}...), so answers would differ: serve the model folder itself."
                 )
 
@@ -434,11 +434,11 @@ def _verify_scores(
         )
     stock.eval()
     for prompt, letters, scores in zip(prompt_ids, letter_ids, expected, strict=True):
-        found = stock(input_ids=torch.tensor([prompt])).logits[0, -1, letters].float()
+        actual = stock(input_ids=torch.tensor([prompt])).logits[0, -1, letters].float()
         tolerance = max(1e-5, 8 * torch.finfo(dtype).eps) * max(1.0, float(scores.abs().max()))
-        if not torch.allclose(found, scores, rtol=0, atol=tolerance):
+        if not torch.allclose(actual, scores, rtol=0, atol=tolerance):
             raise BundleMLLMError(
                 f"The exported {type(stock).__name__} scores letters differently from this model (largest difference "
-                f"{float((found - scores).abs().max()):.3g}, allowed {tolerance:.3g}), so it cannot be exported "
+                f"{float((actual - scores).abs().max()):.3g}, allowed {tolerance:.3g}), so it cannot be exported "
                 "exactly: serve the model folder itself."
             )

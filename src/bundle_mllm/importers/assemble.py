@@ -35,13 +35,7 @@ StoreMedia = Callable[[str, int, Any, str], str | None]
 
 @dataclass
 class RawBundle:
-    """A bundle as its source has it.
-
-    Attributes:
-        items: The item ids, with repetitions.
-        split: Its split, if the source gives one.
-        name: Its name, if the source gives one.
-    """
+    """A bundle as its source has it: item ids with repetitions, and split and name if the source gives them."""
 
     items: list[str] = field(default_factory=list)
     split: str | None = None
@@ -58,14 +52,14 @@ def collect_items(
 
     Args:
         records: One mapping per item, with the names of fields (see `columns.FIELDS`); others are kept as they are.
-        source: What error messages call the records, such as a file name.
+        source: What error messages call the records.
         notes: Receives what was left out or repaired.
         store_media: Puts pictures and sounds into the dataset folder; `None` leaves the paths as they are.
 
     Raises:
         BundleMLLMError: If a record is malformed; the message names the row.
     """
-    first_of: dict[str, tuple[int, dict[str, Any], dict[str, Any]]] = {}
+    first_of: dict[str, tuple[int, dict[str, Any], dict[str, Any]]] = {}  # row, fields, paths of media
     left_out: set[str] = set()
     items = []
     for number, record in enumerate(records, start=1):
@@ -79,7 +73,16 @@ def collect_items(
             elif name not in plain and name not in MEDIA and (value := _to_plain(value)) is not None:
                 plain[name] = value
         if item_id in first_of:
-            _check_repeated(where, notes, plain, media, *first_of[item_id])
+            first, first_plain, first_paths = first_of[item_id]
+            if plain != first_plain:
+                raise BundleMLLMError(
+                    f"{where} contradicts row {first} about the item {item_id!r}, so it is unclear which to keep: "
+                    "remove one, or give it another id."
+                )
+            same = media == first_paths
+            further = "further pictures or sounds of an item, left out"
+            what = "rows that repeat an item, counted once" if same else further
+            notes.add(what, f"{where}: item {item_id!r}", harmless=same)
             continue
         first_of[item_id] = number, plain, {kind: value for kind, value in media.items() if isinstance(value, str)}
         item = dict(plain)
@@ -102,7 +105,7 @@ def collect_bundles(records: Iterable[Mapping[str, Any]], source: str) -> dict[s
     Args:
         records: Mappings with `bundle_id` and either `items` (a list, or a JSON list as text) or `item_id`;
             optionally `split` (see `SPLIT_NAMES`) and `name`.
-        source: What error messages call the records, such as a file name.
+        source: What error messages call the records.
 
     Returns:
         The bundles by id, in order of first appearance.
@@ -116,23 +119,21 @@ def collect_bundles(records: Iterable[Mapping[str, Any]], source: str) -> dict[s
         where = f"{source} row {number}"
         bundle_id = to_id(_need(record, "bundle_id", where), where)
         where = f"{where} (bundle {bundle_id!r})"
+        whole = "items" in record
+        if whole and bundle_id in bundles:
+            raise BundleMLLMError(f"{where} repeats it, so its items are unclear: remove or rename one.")
         split, name = _to_split(record.get("split"), where), to_text(record.get("name"), "name", where)
-        bundle = bundles.get(bundle_id)
-        if "items" in record:
-            if bundle is not None:
-                raise BundleMLLMError(f"{where} repeats it, so its items are unclear: remove or rename one.")
-            bundles[bundle_id] = RawBundle(to_ids(record["items"], "items", where), split, name)
-            continue
-        item_id = to_id(_need(record, "item_id", where, "`items` or `item_id`"), where)
-        if bundle is None:
-            bundles[bundle_id] = RawBundle([item_id], split, name)
-            continue
+        bundle = bundles.setdefault(bundle_id, RawBundle(split=split, name=name))
         if (split, name) != (bundle.split, bundle.name):
             raise BundleMLLMError(
                 f"{where} has split {split!r} and name {name!r}, but an earlier row of the bundle has "
                 f"{bundle.split!r} and {bundle.name!r}: make them agree."
             )
-        bundle.items.append(item_id)
+        bundle.items += (
+            to_ids(record["items"], "items", where)
+            if whole
+            else [to_id(_need(record, "item_id", where, "`items` or `item_id`"), where)]
+        )
     return bundles
 
 
@@ -148,14 +149,6 @@ def settle_bundles(
     """Keep the known items of each bundle, leave out bundles of fewer than two, and split the rest.
 
     Splits that the source gives are kept; without any, near-duplicates stay on one side (see `split_bundles`).
-
-    Args:
-        raw: The bundles.
-        catalog: The items.
-        source: What error messages call the bundles.
-        notes: Receives what was left out or repaired.
-        fractions: The shares of train, validation and test, where the source gives no splits.
-        seed: Seed of these splits.
 
     Raises:
         BundleMLLMError: If only some bundles have a split, or none is left.
@@ -185,10 +178,8 @@ def settle_bundles(
             "bundle one, or none."
         )
     split_of = given or split_bundles(members, fractions=fractions, seed=seed)
-    by_split: dict[str, list[Bundle]] = {split: [] for split in SPLITS}
-    for bundle_id, items in members.items():
-        by_split[split_of[bundle_id]].append(Bundle(bundle_id, items, split_of[bundle_id], raw[bundle_id].name))
-    train, validation, test = (tuple(by_split[split]) for split in SPLITS)
+    settled = [Bundle(key, items, split_of[key], raw[key].name) for key, items in members.items()]
+    train, validation, test = (tuple(bundle for bundle in settled if bundle.split == split) for split in SPLITS)
     bundles = BundleSplits(train, validation, test)
     if given:
         warn_of_near_duplicates(bundles, notes)
@@ -242,15 +233,7 @@ def write_dataset(
     interactions: Interactions | None,
     notes: ImportNotes,
 ) -> ImportSummary:
-    """Write items, bundles and interactions.
-
-    Args:
-        folder: Receives `items.jsonl`, `bundles.jsonl` and `interactions.parquet`.
-        output_dir: The name that the folder will have.
-        catalog: The items.
-        bundles: The bundles.
-        interactions: The interactions; `None` writes none.
-        notes: What was left out or repaired.
+    """Write `items.jsonl`, `bundles.jsonl` and `interactions.parquet` to a folder that becomes `output_dir`.
 
     Raises:
         BundleMLLMError: If the import is strict and something would be lost.
@@ -281,27 +264,6 @@ def _need(record: Mapping[str, Any], name: str, where: str, wanted: str = "") ->
             f"{fix if separator is None else f'set the delimiter to {separator!r}'}."
         )
     return record[name]
-
-
-def _check_repeated(
-    where: str,
-    notes: ImportNotes,
-    plain: dict[str, Any],
-    media: dict[str, Any],
-    first: int,
-    first_plain: dict[str, Any],
-    first_paths: dict[str, Any],
-) -> None:
-    """Note a row that repeats an item; refuse one that contradicts it."""
-    item_id = plain["item_id"]
-    if plain != first_plain:
-        raise BundleMLLMError(
-            f"{where} contradicts row {first} about the item {item_id!r}, so it is unclear which to keep: remove one, "
-            "or give it another id."
-        )
-    same = media == first_paths
-    what = "rows that repeat an item, counted once" if same else "further pictures or sounds of an item, left out"
-    notes.add(what, f"{where}: item {item_id!r}", harmless=same)
 
 
 def _to_split(value: Any, where: str) -> str | None:

@@ -54,17 +54,8 @@ def import_bundlerec(
     An error names file and row: malformed lines, missing ids, an item with two titles. Counted, reported and left out:
     items without a title row, bundles of fewer than two items, rows of other files of unknown items.
 
-    Args:
-        source: The folder of the domain.
-        output_dir: Receives the dataset folder. It must not exist or be empty, and it appears only when all of it is
-            written. The same source and seed give the same bytes.
-        interactions: Which interactions to take: `"none"`, `"pretrain"` or `"user_item"`.
-        fractions: The shares of train, validation and test.
-        seed: Seed of the splits; near-duplicates stay on one side.
-        strict: Refuse to leave anything out.
-
-    Returns:
-        What was written, and what was left out or repaired.
+    `ImportSettings` has the meaning of the arguments. The folder appears only when all of it is written, and the same
+    source and seed give the same bytes.
 
     Raises:
         BundleMLLMError: If a file, column or row is not what it should be, or `output_dir` is not empty.
@@ -156,13 +147,13 @@ def _read_bundles(source: Path, notes: ImportNotes) -> dict[str, RawBundle]:
 
 def _read_interactions(path: Path, catalog: ItemCatalog, bundles: BundleSplits, notes: ImportNotes) -> Interactions:
     """Read interactions, and count the held-out bundles that they contain."""
-    header = _header(path)
+    delimiter, header = _header(path, (USER, ITEM))
     columns = {field: name for field, name in header.items() if field in FIELDS}
-    require_fields(header, (USER, ITEM), str(path))
-    interactions = Interactions.read(path, catalog, columns=columns, delimiter=_delimiter(path))
+    interactions = Interactions.read(path, catalog, columns=columns, delimiter=delimiter)
     note_interactions(interactions, path.name, notes)
     held_out = [bundle.items for split in SPLITS[1:] for bundle in bundles[split]]
-    inside = count_within_users(interactions, catalog, held_out)
+    users_of = ItemGroups.of_users(interactions, len(catalog)).csr()  # [num_items, num_users]
+    inside = sum(bool((users_of[catalog.rows(items)].sum(axis=0) == len(items)).any()) for items in held_out)
     advice = "; do not fit features on it" if inside > 0.5 * len(held_out) else ""
     notes.warn(
         f"{path.name} has all items of {inside} of the {len(held_out)} validation and test bundles under one user, so "
@@ -171,33 +162,22 @@ def _read_interactions(path: Path, catalog: ItemCatalog, bundles: BundleSplits, 
     return interactions
 
 
-def count_within_users(interactions: Interactions, catalog: ItemCatalog, bundles: Iterable[Sequence[str]]) -> int:
-    """Count the bundles all of whose items some user has."""
-    users_of = ItemGroups.of_users(interactions, len(catalog)).csr()  # [num_items, num_users]
-    return sum(bool((users_of[catalog.rows(items)].sum(axis=0) == len(items)).any()) for items in bundles)
-
-
 def _iter_rows(path: Path, fields: Iterable[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the place of each row for messages, and the row under the names of fields."""
-    header = _header(path)
-    require_fields(header, fields, str(path))
-    for number, record in enumerate(iter_records(path, _delimiter(path)), start=1):
+    delimiter, header = _header(path, fields)
+    for number, record in enumerate(iter_records(path, delimiter), start=1):
         yield f"{path} row {number}", {field: record[name] for field, name in header.items()}
 
 
-def _header(path: Path) -> dict[str, str]:
-    """Return the column of each field: `bundle ID` and `bundle_id` are the same."""
-    require_file(path, "copy it, or do without")
-    delimiter = _delimiter(path)
-    with open_text(path) as stream:
-        fields = {name: "_".join(name.lower().split()) for name in next(csv.reader(stream, delimiter=delimiter), [])}
-    return {_ALIKE.get(field, field): name for name, field in fields.items()}
-
-
-def _delimiter(path: Path) -> str:
-    """Return a tab if the header has one: documented are tabs, published are commas."""
-    with open_text(path) as stream:
-        return "\t" if "\t" in stream.readline() else ","
+def _header(path: Path, needed: Iterable[str]) -> tuple[str, dict[str, str]]:
+    """Return the delimiter and the column of each field: `bundle ID` and `bundle_id` are the same."""
+    with open_text(require_file(path, "copy it, or do without")) as stream:
+        line = stream.readline()
+    delimiter = "\t" if "\t" in line else ","  # documented are tabs, published are commas
+    fields = {name: "_".join(name.lower().split()) for name in next(csv.reader([line], delimiter=delimiter), [])}
+    columns = {_ALIKE.get(field, field): name for name, field in fields.items()}
+    require_fields(columns, needed, str(path))
+    return delimiter, columns
 
 
 def _to_paths(text: str, where: str) -> list[list[str]]:

@@ -31,14 +31,13 @@ def import_dataset(settings: ImportSettings) -> ImportSummary:
     """Import a data set.
 
     Args:
-        settings: Whose fields are the arguments: see `ImportSettings`. Those that differ from their defaults go to the
-            format's own function.
+        settings: Those that differ from their defaults are arguments of the format's own function.
 
     Returns:
         What was written, and what was left out or repaired.
 
     Raises:
-        BundleMLLMError: If there is no such format, or it has no such option, or for what its function refuses.
+        BundleMLLMError: If the format has no such option, or for what its function refuses.
     """
     format = settings.format
     options = {
@@ -57,11 +56,7 @@ def import_dataset(settings: ImportSettings) -> ImportSummary:
 
 
 def parse_pairs(option: str, pairs: Sequence[str]) -> dict[str, str]:
-    """Read `NAME=VALUE` texts, as the command line has them.
-
-    Args:
-        option: What the error message calls them.
-        pairs: The texts.
+    """Read `NAME=VALUE` texts, as the command line has them; `option` is what the error message calls them.
 
     Raises:
         BundleMLLMError: If one is not of this form or repeats a name.

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from bundle_mllm.data.files import new_folder
-from bundle_mllm.data.interactions import FIELDS as INTERACTION_FIELDS
 from bundle_mllm.data.interactions import ITEM, USER, Interactions
 from bundle_mllm.data.records import require_fields
 from bundle_mllm.data.splitting import FRACTIONS, check_fractions
@@ -23,7 +22,7 @@ from bundle_mllm.importers.assemble import (
     settle_bundles,
     write_dataset,
 )
-from bundle_mllm.importers.columns import FIELDS, Columns, check_columns
+from bundle_mllm.importers.columns import FIELDS, Columns
 from bundle_mllm.importers.media import MediaFolder
 from bundle_mllm.importers.summary import ImportNotes, ImportSummary
 
@@ -51,39 +50,27 @@ def import_huggingface(
     or sub-folders that `save_to_disk` wrote. Of items and interactions all splits are read; the splits of bundles are
     kept, unless the table has a column `split` or a single split, which is how unsplit data come. Columns of the types
     `Image` and `Audio` are written to files with the bytes they have; nothing is decoded. Names stand in place of the
-    numbers of a `ClassLabel`. Errors, and what is counted instead, are those of [`import_tabular`].
-
-    Args:
-        source: The data set's name on the Hub, or a local folder. Loading scripts and pickled data are refused.
-        output_dir: Receives the dataset folder. It must not exist or be empty, and it appears only when all of it is
-            written.
-        columns: The column of each field that has another name, see `columns.Columns`.
-        tables: The configuration or sub-folder of each of `items`, `bundles` and `interactions` that has another name.
-        revision: The commit, branch or tag of a data set on the Hub.
-        fractions: The shares of train, validation and test, for bundles without splits.
-        seed: Seed of these splits.
-        strict: Refuse to leave anything out.
-
-    Returns:
-        What was written, and what was left out or repaired.
+    numbers of a `ClassLabel`. Errors, and what is counted instead, are those of [`import_tabular`]. Loading scripts
+    and pickled data are refused. `ImportSettings` has the meaning of the arguments; the folder appears only when all
+    of it is written.
 
     Raises:
         BundleMLLMError: If a table cannot be loaded, or its columns or rows are not what they should be.
     """
     check_fractions(fractions)
-    check_columns(columns)
+    of = {table: Columns(table, columns) for table in FIELDS}
     loaded = _load(source, tables or {}, revision)
     notes = ImportNotes(strict)
     with new_folder(output_dir) as folder:
         base = Path(source) if Path(source).is_dir() else None
         media = MediaFolder(folder, base, notes, caches=_caches())
-        records = _read(loaded["items"], "items", columns, source, notes)
-        catalog = collect_items(records, f"{source} items", notes, media)
-        raw = collect_bundles(_read(loaded["bundles"], "bundles", columns, source, notes), f"{source} bundles")
+        records = {table: _read(loaded[table], of[table], table, source, notes) for table in ("items", "bundles")}
+        catalog = collect_items(records["items"], f"{source} items", notes, media)
+        raw = collect_bundles(records["bundles"], f"{source} bundles")
         bundles = settle_bundles(raw, catalog, f"{source} bundles", notes, fractions=fractions, seed=seed)
         interactions = None
         if "interactions" in loaded:
-            batches = _interaction_batches(loaded["interactions"], Columns("interactions", columns), str(source))
+            batches = _interaction_batches(loaded["interactions"], of["interactions"], str(source))
             interactions = Interactions.from_batches(batches, catalog, f"{source} interactions")
             note_interactions(interactions, "interactions", notes)
         return write_dataset(folder, Path(output_dir), catalog, bundles, interactions, notes)
@@ -161,23 +148,15 @@ def _caches() -> list[Path]:
 
 
 def _read(
-    parts: Mapping[str, Dataset],
-    table: str,
-    mapping: Mapping[str, str] | None,
-    source: str | os.PathLike,
-    notes: ImportNotes,
+    parts: Mapping[str, Dataset], columns: Columns, table: str, source: str | os.PathLike, notes: ImportNotes
 ) -> Iterator[dict[str, Any]]:
     """Yield the records of all splits under the names of fields; those of bundles with their split."""
-    columns = Columns(table, mapping)
-    seen = dict.fromkeys(name for part in parts.values() for name in part.column_names)
-    names_split = table == "bundles" and len(parts) > 1 and columns.name("split") not in seen
-    for split, part in parts.items():
-        for record in columns.rename(_iter_rows(part)):
-            yield {**record, "split": split} if names_split else record
-    columns.check_seen(f"{source} {table}", seen, optional=("item_id",) if columns.name("items") in seen else ())
-    if columns.replaced:
-        names = ", ".join(sorted(columns.replaced))
-        notes.warn(f"{table}: columns whose name another column took were left out: {names}.")
+    seen = {name for part in parts.values() for name in part.column_names}
+    named = table == "bundles" and len(parts) > 1 and columns.name("split") not in seen
+    records = (
+        {**record, "split": split} if named else record for split, part in parts.items() for record in _iter_rows(part)
+    )
+    return columns.rename(records, f"{source} {table}", notes)
 
 
 def _iter_rows(part: Dataset) -> Iterator[dict[str, Any]]:
@@ -205,7 +184,7 @@ def _interaction_batches(parts: Mapping[str, Dataset], columns: Columns, source:
         require_fields(
             dict.fromkeys(part.column_names), map(columns.name, (USER, ITEM, *columns.of)), f"{source} interactions"
         )
-        fields = [field for field in INTERACTION_FIELDS if columns.name(field) in part.column_names]
+        fields = [field for field in FIELDS["interactions"] if columns.name(field) in part.column_names]
         chosen = part.select_columns([columns.name(field) for field in fields])
         for table in _iter_arrow(chosen, 200_000):
             arrays = [table.column(columns.name(field)).combine_chunks() for field in fields]

@@ -35,11 +35,7 @@ class ImportNote:
 
 
 class ImportNotes:
-    """The notes of one import while it runs.
-
-    Args:
-        strict: Whether [`~ImportNotes.check`] refuses what is not harmless.
-    """
+    """The notes of one import while it runs; `strict` ones refuse what is not harmless, see [`~ImportNotes.check`]."""
 
     def __init__(self, strict: bool = False):
         self.strict = strict
@@ -89,12 +85,12 @@ class ImportSummary:
 
     Attributes:
         path: The dataset folder.
-        num_items: How many items it has.
-        num_bundles: How many bundles, by split.
-        num_interactions: How many distinct pairs of user and item.
-        num_users: How many users these pairs have.
-        num_questions: How many questions, by the name of their file.
-        modalities: The width of the features, by modality.
+        num_items: Number of its items.
+        num_bundles: Number of bundles by split.
+        num_interactions: Number of distinct pairs of user and item.
+        num_users: Number of users of these pairs.
+        num_questions: Number of questions by the name of their file.
+        modalities: Width of the features by modality.
         notes: What was left out, repaired or counted once.
         warnings: What to know before using the data.
     """

@@ -6,9 +6,8 @@ Knows nothing about the data set that the tables are of.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from bundle_mllm.data.files import new_folder, require_folder
 from bundle_mllm.data.interactions import Interactions
@@ -22,7 +21,7 @@ from bundle_mllm.importers.assemble import (
     settle_bundles,
     write_dataset,
 )
-from bundle_mllm.importers.columns import FIELDS, Columns, check_columns
+from bundle_mllm.importers.columns import FIELDS, Columns
 from bundle_mllm.importers.media import MediaFolder
 from bundle_mllm.importers.summary import ImportNotes, ImportSummary
 
@@ -47,46 +46,34 @@ def import_tabular(
     that the items table lacks, bundles of fewer than two items, interactions without user or item, files of media
     that are missing. Counted once: repeated pairs of user and item, repeated items of a bundle.
 
-    Args:
-        source: The folder of the tables.
-        output_dir: Receives the dataset folder. It must not exist or be empty, and it appears only when all of it is
-            written. The same source and seed give the same bytes.
-        columns: The column of each field that has another name, see `columns.Columns`, such as
-            `{"item_id": "sku", "title": "product_name", "bundles.items": "products"}`.
-        tables: The file of each of `items`, `bundles` and `interactions` that has another name, relative to `source`.
-        delimiter: What separates the cells of CSV files; `"\t"` for tabs.
-        media_dir: The folder that `image` and `audio` are relative to; by default that of the items table. The files
-            are copied, byte for byte.
-        fractions: The shares of train, validation and test, for bundles without a column `split`.
-        seed: Seed of these splits.
-        strict: Refuse to leave anything out.
-
-    Returns:
-        What was written, and what was left out or repaired.
+    `ImportSettings` has the meaning of the arguments; files in `tables` are
+    relative to `source`, and `delimiter` is `"\t"` for tabs. The folder appears only when all of it is written, and
+    the same source and seed give the same bytes.
 
     Raises:
         BundleMLLMError: If a file, column or row is not what it should be, or `output_dir` is not empty.
     """
     source = Path(source)
     check_fractions(fractions)
-    check_columns(columns)
+    of = {table: Columns(table, columns) for table in FIELDS}
     if len(delimiter) != 1:
         raise BundleMLLMError(f"The delimiter {delimiter!r} is not one character: use ',', ';' or a tab.")
     paths = _find_tables(source, tables or {})
     notes = ImportNotes(strict)
     with new_folder(output_dir) as folder:
         root = require_folder(paths["items"].parent if media_dir is None else media_dir, "check media_dir")
+        records = {
+            table: of[table].rename(iter_records(path, delimiter), str(path), notes) for table, path in paths.items()
+        }
         media = MediaFolder(folder, root, notes)
-        records = _read(paths["items"], Columns("items", columns), delimiter, notes)
-        catalog = collect_items(records, str(paths["items"]), notes, media)
-        records = _read(paths["bundles"], Columns("bundles", columns), delimiter, notes)
-        raw = collect_bundles(records, str(paths["bundles"]))
+        catalog = collect_items(records["items"], str(paths["items"]), notes, media)
+        raw = collect_bundles(records["bundles"], str(paths["bundles"]))
         bundles = settle_bundles(raw, catalog, str(paths["bundles"]), notes, fractions=fractions, seed=seed)
         interactions = None
-        if "interactions" in paths:
-            names = Columns("interactions", columns).of
-            interactions = Interactions.read(paths["interactions"], catalog, columns=names, delimiter=delimiter)
-            note_interactions(interactions, paths["interactions"].name, notes)
+        if (path := paths.get("interactions")) is not None:
+            names = of["interactions"].of
+            interactions = Interactions.read(path, catalog, columns=names, delimiter=delimiter)
+            note_interactions(interactions, path.name, notes)
         return write_dataset(folder, Path(output_dir), catalog, bundles, interactions, notes)
 
 
@@ -107,19 +94,3 @@ def _find_tables(source: Path, tables: Mapping[str, str]) -> dict[str, Path]:
                 f"name its file, such as {table}=FILE."
             )
     return paths
-
-
-def _read(path: Path, columns: Columns, delimiter: str, notes: ImportNotes) -> Iterator[dict[str, Any]]:
-    """Read a table under the names of fields, and check afterwards that it had the columns that are mapped."""
-    seen: dict[str, None] = {}
-
-    def watched() -> Iterator[dict[str, Any]]:
-        for record in iter_records(path, delimiter):
-            seen.update(dict.fromkeys(record))
-            yield record
-
-    yield from columns.rename(watched())
-    columns.check_seen(str(path), seen, optional=("item_id",) if columns.name("items") in seen else ())
-    if columns.replaced:
-        names = ", ".join(sorted(columns.replaced))
-        notes.warn(f"{path.name}: columns whose name another column took were left out: {names}.")

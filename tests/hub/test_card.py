@@ -56,7 +56,7 @@ def test_the_text_has_figures_settings_of_both_stages_and_how_to_ask(folder):
     assert "| 2–3 |" in text and "3 (2) |" in text
     assert "| | retriever | ranker, stage one (bundle patterns) | ranker, stage two (multimodal semantics) |" in text
     assert "| trains |  | lora | fusion, projector, separator |" in text
-    assert "| lora |  | r 8, alpha 16, dropout 0.05 |" in text
+    assert "| lora |  | r 8, alpha 16, dropout 0.05 |  |" in text
     assert "| validation HitRate@1 |  | 0.500, step 5 |  |" in text
     assert 'pipeline("bundle-completion", model="acme/outfits", trust_remote_code=True)' in text
     assert '"partial": ["i0", "i1"], "candidates": ["i2", "i3", "i4"]' in text

@@ -199,7 +199,7 @@ def render_model_card(
     has_retriever = has_both or not has_ranker
     trained = {"retriever": has_retriever, "stage_one": has_ranker, "stage_two": has_ranker}
     steps = {
-        _STEPS[name]: {**step, "validation HitRate@1": _best_validation(record.get(name))}
+        _STEPS[name]: {**_relevant(step), "validation HitRate@1": _best_validation(record.get(name))}
         for name, is_present in trained.items()
         if is_present and (step := recorded_settings.get(name)) and step.get("num_questions")
     }
@@ -329,6 +329,11 @@ def _example(model_dir: Path) -> dict[str, list[str]]:
     ids = ids if len(ids) >= 3 else ["ID", "ID", "ID"]
     split = 2 if len(ids) > 4 else 1
     return {"partial": ids[:split], "candidates": ids[split:]}
+
+
+def _relevant(step: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a step of training without those of an adapter that it does not train."""
+    return {name: value for name, value in step.items() if name != "lora" or "lora" in (step.get("trains") or ())}
 
 
 def _names(steps: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -1,17 +1,32 @@
+"""Both configurations: one order of modalities, defaults of the official code, errors that name an impossible field."""
+
 import json
 
 import pytest
 from transformers import GPT2Config, LlamaConfig
 
-from bundle_mllm.modeling import BundleMLLMConfig
+from bundle_mllm.modeling import BundleMLLMConfig, BundleRetrieverConfig
 
 
-def test_modalities_keep_one_order_through_json(tmp_path):
-    config = BundleMLLMConfig(modalities={"visual": 4, "acoustic": 3, "user_item": 2})
+BOTH = pytest.mark.parametrize("config_class", [BundleMLLMConfig, BundleRetrieverConfig])
+
+
+@BOTH
+def test_modalities_keep_one_order_through_json(config_class, tmp_path):
+    config = config_class(modalities={"visual": 4, "acoustic": 3, "user_item": 2})
     config.save_pretrained(tmp_path)
-    loaded = BundleMLLMConfig.from_pretrained(tmp_path)
+    loaded = config_class.from_pretrained(tmp_path)
     assert list(config.modalities) == list(loaded.modalities) == ["acoustic", "user_item", "visual"]
     assert loaded.to_dict() == config.to_dict()
+
+
+def test_memberships_weight_and_temperature_survive_saving(tmp_path):
+    fields = {"memberships": {"textual": 3, "bundle_item": 0}, "ranker_weight": 0.25, "temperature": 1.5}
+    BundleRetrieverConfig(**fields, hidden_size=7, items_hash="0" * 64).save_pretrained(tmp_path)
+    loaded = BundleRetrieverConfig.from_pretrained(tmp_path)
+    assert list(loaded.memberships.items()) == [("bundle_item", 0), ("textual", 3)]
+    assert (loaded.ranker_weight, loaded.temperature, loaded.hidden_size) == (0.25, 1.5, 7)
+    assert loaded.items_hash == "0" * 64
 
 
 def test_the_defaults_are_those_of_the_official_code():
@@ -31,17 +46,25 @@ def test_tying_follows_the_backbone_unless_given():
     assert BundleMLLMConfig(text_config=GPT2Config(), tie_word_embeddings=False).tie_word_embeddings is False
 
 
-def test_every_auto_class_is_in_the_saved_file(tmp_path):
-    BundleMLLMConfig().save_pretrained(tmp_path)
+@pytest.mark.parametrize(
+    ("config_class", "names"),
+    [
+        (BundleMLLMConfig, {"AutoConfig", "AutoModel", "AutoModelForCausalLM", "AutoTokenizer", "AutoProcessor"}),
+        (BundleRetrieverConfig, {"AutoConfig", "AutoModel", "AutoProcessor"}),
+    ],
+)
+def test_every_auto_class_is_in_the_saved_file(config_class, names, tmp_path):
+    config_class().save_pretrained(tmp_path)
     saved = json.loads((tmp_path / "config.json").read_text())
-    names = {"AutoConfig", "AutoModel", "AutoModelForCausalLM", "AutoTokenizer", "AutoProcessor"}
     assert set(saved["auto_map"]) == names
     assert set(saved["custom_pipelines"]) == {"bundle-completion"}
+    assert saved["format_version"] == 2
 
 
-def test_a_loaded_configuration_does_not_demand_remote_code(tmp_path):
-    BundleMLLMConfig().save_pretrained(tmp_path)
-    assert "custom_pipelines" not in vars(BundleMLLMConfig.from_pretrained(tmp_path))
+@BOTH
+def test_a_loaded_configuration_does_not_demand_remote_code(config_class, tmp_path):
+    config_class().save_pretrained(tmp_path)
+    assert "custom_pipelines" not in vars(config_class.from_pretrained(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -56,6 +79,31 @@ def test_a_loaded_configuration_does_not_demand_remote_code(tmp_path):
         ({"item_token_offset": 100}, "item_token_offset is 100.*32000"),
     ],
 )
-def test_an_impossible_field_is_an_error_that_names_it(fields, message):
+def test_an_impossible_field_of_a_ranker_is_an_error_that_names_it(fields, message):
     with pytest.raises(ValueError, match=message):
         BundleMLLMConfig(**fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"modalities": {"Visual": 4}}, "'Visual'.*lower-case"),
+        ({"modalities": {"visual": True}}, "'visual' has width True"),
+        ({"hidden_size": 0}, "hidden_size is 0"),
+        ({"dropout": 1.0}, "dropout is 1.0"),
+        ({"collaborative_dropout": -0.1}, "collaborative_dropout is -0.1"),
+        ({"ranker_weight": -1.0}, "ranker_weight is -1.0"),
+        ({"ranker_weight": float("nan")}, "ranker_weight is nan"),
+        ({"temperature": 0.0}, "temperature 0.0"),
+        ({"num_items": -1}, "num_items is -1"),
+    ],
+)
+def test_an_impossible_field_of_a_retriever_is_an_error_that_names_it(fields, message):
+    with pytest.raises(ValueError, match=message):
+        BundleRetrieverConfig(**fields)
+
+
+@BOTH
+def test_a_newer_format_is_refused(config_class):
+    with pytest.raises(ValueError, match=r"format_version 3, and this code reads 2: update bundle-mllm"):
+        config_class(format_version=3)

@@ -1,3 +1,5 @@
+"""The processor of the ranker: the wording of prompts, the tokens of answers, items that are not in the catalog."""
+
 import json
 from types import SimpleNamespace
 
@@ -252,7 +254,7 @@ HAT = {"title": "hat", "features": {"visual": [0.5] * 12}}
         ({"top_k": 3}, r"keys \['top_k'\], which would be ignored.*top_k, group_size and batch_size are parameters"),
     ],
 )
-def test_a_question_that_cannot_be_asked_is_an_error(processor, question, changes, message):
+def test_a_question_that_would_be_misread_is_an_error(processor, question, changes, message):
     with pytest.raises(ValueError, match=message):
         processor({**question, **changes})
 
@@ -294,6 +296,6 @@ def test_a_prompt_longer_than_the_context_is_an_error(question):
         ({"item_ids": ["i0"] * 8}, "'i0' occurs twice"),
     ],
 )
-def test_a_processor_that_could_not_ask_is_an_error(tokenizer, fields, message):
+def test_a_processor_that_could_write_no_prompt_is_an_error(tokenizer, fields, message):
     with pytest.raises(ValueError, match=message):
         BundleMLLMProcessor(tokenizer, **{"item_ids": ITEM_IDS, "titles": TITLES, **fields})

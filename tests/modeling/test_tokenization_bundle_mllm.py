@@ -1,3 +1,5 @@
+"""The tokenizer: items are ids past the vocabulary, and all that a tokenizer does keeps them."""
+
 import re
 
 import pytest

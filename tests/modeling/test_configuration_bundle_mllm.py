@@ -7,7 +7,6 @@ from transformers import GPT2Config, LlamaConfig
 
 from bundle_mllm.modeling import BundleMLLMConfig, BundleRetrieverConfig
 
-
 BOTH = pytest.mark.parametrize("config_class", [BundleMLLMConfig, BundleRetrieverConfig])
 
 

@@ -25,7 +25,7 @@ def nodes_of(row, node_of_item):
 def test_the_groups_of_rows_are_those_of_the_pairs(node_of_item):
     made = make_groups(node_of_item=node_of_item)
     rows = torch.tensor([4, 2, 3, 4, 0])
-    degree, owner, group, size = made.gather(rows)
+    degree, owner, group, size = made.gather(rows, NUM_ITEMS)
     found = [(int(o), int(g), int(s)) for o, g, s in zip(owner, group, size, strict=True)]
     expected = [
         (index, number, len(nodes))
@@ -59,14 +59,21 @@ def test_a_pair_that_is_given_twice_counts_once():
 
 def test_a_row_of_a_fold_is_in_no_group_of_that_fold():
     made = make_groups(fold_of_group=torch.tensor([0, 1, 0, 1]))
-    plain, first, second = (made.gather(torch.tensor([4 + fold * NUM_ITEMS])) for fold in range(3))
+    plain, first, second = (made.gather(torch.tensor([4 + fold * NUM_ITEMS]), 3 * NUM_ITEMS) for fold in range(3))
     assert [part[2].tolist() for part in (plain, first, second)] == [[0, 1, 3], [1, 3], [0]]
     assert [int(part[0]) for part in (plain, first, second)] == [3, 2, 1]
     assert "fold_of_group" not in made.state_dict()
 
 
-def test_a_row_beyond_the_catalog_is_in_no_group():
-    degree, owner, _, _ = make_groups().gather(torch.tensor([NUM_ITEMS, NUM_ITEMS + 4]))
+def test_groups_without_folds_hold_the_rows_of_every_fold():
+    _, _, groups, _ = make_groups().gather(torch.tensor([4 + NUM_ITEMS]), 3 * NUM_ITEMS)
+    assert groups.tolist() == [0, 1, 3]
+
+
+@pytest.mark.parametrize("folds", [None, torch.tensor([0, 1, 0, 1])])
+def test_a_row_beyond_the_catalog_is_in_no_group(folds):
+    rows = torch.tensor([3 * NUM_ITEMS, 3 * NUM_ITEMS + 4])
+    degree, owner, _, _ = make_groups(fold_of_group=folds).gather(rows, 3 * NUM_ITEMS)
     assert degree.tolist() == [0, 0] and len(owner) == 0
 
 

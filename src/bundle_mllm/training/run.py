@@ -9,7 +9,7 @@ import dataclasses
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -125,8 +125,9 @@ def train_retriever(config: RunConfig, data: RunData, record: RunRecord) -> None
     )
     record["held_out_scores_of_retriever"] = scores
     completer = BundleCompleter(data.item_processor(), retriever=retriever)
-    record["retriever"] = data.validate(completer)["retriever"]
-    record.print_figures("retriever", record["retriever"])
+    if figures := data.validate(completer):
+        record["retriever"] = figures["retriever"]
+        record.print_figures("retriever", figures["retriever"])
     record.write()
     with new_folder(folder / "model") as temporary:
         save_completer(completer, temporary)
@@ -168,7 +169,8 @@ def train_stage(name: str, config: RunConfig, data: RunData, record: RunRecord, 
             save_model(ranker, processor, temporary)
     for checkpoint in folder.glob("checkpoint-*"):
         shutil.rmtree(checkpoint)
-    (folder / BEST).unlink(missing_ok=True)
+    for name in (BEST, "README.md"):  # TRL writes the latter
+        (folder / name).unlink(missing_ok=True)
 
 
 def within_budget(stage: StageConfig, data: RunData, processor: BundleMLLMProcessor, seed: int) -> StageConfig:
@@ -211,7 +213,8 @@ def combine(config: RunConfig, data: RunData, record: RunRecord) -> None:
             retriever.config.temperature = combination.temperature
             record["combination"] = dataclasses.asdict(combination)
         figures = data.validate(completer)
-        record["both"] = figures["both"]
+        if "both" in figures:
+            record["both"] = figures["both"]
         for part, metrics in figures.items():
             record.print_figures(part, metrics)
     record.write()
@@ -232,8 +235,12 @@ def finish(out: Path, record: RunRecord) -> None:
 
 def remove_leftovers(out: Path) -> None:
     """Delete what only a run that was killed needs."""
+    training = out / "training"
     for name in ("final", "retriever", "stage_two/model"):
-        shutil.rmtree(out / "training" / name, ignore_errors=True)
+        shutil.rmtree(training / name, ignore_errors=True)
+    for folder in (training / "stage_two", training):
+        with suppress(OSError):  # it holds something
+            folder.rmdir()
 
 
 @contextmanager

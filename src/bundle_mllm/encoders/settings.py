@@ -51,8 +51,8 @@ class EncodingSettings(EngineOptions, EncoderOptions):
     Each modality is a file. Without any choice of an encoder, all that the folder has data of is encoded by those
     that need no download (descriptor, tfidf, lightgcn, svd); features that another encoder made are kept. A killed run
     continues when the same command is given again. `accelerate launch -m bundle_mllm.cli encode` shares the work
-    among processes. open_clip needs bundle-mllm[encoders], ray needs bundle-mllm[ray]; docs/encoders.md has the table
-    of encoders, their widths and the licenses of their weights.
+    among processes. open_clip needs bundle-mllm[encoders], ray needs bundle-mllm[ray]; docs/guides/encoders.md has
+    the table of encoders, their widths and the licenses of their weights.
     """
 
     data: Path

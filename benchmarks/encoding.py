@@ -25,7 +25,7 @@ from PIL import Image
 from bundle_mllm.data import DatasetFolder, write_records
 from bundle_mllm.device import choose_device
 from bundle_mllm.encoders import encode_folder
-from bundle_mllm.encoders.batches import item_sources, read_batches, source_root
+from bundle_mllm.encoders.batches import Sources, cut, read_batches
 from bundle_mllm.encoders.visual import OpenClipEncoder
 
 
@@ -59,10 +59,9 @@ def make_pictures(folder: Path, number: int, size: int) -> DatasetFolder:
 
 def compare_with_bare_loop(encoder: OpenClipEncoder, folder: DatasetFolder, args: argparse.Namespace) -> None:
     """Print the throughput of `encode_folder` over that of the model alone."""
-    sources, root = item_sources("image", folder), source_root(encoder, folder)
-    rows = list(range(len(sources)))
-    chunks = [rows[start : start + args.batch_size] for start in range(0, len(rows), args.batch_size)]
-    decoded = [batch.inputs["image"] for batch in read_batches(encoder, root, sources, chunks, workers=0)]
+    sources = Sources("image", folder)
+    chunks = cut(sources.rows, args.batch_size)
+    decoded = [batch.inputs["image"] for batch in read_batches(encoder, sources, chunks, workers=0)]
 
     @torch.inference_mode()
     def bare_loop() -> None:
@@ -73,22 +72,23 @@ def compare_with_bare_loop(encoder: OpenClipEncoder, folder: DatasetFolder, args
 
     def ours() -> None:
         shutil.rmtree(folder.path / "features", ignore_errors=True)
-        encode_folder(folder.path, visual=encoder, batch_size=args.batch_size, workers=args.workers, device=args.device)
+        encode_folder(
+            folder.path, visual=encoder, batch_size=args.batch_size, workers=args.workers, device=args.device
+        )
 
     seconds = paired({"bare loop": bare_loop, "encode_folder": ours}, args.rounds, warmup=1)
     for name, times in seconds.items():
-        print(f"{name:16} median {len(rows) / sorted(times)[len(times) // 2]:.1f} pictures/s")
+        print(f"{name:16} median {len(sources.rows) / sorted(times)[len(times) // 2]:.1f} pictures/s")
     print(f"encode_folder / bare loop, throughput   {ratio(seconds, 'bare loop', 'encode_folder'):.3f}")
 
 
 def compare_workers(encoder: OpenClipEncoder, folder: DatasetFolder, rounds: int) -> None:
     """Print how decoding alone scales with worker processes."""
-    sources, root = item_sources("image", folder), source_root(encoder, folder)
-    rows = list(range(len(sources)))
-    chunks = [rows[start : start + 16] for start in range(0, len(rows), 16)]
+    sources = Sources("image", folder)
+    chunks = cut(sources.rows, 16)
 
     def decode(workers: int) -> None:
-        for _ in read_batches(encoder, root, sources, chunks, workers=workers):
+        for _ in read_batches(encoder, sources, chunks, workers=workers):
             pass
 
     counts = [1 << power for power in range((os.cpu_count() or 1).bit_length())]

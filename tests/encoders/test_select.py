@@ -9,6 +9,7 @@ from bundle_mllm.data import DatasetFolder, features, write_records
 from bundle_mllm.data.features import write_modality
 from bundle_mllm.encoders import ImageDescriptor, encode_folder
 from bundle_mllm.encoders.select import MARK, available, requested
+from bundle_mllm.encoders.settings import EncoderOptions
 from bundle_mllm.errors import BundleMLLMError
 
 
@@ -36,8 +37,9 @@ def test_each_modality_that_a_folder_has_data_of_is_encoded(tmp_path, item, num_
 
 def test_only_requested_modalities_are_encoded():
     expected = [("visual", "descriptor"), ("user_item", "svd"), ("bundle_item", "lightgcn")]
-    assert requested("descriptor", None, None, "user_item:svd, bundle_item:lightgcn") == expected
-    assert requested(None, None, None, ()) == []
+    options = EncoderOptions(visual="descriptor", relational="user_item:svd, bundle_item:lightgcn")
+    assert requested(options) == expected
+    assert requested(EncoderOptions(relational=())) == []
 
 
 def test_features_from_elsewhere_are_kept_without_a_choice_and_never_replaced(tmp_path):

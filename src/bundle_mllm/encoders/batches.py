@@ -10,14 +10,16 @@ import json
 import os
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from bundle_mllm.data.files import sha256
 from bundle_mllm.data.folder import DatasetFolder
@@ -28,6 +30,8 @@ from bundle_mllm.errors import BundleMLLMError
 FEW_ITEMS = 256
 """Up to this many items are read in this process by default: starting workers would take longer."""
 MAX_WORKERS = 8
+_DIGESTING_THREADS = 8
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -85,29 +89,47 @@ class BatchEncoder(ABC):
 
     def encode(self, folder: DatasetFolder, progress: Progress | None = None) -> Encoded:
         """Encode all items of a folder in this process, in one go."""
-        sources = item_sources(self.field, folder)
-        rows = [row for row, source in enumerate(sources) if source is not None]
-        batches = [rows[start : start + self.batch_size] for start in range(0, len(rows), self.batch_size)]
-        features = np.zeros((len(sources), self.dim), dtype=np.float32)  # [num_items, dim]
-        present = np.zeros(len(sources), dtype=bool)  # [num_items]
-        issues: list[ItemIssue] = []
-        done = len(sources) - len(rows)
-        read = read_batches(self, source_root(self, folder), sources, batches, workers=0)
-        for batch_rows, batch in zip(batches, read, strict=True):
-            result = embed_batch(self, batch, self.batch_size).to_host()
-            features[batch_rows], present[batch_rows] = result.features.numpy(), result.present.numpy()
-            issues += result.item_issues(batch_rows, folder, sources)
-            done += len(batch_rows)
-            if progress is not None:
-                progress(done, len(sources))
-        return Encoded(features, present, tuple(issues))
+        sources = Sources(self.field, folder)
+        batches = cut(sources.rows, self.batch_size)
+
+        def parts() -> Iterator[tuple[Sequence[int], Rows]]:
+            done = len(sources.of_item) - len(sources.rows)
+            for number, rows in embed_batches(self, sources, batches, self.batch_size, workers=0):
+                yield batches[number], rows
+                done += len(batches[number])
+                if progress is not None:
+                    progress(done, len(sources.of_item))
+
+        return put_together(self, folder, sources, parts())
 
 
-def item_sources(field: str, folder: DatasetFolder) -> list[str | None]:
-    """Return the source of each item for an encoder: a path relative to the folder, a text, or `None`."""
-    if field == "text":
-        return [item.text or None for item in folder.catalog]
-    return [item.image if field == "image" else item.audio for item in folder.catalog]
+class Sources:
+    """What an encoder reads of each item of a folder.
+
+    Args:
+        field: The encoder's field.
+        folder: The folder.
+
+    Attributes:
+        root: The folder, links resolved; `None` if the sources are texts.
+        of_item: A path relative to the folder, a text, or `None`, for each item of the catalog.
+        rows: The catalog rows of the items that have a source.
+    """
+
+    def __init__(self, field: str, folder: DatasetFolder):
+        self.root = None if field == "text" else folder.path.resolve()
+        self.of_item: list[str | None] = [getattr(item, field) or None for item in folder.catalog]
+        self.rows = [row for row, source in enumerate(self.of_item) if source is not None]
+
+    def digests(self, rows: Sequence[int]) -> bytes:
+        """Return the SHA-256 of the source of each row, one after another; see `digest_source`."""
+        with ThreadPoolExecutor(_DIGESTING_THREADS) as pool:
+            return b"".join(pool.map(lambda row: digest_source(self.root, self.of_item[row] or "")[0], rows))
+
+
+def cut(entries: Sequence[_T], size: int) -> list[Sequence[_T]]:
+    """Cut a sequence into parts of a length, the last of them maybe shorter."""
+    return [entries[start : start + size] for start in range(0, len(entries), size)]
 
 
 @dataclass(frozen=True)
@@ -130,10 +152,9 @@ class Rows:
         """Wait for the device; vectors of NaN or infinity become issues."""
         features, present = self.features.cpu(), self.present.clone()
         bad = present & ~features.isfinite().all(dim=1)
-        if not bad.any():
-            return Rows(features, present, self.digests, self.issues)
-        features, present[bad] = features.masked_fill(bad[:, None], 0.0), False
-        more = ((int(position), "described by NaN or infinity", False) for position in bad.nonzero()[:, 0])
+        if bad.any():
+            features, present[bad] = features.masked_fill(bad[:, None], 0.0), False
+        more = ((position, "described by NaN or infinity", False) for position in bad.nonzero()[:, 0].tolist())
         return Rows(features, present, self.digests, (*self.issues, *more))
 
     @staticmethod
@@ -166,15 +187,21 @@ class Rows:
         issues = _from_tensor(tensors["issues"])
         return cls(tensors["features"], tensors["present"].bool(), tensors["digests"], issues)
 
-    def item_issues(
-        self, rows: Sequence[int], folder: DatasetFolder, sources: Sequence[str | None]
-    ) -> list[ItemIssue]:
-        """Return the issues with their items, given the catalog row of each position."""
-        ids = folder.catalog.item_ids
-        return [
-            ItemIssue(ids[rows[position]], sources[rows[position]] or "", reason, used)
-            for position, reason, used in self.issues
-        ]
+
+def put_together(
+    encoder: BatchEncoder, folder: DatasetFolder, sources: Sources, parts: Iterable[tuple[Sequence[int], Rows]]
+) -> Encoded:
+    """Put parts into the order of the catalog, given the catalog rows of each."""
+    features = np.zeros((len(sources.of_item), encoder.dim), dtype=np.float32)  # [num_items, dim]
+    present = np.zeros(len(features), dtype=bool)  # [num_items]
+    issues: list[ItemIssue] = []
+    for rows, part in parts:
+        part = part.to_host()
+        features[rows], present[rows] = part.features.numpy(), part.present.numpy()
+        for position, reason, used in part.issues:
+            row = rows[position]
+            issues.append(ItemIssue(folder.catalog.item_ids[row], sources.of_item[row] or "", reason, used))
+    return Encoded(features, present, tuple(issues))
 
 
 @dataclass(frozen=True)
@@ -195,8 +222,7 @@ class Batch:
 
     def pin_memory(self) -> Batch:
         """Called by torch's DataLoader: page-locked inputs reach a GPU while it computes."""
-        inputs = {name: value.pin_memory() for name, value in self.inputs.items()}
-        return Batch(inputs, self.counts, self.digests, self.issues)
+        return replace(self, inputs={name: value.pin_memory() for name, value in self.inputs.items()})
 
     def to_tensors(self) -> dict[str, torch.Tensor]:
         """Return everything as tensors, for another machine."""
@@ -218,25 +244,6 @@ def _from_tensor(issues: torch.Tensor) -> tuple[tuple[int, str, bool], ...]:
     return tuple(tuple(issue) for issue in json.loads(issues.numpy().tobytes()))
 
 
-class Readings(Dataset):
-    """Reads items by row; for worker processes."""
-
-    def __init__(self, reader: Callable[[Any], Reading], root: Path | None, sources: Sequence[str | None]):
-        self._reader, self._root, self._sources = reader, root, sources
-
-    def __getitem__(self, row: int) -> tuple[bytes, Reading | str]:
-        """Read the source of an item; see `read_source`."""
-        return read_source(self._reader, self._root, self._sources[row] or "")
-
-    def __len__(self) -> int:
-        return len(self._sources)
-
-
-def source_root(encoder: BatchEncoder, folder: DatasetFolder) -> Path | None:
-    """Return the folder that an encoder's sources are relative to, links resolved; `None` if they are texts."""
-    return None if encoder.field == "text" else folder.path.resolve()
-
-
 def read_source(reader: Callable[[Any], Reading], root: Path | None, source: str) -> tuple[bytes, Reading | str]:
     """Return the digest of an item's source, and its content or the reason why it cannot be read."""
     digest, target = digest_source(root, source)
@@ -250,21 +257,17 @@ def read_source(reader: Callable[[Any], Reading], root: Path | None, source: str
         return digest, f"cannot be read ({type(error).__name__})"
 
 
-def collate(results: Sequence[tuple[bytes, Reading | str]]) -> Batch:
-    """Put the results of `read_source` for several items into one batch."""
+def read_batch(reader: Callable[[Any], Reading], root: Path | None, sources: Sequence[str | None]) -> Batch:
+    """Read the sources of some items."""
+    results = [read_source(reader, root, source or "") for source in sources]
     readings = [reading if isinstance(reading, Reading) else None for _, reading in results]
     used = [reading for reading in readings if reading is not None]
-    names = used[0].inputs if used else ()
-    issues = []
-    for position, (_, reading) in enumerate(results):
-        reason = reading.note if isinstance(reading, Reading) else reading
-        if reason is not None:
-            issues.append((position, reason, isinstance(reading, Reading)))
+    notes = (reading.note if isinstance(reading, Reading) else reading for _, reading in results)
     return Batch(
-        {name: torch.cat([reading.inputs[name] for reading in used]) for name in names},
+        {name: torch.cat([reading.inputs[name] for reading in used]) for name in (used[0].inputs if used else ())},
         torch.tensor([0 if r is None else len(next(iter(r.inputs.values()))) for r in readings]),
         torch.frombuffer(bytearray(b"".join(digest for digest, _ in results)), dtype=torch.uint8).view(-1, 32),
-        tuple(issues),
+        tuple((at, note, readings[at] is not None) for at, note in enumerate(notes) if note is not None),
     )
 
 
@@ -307,18 +310,13 @@ def _inside(root: Path, path: str) -> Path:
 
 
 def read_batches(
-    encoder: BatchEncoder,
-    root: Path | None,
-    sources: Sequence[str | None],
-    batches: Sequence[Sequence[int]],
-    workers: int | None = None,
+    encoder: BatchEncoder, sources: Sources, batches: Sequence[Sequence[int]], workers: int | None = None
 ) -> Iterator[Batch]:
     """Read batches of items ahead of their use.
 
     Args:
         encoder: Whose reader to use.
-        root: See `source_root`.
-        sources: The source of each item of the catalog.
+        sources: The sources of the catalog's items.
         batches: Rows of the catalog, for each batch.
         workers: Processes that read; 0 reads in this one. `None` takes one per processor, at most 8, and 0 for up to
             256 items.
@@ -327,13 +325,13 @@ def read_batches(
         BundleMLLMError: If a process dies (a decoder crashed, or memory ran out).
     """
     if workers is None:
-        many = sum(len(rows) for rows in batches) > FEW_ITEMS
-        workers = min(MAX_WORKERS, _num_processors()) if many else 0
+        processors = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+        workers = min(MAX_WORKERS, processors) if sum(map(len, batches)) > FEW_ITEMS else 0
     workers = min(workers, len(batches))
     loader = DataLoader(
-        Readings(encoder.reader, root, sources),
+        sources.of_item,  # pyright: ignore[reportArgumentType]  # any sequence
         batch_sampler=batches,  # pyright: ignore[reportArgumentType]  # any iterable of lists of rows
-        collate_fn=collate,
+        collate_fn=partial(read_batch, encoder.reader, sources.root),  # in the worker
         num_workers=workers,
         # Forked workers start at once and end when this process is killed; those of a fork server would stay.
         multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
@@ -351,8 +349,16 @@ def read_batches(
         ) from error
 
 
-def _num_processors() -> int:
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+def embed_batches(
+    encoder: BatchEncoder, sources: Sources, batches: Sequence[Sequence[int]], batch_size: int, workers: int | None
+) -> Iterator[tuple[int, Rows]]:
+    """Encode batches in this process; see [`read_batches`] and [`embed_batch`].
+
+    Yields:
+        The number of each batch and its rows, which are still on the device.
+    """
+    for number, batch in enumerate(read_batches(encoder, sources, batches, workers)):
+        yield number, embed_batch(encoder, batch, batch_size)
 
 
 @torch.inference_mode()

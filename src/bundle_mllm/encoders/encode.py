@@ -8,7 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -31,14 +32,14 @@ from bundle_mllm.data.folder import DatasetFolder
 from bundle_mllm.data.folds import count_folds, remove_folds
 from bundle_mllm.data.leakage import check_interactions
 from bundle_mllm.data.tables import find_table
-from bundle_mllm.encoders.base import Encoded, IssueGroup, ItemEncoder, group_issues
-from bundle_mllm.encoders.batches import BatchEncoder, Rows, embed_batch, item_sources, read_batches, source_root
+from bundle_mllm.encoders.base import Encoded, IssueGroup, ItemEncoder, Progress, group_issues
+from bundle_mllm.encoders.batches import BatchEncoder, Rows, Sources, embed_batches, put_together
 from bundle_mllm.encoders.distributed import Process
 from bundle_mllm.encoders.registry import make_encoder
 from bundle_mllm.encoders.relational import BundleItemEncoder
-from bundle_mllm.encoders.select import MARK, available, kept_file, refuse_to_replace, requested
+from bundle_mllm.encoders.select import MARK, available, existing, requested
 from bundle_mllm.encoders.settings import EncodingSettings
-from bundle_mllm.encoders.shards import Shards, digests
+from bundle_mllm.encoders.shards import Shards
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.settings import configured_by
 
@@ -112,81 +113,71 @@ def encode_folder(settings: EncodingSettings) -> dict[str, ModalitySummary]:
     for name, value, least in (("batch_size", settings.batch_size, 1), ("workers", settings.workers, 0)):
         if value is not None and value < least:
             raise BundleMLLMError(f"{name} is {value}: give at least {least}, or leave it out.")
-    features = folder.path / "features"
-    selected = requested(settings.visual, settings.acoustic, settings.textual, settings.relational)
+    selected = requested(settings)
     process = Process.join(settings.device)
     if settings.engine == "ray" and process.count > 1:
         raise BundleMLLMError('engine="ray" and `accelerate launch` both spread the work: use one of them.')
-    progress = settings.progress if process.is_main else None
-    run = _Run(folder, process, settings.strict, settings.engine, settings.batch_size, settings.workers, progress)
+    run = _Run(settings, folder, process)
     # All models are loaded before the first item is encoded: a wrong name shows at once, not after hours.
-    makers = [_maker(modality, spec) for modality, spec in selected or available(folder)]
+    makers = [partial(make_encoder, modality, spec) for modality, spec in selected or available(folder)]
     encoders = [make(process.device) for make in makers]
-    names = [encoder.modality for encoder in encoders]
-
-    def check() -> list[str | None]:
-        """Check the folder before anything is written to it; return the files to keep."""
-        if features.exists() and not features.is_dir():
-            raise BundleMLLMError(f"{features} is not a folder, so no features can be written there: move it away.")
-        kept: list[str | None] = []
-        for encoder in encoders:
-            file = None if selected else kept_file(features, encoder.modality, encoder.name)
-            kept.append(None if file is None else file.name)
-            if file is None:
-                features_path(features, encoder.modality)
-                refuse_to_replace(features, encoder.modality)
-                if encoder.modality == "user_item":
-                    check_interactions(folder, allow_leakage=settings.allow_leakage)
-        return kept
-
-    for name in names:
-        if names.count(name) > 1:
-            raise BundleMLLMError(f"Two encoders make the modality {name!r}, which has one file: name one of them.")
+    for modality, count in Counter(encoder.modality for encoder in encoders).items():
+        if count > 1:
+            raise BundleMLLMError(f"Two encoders make the modality {modality!r}, which has one file: name one.")
+    keeps = process.from_main(lambda: [run.check(encoder, is_named=bool(selected)) for encoder in encoders])
     summaries = {}
-    for encoder, make, kept in zip(encoders, makers, process.from_main(check), strict=True):
+    for encoder, make, kept in zip(encoders, makers, keeps, strict=True):
         if kept is not None:
             summaries[encoder.modality] = ModalitySummary(encoder.modality, "", 0, 0, 0, (), kept=kept)
+        elif isinstance(encoder, BatchEncoder):
+            summaries[encoder.modality] = run.encode_batches(encoder, make)
         else:
-            summaries[encoder.modality] = run.encode(encoder, make)
+            summaries[encoder.modality] = process.from_main(partial(run.encode_whole, encoder))
     return summaries if process.is_main else {}
-
-
-def _maker(modality: str, spec: str | ItemEncoder) -> Callable[[torch.device], Any]:
-    if isinstance(spec, str):
-        return partial(make_encoder, modality, spec)
-    return lambda device: spec
 
 
 @dataclass(frozen=True)
 class _Run:
     """Encodes the modalities of one call."""
 
+    settings: EncodingSettings
     folder: DatasetFolder
     process: Process
-    strict: bool
-    engine: str
-    batch_size: int | None
-    workers: int | None
-    progress: Callable[[str, int, int], None] | None
 
     @property
     def _features(self) -> Path:
         return self.folder.path / "features"
 
-    def encode(self, encoder: ItemEncoder, make: Callable[[torch.device], Any]) -> ModalitySummary:
-        if isinstance(encoder, BatchEncoder):
-            return self._encode_batches(encoder, make)
-        return self.process.from_main(lambda: self._encode_whole(encoder))
+    def _progress(self, name: str) -> Progress | None:
+        report = self.settings.progress if self.process.is_main else None
+        return None if report is None else partial(report, name)
 
-    def _encode_whole(self, encoder: ItemEncoder) -> ModalitySummary:
+    def check(self, encoder: ItemEncoder, *, is_named: bool) -> str | None:
+        """Check that an encoder may write its file, before anything is written; return the name of one to keep."""
+        features, modality = self._features, encoder.modality
+        if features.exists() and not features.is_dir():
+            raise BundleMLLMError(f"{features} is not a folder, so no features can be written there: move it away.")
+        path, made_by = existing(features, modality) or (None, None)
+        if path is not None and not is_named and made_by != encoder.name:
+            return path.name
+        features_path(features, modality)
+        if path is not None and made_by is None:
+            raise BundleMLLMError(
+                f"{path} already holds modality {modality!r} and was not made by `encode`, which would replace it: "
+                "delete it or move it out of this folder first, or leave this modality out."
+            )
+        if modality == "user_item":
+            check_interactions(self.folder, allow_leakage=self.settings.allow_leakage)
+        return None
+
+    def encode_whole(self, encoder: ItemEncoder) -> ModalitySummary:
         """Run an encoder that needs all items together."""
         identity = {"encoder": encoder.name, "dim": encoder.dim, "sources_sha256": _tables_sha256(self.folder)}
         if isinstance(encoder, BundleItemEncoder):
             identity[FITTED_TO] = self.folder.bundles.train_sha256
         summary = self._up_to_date(encoder, identity)
         if summary is None:
-            progress = None if self.progress is None else partial(self.progress, encoder.modality)
-            encoded = encoder.encode(self.folder, progress)
+            encoded = encoder.encode(self.folder, self._progress(encoder.modality))
             log_issues = _log_issues(self.folder) if encoder.modality == "user_item" else ()
             summary = self._write(encoder, encoded, identity, log_issues)
         return self._cross_fit(encoder, summary) if isinstance(encoder, BundleItemEncoder) else summary
@@ -194,13 +185,12 @@ class _Run:
     def _cross_fit(self, encoder: BundleItemEncoder, summary: ModalitySummary) -> ModalitySummary:
         """Make the out-of-fold features, unless they exist or there are too few bundles."""
         name = encoder.modality
-        num_folds = count_folds(self._features, name)
-        if num_folds:
+        if num_folds := count_folds(self._features, name):
             return replace(summary, num_folds=num_folds)
         store = self.folder.features([name])
         assert store is not None
-        progress = None if self.progress is None else partial(self.progress, f"{name}, cross-fitting")
-        out_of_fold = encoder.cross_fit(self.folder, store.load()[0][name].numpy(), progress)
+        features = store.load()[0][name].numpy()
+        out_of_fold = encoder.cross_fit(self.folder, features, self._progress(f"{name}, cross-fitting"))
         self._sweep(f"{name}.safetensors")
         if out_of_fold is None:
             remove_folds(self._features, name)
@@ -208,69 +198,65 @@ class _Run:
         out_of_fold.save(self.folder)
         return replace(summary, num_folds=out_of_fold.num_folds, up_to_date=False)
 
-    def _encode_batches(self, encoder: BatchEncoder, make: Callable[[torch.device], Any]) -> ModalitySummary:
+    def encode_batches(self, encoder: BatchEncoder, make: Callable[[torch.device], Any]) -> ModalitySummary:
         """Encode the unfinished shards, each process its share, and put all together."""
-        folder, process = self.folder, self.process
-        sources = item_sources(encoder.field, folder)
-        root = source_root(encoder, folder)
-        batch_size = self.batch_size or encoder.batch_size
+        process = self.process
+        sources = Sources(encoder.field, self.folder)
+        batch_size = self.settings.batch_size or encoder.batch_size
         identity = {"encoder": encoder.name, "dim": encoder.dim, **encoder.provenance}
-        settings = {"device": encoder.device.type, "format": _FORMAT}
-        shards = Shards(self._features / PARTIAL, encoder.modality, identity | settings, sources, batch_size)
-
-        def sources_sha256() -> str:
-            return _sources_sha256(shards.rows, digests(root, (sources[row] or "" for row in shards.rows)))
+        of_shards = {**identity, "device": encoder.device.type, "format": _FORMAT}
+        shards = Shards(self._features / PARTIAL, encoder.modality, of_shards, sources, batch_size)
 
         def plan() -> tuple[ModalitySummary | None, list[int]]:
-            done = self._up_to_date(encoder, identity, sources_sha256)
+            done = self._up_to_date(encoder, identity, sources)
             if done:
                 shards.delete()
-            return done, [] if done else shards.pending(root)
+            return done, [] if done else shards.pending()
 
         done, pending = process.from_main(plan)
         if done:
             return done
         own = pending[process.index :: process.count]
-        left = sum(len(shards.shard_rows(shard)) for shard in own)
-        others = sum(len(shards.shard_rows(shard)) for shard in pending) - left
-        advance = _Counter(self.progress, encoder.modality, total=len(sources) - others, left=left)
-        if self.engine == "ray":
-            from bundle_mllm.encoders.ray_engine import encode_on_ray
+        shard_of = [shard for shard in own for _ in shards.batches[shard]]
+        batches = [rows for shard in own for rows in shards.batches[shard]]
+        if self.settings.engine == "ray":
+            from bundle_mllm.encoders.ray_engine import embed_on_ray
 
-            parts = encode_on_ray(make, encoder, root, sources, shards, own, batch_size, advance)
+            embedded = embed_on_ray(make, encoder, sources, batches, batch_size)
         else:
-            parts = _encode_here(encoder, root, sources, shards, own, batch_size, self.workers, advance)
-        for shard, rows in parts:
-            shards.save(shard, rows)
+            embedded = embed_batches(encoder, sources, batches, batch_size, self.settings.workers)
+        progress = self._progress(encoder.modality)
+        left = sum(map(len, batches))
+        total = len(sources.of_item) - sum(len(shards.rows[shard]) for shard in pending) + left
+        parts: dict[int, dict[int, Rows]] = defaultdict(dict)
+        for number, rows in embedded:
+            shard, left = shard_of[number], left - len(rows.present)
+            parts[shard][number] = rows
+            if progress is not None:
+                progress(total - left, total)
+            if len(parts[shard]) == len(shards.batches[shard]):
+                shards.save(shard, Rows.join([part.to_host() for _, part in sorted(parts.pop(shard).items())]))
         process.wait()
         return process.from_main(lambda: self._gather(encoder, identity, sources, shards))
 
     def _gather(
-        self, encoder: BatchEncoder, identity: dict[str, Any], sources: Sequence[str | None], shards: Shards
+        self, encoder: BatchEncoder, identity: dict[str, Any], sources: Sources, shards: Shards
     ) -> ModalitySummary:
-        parts = [shards.load(shard) for shard in range(len(shards))]
-        if lost := [shard for shard, part in enumerate(parts) if part is None]:
+        """Put the features of all shards into one file."""
+        parts = [part for shard in range(len(shards)) if (part := shards.load(shard)) is not None]
+        if lost := len(shards) - len(parts):
             raise BundleMLLMError(
-                f"{len(lost)} of {len(parts)} parts of {encoder.modality!r} are not in {shards.folder}: all processes "
+                f"{lost} of {len(shards)} parts of {encoder.modality!r} are not in {shards.folder}: all processes "
                 "must see the dataset folder on one file system, and only one encoding of it may run; start again."
             )
-        num_items = len(self.folder.catalog)
-        features = np.zeros((num_items, encoder.dim), dtype=np.float32)  # [num_items, dim]
-        present = np.zeros(num_items, dtype=bool)  # [num_items]
-        issues, source_digests = [], []
-        for shard, part in enumerate(parts):
-            assert part is not None
-            rows = shards.shard_rows(shard)
-            features[rows], present[rows] = part.features.numpy(), part.present.numpy()
-            issues += part.item_issues(rows, self.folder, sources)
-            source_digests.append(part.digests.numpy().tobytes())
-        identity = identity | {"sources_sha256": _sources_sha256(shards.rows, b"".join(source_digests))}
-        summary = self._write(encoder, Encoded(features, present, tuple(issues)), identity)
+        encoded = put_together(encoder, self.folder, sources, zip(shards.rows, parts, strict=True))
+        digests = b"".join(part.digests.numpy().tobytes() for part in parts)
+        summary = self._write(encoder, encoded, {**identity, "sources_sha256": _sources_sha256(sources.rows, digests)})
         shards.delete()
         return summary
 
     def _up_to_date(
-        self, encoder: ItemEncoder, identity: dict[str, Any], sources: Callable[[], str] | None = None
+        self, encoder: ItemEncoder, identity: dict[str, Any], sources: Sources | None = None
     ) -> ModalitySummary | None:
         """Return the summary of the existing features, if the encoder would make the same again.
 
@@ -280,29 +266,25 @@ class _Run:
         provenance = entry.get("provenance", {})
         volatile = encoder.volatile if isinstance(encoder, BatchEncoder) else ()
         path = features_path(self._features, encoder.modality)
+        as_json = json.loads(json.dumps(identity))
         if (
-            any(provenance.get(key) != value for key, value in _as_json(identity).items() if key not in volatile)
+            any(provenance.get(key) != value for key, value in as_json.items() if key not in volatile)
             or entry.get("num_items") != len(self.folder.catalog)
             or entry.get("file") != path.name
             or not path.is_file()
             or entry.get("sha256") != sha256(path)
-            or (sources is not None and provenance.get("sources_sha256") != sources())
             or "issues" not in provenance
         ):
             return None
+        if sources is not None:
+            digests = sources.digests(sources.rows)
+            if provenance.get("sources_sha256") != _sources_sha256(sources.rows, digests):
+                return None
         issues = tuple(IssueGroup(**{**group, "first": tuple(group["first"])}) for group in provenance["issues"])
         self._refuse(encoder.modality, issues)
         if entry.get("items_hash") != self.folder.catalog.content_hash:
             renew_items_hash(self._features, encoder.modality, self.folder.catalog.content_hash)
-        return ModalitySummary(
-            encoder.modality,
-            encoder.name,
-            entry["dim"],
-            entry["num_items"],
-            entry["num_present"],
-            issues,
-            up_to_date=True,
-        )
+        return replace(self._summary(encoder, entry["num_present"], issues), up_to_date=True)
 
     def _write(
         self,
@@ -325,14 +307,11 @@ class _Run:
             items_hash=self.folder.catalog.content_hash,
             mark={MARK: encoder.name},
         )
-        return ModalitySummary(
-            encoder.modality,
-            encoder.name,
-            encoder.dim,
-            len(self.folder.catalog),
-            int(encoded.present.sum()),
-            issues,
-        )
+        return self._summary(encoder, int(encoded.present.sum()), issues)
+
+    def _summary(self, encoder: ItemEncoder, num_present: int, issues: tuple[IssueGroup, ...]) -> ModalitySummary:
+        num_items = len(self.folder.catalog)
+        return ModalitySummary(encoder.modality, encoder.name, encoder.dim, num_items, num_present, issues)
 
     def _sweep(self, *names: str) -> None:
         """Delete the temporary files of runs that were killed while writing these files an hour ago or more."""
@@ -343,45 +322,11 @@ class _Run:
                         leftover.unlink()
 
     def _refuse(self, modality: str, issues: tuple[IssueGroup, ...]) -> None:
-        if self.strict and issues:
+        if self.settings.strict and issues:
             raise BundleMLLMError(
                 f"{modality}: {'; '.join(map(str, issues))}. `strict` allows none of that, so no features were "
                 "written: mend or remove the sources, or encode without `strict`."
             )
-
-
-class _Counter:
-    """Reports how many items are done."""
-
-    def __init__(self, progress: Callable[[str, int, int], None] | None, modality: str, total: int, left: int):
-        self._progress, self._modality, self._total, self._done = progress, modality, total, total - left
-
-    def __call__(self, number: int) -> None:
-        self._done += number
-        if self._progress is not None:
-            self._progress(self._modality, self._done, self._total)
-
-
-def _encode_here(
-    encoder: BatchEncoder,
-    root: Path | None,
-    sources: Sequence[str | None],
-    shards: Shards,
-    pending: Sequence[int],
-    batch_size: int,
-    workers: int | None,
-    advance: Callable[[int], None],
-) -> Iterator[tuple[int, Rows]]:
-    """Encode shards in this process, one after another; worker processes read ahead across their borders."""
-    batches = [(shard, rows) for shard in pending for rows in shards.batches(shard)]
-    parts: list[Rows] = []
-    read = read_batches(encoder, root, sources, [rows for _, rows in batches], workers)
-    for (shard, rows), batch in zip(batches, read, strict=True):
-        parts.append(embed_batch(encoder, batch, batch_size))
-        advance(len(rows))
-        if len(parts) == len(shards.batches(shard)):
-            yield shard, Rows.join([part.to_host() for part in parts])
-            parts = []
 
 
 def _sources_sha256(rows: Sequence[int], source_digests: bytes) -> str:
@@ -403,7 +348,3 @@ def _log_issues(folder: DatasetFolder) -> tuple[IssueGroup, ...]:
         return ()
     reason = "records of the user log whose item the catalog lacks"
     return (IssueGroup(reason, False, log.num_unknown, tuple(item_id for _, item_id in log.unknown)),)
-
-
-def _as_json(values: dict[str, Any]) -> dict[str, Any]:
-    return json.loads(json.dumps(values))

@@ -6,27 +6,14 @@ Knows nothing about any particular encoder. All machines must reach the dataset 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load, save
 
 from bundle_mllm.device import choose_device
-from bundle_mllm.encoders.batches import Batch, BatchEncoder, Reading, Rows, collate, embed_batch, read_source
-from bundle_mllm.encoders.shards import Shards
+from bundle_mllm.encoders.batches import Batch, BatchEncoder, Rows, Sources, embed_batch, read_batch
 from bundle_mllm.errors import BundleMLLMError
-
-
-class ReadTask:
-    """Reads one batch; runs on any machine."""
-
-    def __init__(self, reader: Callable[[Any], Reading], root: Path | None):
-        self._reader, self._root = reader, root
-
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        batch = collate([read_source(self._reader, self._root, source) for source in row["sources"]])
-        return {"shard": row["shard"], "number": row["number"], "payload": save(batch.to_tensors())}
 
 
 class EmbedActor:
@@ -40,38 +27,36 @@ class EmbedActor:
         for payload in rows["payload"]:
             batch = Batch.from_tensors(load(bytes(payload)))
             payloads.append(save(embed_batch(self._encoder, batch, self._batch_size).to_host().to_tensors()))
-        return {"shard": rows["shard"], "number": rows["number"], "payload": payloads}
+        return {"number": rows["number"], "payload": payloads}
 
 
-def encode_on_ray(
+def embed_on_ray(
     make: Callable[[torch.device], BatchEncoder],
     encoder: BatchEncoder,
-    root: Path | None,
-    sources: Sequence[str | None],
-    shards: Shards,
-    pending: Sequence[int],
+    sources: Sources,
+    batches: Sequence[Sequence[int]],
     batch_size: int,
-    advance: Callable[[int], None],
 ) -> Iterator[tuple[int, Rows]]:
-    """Encode shards on a Ray cluster, or on this machine without one.
+    """Encode batches on a Ray cluster, or on this machine without one.
 
     Args:
         make: Makes the encoder on the machine that runs it.
         encoder: The same encoder in this process; only its reader and its type of device are used.
-        root: See `source_root`.
-        sources: The source of each item of the catalog.
-        shards: How the items are cut up.
-        pending: The shards to encode.
+        sources: The sources of the catalog's items.
+        batches: Rows of the catalog, for each batch.
         batch_size: Windows embedded at once.
-        advance: Called with the number of items of each finished batch.
 
     Yields:
-        Shards as they are complete, in any order.
+        The number of each batch and its rows, in any order.
 
     Raises:
         BundleMLLMError: If Ray is not installed.
     """
-    ray = _import_ray()
+    try:
+        import ray  # pyright: ignore[reportMissingImports]
+        import ray.data  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise BundleMLLMError('engine="ray" needs Ray: pip install "bundle-mllm[ray]".') from error
     if not ray.is_initialized():
         ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     ray.data.DataContext.get_current().enable_progress_bars = False
@@ -79,14 +64,18 @@ def encode_on_ray(
     on_gpu = device == "cuda"
     available = ray.cluster_resources()
     actors = int(available.get("GPU", 1)) if on_gpu else max(1, int(available.get("CPU", 1)) // 2)
-    batches = [
-        {"shard": shard, "number": number, "sources": [sources[row] or "" for row in rows]}
-        for shard in pending
-        for number, rows in enumerate(shards.batches(shard))
+    reader, root = encoder.reader, sources.root
+
+    def read(row: dict[str, Any]) -> dict[str, Any]:
+        return {"number": row["number"], "payload": save(read_batch(reader, root, row["sources"]).to_tensors())}
+
+    named = [
+        {"number": number, "sources": [sources.of_item[row] or "" for row in rows]}
+        for number, rows in enumerate(batches)
     ]
     results = (
-        ray.data.from_items(batches)
-        .map(ReadTask(encoder.reader, root).__call__)
+        ray.data.from_items(named)
+        .map(read)
         .map_batches(
             EmbedActor,
             fn_constructor_args=(make, batch_size, device),
@@ -95,20 +84,5 @@ def encode_on_ray(
             compute=ray.data.ActorPoolStrategy(min_size=1, max_size=max(1, min(actors, len(batches)))),
         )
     )
-    parts: dict[int, dict[int, Rows]] = {shard: {} for shard in pending}
     for row in results.iter_rows():
-        shard, rows = int(row["shard"]), Rows.from_tensors(load(bytes(row["payload"])))
-        parts[shard][int(row["number"])] = rows
-        advance(len(rows.present))
-        if len(parts[shard]) == len(shards.batches(shard)):
-            done = parts.pop(shard)
-            yield shard, Rows.join([done[number] for number in sorted(done)])
-
-
-def _import_ray() -> Any:
-    try:
-        import ray  # pyright: ignore[reportMissingImports]
-        import ray.data  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise BundleMLLMError('engine="ray" needs Ray: pip install "bundle-mllm[ray]".') from error
-    return ray
+        yield int(row["number"]), Rows.from_tensors(load(bytes(row["payload"])))

@@ -58,8 +58,8 @@ ENCODERS: Mapping[str, Mapping[str, EncoderEntry]] = {
 """Every encoder by modality and name."""
 
 
-def make_encoder(modality: str, spec: str, device: torch.device) -> ItemEncoder:
-    """Make the encoder that a spec names.
+def make_encoder(modality: str, spec: str | ItemEncoder, device: torch.device) -> ItemEncoder:
+    """Make the encoder that a spec names; an encoder is returned as it is.
 
     Args:
         modality: A key of `ENCODERS`.
@@ -69,6 +69,8 @@ def make_encoder(modality: str, spec: str, device: torch.device) -> ItemEncoder:
     Raises:
         BundleMLLMError: If there is no such encoder, or it cannot be loaded.
     """
+    if not isinstance(spec, str):
+        return spec
     name, _, model = spec.partition(":")
     if modality not in ENCODERS:
         raise BundleMLLMError(

@@ -8,8 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +16,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from bundle_mllm.data.files import atomic_path
-from bundle_mllm.encoders.batches import Rows, digest_source
+from bundle_mllm.encoders.batches import Rows, Sources, cut
 
 SHARD_BATCHES = 4
 """Batches per shard: at most this much work is lost when a run is killed."""
-_THREADS = 8
 
 
 class Shards:
@@ -34,38 +32,24 @@ class Shards:
         modality: The modality.
         identity: All that the bytes of a shard depend on beyond the content of the items' sources: encoder, device,
             items. Another identity has other files.
-        sources: The source of each item of the catalog.
+        sources: The sources of the catalog's items.
         batch_size: Items per batch.
+
+    Attributes:
+        rows: The catalog rows of each shard.
+        batches: The catalog rows of each batch of each shard.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        modality: str,
-        identity: Mapping[str, Any],
-        sources: Sequence[str | None],
-        batch_size: int,
-    ):
-        self._all, self._modality = folder, modality
-        self.rows = [row for row, source in enumerate(sources) if source is not None]
-        identity = {**identity, "batch_size": batch_size, "shard_batches": SHARD_BATCHES, "rows": self.rows}
+    def __init__(self, folder: Path, modality: str, identity: Mapping[str, Any], sources: Sources, batch_size: int):
+        self._all, self._modality, self._sources = folder, modality, sources
+        identity = {**identity, "batch_size": batch_size, "shard_batches": SHARD_BATCHES, "rows": sources.rows}
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
         self.folder = folder / f"{modality}-{digest[:16]}"
-        self._sources = sources
-        self._batch_size = batch_size
-        self._size = batch_size * SHARD_BATCHES
+        self.rows = cut(sources.rows, batch_size * SHARD_BATCHES)
+        self.batches = [cut(rows, batch_size) for rows in self.rows]
 
     def __len__(self) -> int:
-        return -(-len(self.rows) // self._size)
-
-    def shard_rows(self, shard: int) -> list[int]:
-        """Return the catalog rows of a shard."""
-        return self.rows[shard * self._size : (shard + 1) * self._size]
-
-    def batches(self, shard: int) -> list[list[int]]:
-        """Return the catalog rows of each batch of a shard."""
-        rows = self.shard_rows(shard)
-        return [rows[start : start + self._batch_size] for start in range(0, len(rows), self._batch_size)]
+        return len(self.batches)
 
     def save(self, shard: int, rows: Rows) -> None:
         """Write a finished shard in one step."""
@@ -79,21 +63,14 @@ class Shards:
         except (OSError, SafetensorError):
             return None
 
-    def pending(self, root: Path | None) -> list[int]:
-        """Return the shards that are not done, or whose sources have changed since.
-
-        Args:
-            root: The dataset folder, links resolved; `None` if the sources are texts.
-        """
+    def pending(self) -> list[int]:
+        """Return the shards that are not done, or whose sources have changed since."""
         pending = []
         for shard in range(len(self)):
             done = self.load(shard)
-            if done is None or done.digests.numpy().tobytes() != digests(root, self._texts(shard)):
+            if done is None or done.digests.numpy().tobytes() != self._sources.digests(self.rows[shard]):
                 pending.append(shard)
         return pending
-
-    def _texts(self, shard: int) -> list[str]:
-        return [self._sources[row] or "" for row in self.shard_rows(shard)]
 
     def _path(self, shard: int) -> Path:
         return self.folder / f"{shard:06d}.safetensors"
@@ -104,9 +81,3 @@ class Shards:
             shutil.rmtree(folder, ignore_errors=True)
         if self._all.is_dir() and not any(self._all.iterdir()):
             self._all.rmdir()
-
-
-def digests(root: Path | None, sources: Iterable[str]) -> bytes:
-    """Return the SHA-256 of each source, one after another; see `batches.digest_source`."""
-    with ThreadPoolExecutor(_THREADS) as pool:
-        return b"".join(pool.map(lambda source: digest_source(root, source)[0], sources))

@@ -379,13 +379,13 @@ def test_the_command_prints_the_stages_and_where_the_page_is(made, model, tiny_d
         ({"data": "nowhere"}, "nowhere does not exist"),
         ({"max_questions": 0}, "max_questions is 0"),
         ({"num_candidates": 40}, "39 wrong options"),
-        ({"sizes": [5, 1]}, "1 candidates leave nothing to choose"),
+        ({"sizes": [5, 1]}, "A number of candidates is 1"),
         ({"questions": ["q.jsonl", "again/q.jsonl"]}, "called 'q'"),
         ({"questions": ["q.jsonl", "same.jsonl"]}, "holds the same questions"),
         ({"questions": ["q.jsonl"], "metrics": ["m.json"]}, "would not compare: give that file by --questions"),
         ({"metrics": ["q.jsonl"]}, "is no metrics file"),
         ({"output_dir": "again"}, "holds 'q.jsonl' and is no report's folder"),
-        ({"output_dir": "q.jsonl"}, "is a file, so no report"),
+        ({"output_dir": "q.jsonl"}, "is a file and is no report"),
     ],
 )
 def test_a_mistake_is_reported_before_anything_is_measured(

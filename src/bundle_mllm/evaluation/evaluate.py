@@ -65,7 +65,7 @@ def evaluate(settings: EvaluationSettings) -> dict[str, Any]:
     questions = load_questions(settings.questions, catalog)
     train_items = load_train_items(settings.data, catalog)
     completer = load_completer(settings.model, str(choose_device(settings.device)))
-    _check_items(completer, questions, settings)
+    check_items(completer, questions, settings.questions, settings.model)
     options = resolved(settings, completer)
     with ExitStack() as stack:
         altered = completer
@@ -133,13 +133,17 @@ def resolved(options: ScoringOptions, completer: BundleCompleter) -> dict[str, i
     }
 
 
-def _check_items(completer: BundleCompleter, questions: Sequence[Question], settings: EvaluationSettings) -> None:
+def check_items(completer: BundleCompleter, questions: Sequence[Question], file: str | Path, model: Path) -> None:
+    """Check that every item of a question file is in a model's catalog.
+
+    Raises:
+        BundleMLLMError: If one is not.
+    """
     named = {item_id for question in questions for item_id in (*question.partial, *question.candidates)}
     if unknown := sorted(named - set(completer.processor.item_ids)):
         raise BundleMLLMError(
-            f"{len(unknown)} items of {settings.questions} are not in the catalog of {settings.model} (such as "
-            f"{unknown[:3]}), so their questions cannot be scored: evaluate on the catalog it was trained with, or "
-            "set its catalog."
+            f"{len(unknown)} items of {file} are not in the catalog of {model} (such as {unknown[:3]}), so their "
+            "questions cannot be scored: evaluate on the catalog it was trained with, or set its catalog."
         )
 
 

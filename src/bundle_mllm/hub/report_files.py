@@ -19,7 +19,7 @@ from bundle_mllm.hub.repository import link_or_copy, write_json
 from bundle_mllm.hub.schema import NAME, Schema, digest, either, label, matching, number, numbers, rebuild
 from bundle_mllm.model_folder import fingerprint
 from bundle_mllm.report import REPORT
-from bundle_mllm.report.page import SECTIONS, describe_figure, table_rows, write_page
+from bundle_mllm.report.page import SECTIONS, describe_figure, table_head, table_rows, write_page
 
 FOLDER = "report"
 """Where the report lies in a model folder, and in its repository."""
@@ -27,7 +27,7 @@ FILES = (f"{FOLDER}/{REPORT}", f"{FOLDER}/report.html", f"{FOLDER}/figures/*.png
 ON_CARD = ("by_stage", "baselines", "bayes_optimal", "by_length", "ablation", "backbones")
 """The sections that the card shows; the page has all."""
 
-_TEXTS = {column.name for section in SECTIONS.values() for column in section.columns if column.digits is None}
+_TEXTS = ("questions", "variant", "negatives", "method", "part", "slice", "value", "stage", "letter", "name")
 _ROW: Schema = {**dict.fromkeys(_TEXTS, either(number, label)), "base_model": either(BASE_MODEL, number), NAME: number}
 _REPORT: Schema = {
     "models": [
@@ -99,7 +99,7 @@ def card_sections(report: Mapping[str, Any] | None) -> list[dict[str, Any]]:
             "title": SECTIONS[name].title,
             "caption": SECTIONS[name].caption,
             "figure": f"{FOLDER}/{sections[name]['figure']}",
-            "head": [column.title for column in SECTIONS[name].columns],
+            "head": table_head(name),
             "rows": table_rows(name, sections[name]["rows"]),
         }
         for name in ON_CARD

@@ -12,18 +12,17 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from bundle_mllm.data.bundles import SPLITS
 from bundle_mllm.data.files import sha256
 from bundle_mllm.data.folder import DatasetFolder
 from bundle_mllm.data.questions import MIN_CANDIDATES, spread
-from bundle_mllm.device import choose_device
-from bundle_mllm.errors import BundleMLLMError
+from bundle_mllm.errors import BundleMLLMError, check_at_least
 from bundle_mllm.evaluation.evaluate import warm_items
 from bundle_mllm.evaluation.results import without_nan
-from bundle_mllm.evaluation.settings import ScoringOptions
 from bundle_mllm.report import sections
 from bundle_mllm.report.baselines import load_baselines
 from bundle_mllm.report.figures import check_drawable, draw
-from bundle_mllm.report.measure import PERMUTED, STAGE_ONE, WHOLE, MeasuredModel, MeasuringSettings, write_json
+from bundle_mllm.report.measure import PERMUTED, WHOLE, MeasuredModel, write_json
 from bundle_mllm.report.page import describe_figure, write_page
 from bundle_mllm.report.questions import make_question_sets, open_question_sets
 from bundle_mllm.report.settings import ReportSettings
@@ -56,72 +55,64 @@ def build_report(options: ReportSettings) -> dict[str, Any]:
             of other questions, or the folder holds something else.
     """
     check_drawable()
-    for name, value in (("max_questions", options.max_questions), ("length_questions", options.length_questions)):
-        if value < 1:
-            raise BundleMLLMError(f"{name} is {value}, so nothing would be measured: choose 1 or more.")
-    if too_short := [size for size in options.sizes if size < MIN_CANDIDATES]:
-        raise BundleMLLMError(
-            f"{too_short[0]} candidates leave nothing to choose: give sizes of {MIN_CANDIDATES} or more."
-        )
+    check_at_least("max_questions", options.max_questions, 1, "nothing would be measured")
+    check_at_least("length_questions", options.length_questions, 1, "nothing would be measured")
+    for size in options.sizes:
+        check_at_least("A number of candidates", size, MIN_CANDIDATES, "it leaves nothing to choose")
     if not options.model:
         raise BundleMLLMError("There is no model to report on: give one or more model folders.")
     folder = DatasetFolder.open(options.data)
     target = options.model[0] / "report" if options.output_dir is None else options.output_dir
-    key = {"bundle_mllm": version("bundle-mllm"), "tables": {path.name: sha256(path) for path in folder.tables()}}
-    train_items = warm_items(folder.bundles)
-    scoring = ScoringOptions(batch_size=options.batch_size, device=str(choose_device(options.device)))
-    settings = MeasuringSettings(target, folder, train_items, key, scoring, options.seed, options.progress)
-    names = _names(options.model)
-    measured = [MeasuredModel(path, name, settings) for path, name in zip(options.model, names, strict=True)]
+    tables = {path.name: sha256(path) for path in folder.tables()}
+    key = {"bundle_mllm": version("bundle-mllm"), "tables": tables}
+    models = [
+        MeasuredModel(path, name, target, folder, options, key)
+        for path, name in zip(options.model, _names(options.model), strict=True)
+    ]
     _check_target(target)
-    made = dict(max_questions=options.max_questions, num_candidates=options.num_candidates, seed=options.seed)
-    paths = options.questions or make_question_sets(target / "questions", folder, options.split, **made)
+    paths = options.questions or make_question_sets(target / "questions", folder, options, options.seed)
     sets = open_question_sets(paths, folder)
     others = load_baselines(options.metrics, sets)
-    for model in measured:
+    for model in models:
         model.check_items(sets)
 
-    first = measured[0]
-    whole = first.whole(sets)
-    stages = {STAGE_ONE: first.stage_one(sets), WHOLE: whole, PERMUTED: first.permuted(sets)}
-    stages = {name: scored for name, scored in stages.items() if scored is not None}
+    first, train_items = models[0], warm_items(folder.bundles)
+    stages = first.stages(sets)
     trained = {name: scored for name, scored in stages.items() if name != PERMUTED}
-    has_lengths = bool(spread(folder.bundles[options.split], 1)) and bool(options.sizes)
-    compared = [(_about(model), model.whole(sets)) for model in measured] if len(measured) > 1 else []
+    has_lengths = bool(spread(folder.bundles[options.split], 1))
     rows = {
         "by_stage": sections.by_stage(sets, stages),
-        "baselines": sections.baselines(sets, whole, others),
+        "baselines": sections.baselines(sets, stages[WHOLE], others),
         "bayes_optimal": sections.bayes_optimal(sets, stages, others),
-        "by_length": first.by_length(options.split, options.sizes, options.length_questions) if has_lengths else [],
-        "ablation": sections.ablation(sets, whole, ablated) if (ablated := first.ablations(sets)) else [],
+        "by_length": first.by_length() if has_lengths else [],
+        "ablation": sections.ablation(sets, stages[WHOLE], first.ablations(sets)),
         "cold_start": sections.cold_start(sets, trained, train_items),
         "training": sections.training(first.history()),
-        "position": sections.position(sets, whole, first.info["max_options"]),
-        "backbones": sections.backbones(sets, compared) if compared else [],
+        "position": sections.position(sets, stages[WHOLE], first.info["max_options"]),
+        "backbones": sections.backbones(sets, [(_about(m), m.whole(sets)) for m in models] if models[1:] else []),
     }
     rows = {name: without_nan(section) for name, section in rows.items()}
-    chances = {each.name: each.chance for each in sets}
     result: dict[str, Any] = {
-        "models": [_about(model) for model in measured],
+        "models": [_about(model) for model in models],
         "data": {
             "name": folder.path.resolve().name,
             "num_items": len(folder.catalog),
-            "bundles": {name: len(folder.bundles[name]) for name in ("train", "validation", "test")},
-            "tables": key["tables"],
+            "bundles": {name: len(folder.bundles[name]) for name in SPLITS},
+            "tables": tables,
         },
         "questions": [
-            {**each.summary(), "chance": each.chance, "metrics": first.metrics_file(each).as_posix()} for each in sets
+            {**each.summary(), "metrics": first.metrics_file(each).relative_to(target).as_posix()} for each in sets
         ],
         "sections": {},
         "left_out": {name: _MISSING[name] for name, section in rows.items() if not section},
         "settings": {name: as_dict(options)[name] for name in ("split", "sizes", "length_questions", "seed")},
         "versions": {package: version(package) for package in PACKAGES} | {"python": platform.python_version()},
-        "seconds": _seconds(measured),
+        "seconds": _seconds(models),
     }
     for name, section in rows.items():
         if section:
             figure = f"figures/{name}.png"
-            draw(name, section, chances, target / figure)
+            draw(name, section, {each.name: each.chance for each in sets}, target / figure)
             result["sections"][name] = {"figure": figure, "alt": describe_figure(name, section), "rows": section}
     write_json(target / REPORT, result)
     write_page(result, target)
@@ -156,16 +147,16 @@ def _names(models: Sequence[Path]) -> list[str]:
 
 def _check_target(target: Path) -> None:
     """Refuse a folder that something else than a report lies in."""
+    problem, own = None, {"questions", "measured", "figures", REPORT, "report.html"}
     if target.is_file():
-        raise BundleMLLMError(f"{target} is a file, so no report can be written there: give a new --output-dir.")
-    own = {"questions", "measured", "figures", REPORT, "report.html"}
-    other = (
-        sorted(p.name for p in target.iterdir() if p.name not in own and p.name[0] != ".") if target.exists() else []
-    )
-    if other:
+        problem = "is a file"
+    elif target.exists() and (
+        other := sorted(p.name for p in target.iterdir() if p.name not in own and p.name[0] != ".")
+    ):
+        problem = f"holds {other[0]!r}"
+    if problem is not None:
         raise BundleMLLMError(
-            f"{target} holds {other[0]!r} and is no report's folder, so files in it could be overwritten: give a new "
-            "--output-dir."
+            f"{target} {problem} and is no report's folder, so files could be overwritten: give a new --output-dir."
         )
 
 

@@ -9,9 +9,8 @@ import json
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from functools import cached_property
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +18,11 @@ from transformers.utils import logging
 
 from bundle_mllm.data.files import atomic_path
 from bundle_mllm.data.folder import DatasetFolder
+from bundle_mllm.device import choose_device
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.evaluation.ablation import TITLES, ablations, masked, permuted, sources
 from bundle_mllm.evaluation.by_length import accuracy_by_num_candidates
-from bundle_mllm.evaluation.evaluate import answer_part, describe_parts, resolved, save_parts
+from bundle_mllm.evaluation.evaluate import answer_part, check_items, describe_parts, resolved, save_parts, warm_items
 from bundle_mllm.evaluation.metrics import ScoredQuestion
 from bundle_mllm.evaluation.results import load_results, part_path, without_nan
 from bundle_mllm.evaluation.scoring import score_questions
@@ -31,6 +31,7 @@ from bundle_mllm.model_folder import HISTORIES, RUN_RECORD, STAGE_ONE_MODEL, fin
 from bundle_mllm.modeling.completion_bundle_mllm import BundleCompleter
 from bundle_mllm.modeling.ranking_bundle_mllm import GROUP_SIZE, num_prompts
 from bundle_mllm.report.questions import QuestionSet
+from bundle_mllm.report.settings import ReportSettings
 
 logger = logging.get_logger(__name__)
 
@@ -43,60 +44,51 @@ LENGTH_PROMPTS = 4000
 
 Measured = dict[str, dict[str, list[ScoredQuestion]]]
 """The scored questions of each part of a model (ranker, retriever, both; the answer is last), by question set."""
-Opener = Callable[[], AbstractContextManager[BundleCompleter]]
-
-
-@dataclass(frozen=True)
-class MeasuringSettings:
-    """What every step of a report has in common.
-
-    Attributes:
-        output_dir: The report's folder.
-        folder: The data set.
-        train_items: The items of all training bundles; `None` if there are none.
-        key: What a step depends on besides its model and questions: versions and the data's tables.
-        scoring: Batch size and device.
-        seed: Seed of permuted features, and of the questions by number of candidates.
-        progress: Whether to show progress bars.
-    """
-
-    output_dir: Path
-    folder: DatasetFolder
-    train_items: frozenset[str] | None
-    key: Mapping[str, Any]
-    scoring: ScoringOptions
-    seed: int
-    progress: bool
+Key = dict[str, Any]
+"""What a step depends on: it is not measured again while this is the same."""
 
 
 class MeasuredModel:
     """A model folder and what has been measured of it.
 
-    Every step writes a file of its own under `measured/`, with what it depends on: weights, questions, settings. A
-    step whose file depends on the same is not measured again, so a report that was killed continues.
+    Every step writes a file of its own with what it depends on: weights, questions, settings. A step whose file
+    depends on the same is not measured again, so a report that was killed continues.
 
     Args:
         path: The model folder.
         name: Its name in figures.
-        settings: See [`MeasuringSettings`].
+        target: The report's folder, whose `measured/` receives the files.
+        folder: The data set.
+        options: The settings of the report.
+        key: What all steps depend on besides model and questions: versions and the data's tables.
 
     Raises:
         BundleMLLMError: If it is no model folder.
     """
 
-    def __init__(self, path: Path, name: str, settings: MeasuringSettings):
+    def __init__(
+        self,
+        path: Path,
+        name: str,
+        target: Path,
+        folder: DatasetFolder,
+        options: ReportSettings,
+        key: Mapping[str, Any],
+    ):
         if not path.is_dir() or (digest := fingerprint(path)) is None:
             raise BundleMLLMError(
                 f"{path} is no model folder, so nothing can be measured: give the output folder of `bundle-mllm "
                 "train`, or what `hf download` made of a published model."
             )
-        self.path, self.name, self.settings, self.fingerprint = path, name, settings, digest
+        self.path, self.name, self.fingerprint, self.folder, self.options = path, name, digest, folder, options
+        self.results, self.key = target / "measured" / _slug(name), {"model": digest, **key}
+        self.scoring = ScoringOptions(batch_size=options.batch_size, device=str(choose_device(options.device)))
         self.seconds: dict[str, float] = {}
 
     @cached_property
     def completer(self) -> BundleCompleter:
         """The models, loaded when the first step needs them."""
-        return self._load(self.path)
+        return load_completer(self.path, self.scoring.device)
 
     @cached_property
     def info(self) -> dict[str, Any]:
@@ -104,38 +96,30 @@ class MeasuredModel:
         return self._step("model", {}, self._info)
 
     def check_items(self, sets: Sequence[QuestionSet]) -> None:
-        """Check that every item of the questions is in the model's catalog.
-
-        Raises:
-            BundleMLLMError: If one is not.
-        """
-        known = set(self.completer.processor.item_ids)
+        """Refuse questions about an item that is not in the model's catalog."""
         for each in sets:
-            items = {item_id for q in each.questions for item_id in (*q.partial, *q.candidates)}
-            if unknown := sorted(items - known):
-                raise BundleMLLMError(
-                    f"{len(unknown)} items of the questions {each.name!r} are not in the catalog of {self.path} "
-                    f"(such as {unknown[:3]}), so they cannot be scored: report on the data it was trained with."
-                )
+            check_items(self.completer, each.questions, each.manifest["path"], self.path)
+
+    def stages(self, sets: Sequence[QuestionSet]) -> dict[str, Measured]:
+        """Score with the ranker after stage one, the model as it is, and the features permuted among items.
+
+        Returns:
+            By variant; without stage one where the folder does not hold it, and without the last for titles alone.
+        """
+        before, seed = self.path / STAGE_ONE_MODEL, self.options.seed
+        stages = {}
+        if digest := fingerprint(before):
+            load = partial(load_completer, before, self.scoring.device)
+            stages[STAGE_ONE] = self._measure(STAGE_ONE, lambda: nullcontext(load()), sets, {"stage_one": digest})
+        stages[WHOLE] = self.whole(sets)
+        if set(self.info["sources"]) - {TITLES}:
+            changed = {"permute_seed": seed}
+            stages[PERMUTED] = self._measure(PERMUTED, lambda: permuted(self.completer, seed=seed), sets, changed)
+        return stages
 
     def whole(self, sets: Sequence[QuestionSet]) -> Measured:
         """Score with the model as it is."""
-        return self._measure(WHOLE, lambda: nullcontext(self.completer), sets)
-
-    def stage_one(self, sets: Sequence[QuestionSet]) -> Measured | None:
-        """Score with the ranker that stage one ended with; `None` where the folder does not hold it."""
-        path = self.path / STAGE_ONE_MODEL
-        digest = fingerprint(path)
-        if digest is None:
-            return None
-        return self._measure(STAGE_ONE, lambda: nullcontext(self._load(path)), sets, {"stage_one": digest})
-
-    def permuted(self, sets: Sequence[QuestionSet]) -> Measured | None:
-        """Score with the features permuted among items; `None` where there are none."""
-        if not set(self.info["sources"]) - {TITLES}:
-            return None
-        seed = self.settings.seed
-        return self._measure(PERMUTED, lambda: permuted(self.completer, seed=seed), sets, {"permute_seed": seed})
+        return self._measure(WHOLE, lambda: nullcontext(self.completer), sets, {})
 
     def ablations(self, sets: Sequence[QuestionSet]) -> dict[str, tuple[tuple[str, ...], Measured]]:
         """Score with each source of information dropped, and with each alone; see `ablation.ablations`.
@@ -143,40 +127,34 @@ class MeasuredModel:
         Returns:
             By label, what was kept and the scored questions.
         """
-        return {
-            label: (kept, self._measure(label, self._opener(kept), sets, {"kept": list(kept)}))
-            for label, kept in ablations(self.info["sources"]).items()
-        }
+        measured = {}
+        for label, kept in ablations(names := self.info["sources"]).items():
+            mask = [name for name in names if name not in kept]
+            scored = self._measure(label, lambda mask=mask: masked(self.completer, mask), sets, {"kept": list(kept)})
+            measured[label] = kept, scored
+        return measured
 
-    def by_length(self, split: str, sizes: Sequence[int], max_questions: int) -> list[dict[str, Any]]:
+    def by_length(self) -> list[dict[str, Any]]:
         """Measure accuracy by number of candidates, uniform and hard; see `accuracy_by_num_candidates`.
 
-        Args:
-            split: Whose bundles the questions are about.
-            sizes: Numbers of candidates.
-            max_questions: Most questions of one size; fewer where they would cost more than `LENGTH_PROMPTS`.
-
         Returns:
-            Its rows, with `negatives` and `chance` in front.
+            Its rows, with `negatives` and `chance` in front. A size whose questions would cost more than
+            `LENGTH_PROMPTS` has fewer.
         """
         group_size = min(GROUP_SIZE, self.info["max_options"])
+        shared = {"split": self.options.split, "group_size": group_size, "seed": self.options.seed}
+        unseen: Any = {"batch_size": self.options.batch_size, "progress": self.options.progress}
         rows = []
-        for negatives in ("uniform", "hard"):
-            for size in sorted(set(sizes)):
-                if negatives == "hard" and size > LONGEST_HARD:
-                    continue
-                number = max(1, min(max_questions, LENGTH_PROMPTS // num_prompts(size, group_size)))
-                options = {
-                    "split": split,
-                    "sizes": [size],
-                    "negatives": negatives,
-                    "max_questions": number,
-                    "group_size": group_size,
-                    "seed": self.settings.seed,
-                }
-                step = f"by_length.{negatives}.{size}"
-                measured = self._step(step, options, lambda options=options: {"rows": self._by_length(**options)})
-                rows += [{"negatives": negatives, "chance": 1 / size, **row} for row in measured["rows"]]
+        for negatives, most in (("uniform", None), ("hard", LONGEST_HARD)):
+            for size in sorted(size for size in set(self.options.sizes) if most is None or size <= most):
+                number = max(1, min(self.options.length_questions, LENGTH_PROMPTS // num_prompts(size, group_size)))
+                options: Any = {**shared, "sizes": [size], "negatives": negatives, "max_questions": number}
+                measured = self._step(
+                    f"by_length.{negatives}.{size}",
+                    options,
+                    lambda given=options | unseen: accuracy_by_num_candidates(self.completer, self.folder, **given),
+                )
+                rows += [{"negatives": negatives, "chance": 1 / size, **row} for row in measured]
         return rows
 
     def history(self) -> dict[str, list[dict[str, Any]]]:
@@ -189,25 +167,19 @@ class MeasuredModel:
                     histories[stage] = [dict(entry) for entry in json.loads(path.read_text(encoding="utf-8"))]
                 except (ValueError, TypeError) as error:
                     raise BundleMLLMError(
-                        f"{path} is no training history ({error}), so there is no loss to draw: delete it, or copy it "
-                        "again."
+                        f"{path} is no training history ({error}), so there is no loss to draw: delete it."
                     ) from error
         return histories
 
     def metrics_file(self, questions: QuestionSet) -> Path:
-        """Return the metrics file of the model as it is, in the report's folder."""
-        return self._path(WHOLE, questions).relative_to(self.settings.output_dir)
-
-    def _load(self, path: Path) -> BundleCompleter:
-        return load_completer(path, self.settings.scoring.device)
+        """Return the metrics file of the model as it is."""
+        return self.results / f"{WHOLE}.{questions.name}.json"
 
     def _info(self) -> dict[str, Any]:
         completer = self.completer
         models = {"ranker": completer.ranker, "retriever": completer.retriever}
+        sizes = {part: model.num_parameters() for part, model in models.items() if model is not None}
         has_titles = any(completer.processor.titles)
-        sizes = {
-            part: sum(p.numel() for p in model.parameters()) for part, model in models.items() if model is not None
-        }
         return {
             "base_model": self._base_model(),
             "modalities": dict(completer.processor.modalities or {}),
@@ -220,109 +192,72 @@ class MeasuredModel:
     def _base_model(self) -> str | None:
         """Return the base model of the run's record; of a folder of this machine its name alone."""
         path = self.path / RUN_RECORD
-        if not path.is_file():
-            return None
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         base = record.get("settings", {}).get("base_model")
-        is_folder = record.get("base_model_is_folder", base is not None and Path(base).exists())
-        return Path(base).name if base is not None and is_folder else base
-
-    def _by_length(self, **options: Any) -> list[dict[str, Any]]:
-        settings = self.settings
-        options |= {"batch_size": settings.scoring.batch_size, "progress": settings.progress}
-        return accuracy_by_num_candidates(self.completer, settings.folder, **options)
-
-    def _opener(self, kept: tuple[str, ...]) -> Opener:
-        return lambda: masked(self.completer, [name for name in self.info["sources"] if name not in kept])
+        if base is not None and record.get("base_model_is_folder", Path(base).exists()):
+            return Path(base).name
+        return base
 
     def _measure(
-        self, variant: str, opener: Opener, sets: Sequence[QuestionSet], changed: Mapping[str, Any] | None = None
+        self,
+        variant: str,
+        open_variant: Callable[[], AbstractContextManager[BundleCompleter]],
+        sets: Sequence[QuestionSet],
+        changed: Key,
     ) -> Measured:
         """Score every question set, but for those that this variant has scored before."""
-        keys = {each.name: self._key(variant, each.sha256, changed) for each in sets}
-        measured = {each.name: self._read(each, variant, keys[each.name]) for each in sets}
-        if missing := [each for each in sets if measured[each.name] is None]:
-            with opener() as completer:
-                for each in missing:
-                    measured[each.name] = self._score(completer, each, variant, keys[each.name], not changed)
-        return {name: scored for name, scored in measured.items() if scored is not None}
+        with ExitStack() as stack:
+            opened = cache(lambda: stack.enter_context(open_variant()))
+            return {each.name: self._scored(variant, opened, each, changed) for each in sets}
 
-    def _score(
-        self, completer: BundleCompleter, questions: QuestionSet, variant: str, key: Mapping[str, Any], is_whole: bool
+    def _scored(
+        self, variant: str, opened: Callable[[], BundleCompleter], questions: QuestionSet, changed: Key
     ) -> dict[str, list[ScoredQuestion]]:
-        settings = self.settings
+        """Read the scored questions of a variant back, or score them and write their metrics."""
+        step, path = f"{variant}, {questions.name}", self.results / f"{_slug(variant)}.{questions.name}.json"
+        key = self._key(variant, {"questions": questions.sha256, **changed})
+        with suppress(BundleMLLMError, KeyError, TypeError, ValueError):  # missing, or cut short: it is measured again
+            parts = list(load_results(path)[0]["parts"])
+            files = {part: part_path(path, part) for part in parts} | {answer_part(parts): path}
+            loaded = {part: load_results(file) for part, file in files.items()}
+            if all(metrics["report"] == key for metrics, _ in loaded.values()):
+                self.seconds[step] = loaded[answer_part(parts)][0]["seconds"]
+                return {part: scored for part, (_, scored) in loaded.items()}
+        completer = opened()
         logger.info(f"{self.name}, {variant}: {len(questions.questions)} questions of {questions.name}")
-        start, options = time.monotonic(), resolved(settings.scoring, completer)
-        scored = score_questions(completer, questions.questions, settings.scoring, progress=settings.progress)
-        seconds = round(time.monotonic() - start, 1)
+        start, options = time.monotonic(), resolved(self.scoring, completer)
+        scored = score_questions(completer, questions.questions, self.scoring, progress=self.options.progress)
+        self.seconds[step] = round(time.monotonic() - start, 1)
         shared = {
             "options": options,
             # an altered model is another model: a card must not take its figures for those of this one
-            "fingerprint": self.fingerprint if is_whole else None,
+            "fingerprint": None if changed else self.fingerprint,
             "model": str(self.path),
-            "data": str(settings.folder.path),
-            "report": {**key, "seconds": seconds},
+            "data": str(self.folder.path),
+            "report": key,
+            "seconds": self.seconds[step],
         }
-        metrics = describe_parts(
-            questions.manifest,
-            questions.questions,
-            scored,
-            settings.train_items,
-            shared,
-            max_options=options["max_options"],
-        )
-        save_parts(self._path(variant, questions), metrics, scored)
-        self.seconds[f"{variant}, {questions.name}"] = seconds
+        train_items, most = warm_items(self.folder.bundles), options["max_options"]
+        about = questions.manifest, questions.questions
+        save_parts(path, describe_parts(*about, scored, train_items, shared, max_options=most), scored)
         return scored
 
-    def _read(
-        self, questions: QuestionSet, variant: str, key: Mapping[str, Any]
-    ) -> dict[str, list[ScoredQuestion]] | None:
-        """Read scored questions back, if they are of the same variant, model, data and question file."""
-        path = self._path(variant, questions)
-        try:
-            metrics, _ = load_results(path)
-            answer = answer_part(metrics["parts"])
-            scored = {}
-            for part in metrics["parts"]:
-                metrics, scored[part] = load_results(path if part == answer else part_path(path, part))
-                known = dict(metrics["report"])
-                seconds = known.pop("seconds")
-                if known != key:
-                    return None
-        except (BundleMLLMError, KeyError, TypeError, ValueError):  # missing, or cut short: it is measured again
-            return None
-        self.seconds[f"{variant}, {questions.name}"] = seconds
-        return scored
-
-    def _step(self, step: str, options: Mapping[str, Any], compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    def _step(self, step: str, options: Key, compute: Callable[[], Any]) -> Any:
         """Return what a step measured before, or measure it and write that down."""
-        path = self._folder / f"{_slug(step)}.json"
-        key = self._key(step, None, options)
-        try:
+        path, key = self.results / f"{_slug(step)}.json", self._key(step, options)
+        with suppress(OSError, ValueError, KeyError, TypeError):
             known = json.loads(path.read_text(encoding="utf-8"))
             if known["report"] == key:
                 self.seconds[step] = known["seconds"]
                 return known["result"]
-        except (OSError, ValueError, KeyError, TypeError):
-            pass
         start = time.monotonic()
         result = without_nan(compute())
-        seconds = round(time.monotonic() - start, 1)
-        write_json(path, {"report": key, "seconds": seconds, "result": result})
-        self.seconds[step] = seconds
+        self.seconds[step] = round(time.monotonic() - start, 1)
+        write_json(path, {"report": key, "seconds": self.seconds[step], "result": result})
         return result
 
-    def _key(self, step: str, questions: str | None, changed: Mapping[str, Any] | None) -> dict[str, Any]:
-        key = {"step": step, "model": self.fingerprint, "questions": questions, **self.settings.key, **(changed or {})}
-        return json.loads(json.dumps(key))
-
-    @property
-    def _folder(self) -> Path:
-        return self.settings.output_dir / "measured" / _slug(self.name)
-
-    def _path(self, variant: str, questions: QuestionSet) -> Path:
-        return self._folder / f"{_slug(variant)}.{questions.name}.json"
+    def _key(self, step: str, changed: Key) -> Key:
+        return json.loads(json.dumps({"step": step, **self.key, **changed}))
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jinja2
 
@@ -18,158 +17,97 @@ from bundle_mllm.data.files import atomic_path
 Row = Mapping[str, Any]
 
 
-@dataclass(frozen=True)
-class Column:
-    """A column of a table.
-
-    Attributes:
-        title: Its head.
-        name: The field of a row.
-        error: The field of its standard error, if it has one.
-        digits: Decimal places; None for text and whole numbers.
-        signed: Whether a plus is written.
-    """
+class Section(NamedTuple):
+    """What stands around the numbers of a section: heading, fields of a row that are columns, how to read it."""
 
     title: str
-    name: str
-    error: str | None = None
-    digits: int | None = None
-    signed: bool = False
-
-
-@dataclass(frozen=True)
-class SectionText:
-    """What stands around the numbers of a section.
-
-    Attributes:
-        title: Its heading.
-        caption: How to read it.
-        columns: Those of its table.
-        long: Whether the table is folded away at first.
-    """
-
-    title: str
+    columns: str
     caption: str
-    columns: tuple[Column, ...]
     long: bool = False
+    """Whether the table is folded away at first."""
 
 
-QUESTIONS = Column("questions", "questions")
-HIT_RATE = Column("hit_rate@1", "hit_rate@1", "hit_rate@1_se", 3)
-RANDOM_TIES = Column("hit_rate@1_random_ties", "hit_rate@1_random_ties", "hit_rate@1_random_ties_se", 3)
-MRR = Column("MRR", "mrr", "mrr_se", 3)
-COUNT = Column("n", "num_questions")
-VALID = Column("valid_ratio", "valid_ratio", None, 3)
+_TITLES = {
+    "name": "model",
+    "base_model": "base model",
+    "num_candidates": "candidates",
+    "num_questions": "n",
+    "prompts": "prompts per question",
+    "mrr": "MRR",
+    "expected": "best possible",
+    "share": "share of it",
+    "chance": "guessing",
+    "validation_hit_rate@1": "validation hit_rate@1",
+    "share_right": "answer stands there",
+    "share_of_answers": "ranker chooses it",
+    "accuracy": "hit_rate@1 there",
+    "share_distance": "total variation of the two shares",
+}
+"""Titles of the columns that have another name in a row."""
+_FORMS = {"difference": "+.3f", "z": "+.1f", "loss": ".4f"}
 
-
-def _difference(to: str) -> tuple[Column, Column]:
-    return Column(f"difference to {to}", "difference", "difference_se", 3, True), Column("z", "z", None, 1, True)
-
-
-SECTIONS: dict[str, SectionText] = {
-    "by_stage": SectionText(
+SECTIONS = {
+    "by_stage": Section(
         "By part and stage",
+        "questions variant hit_rate@1 mrr valid_ratio difference z num_questions",
         "The ranker is the language model, the retriever compares features and co-occurrence, and both joined are the "
         "model's answer. Stage one reads titles alone. With features permuted among items, each item has those of "
-        "another: what is lost then came from features. Differences are paired by question.",
-        (QUESTIONS, Column("variant", "variant"), HIT_RATE, MRR, VALID, *_difference("the answer"), COUNT),
+        "another: what is lost then came from features. Differences are to the answer, paired by question.",
     ),
-    "baselines": SectionText(
+    "baselines": Section(
         "Beside other methods",
+        "questions variant hit_rate@1_random_ties mrr difference z num_questions",
         "From metrics files of the same questions. Ties are broken at random here, in expectation, since simple "
         "methods give many equal scores. Differences are paired by question; below zero is worse than the answer of "
         "this model.",
-        (QUESTIONS, Column("method", "variant"), RANDOM_TIES, MRR, *_difference("the answer"), COUNT),
     ),
-    "bayes_optimal": SectionText(
+    "bayes_optimal": Section(
         "Beside the best possible answers",
+        "questions variant hit_rate@1 expected share num_questions",
         "These data were invented, so the best possible accuracy is known (Bayes-optimal; marked in the figure). It "
         "takes the rules by which bundles were drawn and the true theme of every item as known; a model has to infer "
         "both.",
-        (
-            QUESTIONS,
-            Column("variant", "variant"),
-            HIT_RATE,
-            Column("best possible", "expected", None, 3),
-            Column("share of it", "share", "share_se", 3),
-            COUNT,
-        ),
     ),
-    "by_length": SectionText(
+    "by_length": Section(
         "By number of candidates",
+        "negatives num_candidates method hit_rate@1 mrr chance prompts num_questions",
         "One prompt shows up to 26 lettered candidates; the ranker alone ranks longer lists in groups, in rounds, and "
         "both joined rank the retriever's best 26. A prompt is one row of a forward pass. Each number of candidates "
         "has questions of its own about the same bundles; long lists have fewer, since they cost more.",
-        (
-            Column("negatives", "negatives"),
-            Column("candidates", "num_candidates"),
-            Column("method", "method"),
-            HIT_RATE,
-            MRR,
-            Column("guessing", "chance", None, 3),
-            Column("prompts per question", "prompts"),
-            COUNT,
-        ),
     ),
-    "ablation": SectionText(
+    "ablation": Section(
         "What the model relies on",
+        "questions part variant hit_rate@1 mrr difference z num_questions",
         "Titles and modalities masked at evaluation, as for items that never had them; nothing was trained again, so "
         "a model trained without them may do better than is shown. Where all modalities are masked, one learned "
-        "vector represents every item. The figure shows the answer. Differences are paired by question.",
-        (
-            QUESTIONS,
-            Column("part", "part"),
-            Column("variant", "variant"),
-            HIT_RATE,
-            MRR,
-            *_difference("nothing masked"),
-            COUNT,
-        ),
+        "vector represents every item. The figure shows the answer. Differences are to nothing masked, paired by "
+        "question.",
     ),
-    "cold_start": SectionText(
+    "cold_start": Section(
         "Cold items and short bundles",
+        "questions slice value variant hit_rate@1 num_questions",
         "Questions whose answer is in some training bundle (warm) or in none (cold), and by how many items are shown. "
         "The negatives differ between breakdowns, too, so compare variants within one.",
-        (QUESTIONS, Column("slice", "slice"), Column("value", "value"), Column("variant", "variant"), HIT_RATE, COUNT),
         long=True,
     ),
-    "training": SectionText(
+    "training": Section(
         "Training",
+        "stage step loss validation_hit_rate@1",
         "Loss of the answer's letter, and hit_rate@1 on the validation questions that chose the checkpoint.",
-        (
-            Column("stage", "stage"),
-            Column("step", "step"),
-            Column("loss", "loss", None, 4),
-            Column("validation hit_rate@1", "validation_hit_rate@1", "validation_hit_rate@1_se", 3),
-        ),
         long=True,
     ),
-    "position": SectionText(
+    "position": Section(
         "By letter",
+        "questions letter share_right share_of_answers accuracy share_distance",
         "Where the answer stands, where the ranker's best option stands, and how often the ranker is right when the "
         "answer stands there. Without position bias each letter is chosen as often as it is right.",
-        (
-            QUESTIONS,
-            Column("letter", "letter"),
-            Column("answer stands there", "share_right", None, 3),
-            Column("ranker chooses it", "share_of_answers", None, 3),
-            Column("hit_rate@1 there", "accuracy", None, 3),
-            Column("total variation of the two shares", "share_distance", None, 3),
-        ),
         long=True,
     ),
-    "backbones": SectionText(
+    "backbones": Section(
         "By size of the model",
-        "Parameters of ranker and retriever; item features do not count. Differences are paired by question.",
-        (
-            QUESTIONS,
-            Column("model", "name"),
-            Column("base model", "base_model"),
-            Column("parameters", "parameters"),
-            HIT_RATE,
-            *_difference("the first model"),
-            COUNT,
-        ),
+        "questions name base_model parameters hit_rate@1 difference z num_questions",
+        "Parameters of ranker and retriever; item features do not count. Differences are to the first model, paired "
+        "by question.",
     ),
 }
 """The sections of a report, in the order of the page."""
@@ -189,16 +127,11 @@ def write_page(report: Mapping[str, Any], folder: Path) -> Path:
     for name, text in SECTIONS.items():
         if (section := report["sections"].get(name)) is not None:
             png = base64.b64encode((folder / section["figure"]).read_bytes()).decode()
-            table = {"head": [column.title for column in text.columns], "rows": table_rows(name, section["rows"])}
+            table = {"head": table_head(name), "rows": table_rows(name, section["rows"])}
             sections.append({"name": name, "text": text, "png": png, "alt": section["alt"], "table": table})
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
+    blocks: Any = {"trim_blocks": True, "lstrip_blocks": True}
+    loader, undefined = jinja2.FileSystemLoader(Path(__file__).parent), jinja2.StrictUndefined
+    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=undefined, **blocks)
     page = folder / "report.html"
     with atomic_path(page) as temporary:
         text = environment.get_template("page.html").render(report=report, sections=sections)
@@ -206,27 +139,30 @@ def write_page(report: Mapping[str, Any], folder: Path) -> Path:
     return page
 
 
+def table_head(section: str) -> list[str]:
+    """Return the titles of a section's columns."""
+    return [_TITLES.get(name, name) for name in SECTIONS[section].columns.split()]
+
+
 def table_rows(section: str, rows: Sequence[Row]) -> list[list[str]]:
     """Return the cells of a section's table; empty where a row has no such number."""
-    return [[cell(row, column) for column in SECTIONS[section].columns] for row in rows]
+    return [[_cell(row, name) for name in SECTIONS[section].columns.split()] for row in rows]
 
 
 def describe_figure(section: str, rows: Sequence[Row]) -> str:
     """Return the alternative text of a figure: what it draws, and its first numbers."""
-    text = SECTIONS[section]
-    shown = [column for column in text.columns if column.name != "num_questions"]
-    first = ["; ".join(f"{c.title} {cell(row, c)}" for c in shown if cell(row, c)) for row in rows[:8]]
+    head, shown = table_head(section), table_rows(section, rows[:8])
+    first = ["; ".join(f"{title} {cell}" for title, cell in zip(head, row, strict=True) if cell) for row in shown]
     more = f" and {len(rows) - len(first)} more rows" if len(rows) > len(first) else ""
-    return f"{text.title}: {' | '.join(first)}{more}; all numbers are in the table below."
+    return f"{SECTIONS[section].title}: {' | '.join(first)}{more}; all numbers are in the table below."
 
 
-def cell(row: Row, column: Column) -> str:
-    """Return one cell as text: a number with its standard error, if it has one."""
-    value = row.get(column.name)
-    if value is None:
-        return ""
-    if column.digits is None:
-        return f"{value:,}" if isinstance(value, int) else str(value)
-    sign = "+" if column.signed else ""
-    error = row.get(column.error) if column.error else None
-    return f"{value:{sign}.{column.digits}f}" + (f" ± {error:.{column.digits}f}" if error is not None else "")
+def _cell(row: Row, name: str) -> str:
+    """Return a value as text: a fraction with its standard error, if it has one."""
+    value, error = row.get(name), row.get(f"{name}_se")
+    if value is None or isinstance(value, str):
+        return value or ""
+    if isinstance(value, int):
+        return f"{value:,}"
+    form = _FORMS.get(name, ".3f")
+    return f"{value:{form}}" + ("" if error is None else f" ± {error:{form.removeprefix('+')}}")

@@ -15,23 +15,17 @@ from bundle_mllm.data.folder import DatasetFolder
 from bundle_mllm.data.manifest import read_question_manifest, write_question_manifest
 from bundle_mllm.data.questions import Question, load_questions, make_questions, save_questions, spread
 from bundle_mllm.errors import BundleMLLMError
-
-KINDS = ("uniform", "hard")
-"""The kinds of negatives where no question file is given."""
+from bundle_mllm.report.settings import QuestionOptions
 
 
 @dataclass(frozen=True)
 class QuestionSet:
-    """A question file.
-
-    Attributes:
-        name: Its name in tables and figures: the file's name without its endings.
-        manifest: Its path, SHA-256 and, where that is known, how it was made; see `read_question_manifest`.
-        questions: The questions.
-    """
+    """A question file."""
 
     name: str
+    """Its name in tables and figures: the file's name without its endings."""
     manifest: dict[str, Any]
+    """See `read_question_manifest`."""
     questions: list[Question]
 
     @property
@@ -54,6 +48,7 @@ class QuestionSet:
             "num_questions": len(self.questions),
             "num_bundles": len({question.bundle_id for question in self.questions}),
             "num_candidates": [min(sizes), max(sizes)],
+            "chance": self.chance,
         }
 
 
@@ -77,17 +72,13 @@ def open_question_sets(paths: Sequence[Path], folder: DatasetFolder) -> list[Que
     return list(sets.values())
 
 
-def make_question_sets(
-    target: Path, folder: DatasetFolder, split: str, *, max_questions: int, num_candidates: int, seed: int
-) -> list[Path]:
-    """Write a question file of each kind, one question for each of some bundles at equal distances.
+def make_question_sets(target: Path, folder: DatasetFolder, options: QuestionOptions, seed: int) -> list[Path]:
+    """Write a file of uniform and one of hard questions, one question for each of some bundles at equal distances.
 
     Args:
         target: The folder that receives them; existing files are written again, to the same bytes.
         folder: The data set.
-        split: Whose bundles the questions are about.
-        max_questions: At most this many questions in each file.
-        num_candidates: Candidates of a question.
+        options: Split, number of questions and of candidates.
         seed: The same seed makes the same files.
 
     Returns:
@@ -96,18 +87,18 @@ def make_question_sets(
     Raises:
         BundleMLLMError: If there is no bundle of two items, or the catalog is too small.
     """
-    bundles = spread(folder.bundles[split], max_questions)
+    bundles = spread(folder.bundles[options.split], options.max_questions)
     if not bundles:
         raise BundleMLLMError(
-            f"{folder.path} has no {split} bundle of two items, so no question can be made: give --questions FILE, or "
-            "another --split."
+            f"{folder.path} has no {options.split} bundle of two items, so no question can be made: give --questions "
+            "FILE, or another --split."
         )
     paths = []
-    for kind in KINDS:
-        made: dict[str, Any] = {"num_candidates": num_candidates, "negatives": kind, "seed": seed}
+    for kind in ("uniform", "hard"):
+        made: dict[str, Any] = {"num_candidates": options.num_candidates, "negatives": kind, "seed": seed}
         made |= {"partial": "half", "questions_per_bundle": 1}
-        path = target / f"{split}_{kind}.jsonl"
+        path = target / f"{options.split}_{kind}.jsonl"
         save_questions(path, make_questions(bundles, folder.catalog, folder.bundles, **made))
-        write_question_manifest(path, {"split": split, **made, "max_questions": max_questions})
+        write_question_manifest(path, {"split": options.split, **made, "max_questions": options.max_questions})
         paths.append(path)
     return paths

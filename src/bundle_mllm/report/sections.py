@@ -15,7 +15,6 @@ from bundle_mllm.report.measure import WHOLE, Measured
 from bundle_mllm.report.questions import QuestionSet
 
 Row = dict[str, Any]
-RANDOM = "random"
 RANDOM_TIES = "hit_rate@1_random_ties"
 SHOWN = ("hit_rate@1", "hit_rate@1_se", "mrr", "mrr_se", "valid_ratio", "num_questions", "num_bundles")
 """The metrics of a row."""
@@ -34,25 +33,24 @@ def by_stage(sets: Sequence[QuestionSet], stages: Mapping[str, Measured]) -> lis
     """
     rows: list[Row] = []
     for each in sets:
-        rows.append({"questions": each.name, "variant": RANDOM, "hit_rate@1": each.chance})
-        answer = answers(stages[WHOLE], each)
+        rows.append({"questions": each.name, "variant": "random", "hit_rate@1": each.chance})
         for label, scored in _labelled(stages, each):
-            against = None if scored is answer else answer
-            rows.append({"questions": each.name, "variant": label, **_metrics(scored, against)})
+            metrics = _metrics(scored, answers(stages[WHOLE], each))
+            rows.append({"questions": each.name, "variant": label, **metrics})
     return rows
 
 
 def ablation(
     sets: Sequence[QuestionSet], whole: Measured, ablated: Mapping[str, tuple[Sequence[str], Measured]]
 ) -> list[Row]:
-    """Compare the model with what is left of it when sources of information are masked.
+    """Compare each part of the model with what is left of it when sources of information are masked.
 
     Returns:
         For each question set and part the model as it is ("nothing masked"), and one row per ablation, with its
-        difference to that, paired by question.
+        difference to that, paired by question. None without ablations.
     """
     rows: list[Row] = []
-    for each in sets:
+    for each in sets if ablated else ():
         for part, scored in whole[each.name].items():
             row = {"questions": each.name, "part": part}
             rows.append(row | {"variant": "nothing masked", **_metrics(scored)})
@@ -96,33 +94,25 @@ def position(sets: Sequence[QuestionSet], whole: Measured, max_options: int) -> 
     """List for each letter how often the answer and the ranker's choice stand there, and its accuracy there."""
     rows: list[Row] = []
     for each in sets:
-        if "ranker" not in whole[each.name]:
-            continue
-        bias = position_bias(whole[each.name]["ranker"], max_options=max_options)
-        for letter in bias.get("share_right", {}):
-            rows.append(
-                {
-                    "questions": each.name,
-                    "letter": letter,
-                    "share_right": bias["share_right"][letter],
-                    "share_of_answers": bias["share_of_answers"][letter],
-                    "accuracy": bias["accuracy_by_letter"].get(letter),
-                    "share_distance": bias["share_distance"],
-                }
-            )
+        bias = position_bias(whole[each.name].get("ranker", ()), max_options=max_options)
+        for letter, share_right in bias.get("share_right", {}).items():
+            shares = {"share_right": share_right, "share_of_answers": bias["share_of_answers"][letter]}
+            accuracy = bias["accuracy_by_letter"].get(letter)
+            row = {"questions": each.name, "letter": letter, **shares, "accuracy": accuracy}
+            rows.append(row | {"share_distance": bias["share_distance"]})
     return rows
 
 
 def backbones(sets: Sequence[QuestionSet], models: Sequence[tuple[Mapping[str, Any], Measured]]) -> list[Row]:
     """Compare models by their number of parameters; the first one is what the others are compared with."""
-    rows: list[Row] = []
-    for each in sets:
-        first = answers(models[0][1], each)
-        for info, measured in models:
-            scored = answers(measured, each)
-            row = {"questions": each.name, **{name: info[name] for name in ("name", "base_model", "parameters")}}
-            rows.append(row | _metrics(scored, None if scored is first else first))
-    return rows
+    shown = ("name", "base_model", "parameters")
+    return [
+        {"questions": each.name}
+        | {name: info[name] for name in shown}
+        | _metrics(answers(measured, each), answers(models[0][1], each))
+        for each in sets
+        for info, measured in models
+    ]
 
 
 def baselines(sets: Sequence[QuestionSet], whole: Measured, others: Sequence[OtherMethod]) -> list[Row]:
@@ -135,11 +125,10 @@ def baselines(sets: Sequence[QuestionSet], whole: Measured, others: Sequence[Oth
     """
     rows: list[Row] = []
     for each in sets:
-        methods = [other for other in others if other.sha256 == each.sha256 and other.bayes_optimal is None]
-        scored = {f"this model: {part}": scored for part, scored in whole[each.name].items()} if methods else {}
-        for name, answered in (scored | {other.name: other.scored for other in methods}).items():
-            against = answers(whole, each)
-            metrics = _metrics(answered, None if answered is against else against, of=RANDOM_TIES)
+        methods = {o.name: o.scored for o in others if o.sha256 == each.sha256 and o.bayes_optimal is None}
+        parts = {f"this model: {part}": scored for part, scored in whole[each.name].items()} if methods else {}
+        for name, scored in (parts | methods).items():
+            metrics = _metrics(scored, answers(whole, each), of=RANDOM_TIES)
             rows.append({"questions": each.name, "variant": name, **metrics})
     return rows
 
@@ -156,12 +145,11 @@ def bayes_optimal(
     best = {other.sha256: other.bayes_optimal for other in others if other.bayes_optimal is not None}
     rows: list[Row] = []
     for each in sets:
-        if (expected := best.get(each.sha256)) is None:
-            continue
-        for label, scored in _labelled(stages, each):
-            row = {"questions": each.name, "variant": label, **_metrics(scored), "expected": expected}
-            share = {name: row[f"hit_rate@1{end}"] / expected for name, end in (("share", ""), ("share_se", "_se"))}
-            rows.append(row | share)
+        if (expected := best.get(each.sha256)) is not None:
+            for label, scored in _labelled(stages, each):
+                row = {"questions": each.name, "variant": label, **_metrics(scored), "expected": expected}
+                row |= {"share": row["hit_rate@1"] / expected, "share_se": row["hit_rate@1_se"] / expected}
+                rows.append(row)
     return rows
 
 
@@ -182,10 +170,10 @@ def _labelled(stages: Mapping[str, Measured], questions: QuestionSet) -> list[tu
 def _metrics(
     scored: Sequence[ScoredQuestion], against: Sequence[ScoredQuestion] | None = None, of: str = "hit_rate@1"
 ) -> Row:
-    """Return the metrics of a row and, where there is something to compare with, the paired difference of one."""
+    """Return the metrics of a row and, if it is compared with other scores, the paired difference of one metric."""
     metrics = compute_metrics(scored, probabilities=False)
     row = {name: metrics[name] for name in dict.fromkeys((of, f"{of}_se", *SHOWN))}
-    if against is not None:
+    if against is not None and against is not scored:
         paired = paired_differences(scored, against, probabilities=False)[of]
         row |= {"difference": paired["difference"], "difference_se": paired["se"], "z": paired["z"]}
     return row

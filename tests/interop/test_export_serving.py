@@ -68,7 +68,7 @@ def wait_until_healthy(server, port, log):
 
 
 def prompt_writer(folder):
-    """The client of the README: it knows two files of the folder, and nothing of this package."""
+    """The client of `docs/guides/llm_servers.md`: it reads two files of the folder and nothing else."""
     record = json.loads((folder / "bundle_mllm_export.json").read_text(encoding="utf-8"))
     with open(folder / "items.jsonl", encoding="utf-8") as lines:
         text = {item["item_id"]: item["text"] for item in map(json.loads, lines)}

@@ -10,7 +10,6 @@ quarter of real outfits have one, which would give the answer away.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -36,7 +35,7 @@ def assign_folds(bundles: Mapping[str, Collection[str]], num_folds: int, *, seed
 
     Args:
         bundles: The items of each bundle, by bundle id.
-        num_folds: Number of folds.
+        num_folds: Number of folds, 2 or more.
         seed: The same seed gives the same folds, whatever the order of the bundles.
 
     Returns:
@@ -47,10 +46,8 @@ def assign_folds(bundles: Mapping[str, Collection[str]], num_folds: int, *, seed
     """
     if num_folds < 2:
         raise BundleMLLMError(f"{num_folds} folds leave nothing to fit without: choose 2 or more.")
-    groups = [sorted(group) for group in near_duplicate_groups(bundles)]
-    groups.sort(key=lambda group: (-len(group), hashlib.sha256(f"{seed}\0{group[0]}".encode()).digest()))
     sizes, fold_of = [0] * num_folds, {}
-    for group in groups:
+    for _, group in near_duplicate_groups(bundles, seed=seed):
         fold = sizes.index(min(sizes))
         sizes[fold] += len(group)
         fold_of.update(dict.fromkeys(group, fold))
@@ -112,14 +109,7 @@ class OutOfFoldFeatures:
 
     @classmethod
     def load(cls, folder: DatasetFolder, modality: str = BUNDLE_ITEM) -> OutOfFoldFeatures | None:
-        """Read the out-of-fold features of a modality.
-
-        Args:
-            folder: A dataset folder.
-            modality: The modality.
-
-        Returns:
-            The features (mapped from the file), or `None` if the folder has none of this modality.
+        """Read (map) the out-of-fold features of a modality; `None` if the folder has none.
 
         Raises:
             BundleMLLMError: If they belong to other features, items or bundles than the folder has.
@@ -143,13 +133,7 @@ class OutOfFoldFeatures:
         return cls(modality, fold_of_bundle, features, present)
 
     def save(self, folder: DatasetFolder) -> Path:
-        """Write the features in one step, beside the modality's own, which must have been written before.
-
-        Args:
-            folder: The dataset folder.
-
-        Returns:
-            The path of the file written, `features/cross_fitted/<modality>.safetensors`.
+        """Write `features/cross_fitted/<modality>.safetensors`, after the modality's own features, and return its path.
 
         Raises:
             BundleMLLMError: If the folder's manifest has no features of this modality.

@@ -12,6 +12,8 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
+from typing import get_args
 
 import numpy as np
 from scipy import sparse
@@ -20,7 +22,6 @@ from bundle_mllm.data.bundles import Bundle
 from bundle_mllm.data.catalog import ItemCatalog
 from bundle_mllm.data.folder import DatasetFolder
 from bundle_mllm.data.folds import OutOfFoldFeatures
-from bundle_mllm.data.interactions import Interactions
 from bundle_mllm.data.memberships import ItemGroups
 from bundle_mllm.data.questions import Negatives, Question, make_questions
 from bundle_mllm.errors import BundleMLLMError, check_at_least
@@ -31,7 +32,6 @@ LEAKED_WARNING, LEAKED_REFUSAL = 0.05, 0.5  # shares of held-out bundles that us
 ANSWERED_REFUSAL = 0.9  # share of hard held-out questions that interactions answer
 FEWEST = 20  # questions, of which ANSWERED_REFUSAL is no accident
 NEARLY_ALL = 0.8  # a user "has" a bundle with this share of its items
-_NEGATIVES: tuple[Negatives, ...] = ("uniform", "hard")
 
 Scorer = Callable[[list[int], list[int]], np.ndarray]
 """Takes the rows of a partial bundle and of the candidates and returns a score per candidate."""
@@ -179,7 +179,7 @@ def measure_leakage(
     num_questions: int = NUM_QUESTIONS,
     seed: int = 0,
 ) -> LeakageSummary:
-    """Measure how well features and interactions alone answer training against validation questions.
+    """Measure how well features and interactions alone answer training against validation questions; refuse nothing.
 
     Features score a candidate by its cosine with the mean of the partial bundle's unit vectors; an absent item scores
     0. There is one question per bundle, with half of it shown and ten candidates. Where a modality has out-of-fold
@@ -191,41 +191,32 @@ def measure_leakage(
         modalities: The modalities to measure; `None` measures all that the folder has.
         num_questions: At most this many questions of each kind.
         seed: The same seed makes the same questions.
-
-    Returns:
-        What was measured; nothing is refused.
-
-    Raises:
-        BundleMLLMError: If `num_questions` is less than 1.
     """
     check_at_least("num_questions", num_questions, 1, "nothing would be measured")
-    store = folder.features(modalities)
+    questions = cache(lambda split, negatives: _questions(folder, split, negatives, num_questions, seed))
     catalog = folder.catalog
-    questions = {
-        (split, negatives): _questions(folder, split, negatives, num_questions, seed)
-        for split in ("train", "validation")
-        for negatives in _NEGATIVES
-    }
-    gaps = []
+
+    def measure(name: str, scorer: Scorer) -> list[AccuracyGap]:
+        def accuracy(split: str, negatives: Negatives) -> Accuracy:
+            return _accuracy(questions(split, negatives), catalog, scorer)
+
+        return [AccuracyGap(name, n, accuracy("train", n), accuracy("validation", n)) for n in get_args(Negatives)]
+
+    gaps: list[AccuracyGap] = []
+    store = folder.features(modalities)
     for modality in store.modalities if store is not None else ():
         own = folder.features([modality])
         assert own is not None
         scorer = _cosine_scorer(lambda rows, own=own, name=modality: own.gather(rows)[0][name].numpy())
-        answered = {key: _accuracy(part, catalog, scorer) for key, part in questions.items()}
-        gaps += [AccuracyGap(modality, n, answered["train", n], answered["validation", n]) for n in _NEGATIVES]
+        gaps += (of_own := measure(modality, scorer))
         if (out_of_fold := OutOfFoldFeatures.load(folder, modality)) is not None:
-            for negatives in _NEGATIVES:
-                train = _cross_fitted_accuracy(folder, out_of_fold, negatives, num_questions, seed)
-                gaps.append(AccuracyGap(_cross_fitted(modality), negatives, train, answered["validation", negatives]))
-    log = folder.interactions
-    if log is None or not len(log):
+            for gap in of_own:
+                train = _cross_fitted_accuracy(folder, out_of_fold, gap.negatives, num_questions, seed)
+                gaps.append(replace(gap, name=_cross_fitted(modality), train=train))
+    if (users := _users(folder)) is None:
         return LeakageSummary(tuple(gaps), None)
-    by_users = _shared_users_scorer(_matrix(log, len(catalog)))
-    answered = {key: _accuracy(part, catalog, by_users) for key, part in questions.items()}
-    gaps += [AccuracyGap("shared users", n, answered["train", n], answered["validation", n]) for n in _NEGATIVES]
-    return LeakageSummary(
-        tuple(gaps), _leaked_bundles(folder, log, answered["validation", "hard"], num_questions, seed)
-    )
+    gaps += measure("shared users", _shared_users_scorer(users))
+    return LeakageSummary(tuple(gaps), _leaked_bundles(folder, users, gaps[-1].validation, num_questions, seed))
 
 
 def check_interactions(
@@ -246,12 +237,11 @@ def check_interactions(
         BundleMLLMError: If (nearly) all items of most held-out bundles are with one user, far more often than
             chance has it, or shared users answer nearly all validation questions.
     """
-    log = folder.interactions
-    if log is None or not len(log):
+    if (users := _users(folder)) is None:
         return None
-    scorer = _shared_users_scorer(_matrix(log, len(folder.catalog)))
     questions = _questions(folder, "validation", "hard", num_bundles, seed)
-    leaked = _leaked_bundles(folder, log, _accuracy(questions, folder.catalog, scorer), num_bundles, seed)
+    answered = _accuracy(questions, folder.catalog, _shared_users_scorer(users))
+    leaked = _leaked_bundles(folder, users, answered, num_bundles, seed)
     if leaked is not None and leaked.is_refused and not allow_leakage:
         raise BundleMLLMError(
             f"The interactions of {folder.path} encode held-out bundles, so what is learned of users would contain "
@@ -274,18 +264,12 @@ def _make_questions(
 ) -> list[Question]:
     """Make one question per bundle with ten candidates, or as many as the catalog allows."""
     longest = max((len(bundle.items) for bundle in bundles), default=0)
-    num_candidates = min(10, len(folder.catalog) - longest + 1)
-    if num_candidates < 2:
+    number = min(10, len(folder.catalog) - longest + 1)
+    if number < 2:
         return []
     splits = replace(folder.bundles, train=tuple(train))
     return make_questions(
-        bundles,
-        folder.catalog,
-        splits,
-        num_candidates=num_candidates,
-        negatives=negatives,
-        questions_per_bundle=1,
-        seed=seed,
+        bundles, folder.catalog, splits, num_candidates=number, negatives=negatives, questions_per_bundle=1, seed=seed
     )
 
 
@@ -333,9 +317,10 @@ def _cosine_scorer(read: Callable[[list[int]], np.ndarray]) -> Scorer:
     return score
 
 
-def _matrix(log: Interactions, num_items: int) -> sparse.csc_array:
-    """Return which user has which item, `[num_users, num_items]`."""
-    return ItemGroups.of_users(log, num_items).csr().T
+def _users(folder: DatasetFolder) -> sparse.csc_array | None:
+    """Return which user has which item, `[num_users, num_items]`, or `None` without interactions."""
+    log = folder.interactions
+    return None if log is None or not len(log) else ItemGroups.of_users(log, len(folder.catalog)).csr().T
 
 
 def _shared_users_scorer(users: sparse.csc_array) -> Scorer:
@@ -354,7 +339,7 @@ def _shared_users_scorer(users: sparse.csc_array) -> Scorer:
 
 
 def _leaked_bundles(
-    folder: DatasetFolder, log: Interactions, answered: Accuracy, number: int, seed: int
+    folder: DatasetFolder, users: sparse.csc_array, answered: Accuracy, number: int, seed: int
 ) -> LeakedBundles | None:
     """Count the held-out bundles of which some user has nearly all items; small ones only if there are no others."""
     held_out = [bundle for split in ("validation", "test") for bundle in folder.bundles[split]]
@@ -362,11 +347,8 @@ def _leaked_bundles(
     bundles = _sample(large if len(large) >= 20 else held_out, number, seed)
     if not bundles:
         return None
-    users = _matrix(log, len(folder.catalog))
-    degree = np.diff(users.indptr)
-    order = np.argsort(degree, kind="stable")
-    position = np.empty(len(order), dtype=np.int64)
-    position[order] = np.arange(len(order))
+    order = np.argsort(np.diff(users.indptr), kind="stable")  # items by their number of users
+    position = np.argsort(order)
     rng = np.random.default_rng(seed)
     contained, by_chance = 0, 0
     for bundle in bundles:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import math
+from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import compress
+from itertools import accumulate, compress
 
 import numpy as np
 from scipy.sparse import coo_matrix, csr_matrix
@@ -34,15 +35,14 @@ def split_bundles(
 ) -> dict[str, str]:
     """Choose a split for each bundle.
 
-    Bundles that are near-duplicates, directly or through a chain of others, form a group, and a group goes to one
-    split. So no bundle has a Jaccard similarity of `min_jaccard` or more with a bundle of another split. The result
-    depends on the seed, the ids and the items, and not on the order of the bundles.
+    A group of near-duplicates (see [`near_duplicate_groups`]) goes to one split, so no bundle has a Jaccard similarity
+    of `min_jaccard` or more with a bundle of another split.
 
     Args:
         bundles: The items of each bundle, by bundle id.
         fractions: The shares of train, validation and test; they sum to 1. They are exact unless large groups of
             near-duplicates prevent it; a group too large for every split goes where most bundles are missing.
-        seed: The same seed gives the same splits.
+        seed: The same seed gives the same splits, whatever the order of the bundles.
         min_jaccard: The similarity from which bundles stay together, in (0, 1].
 
     Returns:
@@ -52,54 +52,41 @@ def split_bundles(
         BundleMLLMError: If the fractions are no shares or the similarity is out of range.
     """
     check_fractions(fractions)
-    ids = list(bundles)
-    groups = _near_duplicate_groups(_Sets.build(bundles), min_jaccard)  # [num_bundles]
-    members: dict[int, list[int]] = {}
-    for position, group in enumerate(groups.tolist()):
-        members.setdefault(group, []).append(position)
-    keyed = []
-    for positions in members.values():
-        digest = hashlib.sha256(f"{seed}\0{min(ids[position] for position in positions)}".encode()).digest()
-        keyed.append((-len(positions), digest, positions))
-    keyed.sort(key=lambda entry: entry[:2])  # large groups first: the small ones fill up what they leave
-
-    missing = _quotas(len(ids), fractions)
-    split_of: dict[int, str] = {}
-    for _, digest, positions in keyed:
-        fitting = [split for split in range(len(SPLITS)) if missing[split] >= len(positions)]
+    missing = _quotas(len(bundles), fractions)
+    split_of: dict[str, str] = {}
+    for digest, group in near_duplicate_groups(bundles, seed=seed, min_jaccard=min_jaccard):
+        fitting = [split for split, number in enumerate(missing) if number >= len(group)]
         if fitting:
-            draw = int.from_bytes(digest[:8], "big") / 2**64 * sum(missing[split] for split in fitting)
-            split = fitting[-1]
-            for candidate in fitting:
-                draw -= missing[candidate]
-                if draw < 0:
-                    split = candidate
-                    break
+            ends = list(accumulate(missing[split] for split in fitting))
+            draw = int.from_bytes(digest[:8], "big") / 2**64 * ends[-1]
+            split = fitting[min(bisect_right(ends, draw), len(fitting) - 1)]
         else:
-            split = max(range(len(SPLITS)), key=missing.__getitem__)
-        missing[split] -= len(positions)
-        for position in positions:
-            split_of[position] = SPLITS[split]
-    return {bundle_id: split_of[position] for position, bundle_id in enumerate(ids)}
+            split = missing.index(max(missing))
+        missing[split] -= len(group)
+        split_of.update(dict.fromkeys(group, SPLITS[split]))
+    return {bundle_id: split_of[bundle_id] for bundle_id in bundles}
 
 
 def near_duplicate_groups(
-    bundles: Mapping[str, Collection[str]], *, min_jaccard: float = NEAR_DUPLICATE
-) -> list[list[str]]:
+    bundles: Mapping[str, Collection[str]], *, seed: int, min_jaccard: float = NEAR_DUPLICATE
+) -> list[tuple[bytes, list[str]]]:
     """Group bundles that are near-duplicates, directly or through a chain of others.
 
     Args:
         bundles: The items of each bundle, by bundle id.
+        seed: The same seed gives the same order, whatever that of the bundles.
         min_jaccard: The similarity from which bundles are near-duplicates, in (0, 1].
 
     Returns:
-        The ids of each group; most groups are one bundle.
+        Random bytes and the ids of each group, most of which are one bundle. Large groups are first, so that the small
+        ones can fill up what they leave.
     """
     groups: dict[int, list[str]] = {}
     labels = _near_duplicate_groups(_Sets.build(bundles), min_jaccard).tolist()
     for bundle_id, label in zip(bundles, labels, strict=True):
         groups.setdefault(label, []).append(bundle_id)
-    return list(groups.values())
+    keyed = ((hashlib.sha256(f"{seed}\0{min(group)}".encode()).digest(), group) for group in groups.values())
+    return sorted(keyed, key=lambda entry: (-len(entry[1]), entry[0]))
 
 
 def held_out_near_duplicates(
@@ -121,10 +108,9 @@ def held_out_near_duplicates(
     np.bitwise_or.at(own, sets.set_of, bit)
     near = own.copy()  # the splits that hold a set or one of its near-duplicates
 
-    def is_new(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-        return ((own[right] & ~near[left]) | (own[left] & ~near[right])) != 0
-
-    for left, right in _near_duplicate_sets(sets, min_jaccard, is_new):
+    for left, right in _near_duplicate_sets(
+        sets, min_jaccard, lambda left, right: ((own[right] & ~near[left]) | (own[left] & ~near[right])) != 0
+    ):
         np.bitwise_or.at(near, left, own[right])
         np.bitwise_or.at(near, right, own[left])
     elsewhere = (near[sets.set_of] & ~bit) != 0
@@ -133,11 +119,7 @@ def held_out_near_duplicates(
 
 
 def check_fractions(fractions: Sequence[float]) -> None:
-    """Check that `fractions` are the shares of three splits.
-
-    Raises:
-        BundleMLLMError: If they are not three numbers of at least 0 that sum to 1, the first above 0.
-    """
+    """Refuse fractions that are not three numbers of at least 0 that sum to 1, the first above 0."""
     proper = len(fractions) == len(SPLITS) and all(0 <= fraction <= 1 for fraction in fractions)
     if not proper or abs(sum(fractions) - 1) > 1e-6 or fractions[0] == 0:
         raise BundleMLLMError(
@@ -178,14 +160,11 @@ class _Sets:
             set_of[position] = set_numbers.setdefault(key, len(set_numbers))
         sizes = np.fromiter(map(len, set_numbers), dtype=np.int64, count=len(set_numbers))
         items = np.fromiter((item for key in set_numbers for item in key), dtype=np.int64, count=int(sizes.sum()))
-        rank = np.empty(len(number_of), dtype=np.int64)
-        rank[np.argsort(np.bincount(items, minlength=len(number_of)), kind="stable")] = np.arange(len(number_of))
-        rows = np.repeat(np.arange(len(sizes)), sizes)
-        columns = rank[items]
-        order = np.lexsort((columns, rows))
-        starts = np.concatenate([[0], np.cumsum(sizes)])
-        ones = np.ones(len(items), dtype=np.int32)
-        return cls(csr_matrix((ones, columns[order], starts), shape=(len(sizes), len(number_of))), set_of)
+        rank = np.argsort(np.argsort(np.bincount(items, minlength=len(number_of)), kind="stable"))
+        starts, ones = np.concatenate([[0], np.cumsum(sizes)]), np.ones(len(items), dtype=np.int32)
+        matrix = csr_matrix((ones, rank[items], starts), shape=(len(sizes), len(number_of)))
+        matrix.sort_indices()
+        return cls(matrix, set_of)
 
     @property
     def num_sets(self) -> int:
@@ -199,11 +178,7 @@ class _Sets:
 def _near_duplicate_groups(sets: _Sets, min_jaccard: float) -> np.ndarray:
     """Return the number of each bundle's group: near-duplicates, and near-duplicates of those, share one."""
     label = np.arange(sets.num_sets)
-
-    def apart(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-        return label[left] != label[right]
-
-    for left, right in _near_duplicate_sets(sets, min_jaccard, apart):
+    for left, right in _near_duplicate_sets(sets, min_jaccard, lambda left, right: label[left] != label[right]):
         edges = coo_matrix((np.ones(len(left), dtype=bool), (label[left], label[right])), shape=(sets.num_sets,) * 2)
         label = connected_components(edges, directed=False)[1][label]
     return label[sets.set_of]
@@ -215,12 +190,7 @@ def _near_duplicate_sets(
     """Yield blocks of pairs of near-duplicate sets, each pair once.
 
     Two sets that are similar enough share one of their rarest items (prefix filtering, as in similarity joins: Bayardo
-    et al. 2007, Xiao et al. 2008), so only sets that do are compared.
-
-    Args:
-        sets: The sets.
-        min_jaccard: The similarity from which a pair is yielded.
-        wanted: Returns which pairs are of interest; the others are not compared.
+    et al. 2007, Xiao et al. 2008), so only sets that do are compared, if `wanted` returns that they are of interest.
     """
     if not 0 < min_jaccard <= 1:
         raise BundleMLLMError(f"min_jaccard is {min_jaccard}, not a similarity: choose 0.5 to 1.")
@@ -230,9 +200,8 @@ def _near_duplicate_sets(
     least = int(sizes[sizes > 0].min())
     smallest_partner = np.maximum(least, _ceil(min_jaccard * sizes))
     least_shared = _ceil(min_jaccard / (1 + min_jaccard) * (sizes + smallest_partner))
-    in_prefix = np.arange(sets.matrix.nnz) - np.repeat(sets.matrix.indptr[:-1], sizes) <= np.repeat(
-        sizes - least_shared, sizes
-    )
+    last = sets.matrix.indptr[:-1] + sizes - least_shared  # of the prefix of each set
+    in_prefix = np.arange(sets.matrix.nnz) <= np.repeat(last, sizes)
     rows = np.repeat(np.arange(sets.num_sets), sizes)[in_prefix]
     columns = sets.matrix.indices[in_prefix]
     prefixes = csr_matrix((np.ones(len(rows), dtype=np.int32), (rows, columns)), shape=sets.matrix.shape)

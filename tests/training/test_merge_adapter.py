@@ -9,7 +9,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from tiny_models import make_model, make_processor
 
-from bundle_mllm.model_folder import load_model, save_model
+from bundle_mllm.model_folder import load_ranker, save_model
 
 SCRIPT = Path(__file__).parents[2] / "training_scripts" / "merge_adapter.py"
 
@@ -27,7 +27,7 @@ def adapter(tmp_path):
     """An adapter whose B is not zero, so that merging changes the weights, beside its base model."""
     processor = make_processor()
     save_model(make_model(separator_token_id=processor.separator_token_id), processor, tmp_path / "base")
-    model, _ = load_model(tmp_path / "base")
+    model, _ = load_ranker(tmp_path / "base")
     adapted = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
     adapted.save_pretrained(tmp_path / "adapter")
     return tmp_path / "adapter"
@@ -40,7 +40,7 @@ def call(script, adapter, **options):
 
 def test_the_merged_folder_is_a_model_of_its_own(script, adapter):
     assert call(script, adapter) == 0
-    before, after = (load_model(adapter.parent / name)[0].state_dict() for name in ("base", "merged"))
+    before, after = (load_ranker(adapter.parent / name)[0].state_dict() for name in ("base", "merged"))
     assert before.keys() == after.keys()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed and all("q_proj" in name for name in changed)
@@ -59,8 +59,8 @@ def test_the_merged_folder_is_a_model_of_its_own(script, adapter):
 def test_a_mistake_is_one_line_and_status_2_and_leaves_no_folder(script, adapter, capsys, spoil, message):
     spoil(adapter)
     assert call(script, adapter) == 2
-    said = capsys.readouterr().err.strip().splitlines()[-1]
-    assert said.startswith("merge_adapter: error: ") and message in said
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("merge_adapter: error: ") and message in error
     assert not {path.name for path in adapter.parent.iterdir()} - {"adapter", "base", "moved"}
 
 

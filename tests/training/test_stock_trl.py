@@ -17,25 +17,27 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from tiny_models import make_backbone, make_tokenizer
 from transformers import AutoModelForCausalLM, AutoProcessor, pipeline
-from trl import SFTConfig, SFTTrainer
 from trl.scripts import sft
+from trl.trainer.sft_config import SFTConfig
+from trl.trainer.sft_trainer import SFTTrainer
 
 from bundle_mllm.cli import main
 from bundle_mllm.data import DatasetFolder, make_questions, sample_training_questions, save_questions
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.evaluation.scoring import score_questions
-from bundle_mllm.model_folder import load_model
+from bundle_mllm.model_folder import load_completer, load_ranker
 from bundle_mllm.training.config import RunConfig, StageOneConfig, StageTwoConfig
 from bundle_mllm.training.dataset import batch_by_length, prompt_completion_dataset
 from bundle_mllm.training.run import train
 
 SCRIPTS = Path(__file__).parents[2] / "training_scripts"
-SMALL = dict(num_questions=32, batch_size=8, num_candidates=(2, 6), learning_rate=1e-2, checkpoints=1)
+SMALL = dict(num_questions=32, batch_size=8, num_candidates=(2, 6), learning_rate=1e-2, num_validations=1)
 LORA = ["q_proj", "v_proj"]
+pytestmark = pytest.mark.slow
 
 
 def options(stage, *, seed, **more):
-    """What `trl sft` is told beside the YAML: tiny sizes, and the order of the file, which is the run's."""
+    """What `trl sft` gets beside the YAML: tiny sizes, and the order of the file, which is the run's."""
     given = {
         "per_device_train_batch_size": stage.batch_size,
         "learning_rate": stage.learning_rate,
@@ -91,7 +93,7 @@ def work(tmp_path_factory, tiny_data):
     work = tmp_path_factory.mktemp("stock")
     make_backbone().save_pretrained(work / "base")
     make_tokenizer().save_pretrained(work / "base")
-    nothing = ["--stage-one.num-questions", "0", "--stage-two.num-questions", "0"]
+    nothing = ["--stage-one.num-questions", "0", "--stage-two.num-questions", "0", "--no-retriever"]
     where = ["--data", str(tiny_data), "--base-model", str(work / "base"), "--output-dir", str(work / "init")]
     assert main(["train", *where, *nothing]) == 0
     return work
@@ -104,6 +106,7 @@ def run(work, tiny_data):
         output_dir=work / "own",
         base_model=str(work / "base"),
         validation_questions=0,
+        no_retriever=True,
         stage_one=StageOneConfig(**SMALL),
         stage_two=StageTwoConfig(**SMALL),
     )
@@ -116,7 +119,7 @@ def own(run):
 
 def write_questions(folder, data, stage, processor, seed):
     """Write the training questions of a stage of `bundle-mllm train`, in its order."""
-    asked = sample_training_questions(
+    questions = sample_training_questions(
         data.bundles.train,
         data.catalog,
         num_questions=stage.num_questions,
@@ -124,7 +127,7 @@ def write_questions(folder, data, stage, processor, seed):
         hard_fraction=stage.hard_fraction,
         seed=seed,
     )
-    ordered = batch_by_length(asked, data.catalog, batch_size=stage.batch_size, seed=seed)
+    ordered = batch_by_length(questions, data.catalog, batch_size=stage.batch_size, seed=seed)
     folder.mkdir()
     prompt_completion_dataset(ordered, processor, shows_items=stage.shows_items).to_json(folder / "train.jsonl")
     return ["--dataset_name", folder]
@@ -136,12 +139,12 @@ def stock(work, run, data):
     disable_progress_bars()
     init, adapter, merged, out = (work / name for name in ("init", "adapter", "merged", "out"))
     processor = AutoProcessor.from_pretrained(init)
-    asked = write_questions(work / "questions_one", data, run.stage_one, processor, seed=0)
-    where = ["--model_name_or_path", init, "--output_dir", adapter, *asked]
+    questions = write_questions(work / "questions_one", data, run.stage_one, processor, seed=0)
+    where = ["--model_name_or_path", init, "--output_dir", adapter, *questions]
     trl_sft("stage_one.yaml", [*where, *options(run.stage_one, seed=0)], work)
     script("merge_adapter").merge_adapter(adapter, merged)
-    asked = write_questions(work / "questions_two", data, run.stage_two, processor, seed=1)
-    where = ["--model_name_or_path", merged, "--output_dir", out, *asked]
+    questions = write_questions(work / "questions_two", data, run.stage_two, processor, seed=1)
+    where = ["--model_name_or_path", merged, "--output_dir", out, *questions]
     trl_sft("stage_two.yaml", [*where, *options(run.stage_two, seed=1)], work)
     return init, adapter, merged, out
 
@@ -164,9 +167,8 @@ def names(folder, *prefixes):
 
 
 def scores(folder, data):
-    model, processor = load_model(folder)
-    asked = make_questions(data.bundles.test, data.catalog, data.bundles, num_candidates=6, seed=0)
-    return torch.tensor([scored.option_logits for scored in score_questions(model, processor, asked)])
+    questions = make_questions(data.bundles.test, data.catalog, data.bundles, num_candidates=6, seed=0)
+    return torch.tensor([scored.scores for scored in score_questions(load_completer(folder), questions)["ranker"]])
 
 
 def test_stage_one_moves_queries_and_values_and_nothing_else(stock):
@@ -209,17 +211,17 @@ def test_the_result_is_a_whole_folder_for_pipeline_and_evaluate(stock, tiny_data
     completer = pipeline("bundle-completion", model=str(out))
     answered = completer({"partial": ["red-shirt"], "candidates": ["red-hat", "blue-bag"]})
     assert {option["item_id"] for option in answered} == {"red-hat", "blue-bag"}
-    asked = make_questions(data.bundles.test, data.catalog, data.bundles, num_candidates=4, seed=0)
-    save_questions(tmp_path / "q.jsonl", asked)
+    questions = make_questions(data.bundles.test, data.catalog, data.bundles, num_candidates=4, seed=0)
+    save_questions(tmp_path / "q.jsonl", questions)
     arguments = ["--data", tiny_data, "--questions", tmp_path / "q.jsonl", "--output", tmp_path / "metrics.json"]
     assert main(["evaluate", "--model", str(out), *map(str, arguments)]) == 0
-    assert json.loads((tmp_path / "metrics.json").read_text())["num_questions"] == len(asked)
+    assert json.loads((tmp_path / "metrics.json").read_text())["num_questions"] == len(questions)
 
 
 @torch.no_grad()
 def question_losses(folder, rows, **packing):
     """The loss of each question, by its tokens, in batches as TRL makes them; and how many rows these had."""
-    model, processor = load_model(folder)
+    model, processor = load_ranker(folder)
     arguments = SFTConfig("unused", bf16=False, report_to="none", per_device_train_batch_size=4, **packing)
     trainer = SFTTrainer(model, arguments, train_dataset=rows, processing_class=processor)
     losses, count = {}, 0
@@ -239,28 +241,28 @@ def question_losses(folder, rows, **packing):
 
 def test_packing_changes_no_loss(work, run, data):
     processor = AutoProcessor.from_pretrained(work / "init")
-    asked = make_questions(data.bundles.train, data.catalog, data.bundles, num_candidates=6, seed=0)
-    rows = prompt_completion_dataset(asked, processor, shows_items=True)
+    questions = make_questions(data.bundles.train, data.catalog, data.bundles, num_candidates=6, seed=0)
+    rows = prompt_completion_dataset(questions, processor, shows_items=True)
     alone, count_alone = question_losses(work / "init", rows, max_length=None)
     packed, count_packed = question_losses(work / "init", rows, packing=True, max_length=512)
-    assert count_alone == len(asked) == len(alone) > 3 * count_packed
+    assert count_alone == len(questions) == len(alone) > 3 * count_packed
     assert alone.keys() == packed.keys()
     assert all(abs(alone[tokens] - packed[tokens]) < 1e-5 for tokens in alone)
     assert min(alone.values()) > 0.1
 
 
 @pytest.fixture(scope="module")
-def asked_by_command(work, tiny_data):
+def questions_by_command(work, tiny_data):
     where = ["--data", tiny_data, "--split", "train", "--model", work / "init", "--num-candidates", "6"]
     output = ["--format", "prompt-completion", "--output", work / "questions" / "train.jsonl"]
     assert main(["questions", *map(str, [*where, *output])]) == 0
     return ["--dataset_name", work / "questions"]
 
 
-def test_two_cpu_processes_train_the_same_parameters(work, run, asked_by_command):
+def test_two_cpu_processes_train_the_same_parameters(work, run, questions_by_command):
     count = len((work / "questions" / "train.jsonl").read_text().splitlines())
     init, out, batch = work / "init", work / "out_of_two", 2 * run.stage_two.batch_size
-    arguments = ["--model_name_or_path", init, "--output_dir", out, *asked_by_command]
+    arguments = ["--model_name_or_path", init, "--output_dir", out, *questions_by_command]
     more = options(run.stage_two, seed=1, use_cpu=True, save_strategy="epoch")
     launch = ("accelerate", "launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0")
     trl_sft("stage_two.yaml", [*arguments, *more], work, command=(*launch, "-m", "trl.scripts.sft"))
@@ -274,7 +276,9 @@ def test_two_cpu_processes_train_the_same_parameters(work, run, asked_by_command
 
 
 @torch.no_grad()
-def test_an_adapter_with_fusion_projector_and_separator_in_it_loses_nothing(work, run, asked_by_command, monkeypatch):
+def test_an_adapter_with_fusion_projector_and_separator_in_it_loses_nothing(
+    work, run, questions_by_command, monkeypatch
+):
     """`trl sft --use_peft` in this process, so that what was trained can be compared with what was saved."""
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(work / "hf"))
     trained, save_model = [], SFTTrainer.save_model
@@ -285,17 +289,17 @@ def test_an_adapter_with_fusion_projector_and_separator_in_it_loses_nothing(work
 
     monkeypatch.setattr(SFTTrainer, "save_model", keep_and_save)
     arguments = ["--config", SCRIPTS / "stage_two.yaml", "--use_peft", "--output_dir", work / "adapter_two"]
-    arguments += ["--model_name_or_path", work / "init", *asked_by_command, *options(run.stage_two, seed=1)]
+    arguments += ["--model_name_or_path", work / "init", *questions_by_command, *options(run.stage_two, seed=1)]
     with torch.enable_grad():
         sft.main(*sft.make_parser().parse_args_and_config([*map(str, arguments)], fail_with_unknown_args=False))
     saved = load_file(work / "adapter_two" / "adapter_model.safetensors")
     parts = {name.removeprefix("base_model.model.model.").split(".")[0] for name in saved}
     assert parts == {"language_model", "fusion", "projector", "separator"}
-    model, processor = load_model(work / "init")
+    model, processor = load_ranker(work / "init")
     inputs = processor({"partial": ["red-shirt"], "candidates": ["red-hat", "blue-bag"]}, return_tensors="pt")
     expected, untrained = trained[0].eval()(**inputs).logits, model(**inputs).logits
     assert not torch.allclose(expected, untrained, atol=1e-2)
     loaded = AutoModelForCausalLM.from_pretrained(work / "adapter_two")
     assert torch.allclose(loaded(**inputs).logits, expected, rtol=0, atol=1e-6)
     script("merge_adapter").merge_adapter(work / "adapter_two", work / "merged_two")
-    assert torch.allclose(load_model(work / "merged_two")[0](**inputs).logits, expected, rtol=0, atol=1e-5)
+    assert torch.allclose(load_ranker(work / "merged_two")[0](**inputs).logits, expected, rtol=0, atol=1e-5)

@@ -6,7 +6,7 @@ import pytest
 from bundle_mllm.data import DatasetFolder, write_records
 from bundle_mllm.data.features import write_modality
 from bundle_mllm.data.leakage import Accuracy, LeakedBundles, check_interactions, measure_leakage
-from bundle_mllm.encoders.relational import BundleItemSVD
+from bundle_mllm.encoders.relational import BundleItemEncoder, TruncatedSVD
 from bundle_mllm.errors import BundleMLLMError
 
 NUM_ITEMS, NUM_TRAIN, NUM_HELD_OUT = 200, 260, 60
@@ -46,7 +46,7 @@ def report(tmp_path_factory):
     """Noise as pictures; bundle features in sample, and their cross-fitted versions."""
     folder = folder_of(tmp_path_factory.mktemp("leakage"))
     write(folder, "visual", np.random.default_rng(0).standard_normal((NUM_ITEMS, 8)))
-    encoder = BundleItemSVD(32, num_folds=5)
+    encoder = BundleItemEncoder(TruncatedSVD(31), num_folds=5)
     encoded = encoder.encode(folder)
     write(folder, "bundle_item", encoded.features, encoded.present)
     encoder.cross_fit(folder, encoded.features).save(folder)
@@ -78,7 +78,7 @@ def test_the_summary_shows_each_number_and_warns_of_nothing_out_of_fold_features
 
 def test_features_with_a_gap_and_without_out_of_fold_features_give_a_warning(tmp_path):
     folder = folder_of(tmp_path)
-    encoded = BundleItemSVD(32).encode(folder)
+    encoded = BundleItemEncoder(TruncatedSVD(31)).encode(folder)
     write(folder, "bundle_item", encoded.features, encoded.present)
     (warning,) = measure_leakage(folder).warnings
     assert warning.startswith("bundle_item alone answers")

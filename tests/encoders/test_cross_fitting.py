@@ -7,16 +7,15 @@ from bundle_mllm.data import DatasetFolder, write_records
 from bundle_mllm.data.features import write_modality
 from bundle_mllm.data.folds import OutOfFoldFeatures, assign_folds, count_folds, remove_folds
 from bundle_mllm.data.memberships import BUNDLE_ITEM, ItemGroups
-from bundle_mllm.encoders.cross_fitting import cross_fit, rotate_onto
 from bundle_mllm.encoders.lightgcn import LightGCN
-from bundle_mllm.encoders.relational import BundleItemLightGCN, BundleItemSVD, item_svd
+from bundle_mllm.encoders.relational import BundleItemEncoder, TruncatedSVD, cross_fit, rotate_onto
 from bundle_mllm.errors import BundleMLLMError
 
 NUM_ITEMS = 40
 
 
 def fit(groups):
-    return item_svd(groups, 8)
+    return TruncatedSVD(8).fit(groups)
 
 
 def graph(bundles, num_items=NUM_ITEMS):
@@ -108,7 +107,7 @@ def test_bundles_of_pure_noise_are_completed_by_features_fitted_to_them_only():
     folds = np.arange(400) % 5
 
     def fit_large(groups):
-        return item_svd(groups, 32)
+        return TruncatedSVD(32).fit(groups)
 
     reference = fit_large(graph(bundles, num_items))
     out_of_fold = fit_folds(fit_large, bundles, folds, reference, num_items)
@@ -123,7 +122,9 @@ def test_bundles_of_pure_noise_are_completed_by_features_fitted_to_them_only():
     assert cross_fitted < 0.15  # chance is .1, its standard error .015
 
 
-@pytest.mark.parametrize("encoder", [BundleItemSVD(9, num_folds=3), BundleItemLightGCN(LightGCN(8, steps=3), 3)])
+@pytest.mark.parametrize(
+    "encoder", [BundleItemEncoder(TruncatedSVD(8), num_folds=3), BundleItemEncoder(LightGCN(8, steps=3), 3)]
+)
 def test_encoders_make_out_of_fold_features_that_are_saved_and_loaded(tmp_path, encoder):
     folder = folder_of(tmp_path, random_bundles())
     encoded = write(folder, encoder)
@@ -145,7 +146,7 @@ def test_encoders_make_out_of_fold_features_that_are_saved_and_loaded(tmp_path, 
 
 
 def test_cross_fitting_twice_gives_the_same_bytes(tmp_path):
-    folder, encoder = folder_of(tmp_path, random_bundles()), BundleItemSVD(8, num_folds=3)
+    folder, encoder = folder_of(tmp_path, random_bundles()), BundleItemEncoder(TruncatedSVD(7), num_folds=3)
     encoded = write(folder, encoder)
     contents = [encoder.cross_fit(folder, encoded.features).save(folder).read_bytes() for _ in range(2)]
     assert contents[0] == contents[1]
@@ -153,7 +154,7 @@ def test_cross_fitting_twice_gives_the_same_bytes(tmp_path):
 
 def test_popularity_and_presence_are_counted_without_the_fold(tmp_path):
     bundles = [[0, 1], [0, 2], [0, 3], [4, 5]]
-    folder, encoder = folder_of(tmp_path, bundles), BundleItemSVD(3, num_folds=4)
+    folder, encoder = folder_of(tmp_path, bundles), BundleItemEncoder(TruncatedSVD(2), num_folds=4)
     encoded = write(folder, encoder)
     out_of_fold = encoder.cross_fit(folder, encoded.features)
     fold = out_of_fold.fold_of_bundle["b3"]
@@ -166,11 +167,11 @@ def test_popularity_and_presence_are_counted_without_the_fold(tmp_path):
 
 
 def test_out_of_fold_features_of_other_features_are_refused_and_can_be_removed(tmp_path):
-    folder, encoder = folder_of(tmp_path, random_bundles()), BundleItemSVD(8, num_folds=3)
+    folder, encoder = folder_of(tmp_path, random_bundles()), BundleItemEncoder(TruncatedSVD(7), num_folds=3)
     out_of_fold = encoder.cross_fit(folder, write(folder, encoder).features)
     out_of_fold.save(folder)
     assert count_folds(tmp_path / "features", "bundle_item")
-    write(folder, BundleItemSVD(4))
+    write(folder, BundleItemEncoder(TruncatedSVD(3)))
     assert not count_folds(tmp_path / "features", "bundle_item")
     with pytest.raises(BundleMLLMError, match=r"belongs to other features .* encode 'bundle_item' again"):
         OutOfFoldFeatures.load(folder)
@@ -179,18 +180,18 @@ def test_out_of_fold_features_of_other_features_are_refused_and_can_be_removed(t
 
 
 def test_fewer_bundles_than_folds_are_not_cross_fitted(tmp_path):
-    folder, encoder = folder_of(tmp_path, [[0, 1], [1, 2]]), BundleItemSVD(2, num_folds=3)
+    folder, encoder = folder_of(tmp_path, [[0, 1], [1, 2]]), BundleItemEncoder(TruncatedSVD(1), num_folds=3)
     assert encoder.cross_fit(folder, encoder.encode(folder).features) is None
 
 
 def test_bundles_that_are_all_near_duplicates_leave_nothing_to_fit(tmp_path):
-    folder, encoder = folder_of(tmp_path, [[0, 1, 2]] * 4), BundleItemSVD(3, num_folds=2)
+    folder, encoder = folder_of(tmp_path, [[0, 1, 2]] * 4), BundleItemEncoder(TruncatedSVD(2), num_folds=2)
     out_of_fold = encoder.cross_fit(folder, encoder.encode(folder).features)
     assert out_of_fold.num_folds == 1
     assert not out_of_fold.present.any()
 
 
 def test_out_of_fold_features_of_features_that_were_never_written_are_refused(tmp_path):
-    folder, encoder = folder_of(tmp_path, random_bundles()), BundleItemSVD(8, num_folds=3)
+    folder, encoder = folder_of(tmp_path, random_bundles()), BundleItemEncoder(TruncatedSVD(7), num_folds=3)
     with pytest.raises(BundleMLLMError, match="write the features first"):
         encoder.cross_fit(folder, encoder.encode(folder).features).save(folder)

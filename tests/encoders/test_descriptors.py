@@ -13,7 +13,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from bundle_mllm.data import DatasetFolder
-from bundle_mllm.encoders import ImageDescriptor, SoundDescriptor, UserItemSVD
+from bundle_mllm.encoders import ImageDescriptor, SoundDescriptor, TruncatedSVD, UserItemEncoder
 from bundle_mllm.encoders.media import UnreadableFileError
 from bundle_mllm.synthetic.settings import SyntheticSettings
 from bundle_mllm.synthetic.write import make_synthetic
@@ -52,7 +52,7 @@ def test_media_show_looks_and_interactions_show_users_and_neither_shows_what_the
     catalog = make_synthetic(tmp_path / domain, SyntheticSettings(domain=domain, seed=1))
     folder = DatasetFolder.open(tmp_path / domain)
     media = encoder().encode(folder)
-    log = UserItemSVD(dim=16).encode(folder)
+    log = UserItemEncoder(TruncatedSVD(15)).encode(folder)
     words = sorted({word for title in catalog.titles for word in title.split()})
     titles = np.array([[word in title.split() for word in words] for title in catalog.titles], dtype=float)
     levels = catalog.levels

@@ -12,7 +12,7 @@ from PIL import Image
 
 from bundle_mllm.data import DatasetFolder, write_records
 from bundle_mllm.data.features import write_modality
-from bundle_mllm.encoders import Encoded, ImageDescriptor, UserItemSVD, encode_folder
+from bundle_mllm.encoders import Encoded, ImageDescriptor, TruncatedSVD, UserItemEncoder, encode_folder
 from bundle_mllm.errors import BundleMLLMError
 
 COLORS = ("red", "green", "blue", "white")
@@ -125,7 +125,7 @@ def test_an_encoder_of_ones_own_is_given_in_place_of_a_name_and_may_make_a_new_m
         def encode(self, folder, progress=None):
             return Encoded(np.ones((len(folder.catalog), 2), np.float32), np.ones(len(folder.catalog), bool))
 
-    summaries = encode_folder(folder, visual="descriptor", relational=[UserItemSVD(dim=8), Letters()])
+    summaries = encode_folder(folder, visual="descriptor", relational=[UserItemEncoder(TruncatedSVD(7)), Letters()])
     assert {name: summary.dim for name, summary in summaries.items()} == {"visual": 256, "user_item": 8, "letters": 2}
     assert DatasetFolder.open(folder).features().modalities == {"letters": 2, "user_item": 8, "visual": 256}
 

@@ -6,8 +6,7 @@ import pytest
 from bundle_mllm.data import DatasetFolder, write_records
 from bundle_mllm.data.features import write_modality
 from bundle_mllm.data.folds import OutOfFoldFeatures
-from bundle_mllm.encoders import BundleItemSVD, Encoded, encode_folder
-from bundle_mllm.encoders.relational import BundleItemEncoder
+from bundle_mllm.encoders import BundleItemEncoder, Encoded, TruncatedSVD, encode_folder
 from bundle_mllm.errors import BundleMLLMError
 
 NUM_ITEMS = 30
@@ -36,7 +35,7 @@ def folder(tmp_path):
 
 
 def encode(folder, num_folds=4, **arguments):
-    encoder = BundleItemSVD(dim=8, num_folds=num_folds)
+    encoder = BundleItemEncoder(TruncatedSVD(7), num_folds=num_folds)
     return encode_folder(folder, relational=encoder, **arguments)["bundle_item"]
 
 
@@ -56,7 +55,7 @@ def test_out_of_fold_features_are_written_with_the_features_and_counted_in_the_s
     assert summary.num_folds == load(folder).num_folds == 4
     assert ", cross-fitted in 4 folds" in str(summary)
     assert calls[-4:] == [("bundle_item, cross-fitting", done, 4) for done in (1, 2, 3, 4)]
-    encoder, opened = BundleItemSVD(dim=8, num_folds=4), DatasetFolder.open(folder)
+    encoder, opened = BundleItemEncoder(TruncatedSVD(7), num_folds=4), DatasetFolder.open(folder)
     alone = encoder.cross_fit(opened, encoder.encode(opened).features)
     assert alone.features.equal(load(folder).features)
 

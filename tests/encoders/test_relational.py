@@ -6,10 +6,9 @@ import torch
 
 from bundle_mllm.data import DatasetFolder, write_records
 from bundle_mllm.data.memberships import BUNDLE_ITEM, ItemGroups
-from bundle_mllm.encoders import BundleItemSVD, UserItemSVD
+from bundle_mllm.encoders import BundleItemEncoder, TruncatedSVD, UserItemEncoder
 from bundle_mllm.encoders.lightgcn import LightGCN
 from bundle_mllm.encoders.registry import make_encoder
-from bundle_mllm.encoders.relational import BundleItemLightGCN, UserItemLightGCN, item_svd
 from bundle_mllm.errors import BundleMLLMError
 
 
@@ -43,7 +42,7 @@ def test_products_of_vectors_equal_those_of_a_dense_factorization(num_groups, nu
     _, values, vectors = np.linalg.svd(dense)
     kept = min(dim, num_groups, num_items)
     expected = num_items * (vectors[:kept].T * (values[:kept] / values[0]) ** 2) @ vectors[:kept]
-    features = item_svd(groups, dim)
+    features = TruncatedSVD(dim).fit(groups)
     assert features.dtype == np.float32
     assert features.shape == (num_items, dim)
     np.testing.assert_allclose(features @ features.T, expected, atol=1e-3)
@@ -53,7 +52,7 @@ def test_products_of_vectors_equal_those_of_a_dense_factorization(num_groups, nu
 def test_two_groups_that_share_no_item_are_orthogonal_by_hand():
     # Users 0, 1 have items 0, 1: entries 2^(-3/4), singular value 2^(1/4), and both items point the same way. User 2
     # has item 2: singular value 1, or 2^(-1/4) of the largest, so the squared length of its vector is 3 / 2^(1/2).
-    features = item_svd(graph([0, 0, 1, 1, 2], [0, 1, 0, 1, 2], 3), 3)
+    features = TruncatedSVD(3).fit(graph([0, 0, 1, 1, 2], [0, 1, 0, 1, 2], 3))
     np.testing.assert_allclose(features @ features.T, [[1.5, 1.5, 0], [1.5, 1.5, 0], [0, 0, 3 / 2**0.5]], atol=1e-5)
 
 
@@ -61,11 +60,11 @@ def test_repeated_pairs_count_once_and_the_order_of_edges_does_not_count():
     groups = random_graph(200, 150)
     order = np.random.default_rng(1).permutation(len(groups))
     repeated = [np.concatenate([column, column[order]]) for column in (groups.groups, groups.nodes)]
-    np.testing.assert_array_equal(item_svd(groups, 8), item_svd(graph(*repeated, 150), 8))
+    np.testing.assert_array_equal(TruncatedSVD(8).fit(groups), TruncatedSVD(8).fit(graph(*repeated, 150)))
 
 
 def test_the_largest_entry_of_each_column_is_positive():
-    features = item_svd(random_graph(200, 150), 8)
+    features = TruncatedSVD(8).fit(random_graph(200, 150))
     assert (features[np.abs(features).argmax(axis=0), np.arange(8)] > 0).all()
 
 
@@ -74,8 +73,8 @@ def test_bundles_outside_the_training_split_change_nothing(tmp_path):
     held_out = [bundle("c", ["3", "4"], "validation"), bundle("d", ["0", "5"], "test")]
     for name in ("with", "without"):
         (tmp_path / name).mkdir()
-    without = BundleItemSVD(dim=4).encode(folder_of(tmp_path / "without", train))
-    with_all = BundleItemSVD(dim=4).encode(folder_of(tmp_path / "with", [*train, *held_out]))
+    without = BundleItemEncoder(TruncatedSVD(3)).encode(folder_of(tmp_path / "without", train))
+    with_all = BundleItemEncoder(TruncatedSVD(3)).encode(folder_of(tmp_path / "with", [*train, *held_out]))
     np.testing.assert_array_equal(with_all.features, without.features)
     assert with_all.present.tolist() == [True, True, True, False, False, False]
     assert (with_all.features[3:] == 0).all()
@@ -83,24 +82,26 @@ def test_bundles_outside_the_training_split_change_nothing(tmp_path):
 
 def test_items_without_a_user_are_absent(tmp_path):
     log = [{"user_id": "u", "item_id": "0"}, {"user_id": "u", "item_id": "4"}, {"user_id": "v", "item_id": "gone"}]
-    encoded = UserItemSVD(dim=3).encode(folder_of(tmp_path, [bundle("a", ["0", "1"])], log))
+    encoded = UserItemEncoder(TruncatedSVD(2)).encode(folder_of(tmp_path, [bundle("a", ["0", "1"])], log))
     assert encoded.present.tolist() == [True, False, False, False, True, False]
     assert np.abs(encoded.features[0]).sum() > 0
 
 
 def test_no_training_bundle_makes_every_item_absent(tmp_path):
-    encoded = BundleItemSVD(dim=4).encode(folder_of(tmp_path, [bundle("a", ["0", "1"], "test")]))
+    encoded = BundleItemEncoder(TruncatedSVD(3)).encode(folder_of(tmp_path, [bundle("a", ["0", "1"], "test")]))
     assert not encoded.present.any()
     assert encoded.features.shape == (6, 4)
 
 
 def test_the_error_without_a_user_log_names_the_file_to_add(tmp_path):
     with pytest.raises(BundleMLLMError, match=r"add interactions\.csv"):
-        UserItemSVD().encode(folder_of(tmp_path, [bundle("a", ["0", "1"])]))
+        UserItemEncoder(TruncatedSVD()).encode(folder_of(tmp_path, [bundle("a", ["0", "1"])]))
 
 
 def test_the_last_column_grows_with_the_number_of_bundles(tmp_path):
-    encoded = BundleItemSVD(dim=3).encode(folder_of(tmp_path, [bundle("a", ["0", "1"]), bundle("b", ["1", "2"])]))
+    encoded = BundleItemEncoder(TruncatedSVD(2)).encode(
+        folder_of(tmp_path, [bundle("a", ["0", "1"]), bundle("b", ["1", "2"])])
+    )
     mean = 4 / 6
     np.testing.assert_allclose(encoded.features[:3, -1], np.log1p(np.array([1, 2, 1]) / mean) / 4, rtol=1e-6)
 
@@ -109,7 +110,7 @@ def test_lightgcn_encodes_users_and_bundles(tmp_path):
     log = [{"user_id": f"u{user}", "item_id": str(item)} for user in range(4) for item in range(user + 1)]
     folder = folder_of(tmp_path, [bundle("a", ["0", "1"])], log)
     method = LightGCN(dim=5, steps=2)
-    for encoder, num_present in ((UserItemLightGCN(method), 4), (BundleItemLightGCN(method), 2)):
+    for encoder, num_present in ((UserItemEncoder(method), 4), (BundleItemEncoder(method), 2)):
         calls = []
         encoded = encoder.encode(folder, lambda *call, calls=calls: calls.append(call))
         assert encoded.features.shape == (6, encoder.dim) == (6, 6)
@@ -118,14 +119,19 @@ def test_lightgcn_encodes_users_and_bundles(tmp_path):
 
 
 def test_settings_are_part_of_an_encoders_name():
-    names = [UserItemSVD().name, UserItemSVD(8).name, UserItemLightGCN().name, UserItemLightGCN(LightGCN(seed=1)).name]
-    names += [BundleItemSVD().name, BundleItemSVD(num_folds=3).name]
+    names = [
+        UserItemEncoder(TruncatedSVD()).name,
+        UserItemEncoder(TruncatedSVD(7)).name,
+        UserItemEncoder(LightGCN()).name,
+        UserItemEncoder(LightGCN(seed=1)).name,
+    ]
+    names += [BundleItemEncoder(TruncatedSVD()).name, BundleItemEncoder(TruncatedSVD(), num_folds=3).name]
     assert len(set(names)) == len(names)
 
 
 def test_a_width_that_leaves_no_column_to_the_factors_is_refused():
     with pytest.raises(BundleMLLMError, match="0 columns"):
-        BundleItemSVD(dim=1)
+        BundleItemEncoder(TruncatedSVD(0))
 
 
 @pytest.mark.parametrize("modality", ["user_item", "bundle_item"])

@@ -25,7 +25,7 @@ from bundle_mllm.baselines.learning import (
 from bundle_mllm.data.bundles import Bundle
 from bundle_mllm.data.folder import DatasetFolder
 from bundle_mllm.data.memberships import BUNDLE_ITEM, TEXTUAL, USER_ITEM, ItemGroups
-from bundle_mllm.encoders.relational import item_svd
+from bundle_mllm.encoders.relational import TruncatedSVD
 from bundle_mllm.encoders.textual import TfidfEncoder
 
 MIN_BUNDLES = 2
@@ -82,7 +82,7 @@ def _item_features(folder: DatasetFolder) -> list[tuple[torch.Tensor, torch.Tens
         inputs[TEXTUAL] = torch.as_tensor(text.features), torch.as_tensor(text.present)
     if USER_ITEM not in inputs and folder.interactions is not None:
         users = ItemGroups.of_users(folder.interactions, len(folder.catalog))
-        inputs[USER_ITEM] = torch.from_numpy(item_svd(users, 64)), torch.from_numpy(users.groups_per_node > 0)
+        inputs[USER_ITEM] = torch.from_numpy(TruncatedSVD(64).fit(users)), torch.from_numpy(users.groups_per_node > 0)
     result = []
     for values, mask in inputs.values():
         if mask.any():

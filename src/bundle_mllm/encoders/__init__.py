@@ -20,10 +20,9 @@ if TYPE_CHECKING:
     from bundle_mllm.encoders.encode import encode_folder as encode_folder
     from bundle_mllm.encoders.media import UnreadableFileError as UnreadableFileError
     from bundle_mllm.encoders.registry import ENCODERS as ENCODERS
-    from bundle_mllm.encoders.relational import BundleItemLightGCN as BundleItemLightGCN
-    from bundle_mllm.encoders.relational import BundleItemSVD as BundleItemSVD
-    from bundle_mllm.encoders.relational import UserItemLightGCN as UserItemLightGCN
-    from bundle_mllm.encoders.relational import UserItemSVD as UserItemSVD
+    from bundle_mllm.encoders.relational import BundleItemEncoder as BundleItemEncoder
+    from bundle_mllm.encoders.relational import TruncatedSVD as TruncatedSVD
+    from bundle_mllm.encoders.relational import UserItemEncoder as UserItemEncoder
     from bundle_mllm.encoders.textual import TfidfEncoder as TfidfEncoder
 else:
     __getattr__, __dir__, __all__ = lazy_names(__name__, __file__)

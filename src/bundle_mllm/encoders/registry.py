@@ -47,12 +47,12 @@ ENCODERS: Mapping[str, Mapping[str, EncoderEntry]] = {
         "transformers": EncoderEntry("textual", "SentenceEncoder", "sentence-transformers/all-MiniLM-L6-v2"),
     },
     "user_item": {
-        "svd": EncoderEntry("relational", "UserItemSVD"),
-        "lightgcn": EncoderEntry("relational", "UserItemLightGCN"),
+        "svd": EncoderEntry("relational", "UserItemEncoder.svd"),
+        "lightgcn": EncoderEntry("relational", "UserItemEncoder.lightgcn"),
     },
     "bundle_item": {
-        "svd": EncoderEntry("relational", "BundleItemSVD"),
-        "lightgcn": EncoderEntry("relational", "BundleItemLightGCN"),
+        "svd": EncoderEntry("relational", "BundleItemEncoder.svd"),
+        "lightgcn": EncoderEntry("relational", "BundleItemEncoder.lightgcn"),
     },
 }
 """Every encoder by modality and name."""

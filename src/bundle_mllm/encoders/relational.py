@@ -5,8 +5,10 @@ Knows nothing about bundles outside the training split, nor the items' titles an
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Self
 
 import numpy as np
 import torch
@@ -17,35 +19,20 @@ from bundle_mllm.data.folder import DatasetFolder
 from bundle_mllm.data.folds import OutOfFoldFeatures, assign_folds
 from bundle_mllm.data.memberships import BUNDLE_ITEM, USER_ITEM, ItemGroups
 from bundle_mllm.encoders.base import Encoded, Progress
-from bundle_mllm.encoders.cross_fitting import cross_fit
 from bundle_mllm.encoders.lightgcn import LightGCN
 from bundle_mllm.errors import BundleMLLMError
 
 NUM_FOLDS = 10
 
 
-class GraphMethod(Protocol):
-    """Turns a graph of groups and items into one vector per item.
-
-    Attributes:
-        name: Name, version and settings.
-        dim: Length of a vector.
-    """
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def dim(self) -> int: ...
-
-    def fit(self, groups: ItemGroups, progress: Progress | None = None) -> np.ndarray:
-        """Return `[num_items, dim]` float32, zero for items without a group; the same graph gives the same bytes."""
-        ...
-
-
 @dataclass(frozen=True)
 class TruncatedSVD:
-    """The fast method; see [`item_svd`].
+    """Factor the normalized incidence matrix of groups (users or bundles) and items; the fast method.
+
+    With edges R, the matrix is D_g^(-1/2) R D_i^(-1/4) = U S V'; an item's vector is its row of sqrt(num_items) V S,
+    over the largest singular value. The power of the items' degrees is ours: with -1/2, as in LightGCN, the first
+    columns are small groups that share no item with others, and real bundles are completed less well. Signs are fixed:
+    in each column, the entry of largest size is positive.
 
     Attributes:
         dim: Length of a vector; columns beyond the rank of the graph are zero.
@@ -63,60 +50,96 @@ class TruncatedSVD:
         return "svd-2" if self == TruncatedSVD() else f"svd-2 {self}"
 
     def fit(self, groups: ItemGroups, progress: Progress | None = None) -> np.ndarray:
-        """Factor a graph."""
-        features = item_svd(groups, self.dim)
+        """Factor a graph: `[num_items, dim]` float32, zero for items without a group."""
+        features = np.zeros((groups.num_items, self.dim), dtype=np.float32)
+        if len(groups):
+            by_group = sparse.diags_array(np.maximum(groups.group_sizes, 1) ** -0.5)
+            by_item = sparse.diags_array(np.maximum(groups.groups_per_node, 1) ** -0.25)
+            values, vectors = truncated_svd(sparse.csr_array(by_group @ groups.csr().T @ by_item), self.dim)
+            features[:, : len(values)] = np.sqrt(groups.num_items) * (vectors * (values / values[0])[:, None]).T
         if progress is not None:
             progress(groups.num_items, groups.num_items)
         return features
 
 
-class UserItemEncoder:
-    """Describe each item by its users and their number; an item without a user is absent.
+class GroupEncoder(ABC):
+    """Describe each item by its groups and their number; an item without a group is absent.
 
     Args:
-        method: Makes vectors of the user log.
+        method: Makes vectors of the graph of groups and items; the same graph gives the same bytes.
     """
+
+    modality: str
+
+    def __init__(self, method: TruncatedSVD | LightGCN):
+        self.method = method
+        self.dim = method.dim + 1
+        self.name = f"{self.modality.replace('_', '-')} {method.name}"
+
+    @classmethod
+    def svd(cls) -> Self:
+        """Return the encoder by truncated SVD."""
+        return cls(TruncatedSVD())
+
+    @classmethod
+    def lightgcn(cls) -> Self:
+        """Return the encoder by LightGCN."""
+        return cls(LightGCN())
+
+    def encode(self, folder: DatasetFolder, progress: Progress | None = None) -> Encoded:
+        """Encode the groups of a folder."""
+        groups = self.groups(folder)
+
+        def in_items(done: int, total: int) -> None:
+            """Report steps of the method as items, as all encoders do."""
+            assert progress is not None
+            progress(groups.num_items * done // total, groups.num_items)
+
+        return _with_popularity(self.method.fit(groups, progress and in_items), groups.groups_per_node)
+
+    @abstractmethod
+    def groups(self, folder: DatasetFolder) -> ItemGroups:
+        """Return the groups of a folder."""
+
+
+class UserItemEncoder(GroupEncoder):
+    """A [`GroupEncoder`] of the user log."""
 
     modality = USER_ITEM
 
-    def __init__(self, method: GraphMethod):
-        self.method = method
-        self.dim = method.dim + 1
-        self.name = f"user-item {method.name}"
-
-    def encode(self, folder: DatasetFolder, progress: Progress | None = None) -> Encoded:
-        """Encode the user log of a folder."""
+    def groups(self, folder: DatasetFolder) -> ItemGroups:
+        """Return the users of each item."""
         log = folder.interactions
         if log is None:
             raise BundleMLLMError(
                 f"{folder.path} has no interactions table, so there are no users to describe an item by: "
                 'add interactions.csv (user_id, item_id), or leave "user_item" out.'
             )
-        return _encode(self.method, ItemGroups.of_users(log, len(folder.catalog)), progress)
+        return ItemGroups.of_users(log, len(folder.catalog))
 
 
-class BundleItemEncoder:
-    """Describe each item by its *training* bundles and their number; an item in no training bundle is absent.
+class BundleItemEncoder(GroupEncoder):
+    """A [`GroupEncoder`] of the *training* bundles.
 
     These vectors contain the answers of training questions: a model that trains on them learns to trust them more than
     it may at test time. [`~BundleItemEncoder.cross_fit`] makes the vectors to train on.
 
     Args:
-        method: Makes vectors of the bundles.
+        method: See [`GroupEncoder`].
         num_folds: Number of folds; more of them cost more and come closer to the conditions at test time.
         seed: Chooses the folds.
     """
 
     modality = BUNDLE_ITEM
 
-    def __init__(self, method: GraphMethod, num_folds: int = NUM_FOLDS, seed: int = 0):
-        self.method, self.num_folds, self.seed = method, num_folds, seed
-        self.dim = method.dim + 1
-        self.name = f"bundle-item {method.name}, {num_folds} folds"
+    def __init__(self, method: TruncatedSVD | LightGCN, num_folds: int = NUM_FOLDS, seed: int = 0):
+        super().__init__(method)
+        self.num_folds, self.seed = num_folds, seed
+        self.name += f", {num_folds} folds"
 
-    def encode(self, folder: DatasetFolder, progress: Progress | None = None) -> Encoded:
-        """Encode the training bundles of a folder."""
-        return _encode(self.method, ItemGroups.of_bundles(folder.bundles.train, folder.catalog), progress)
+    def groups(self, folder: DatasetFolder) -> ItemGroups:
+        """Return the training bundles of each item."""
+        return ItemGroups.of_bundles(folder.bundles.train, folder.catalog)
 
     def cross_fit(
         self, folder: DatasetFolder, features: np.ndarray, progress: Progress | None = None
@@ -136,8 +159,7 @@ class BundleItemEncoder:
             return None
         fold_of_bundle = assign_folds(bundles, self.num_folds, seed=self.seed)
         fold_of_group = np.array([fold_of_bundle[bundle_id] for bundle_id in sorted(bundles)])
-        groups = ItemGroups.of_bundles(folder.bundles.train, folder.catalog)
-        fitted = cross_fit(self.method.fit, groups, fold_of_group, features[:, :-1], progress)
+        fitted = cross_fit(self.method.fit, self.groups(folder), fold_of_group, features[:, :-1], progress)
         encoded = [_with_popularity(factors, others.groups_per_node) for others, factors in fitted]
         return OutOfFoldFeatures(
             self.modality,
@@ -147,41 +169,41 @@ class BundleItemEncoder:
         )
 
 
-class UserItemSVD(UserItemEncoder):
-    """[`UserItemEncoder`] by truncated SVD; its vectors are `dim` long, the popularity included."""
+def cross_fit(
+    fit: Callable[[ItemGroups], np.ndarray],
+    groups: ItemGroups,
+    fold_of_group: np.ndarray,
+    reference: np.ndarray,
+    progress: Progress | None = None,
+) -> Iterator[tuple[ItemGroups, np.ndarray]]:
+    """Fit once without each fold and rotate the result onto the features fitted to all; see `data.folds` for why.
 
-    def __init__(self, dim: int = 64):
-        super().__init__(TruncatedSVD(dim - 1))
+    In one common space, a model can take either. The wrong options of a hard question about the fold must be matched
+    on frequencies counted without it, too: then answers and wrong options lose the same bundles.
+
+    Args:
+        fit: Turns groups into features, `[num_items, dim]`.
+        groups: The training bundles of each item.
+        fold_of_group: `[num_groups]` the fold of each bundle, 0 to K - 1.
+        reference: `[num_items, dim]`, the features fitted to all bundles.
+        progress: Called with (folds done, folds in all).
+
+    Yields:
+        For each fold, the bundles of the others and the features fitted to these: `[num_items, dim]` float16, half the
+        size, and far more exact than the fold's absence matters.
+    """
+    num_folds = int(fold_of_group.max()) + 1
+    for fold in range(num_folds):
+        others = groups.without(np.flatnonzero(fold_of_group == fold))
+        yield others, rotate_onto(fit(others), reference).astype(np.float16)
+        if progress is not None:
+            progress(fold + 1, num_folds)
 
 
-class UserItemLightGCN(UserItemEncoder):
-    """[`UserItemEncoder`] by LightGCN."""
-
-    def __init__(self, method: LightGCN | None = None):
-        super().__init__(method or LightGCN())
-
-
-class BundleItemSVD(BundleItemEncoder):
-    """[`BundleItemEncoder`] by truncated SVD; its vectors are `dim` long, the popularity included."""
-
-    def __init__(self, dim: int = 64, num_folds: int = NUM_FOLDS):
-        super().__init__(TruncatedSVD(dim - 1), num_folds)
-
-
-class BundleItemLightGCN(BundleItemEncoder):
-    """[`BundleItemEncoder`] by LightGCN."""
-
-    def __init__(self, method: LightGCN | None = None, num_folds: int = NUM_FOLDS):
-        super().__init__(method or LightGCN(), num_folds)
-
-
-def _encode(method: GraphMethod, groups: ItemGroups, progress: Progress | None) -> Encoded:
-    def in_items(done: int, total: int) -> None:
-        """Report steps of the method as items, as all encoders do."""
-        assert progress is not None
-        progress(groups.num_items * done // total, groups.num_items)
-
-    return _with_popularity(method.fit(groups, progress and in_items), groups.groups_per_node)
+def rotate_onto(features: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """Rotate features `[num_items, dim]`: X Q with the orthogonal Q that minimizes |X Q - Y| (Schönemann, 1966)."""
+    left, _, right = np.linalg.svd(features.T.astype(np.float64) @ reference)
+    return (features @ (left @ right)).astype(features.dtype)
 
 
 def _with_popularity(factors: np.ndarray, counts: np.ndarray) -> Encoded:
@@ -195,31 +217,6 @@ def _with_popularity(factors: np.ndarray, counts: np.ndarray) -> Encoded:
     present = counts > 0
     features[~present] = 0.0
     return Encoded(features, present)
-
-
-def item_svd(groups: ItemGroups, dim: int) -> np.ndarray:
-    """Factor the normalized incidence matrix of groups (users or bundles) and items.
-
-    With edges R, the matrix is D_g^(-1/2) R D_i^(-1/4) = U S V'; an item's vector is its row of sqrt(num_items) V S,
-    over the largest singular value. The power of the items' degrees is ours: with -1/2, as in LightGCN, the first
-    columns are small groups that share no item with others, and real bundles are completed less well. Signs are fixed:
-    in each column, the entry of largest size is positive.
-
-    Args:
-        groups: The edges of items and groups.
-        dim: Number of columns.
-
-    Returns:
-        `[num_items, dim]` float32; zero rows for items without an edge, zero columns beyond the rank.
-    """
-    features = np.zeros((groups.num_items, dim), dtype=np.float32)
-    if not len(groups):
-        return features
-    by_group = sparse.diags_array(np.maximum(groups.group_sizes, 1) ** -0.5)
-    by_item = sparse.diags_array(np.maximum(groups.groups_per_node, 1) ** -0.25)
-    values, vectors = truncated_svd(sparse.csr_array(by_group @ groups.csr().T @ by_item), dim)
-    features[:, : len(values)] = np.sqrt(groups.num_items) * (vectors * (values / values[0])[:, None]).T
-    return features
 
 
 def truncated_svd(matrix: sparse.csr_array, dim: int) -> tuple[np.ndarray, np.ndarray]:

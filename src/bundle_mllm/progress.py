@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import shutil
 import sys
-from types import TracebackType
-from typing import Self
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 
 from tqdm import tqdm
 
@@ -16,51 +16,38 @@ LOG_INTERVAL = 10.0
 """Seconds between two lines where standard error is no terminal."""
 
 
-class ProgressBars:
-    """A context whose `show` draws a bar for a part of the job, on standard error.
+@contextmanager
+def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
+    """Yield a function that draws a bar for a part of a job, on standard error.
+
+    It takes the name of the part (another one ends the bar before), how much of it is done, and how much is to be
+    done. What was done before the first call does not count in the rate.
 
     Example:
-        with ProgressBars() as bars:
-            encode_folder(folder, progress=bars.show)
+        with progress_bars() as show:
+            encode_folder(folder, progress=show)
     """
+    part, bar = None, None
+    with ExitStack() as stack:
 
-    def __init__(self) -> None:
-        self._part: str | None = None
-        self._bar: tqdm | None = None
+        def show(name: str, done: int, total: int) -> None:
+            nonlocal part, bar
+            if name != part or bar is None:
+                stack.close()
+                size = shutil.get_terminal_size()  # 80 x 24 for a terminal of 0 x 0, on which tqdm draws nothing
+                interval = 0.1 if sys.stderr.isatty() else LOG_INTERVAL
+                before = done if done < total else 0
+                bar = tqdm(
+                    desc=name,
+                    initial=before,
+                    total=total,
+                    unit="",
+                    mininterval=interval,
+                    ncols=size.columns,
+                    nrows=size.lines,
+                )
+                part = name
+                stack.enter_context(bar)
+            bar.update(done - bar.n)
 
-    def show(self, part: str, done: int, total: int) -> None:
-        """Draw how much is done.
-
-        Args:
-            part: Name of the part; another one ends the bar before.
-            done: How much of it is done. What was done before the first call does not count in the rate.
-            total: How much is to be done.
-        """
-        if part != self._part or self._bar is None:
-            self.close()
-            self._part = part
-            size = shutil.get_terminal_size()  # 80 x 24 for a terminal of 0 x 0, on which tqdm draws nothing
-            self._bar = tqdm(
-                desc=part,
-                initial=done if done < total else 0,
-                total=total,
-                unit="",
-                mininterval=0.1 if sys.stderr.isatty() else LOG_INTERVAL,
-                ncols=size.columns,
-                nrows=size.lines,
-            )
-        self._bar.update(done - self._bar.n)
-
-    def close(self) -> None:
-        """End the bar."""
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
+        yield show

@@ -19,75 +19,54 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from types import ModuleType
 
-
-def _register_config(ours: ModuleType, theirs: ModuleType) -> None:
-    for config in (ours.BundleMLLMConfig, ours.BundleRetrieverConfig):
-        theirs.AutoConfig.register(config.model_type, config, exist_ok=True)
-        config.register_for_auto_class()  # so that the code travels with saved folders; as below
+_CONFIGURATION = "bundle_mllm.modeling.configuration_bundle_mllm"
+_RANKER, _RETRIEVER = "BundleMLLMConfig", "BundleRetrieverConfig"
 
 
-def _register_models(ours: ModuleType, theirs: ModuleType) -> None:
-    config, causal = ours.BundleMLLMConfig, ours.BundleMLLMForCausalLM
-    theirs.AutoModel.register(config, ours.BundleMLLMModel, exist_ok=True)
-    theirs.AutoModelForCausalLM.register(config, causal, exist_ok=True)
-    theirs.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.setdefault(config.model_type, causal.__name__)
-    ours.BundleMLLMModel.register_for_auto_class("AutoModel")
-    causal.register_for_auto_class("AutoModelForCausalLM")
-
-
-def _register_retriever(ours: ModuleType, theirs: ModuleType) -> None:
-    theirs.AutoModel.register(ours.BundleRetrieverConfig, ours.BundleRetriever, exist_ok=True)
-    ours.BundleRetriever.register_for_auto_class("AutoModel")
-
-
-def _register_tokenizer(ours: ModuleType, theirs: ModuleType) -> None:
-    from bundle_mllm.modeling import BundleMLLMConfig
-
-    tokenizer = ours.BundleMLLMTokenizerFast
-    theirs.AutoTokenizer.register(BundleMLLMConfig, fast_tokenizer_class=tokenizer, exist_ok=True)
-    tokenizer.register_for_auto_class()
-
-
-def _register_processor(ours: ModuleType, theirs: ModuleType) -> None:
-    from bundle_mllm.modeling import BundleMLLMConfig
-
-    theirs.AutoProcessor.register(BundleMLLMConfig, ours.BundleMLLMProcessor, exist_ok=True)
-    ours.BundleMLLMProcessor.register_for_auto_class()
-
-
-def _register_item_processor(ours: ModuleType, theirs: ModuleType) -> None:
-    from bundle_mllm.modeling import BundleRetrieverConfig
-
-    theirs.AutoProcessor.register(BundleRetrieverConfig, ours.BundleItemProcessor, exist_ok=True)
-    ours.BundleItemProcessor.register_for_auto_class()
+def _register_class(name: str, auto_class: str, config: str, ours: ModuleType, theirs: ModuleType) -> None:
+    """Let an Auto class find a class by its configuration, and let the class's code travel with saved folders."""
+    cls, config_class = getattr(ours, name), getattr(import_module(_CONFIGURATION), config)
+    register = partial(getattr(theirs, auto_class).register, exist_ok=True)
+    if auto_class == "AutoTokenizer":
+        register(config_class, fast_tokenizer_class=cls)
+    else:
+        register(cls.model_type if cls is config_class else config_class, cls)
+    if auto_class == "AutoModelForCausalLM":
+        theirs.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.setdefault(config_class.model_type, name)
+    cls.register_for_auto_class(auto_class)
 
 
 def _register_pipeline(ours: ModuleType, theirs: ModuleType) -> None:
     models = theirs.AutoModelForCausalLM, theirs.AutoModel  # a retriever alone is no causal language model
-    theirs.PIPELINE_REGISTRY.register_pipeline(
-        "bundle-completion", pipeline_class=ours.BundleCompletionPipeline, pt_model=models
-    )
+    pipeline = ours.BundleCompletionPipeline
+    theirs.PIPELINE_REGISTRY.register_pipeline("bundle-completion", pipeline_class=pipeline, pt_model=models)
 
 
 def _register_lora(ours: ModuleType, theirs: ModuleType) -> None:
     theirs.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.setdefault("bundle_mllm", ours.LORA_TARGET_MODULES)
 
 
-_PAIRS: dict[tuple[str, str], Callable[[ModuleType, ModuleType], None]] = {
-    (f"bundle_mllm.modeling.{ours}", theirs): register
-    for ours, theirs, register in (
-        ("configuration_bundle_mllm", "transformers.models.auto.configuration_auto", _register_config),
-        ("modeling_bundle_mllm", "transformers.models.auto.modeling_auto", _register_models),
-        ("retriever_bundle_mllm", "transformers.models.auto.modeling_auto", _register_retriever),
-        ("tokenization_bundle_mllm", "transformers.models.auto.tokenization_auto", _register_tokenizer),
-        ("processing_bundle_mllm", "transformers.models.auto.processing_auto", _register_processor),
-        ("item_processing_bundle_mllm", "transformers.models.auto.processing_auto", _register_item_processor),
-        ("pipeline_bundle_mllm", "transformers.pipelines", _register_pipeline),
-        ("lora", "peft.utils.constants", _register_lora),
+_pending: list[tuple[tuple[str, str], Callable[[ModuleType, ModuleType], None]]] = [
+    (
+        (f"bundle_mllm.modeling.{ours}_bundle_mllm", f"transformers.models.auto.{theirs}_auto"),
+        partial(_register_class, *of),
     )
-}
+    for ours, theirs, *of in (
+        ("configuration", "configuration", "BundleMLLMConfig", "AutoConfig", _RANKER),
+        ("configuration", "configuration", "BundleRetrieverConfig", "AutoConfig", _RETRIEVER),
+        ("modeling", "modeling", "BundleMLLMModel", "AutoModel", _RANKER),
+        ("modeling", "modeling", "BundleMLLMForCausalLM", "AutoModelForCausalLM", _RANKER),
+        ("retriever", "modeling", "BundleRetriever", "AutoModel", _RETRIEVER),
+        ("tokenization", "tokenization", "BundleMLLMTokenizerFast", "AutoTokenizer", _RANKER),
+        ("processing", "processing", "BundleMLLMProcessor", "AutoProcessor", _RANKER),
+        ("item_processing", "processing", "BundleItemProcessor", "AutoProcessor", _RETRIEVER),
+    )
+]
+_pending += [
+    (("bundle_mllm.modeling.pipeline_bundle_mllm", "transformers.pipelines"), _register_pipeline),
+    (("bundle_mllm.modeling.lora", "peft.utils.constants"), _register_lora),
+]
 """What is still to be registered: our module, transformers' (or PEFT's) module, and how."""
-
 _imported: set[str] = set()
 """Which of the modules are imported to their end."""
 
@@ -98,7 +77,7 @@ class _Finder(MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if not any(fullname in pair for pair in _PAIRS):
+        if not any(fullname in modules for modules, _ in _pending):
             return None
         spec = PathFinder.find_spec(fullname, path, target)
         if spec is not None and spec.loader is not None:
@@ -109,7 +88,7 @@ class _Finder(MetaPathFinder):
 def install() -> None:
     """Register what is imported already, and wait for the rest."""
     sys.meta_path.insert(0, _Finder())
-    for name in {name for pair in _PAIRS for name in pair if name in sys.modules}:
+    for name in {name for modules, _ in _pending for name in modules if name in sys.modules}:
         _finish(name)
 
 
@@ -125,17 +104,16 @@ def _execute(execute: Callable[[ModuleType], None], module: ModuleType) -> None:
 def _finish(name: str) -> None:
     """Import the other module of each pair that a module is in, and register once both are imported to their end."""
     _imported.add(name)
-    for pair in [pair for pair in _PAIRS if name in pair]:
-        modules = [import_module(each) for each in pair]
-        if _imported.issuperset(pair) and (register := _PAIRS.pop(pair, None)) is not None:
-            register(*modules)
+    for entry in [entry for entry in _pending if name in entry[0]]:
+        modules = [import_module(each) for each in entry[0]]
+        if entry in _pending and _imported.issuperset(entry[0]):
+            _pending.remove(entry)
+            entry[1](*modules)
 
 
 def _check_builds() -> None:
     """Explain a torchvision or torchaudio that cannot be imported: transformers fails for it and gives no reason."""
-    for name in ("torchvision", "torchaudio"):
-        if find_spec(name) is None:
-            continue
+    for name in filter(find_spec, ("torchvision", "torchaudio")):
         try:
             import_module(name)
         except (ImportError, OSError, RuntimeError) as error:

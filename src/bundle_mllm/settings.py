@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import json
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, wraps
 from numbers import Integral, Real
@@ -49,25 +51,18 @@ class Settings:
 def configured_by(settings_type: Callable[P, S]) -> Callable[[Callable[[S], R]], Callable[P, R]]:
     """Give a function of one settings object the fields of its class as arguments.
 
-    Args:
-        settings_type: The dataclass. A call with an instance of it as the only argument works, too.
-
-    Returns:
-        A decorator.
+    A call with an instance of the class as the only argument works, too.
     """
-
-    expected = cast(type, settings_type)
 
     def decorate(function: Callable[[S], R]) -> Callable[P, R]:
         @wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
-            first = next(iter(args), None)
-            return function(cast(S, first) if isinstance(first, expected) else settings_type(*args, **kwargs))
+            first: Any = next(iter(args), None)
+            is_settings = isinstance(first, cast(type, settings_type))
+            return function(first if is_settings else settings_type(*args, **kwargs))
 
-        signature = inspect.signature(function)
-        vars(call)["__signature__"] = inspect.signature(settings_type).replace(
-            return_annotation=signature.return_annotation
-        )
+        returned = inspect.signature(function).return_annotation
+        vars(call)["__signature__"] = inspect.signature(settings_type).replace(return_annotation=returned)
         return call
 
     return decorate
@@ -132,19 +127,25 @@ def _fit_group(settings: Any, value: Any, name: str) -> Any:
 
 
 def fit(name: str, value: Any, hint: Any) -> Any:
-    """Bring a value to a field's type (path, tuple, number, choice).
+    """Bring a value, such as YAML or a caller gives it, to a field's type (path, tuple, number, choice).
 
     Args:
         name: How the field is called in messages.
-        value: The value, such as YAML or a caller gives it.
-        hint: The type.
+        value: The value.
+        hint: The type; of several the first that fits, and a misfit is refused by the last.
 
     Raises:
         BundleMLLMError: If it does not fit.
     """
     kind, inner = get_origin(hint), get_args(hint)
     if kind in (UnionType, Union):
-        return _fit_union(name, value, inner)
+        if value is None and NoneType in inner:
+            return None
+        *others, last = [each for each in inner if each is not NoneType]
+        for other in others:
+            with suppress(BundleMLLMError):
+                return fit(name, value, other)
+        return fit(name, value, last)
     if kind is Literal:
         if value not in inner:
             raise BundleMLLMError(f"{name} must be one of {', '.join(map(repr, inner))}, not {value!r}.")
@@ -157,42 +158,20 @@ def fit(name: str, value: Any, hint: Any) -> Any:
         return tuple(fit(name, each, of_each) for each, of_each in zip(value, hints, strict=True))
     if hint in (Path, str) and isinstance(value, (str, os.PathLike)):
         return hint(value)
-    if hint is float and isinstance(value, (Real, str)) and not isinstance(value, bool):
-        try:
-            return float(value)  # YAML reads 1e-3 as text
-        except ValueError as error:
-            raise BundleMLLMError(f"{name} must be a number, not {value!r}.") from error
-    if hint is int and isinstance(value, Integral) and not isinstance(value, bool):
-        return int(value)
-    if getattr(hint, "_is_protocol", False):
-        return value
+    if not isinstance(value, bool):
+        if hint is float and isinstance(value, (Real, str)):
+            try:
+                return float(value)  # YAML reads 1e-3 as text
+            except ValueError as error:
+                raise BundleMLLMError(f"{name} must be a number, not {value!r}.") from error
+        if hint is int and isinstance(value, Integral):
+            return int(value)
     expected: Any = kind or hint
-    if not isinstance(value, expected) or (hint is int and isinstance(value, bool)):
-        raise BundleMLLMError(f"{name} must be of type {getattr(hint, '__name__', hint)}, not {value!r}.")
-    return value
-
-
-def _fit_union(name: str, value: Any, hints: tuple[Any, ...]) -> Any:
-    """Bring a value to the first of several types that it fits; the message of a misfit is of the last."""
-    if value is None and NoneType in hints:
-        return None
-    *others, last = [hint for hint in hints if hint is not NoneType]
-    for hint in others:
-        try:
-            return fit(name, value, hint)
-        except BundleMLLMError:
-            continue
-    return fit(name, value, last)
+    if getattr(hint, "_is_protocol", False) or (isinstance(value, expected) and hint is not int):
+        return value
+    raise BundleMLLMError(f"{name} must be of type {getattr(hint, '__name__', hint)}, not {value!r}.")
 
 
 def as_dict(settings: Any) -> dict[str, Any]:
     """Return a dataclass as plain JSON/YAML values."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {name: plain(entry) for name, entry in value.items()}
-        if isinstance(value, (tuple, list)):
-            return [plain(entry) for entry in value]
-        return str(value) if isinstance(value, Path) else value
-
-    return plain(dataclasses.asdict(settings))
+    return json.loads(json.dumps(dataclasses.asdict(settings), default=str))

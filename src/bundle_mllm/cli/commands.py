@@ -60,10 +60,10 @@ def _best_accuracy(data: Path, questions: Path, output: Path, metrics: Sequence[
 
 def _encode(**options: Any) -> str:
     from bundle_mllm.encoders.encode import encode_folder
-    from bundle_mllm.progress import ProgressBars
+    from bundle_mllm.progress import progress_bars
 
-    with ProgressBars() as bars:
-        summaries = encode_folder(**options, progress=bars.show)
+    with progress_bars() as show_part:
+        summaries = encode_folder(**options, progress=show_part)
     return "\n".join(map(str, summaries.values()))
 
 

@@ -229,6 +229,8 @@ class BundleRetriever(BundlePreTrainedModel):
         elif isinstance(module, BundleRetrieverStacker):
             init.zeros_(module.mean)
             init.ones_(module.std)
+            init.zeros_(module.slope.weight)  # the slope starts at 1
+            init.zeros_(module.slope.bias)
         elif isinstance(module, BundleRetrieverGroups):
             for buffer in module.buffers():
                 init.zeros_(buffer)

@@ -201,7 +201,7 @@ def test_what_is_no_feature_folder_is_refused(tmp_path):
     with pytest.raises(BundleMLLMError, match=r"holds no \*\.safetensors file"):
         FeatureStore.open(tmp_path, 4)
     (tmp_path / "visual.safetensors").write_bytes(b"not safetensors")
-    with pytest.raises(BundleMLLMError, match="not a safetensors file that can be read"):
+    with pytest.raises(BundleMLLMError, match="is not a safetensors file"):
         FeatureStore.open(tmp_path, 4)
 
 

@@ -36,21 +36,18 @@ class FeatureMatrix:
     random questions made a map of 2 GB resident as a whole.
 
     Args:
-        path: The file.
+        path: A file whose header has been checked.
         name: The tensor in it, of two dimensions.
     """
 
     def __init__(self, path: Path, name: str):
         self.path = path
-        with safe_open(path, framework="pt") as file:  # checks the header
-            view = file.get_slice(name)
-            self.shape = tuple(view.get_shape())
         self._file = open(path, "rb", buffering=0)  # noqa: SIM115 - closed with the store
         length = int.from_bytes(self._file.read(8), "little")
         entry = json.loads(self._file.read(length))[name]
         if entry["dtype"] not in _DTYPES:
             raise BundleMLLMError(f"The {name} of {path} are {entry['dtype']}: convert them to float16 or float32.")
-        self.dtype = _DTYPES[entry["dtype"]]
+        self.shape, self.dtype = tuple(entry["shape"]), _DTYPES[entry["dtype"]]
         self._start = 8 + length + entry["data_offsets"][0]
 
     def __len__(self) -> int:
@@ -65,17 +62,13 @@ class FeatureMatrix:
         Raises:
             BundleMLLMError: If the file has been cut since it was opened.
         """
-        width, total = self.shape[1], sum(number for _, number in runs)
-        if not total:
-            return torch.empty(0, width, dtype=self.dtype)
-        size = width * self.dtype.itemsize
-        buffer = np.empty(total * size, dtype=np.uint8)
-        target, at, start = buffer.data, 0, self._start
+        rows = torch.empty(sum(number for _, number in runs), self.shape[1], dtype=self.dtype)
+        size, at = self.shape[1] * self.dtype.itemsize, 0  # in bytes
+        target = rows.view(torch.uint8).numpy().data.cast("B") if len(rows) else memoryview(b"")
         for first, number in runs:
-            end = at + number * size
-            self._fill(target[at:end], start + first * size)
-            at = end
-        return torch.from_numpy(buffer).view(self.dtype).view(total, width)
+            self._fill(target[at : at + number * size], self._start + first * size)
+            at += number * size
+        return rows
 
     def _fill(self, target: memoryview, offset: int) -> None:
         while (left := len(target)) > 0:
@@ -135,9 +128,6 @@ class FeatureStore:
             items_hash: `catalog.content_hash`; when given, features whose manifest names another one are refused.
             train_sha256: The same of the training bundles, see `BundleSplits`.
 
-        Returns:
-            The store.
-
         Raises:
             BundleMLLMError: If a file is missing, malformed, of another catalog or the second of its modality.
         """
@@ -156,14 +146,15 @@ class FeatureStore:
         for modality in files if modalities is None else modalities:
             path = files[modality]
             entry = manifest.get(modality, {})
-            written_for = entry.get("items_hash") if entry.get("file") == path.name else None
+            if entry.get("file") != path.name:
+                entry = {}
+            written_for, fitted_to = entry.get("items_hash"), entry.get("provenance", {}).get(FITTED_TO)
             if items_hash is not None and written_for is not None and written_for != items_hash:
                 raise BundleMLLMError(
                     f"{path} was written for other items (hash {written_for[:12]}…, the catalog now has "
                     f"{items_hash[:12]}…), so its rows may belong to other items: encode {modality!r} again "
                     "(bundle-mllm encode), or restore the items file."
                 )
-            fitted_to = entry.get("provenance", {}).get(FITTED_TO) if entry.get("file") == path.name else None
             if None not in (train_sha256, fitted_to) and train_sha256 != fitted_to:
                 raise BundleMLLMError(
                     f"{path} was fitted to other training bundles than the folder has now, so it may contain held-out "
@@ -197,13 +188,6 @@ class FeatureStore:
             raise BundleMLLMError(
                 f"Row {int(index[outside][0])} is outside the catalog of {self.num_items} items: rows count from 0."
             )
-        return self._read(index)
-
-    def load(self) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-        """Read the features of all items; returns and errors are those of [`~FeatureStore.gather`]."""
-        return self._read(torch.arange(self.num_items))
-
-    def _read(self, index: torch.Tensor) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
         runs = _runs(index.numpy())
         features, present = {}, {}
         for modality, matrix in self._features.items():
@@ -214,6 +198,10 @@ class FeatureStore:
             _check_finite(modality, values, index)
             features[modality], present[modality] = values, mask
         return features, present
+
+    def load(self) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        """Read the features of all items; returns and errors are those of [`~FeatureStore.gather`]."""
+        return self.gather(torch.arange(self.num_items))
 
     def __repr__(self) -> str:
         return f"FeatureStore({self.num_items} items, {self.modalities})"
@@ -278,13 +266,7 @@ def write_modality(
 
 
 def renew_items_hash(folder: str | os.PathLike, modality: str, items_hash: str) -> None:
-    """Enter in `manifest.json` that the features of a modality belong to the present items.
-
-    Args:
-        folder: The `features` folder of a data set.
-        modality: A modality of its manifest, whose rows belong to the items.
-        items_hash: `catalog.content_hash`.
-    """
+    """Enter in `manifest.json` that the features of a modality belong to the items of this `catalog.content_hash`."""
     folder = Path(folder)
     manifest = read_feature_manifest(folder)
     _write_manifest(folder, {**manifest, modality: {**manifest[modality], "items_hash": items_hash}})
@@ -296,11 +278,7 @@ def _write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
 
 
 def features_path(folder: str | os.PathLike, name: str) -> Path:
-    """Return where the features of a name belong.
-
-    Args:
-        folder: The `features` folder of a data set; it need not exist.
-        name: Stem of the file; see [`write_modality`].
+    """Return where the features of a name belong (see [`write_modality`]); the folder need not exist.
 
     Raises:
         BundleMLLMError: If the name is malformed, or another file of the same modality is in the way.
@@ -309,8 +287,7 @@ def features_path(folder: str | os.PathLike, name: str) -> Path:
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         raise BundleMLLMError(f"{name!r} cannot name features: use lower-case letters, digits and underscores.")
     modality, path = _modality_of(name), folder / f"{name}.safetensors"
-    other = find_features(folder).get(modality, path) if folder.is_dir() else path
-    if other != path:
+    if folder.is_dir() and (other := find_features(folder).get(modality, path)) != path:
         raise BundleMLLMError(
             f"{other} already holds modality {modality!r}, so {path.name} would be a second one: delete or rename it."
         )
@@ -318,10 +295,7 @@ def features_path(folder: str | os.PathLike, name: str) -> Path:
 
 
 def _modality_of(stem: str) -> str:
-    for modality in KNOWN_MODALITIES:
-        if stem == modality or stem.startswith(f"{modality}_"):
-            return modality
-    return stem
+    return next((known for known in KNOWN_MODALITIES if f"{stem}_".startswith(f"{known}_")), stem)
 
 
 def find_features(folder: Path) -> dict[str, Path]:
@@ -355,9 +329,7 @@ def _open_file(path: Path, num_items: int) -> tuple[FeatureMatrix, torch.Tensor]
             )
         features = FeatureMatrix(path, FEATURES)
     except SafetensorError as error:
-        raise BundleMLLMError(
-            f"{path} is not a safetensors file that can be read ({error}): write it again."
-        ) from error
+        raise BundleMLLMError(f"{path} is not a safetensors file ({error}): write it again.") from error
     if present is None:
         present = torch.ones(features.shape[:1], dtype=torch.uint8)
     _check_shapes(str(path), features, present)

@@ -133,7 +133,7 @@ class OutOfFoldFeatures:
         return cls(modality, fold_of_bundle, features, present)
 
     def save(self, folder: DatasetFolder) -> Path:
-        """Write `features/cross_fitted/<modality>.safetensors`, after the modality's own features, and return its path.
+        """Write `features/cross_fitted/<modality>.safetensors`, after the modality's own features; return its path.
 
         Raises:
             BundleMLLMError: If the folder's manifest has no features of this modality.

@@ -112,16 +112,13 @@ def make_questions(
         rows = catalog.rows(bundle.items, where=f"Bundle {bundle.bundle_id!r}")
         members = frozenset(rows)
         _generator(seed, bundle.bundle_id).shuffle(rows)
-        shown = min(len(rows) // 2, max_partial)
-        answers = rows[shown:] if partial == "half" else rows
+        half = min(len(rows) // 2, max_partial)
+        answers, possible = (rows[half:], rows[:half]) if partial == "half" else (rows, rows)
         for number, answer in enumerate(answers[:questions_per_bundle]):
-            if partial == "leave_one_out":
-                shown_rows = [row for row in rows if row != answer][:max_partial]
-            else:
-                shown_rows = rows[:shown]
+            shown_rows = [row for row in possible if row != answer][:max_partial]
             rng = _generator(seed, bundle.bundle_id, number)
             wrong = sampler.draw(answer, members, num_candidates - 1, negatives == "hard", rng)
-            questions.append(_build(bundle, number, catalog, shown_rows, answer, wrong, rng))
+            questions.append(_build(bundle, number, catalog.item_ids, shown_rows, [answer, *wrong], rng))
     return questions
 
 
@@ -146,8 +143,7 @@ def sample_training_questions(
         catalog: The items; negatives are drawn from all of them, never from the bundle.
         num_questions: How many questions to sample.
         num_candidates: The least and the greatest number of options, 2 to 26; drawn uniformly for each question.
-        hard_fraction: The probability that the negatives of a question are hard rather than uniform, 0 to 1; see
-            [`make_questions`].
+        hard_fraction: The probability that the negatives of a question are hard, 0 to 1; see [`make_questions`].
         max_partial: At most this many items are shown.
         fold_of_bundle: The fold of each bundle, where questions use out-of-fold features: hard negatives of a question
             are then matched on frequencies outside its bundle's fold, too. If they were matched on all bundles, the
@@ -175,21 +171,18 @@ def sample_training_questions(
         raise BundleMLLMError(f"hard_fraction is {hard_fraction}, not a probability: choose 0 to 1.")
     check_at_least("num_questions", num_questions, 1, "no question would be made")
     check_at_least("max_partial", max_partial, 1, "no item would be shown")
-    if fold_of_bundle is None:
-        fold_of_bundle = dict.fromkeys((bundle.bundle_id for bundle in bundles), -1)
-        samplers = {-1: NegativeSampler(catalog, bundles, seed)}
-    else:
-        samplers = {
-            fold: NegativeSampler(catalog, (b for b in bundles if fold_of_bundle[b.bundle_id] != fold), seed)
-            for fold in set(fold_of_bundle.values())
-        }
+    fold_of = {bundle.bundle_id: fold_of_bundle[bundle.bundle_id] if fold_of_bundle else None for bundle in bundles}
+    samplers = {
+        fold: NegativeSampler(catalog, (b for b in bundles if fold is None or fold_of[b.bundle_id] != fold), seed)
+        for fold in set(fold_of.values())
+    }
     usable = [bundle for bundle in bundles if len(bundle.items) >= 2]
     if not usable:
         raise BundleMLLMError(
             f"None of the {len(bundles)} training bundles has two items, so no question can be made: add bundles."
         )
     for bundle in usable:
-        samplers[fold_of_bundle[bundle.bundle_id]].check(bundle, greatest)
+        samplers[fold_of[bundle.bundle_id]].check(bundle, greatest)
     rows_of = [catalog.rows(bundle.items) for bundle in usable]
     members_of = [frozenset(rows) for rows in rows_of]
 
@@ -205,19 +198,14 @@ def sample_training_questions(
             shown = rng.randint(1, min(len(rows) - 1, max_partial))
             *shown_rows, answer = rng.sample(rows, shown + 1)
             num_wrong = rng.randint(least, greatest) - 1
-            sampler = samplers[fold_of_bundle[usable[index].bundle_id]]
+            sampler = samplers[fold_of[usable[index].bundle_id]]
             wrong = sampler.draw(answer, members_of[index], num_wrong, rng.random() < hard_fraction, rng)
-            questions.append(_build(usable[index], number, catalog, shown_rows, answer, wrong, rng))
+            questions.append(_build(usable[index], number, catalog.item_ids, shown_rows, [answer, *wrong], rng))
     raise AssertionError("count() does not end")
 
 
 def save_questions(path: str | os.PathLike, questions: Iterable[Question]) -> None:
-    """Write questions as a table, one per row; the same questions give the same bytes.
-
-    Args:
-        path: A file that ends in `.jsonl` (or another suffix of `tables`).
-        questions: The questions.
-    """
+    """Write questions as a table (see `write_records`), one per row."""
     write_records(path, map(vars, questions))
 
 
@@ -228,9 +216,6 @@ def load_questions(path: str | os.PathLike, catalog: ItemCatalog) -> list[Questi
         path: A table with `question_id`, `bundle_id`, `partial`, `candidates`, `answer_index` and, optionally,
             `answer` (the item id that `answer_index` points at).
         catalog: The catalog that holds the items.
-
-    Returns:
-        The questions, in the order of the file.
 
     Raises:
         BundleMLLMError: If the file holds no question, or one is not a proper question on this catalog.
@@ -252,21 +237,14 @@ def _generator(*key: int | str) -> random.Random:
 
 
 def _build(
-    bundle: Bundle,
-    number: int,
-    catalog: ItemCatalog,
-    shown: Sequence[int],
-    answer: int,
-    wrong: Sequence[int],
-    rng: random.Random,
+    bundle: Bundle, number: int, ids: Sequence[str], shown: list[int], options: list[int], rng: random.Random
 ) -> Question:
-    """Put the answer at a random position among the wrong options, and ids for rows."""
-    ids = catalog.item_ids
-    answer_index = rng.randrange(len(wrong) + 1)
-    candidates = [ids[row] for row in wrong]
-    candidates.insert(answer_index, ids[answer])
-    partial = tuple([ids[row] for row in shown])
-    return Question(f"{bundle.bundle_id}-{number}", bundle.bundle_id, partial, tuple(candidates), answer_index)
+    """Put the answer, which is the first option, at a random position, and ids for rows."""
+    answer, *wrong = options
+    answer_index = rng.randrange(len(options))
+    candidates = (*wrong[:answer_index], answer, *wrong[answer_index:])
+    partial, candidates = (tuple([ids[row] for row in rows]) for rows in (shown, candidates))
+    return Question(f"{bundle.bundle_id}-{number}", bundle.bundle_id, partial, candidates, answer_index)
 
 
 def _to_question(record: Mapping[str, Any], catalog: ItemCatalog, where: str) -> Question:
@@ -279,15 +257,13 @@ def _to_question(record: Mapping[str, Any], catalog: ItemCatalog, where: str) ->
     answer_index = record["answer_index"]
     if isinstance(answer_index, str) and answer_index.isdecimal():  # a cell of a CSV file
         answer_index = int(answer_index)
-    catalog.rows(partial, where=f"{where}, `partial`")
-    catalog.rows(candidates, where=f"{where}, `candidates`")
+    for name, ids in (("partial", partial), ("candidates", candidates)):
+        catalog.rows(ids, where=f"{where}, `{name}`")
+        if repeated := [item_id for item_id in dict.fromkeys(ids) if ids.count(item_id) > 1]:
+            raise BundleMLLMError(f"{where} has {repeated[0]!r} more than once in `{name}`: keep one.")
     _check_num_candidates(len(candidates), where)
     if not partial:
         raise BundleMLLMError(f"{where} shows no item, so there is nothing to complete: give `partial` an item.")
-    for name, ids in (("partial", partial), ("candidates", candidates)):
-        if len(set(ids)) < len(ids):
-            repeated = next(item_id for item_id in ids if ids.count(item_id) > 1)
-            raise BundleMLLMError(f"{where} has {repeated!r} more than once in `{name}`: keep one.")
     if shown := [item_id for item_id in candidates if item_id in partial]:
         raise BundleMLLMError(
             f"{where} offers {shown[0]!r}, which is in `partial` already: remove it from `partial` or `candidates`."

@@ -178,7 +178,11 @@ class _Sets:
 def _near_duplicate_groups(sets: _Sets, min_jaccard: float) -> np.ndarray:
     """Return the number of each bundle's group: near-duplicates, and near-duplicates of those, share one."""
     label = np.arange(sets.num_sets)
-    for left, right in _near_duplicate_sets(sets, min_jaccard, lambda left, right: label[left] != label[right]):
+
+    def apart(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+        return label[left] != label[right]
+
+    for left, right in _near_duplicate_sets(sets, min_jaccard, apart):
         edges = coo_matrix((np.ones(len(left), dtype=bool), (label[left], label[right])), shape=(sets.num_sets,) * 2)
         label = connected_components(edges, directed=False)[1][label]
     return label[sets.set_of]

@@ -137,12 +137,9 @@ class BundleSplits:
 def find_bundles(folder: str | os.PathLike) -> list[tuple[Path, str | None]]:
     """Find the bundles of a folder: the table `bundles`, or one table per split in the folder `bundles`.
 
-    Args:
-        folder: An existing folder.
-
     Returns:
-        The files, each with the split that its name gives: none for `bundles.jsonl`, `"train"` for
-        `bundles/train.parquet`. Empty if the folder has neither.
+        The files, if any, each with the split that its name gives: none for `bundles.jsonl`, `"train"` for
+        `bundles/train.parquet`.
 
     Raises:
         BundleMLLMError: If the folder has both, or several files of one name.

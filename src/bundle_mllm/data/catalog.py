@@ -62,8 +62,12 @@ class ItemCatalog(Sequence[Item]):
         self._columns = {name: tuple(getattr(item, name) for item in items) for name in ("item_id", *_TEXT_FIELDS)}
         self._extra = tuple(item.extra for item in items)
         self._row_of = {item_id: row for row, item_id in enumerate(self.item_ids)}
-        if len(self._row_of) < len(items):
-            raise BundleMLLMError(_repeated_id_message(source, self.item_ids))
+        for row, item_id in enumerate(self.item_ids) if len(self._row_of) < len(items) else ():
+            if (other := self._row_of[item_id]) != row:
+                raise BundleMLLMError(
+                    f"{source} has the item id {item_id!r} in row {row + 1} and in row {other + 1}, so it names two "
+                    "items: remove or rename one."
+                )
 
     @classmethod
     def from_records(cls, records: Iterable[Mapping[str, Any]], source: str = "items") -> ItemCatalog:
@@ -73,9 +77,6 @@ class ItemCatalog(Sequence[Item]):
             records: One mapping per item with `item_id` (text, or an integer that becomes text) and, optionally,
                 `title`, `description`, `category`, `image`, `audio` and anything else. A missing title is empty.
             source: What error messages call the records, such as a file name.
-
-        Returns:
-            The catalog, in the order of the records.
 
         Raises:
             BundleMLLMError: If there is no record, or an id is missing, empty or repeated.
@@ -135,22 +136,14 @@ class ItemCatalog(Sequence[Item]):
         return digest.hexdigest()
 
     def row(self, item_id: str) -> int:
-        """Return the row of one item.
-
-        Raises:
-            BundleMLLMError: If the catalog lacks the item.
-        """
+        """Return the row of one item; errors are those of [`~ItemCatalog.rows`]."""
         return self.rows((item_id,))[0]
 
     def rows(self, item_ids: Iterable[str], *, where: str = "") -> list[int]:
         """Return the rows of several items.
 
-        Args:
-            item_ids: The ids to look up.
-            where: What opens the error message, such as `"bundles.jsonl row 3"`.
-
         Raises:
-            BundleMLLMError: If the catalog lacks an item; the message names up to three of them.
+            BundleMLLMError: If the catalog lacks an item; the message opens with `where` and names up to three.
         """
         item_ids = list(item_ids)
         try:
@@ -206,25 +199,9 @@ def _to_item(record: Mapping[str, Any], source: str, number: int) -> Item:
     require_fields(record, ("item_id",), where)
     texts = {name: to_text(record.get(name), name, where) for name in _TEXT_FIELDS}
     extra = {name: value for name, value in record.items() if name != "item_id" and name not in texts}
-    return Item(
-        item_id=to_id(record["item_id"], where),
-        **{**texts, "title": texts["title"] or ""},
-        extra=extra,
-    )
+    return Item(item_id=to_id(record["item_id"], where), **{**texts, "title": texts["title"] or ""}, extra=extra)
 
 
 def _to_record(item: Item) -> dict[str, Any]:
     texts = {name: text for name in _TEXT_FIELDS if (text := getattr(item, name)) is not None}
     return {"item_id": item.item_id, **texts, **item.extra}
-
-
-def _repeated_id_message(source: str, ids: Sequence[str]) -> str:
-    first_row: dict[str, int] = {}
-    for row, item_id in enumerate(ids, start=1):
-        if item_id in first_row:
-            return (
-                f"{source} has the item id {item_id!r} in row {first_row[item_id]} and in row {row}, so it names two "
-                "items: remove or rename one."
-            )
-        first_row[item_id] = row
-    raise AssertionError("no id is repeated")

@@ -30,10 +30,7 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     """Yield an empty temporary file that becomes `path` when the block succeeds and is deleted when it fails.
 
     Its mode is what the umask gives, also where the block puts a file of another mode in its place, as `safetensors`
-    does. Of several processes that write one path, the last one wins.
-
-    Args:
-        path: The file to create or replace; its folder is created when missing.
+    does. Of several processes that write one path, the last one wins. The folder of `path` is created when missing.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -56,11 +53,8 @@ def new_folder(path: str | os.PathLike) -> Iterator[Path]:
     Its files are readable as the umask has it. Of several processes that create one folder, the first that is done
     wins. What killed processes left is deleted after a day.
 
-    Args:
-        path: The folder to create; it must not exist, or be empty. Its parents are created when missing.
-
     Raises:
-        BundleMLLMError: If something is at `path` already or by the end, or `path` cannot be replaced in one step.
+        BundleMLLMError: If `path` is neither new nor an empty folder, then or by the end, or is a mount point.
     """
     final = Path(path).resolve()
     if final.is_file() or (final.is_dir() and any(final.iterdir())):
@@ -76,7 +70,14 @@ def new_folder(path: str | os.PathLike) -> Iterator[Path]:
     try:
         yield temporary
         _make_readable(temporary)
-        _replace(temporary, final)
+        try:
+            os.replace(temporary, final)
+        except OSError as error:
+            if final.is_dir() and any(final.iterdir()):
+                raise BundleMLLMError(
+                    f"{final} was written by another process meanwhile, whose files stay: name a new folder."
+                ) from error
+            raise
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -84,17 +85,6 @@ def new_folder(path: str | os.PathLike) -> Iterator[Path]:
 
 def _temporary(path: Path) -> Path:
     return path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
-
-
-def _replace(temporary: Path, final: Path) -> None:
-    try:
-        os.replace(temporary, final)
-    except OSError as error:
-        if final.is_dir() and any(final.iterdir()):
-            raise BundleMLLMError(
-                f"{final} was written by another process meanwhile, whose files stay: give the name of a new folder."
-            ) from error
-        raise
 
 
 def _make_readable(folder: Path) -> None:
@@ -110,33 +100,21 @@ def _make_readable(folder: Path) -> None:
 
 
 def require_file(path: str | os.PathLike, fix: str = "check the path") -> Path:
-    """Return the path of a file that must exist.
-
-    Raises:
-        BundleMLLMError: If it does not.
-    """
+    """Return the path of a file; refuse one that does not exist."""
     if not Path(path).is_file():
         raise BundleMLLMError(f"There is no file {path}: {fix}.")
     return Path(path)
 
 
 def require_folder(path: str | os.PathLike, fix: str = "check the path") -> Path:
-    """Return the path of a folder that must exist.
-
-    Raises:
-        BundleMLLMError: If it does not.
-    """
+    """Return the path of a folder; refuse one that does not exist."""
     if not Path(path).is_dir():
         raise BundleMLLMError(f"There is no folder {path}: {fix}.")
     return Path(path)
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        BundleMLLMError: If the file is missing, damaged or holds something else.
-    """
+    """Read a JSON object; refuse a file that is missing, damaged or holds something else."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

@@ -64,13 +64,7 @@ class DatasetFolder:
         return None if find_table(self.path, "interactions") is None else Interactions.load(self.path, self.catalog)
 
     def features(self, modalities: Sequence[str] | None = None) -> FeatureStore | None:
-        """Open the item features.
-
-        Args:
-            modalities: The modalities to open; `None` opens all.
-
-        Returns:
-            The store, or `None` if the folder has no features and `modalities` is `None`.
+        """Open the features of some modalities, or of all; `None` if there are none at all.
 
         Raises:
             BundleMLLMError: If a modality is missing, its file does not fit the catalog, or it was fitted to other
@@ -95,6 +89,5 @@ class DatasetFolder:
         """Return the SHA-256 of each file a training run reads: tables, features, out-of-fold features."""
         folders = (self.path / "features", self.path / "features" / OUT_OF_FOLD)
         features = [path for folder in folders for path in sorted(folder.glob("[!.]*.safetensors"))]
-        interactions = find_table(self.path, "interactions")
-        log = [] if interactions is None else [interactions]
-        return {path.relative_to(self.path).as_posix(): sha256(path) for path in (*self.tables(), *log, *features)}
+        files = (*self.tables(), find_table(self.path, "interactions"), *features)
+        return {path.relative_to(self.path).as_posix(): sha256(path) for path in files if path is not None}

@@ -103,15 +103,10 @@ class Interactions:
     def from_records(
         cls, records: Iterable[Mapping[str, Any]], catalog: ItemCatalog, source: str = "interactions"
     ) -> Interactions:
-        """Build the pairs from dictionaries.
-
-        Args:
-            records: One mapping per interaction with `user_id`, `item_id` and, optionally, `timestamp`.
-            catalog: The catalog that holds the items.
-            source: What error messages call the records, such as a file name.
+        """Build the pairs from mappings with `user_id`, `item_id` and, optionally, `timestamp`.
 
         Raises:
-            BundleMLLMError: If a field is missing or empty.
+            BundleMLLMError: If a field is missing or empty; the message calls the records `source`.
         """
         batches = _to_batches(records, {field: field for field in FIELDS}, (USER, ITEM), source)
         return cls.from_batches(batches, catalog, source)._complete(source)
@@ -125,7 +120,7 @@ class Interactions:
         Args:
             batches: Batches with the columns `user_id` and `item_id` (text or integers) and, optionally, `timestamp`.
             catalog: The catalog that holds the items.
-            source: What error messages call the records, such as a file name.
+            source: What error messages call the records.
 
         Raises:
             BundleMLLMError: If ids are neither text nor integers.
@@ -147,10 +142,10 @@ class Interactions:
             foreign, incomplete = np.flatnonzero(complete & (row < 0)), np.flatnonzero(~complete)
             num_unknown += len(foreign)
             num_missing += len(incomplete)
-            for at in foreign.tolist() if len(unknown) < NUM_EXAMPLES else ():
-                unknown.setdefault(item[at].as_py(), num_records + at + 1)
+            for at in foreign:
                 if len(unknown) == NUM_EXAMPLES:
                     break
+                unknown.setdefault(item[int(at)].as_py(), num_records + int(at) + 1)
             missing += (num_records + 1 + incomplete[: NUM_EXAMPLES - len(missing)]).tolist()
             num_records += len(batch)
             users.append(user.filter(pyarrow.array(kept)).dictionary_encode())
@@ -176,27 +171,18 @@ class Interactions:
         )
 
     def save(self, path: str | os.PathLike, catalog: ItemCatalog) -> None:
-        """Write the pairs as a Parquet table that [`~Interactions.read`] reads; the same pairs give the same bytes.
-
-        Args:
-            path: A file that ends in `.parquet`.
-            catalog: The catalog that `rows` refers to.
-        """
+        """Write the pairs as a Parquet table that [`~Interactions.read`] reads; the same pairs give the same bytes."""
         import pyarrow
         import pyarrow.parquet
 
-        users = pyarrow.array(self.users, pyarrow.string())
-        items = pyarrow.array(catalog.item_ids, pyarrow.string())
-        fields = [(USER, pyarrow.string()), (ITEM, pyarrow.string())]
-        if self.timestamps is not None:
-            fields.append((TIME, self.timestamps.type))
-        schema = pyarrow.schema(fields)
+        text, times = pyarrow.string(), [] if self.timestamps is None else [self.timestamps]
+        users, items = pyarrow.array(self.users, text), pyarrow.array(catalog.item_ids, text)
+        schema = pyarrow.schema([(USER, text), (ITEM, text), *((TIME, each.type) for each in times)])
         with atomic_path(path) as temporary, pyarrow.parquet.ParquetWriter(temporary, schema) as writer:
             for start in range(0, len(self), 1_000_000):
                 part = slice(start, start + 1_000_000)
                 columns = [users.take(self.user_index[part]), items.take(self.rows[part])]
-                if self.timestamps is not None:
-                    columns.append(self.timestamps.slice(start, 1_000_000))
+                columns += [each.slice(start, 1_000_000) for each in times]
                 writer.write_batch(pyarrow.record_batch(columns, schema=schema))
 
     @property

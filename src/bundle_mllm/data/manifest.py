@@ -24,11 +24,11 @@ def write_question_manifest(path: str | os.PathLike, made: Mapping[str, Any]) ->
     The same file and settings give the same bytes: nothing in the note depends on time or place.
 
     Args:
-        path: An existing question file, such as `q.jsonl`.
+        path: An existing question file.
         made: The settings that make it again, such as split, number of candidates, negatives and seed.
 
     Returns:
-        The note's path, such as `q.jsonl.json`.
+        The note's path.
     """
     note = manifest_path(path)
     with atomic_path(note) as temporary:
@@ -37,13 +37,7 @@ def write_question_manifest(path: str | os.PathLike, made: Mapping[str, Any]) ->
 
 
 def read_question_manifest(path: str | os.PathLike) -> dict[str, Any]:
-    """Return what identifies a question file.
-
-    Args:
-        path: A question file; it needs no note beside it.
-
-    Returns:
-        `path`, `sha256` and, where a note stands beside the file, `made`.
+    """Return `path` and `sha256` of a question file and, where a note stands beside it, `made`.
 
     Raises:
         BundleMLLMError: If there is no such file, or the note is unreadable or about another file.
@@ -70,6 +64,5 @@ def read_question_manifest(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def manifest_path(path: str | os.PathLike) -> Path:
-    """Return the path of the note beside a question file, which need not exist."""
-    path = Path(path)
-    return path.with_name(path.name + SUFFIX)
+    """Return the path of the note beside a question file: of `q.jsonl` it is `q.jsonl.json`."""
+    return Path(f"{os.fspath(path)}{SUFFIX}")

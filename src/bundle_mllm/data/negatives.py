@@ -50,11 +50,7 @@ class NegativeSampler:
         self._category_position = _positions(self._category_order.values(), len(catalog))
 
     def check(self, bundle: Bundle, num_candidates: int) -> None:
-        """Check that a question of `num_candidates` options can be made of a bundle.
-
-        Raises:
-            BundleMLLMError: If the catalog has too few items outside the bundle.
-        """
+        """Refuse a bundle that leaves too few items of the catalog for a question of `num_candidates` options."""
         left = len(self._rows) - len(bundle.items)
         if left < num_candidates - 1:
             raise BundleMLLMError(

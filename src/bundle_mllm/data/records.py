@@ -14,16 +14,7 @@ from bundle_mllm.errors import BundleMLLMError
 
 
 def require_fields(record: Mapping[str, Any], names: Iterable[str], where: str) -> None:
-    """Check that a record has all `names`.
-
-    Args:
-        record: The record, as read from a table.
-        names: The fields it needs.
-        where: What error messages call the record, such as `"items.jsonl row 3"`.
-
-    Raises:
-        BundleMLLMError: If one is missing; the message lists the fields it has.
-    """
+    """Refuse a record that lacks one of `names`; `where` is its place for messages, such as `"items.jsonl row 3"`."""
     for name in names:
         if name not in record:
             fields = ", ".join(map(str, record)) or "none"
@@ -31,11 +22,7 @@ def require_fields(record: Mapping[str, Any], names: Iterable[str], where: str) 
 
 
 def to_id(value: Any, where: str) -> str:
-    """Return an id as text; integers become text.
-
-    Raises:
-        BundleMLLMError: If the value is missing, empty or neither text nor an integer.
-    """
+    """Return an id as text; refuse what is empty or neither text nor an integer."""
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if isinstance(value, str) and value.strip():
@@ -44,30 +31,20 @@ def to_id(value: Any, where: str) -> str:
 
 
 def to_ids(value: Any, name: str, where: str) -> list[str]:
-    """Return a list of ids, given as a list or, as in a cell of a CSV file, as the text of a JSON list.
-
-    Raises:
-        BundleMLLMError: If the value is something else, or one of its ids is empty.
-    """
-    given = value
+    """Return a list of ids, given as a list or, as in a cell of a CSV file, as the text of a JSON list."""
+    ids = [] if value is None else value
     if isinstance(value, str):
         try:
-            value = json.loads(value)
+            ids = json.loads(value)
         except json.JSONDecodeError:
-            value = None
-    elif value is None:
-        value = []
-    if not isinstance(value, list | tuple):
-        raise BundleMLLMError(f'{where} has {given!r} as `{name}`: write a list of ids, such as ["12", "7"].')
-    return [to_id(item_id, f"{where}, `{name}`,") for item_id in value]
+            ids = None
+    if not isinstance(ids, list | tuple):
+        raise BundleMLLMError(f'{where} has {value!r} as `{name}`: write a list of ids, such as ["12", "7"].')
+    return [to_id(item_id, f"{where}, `{name}`,") for item_id in ids]
 
 
 def to_text(value: Any, name: str, where: str) -> str | None:
-    """Return a text; numbers become text, and `None`, NaN and the empty text are `None`.
-
-    Raises:
-        BundleMLLMError: If the value is a list or an object.
-    """
+    """Return a text; numbers become text, `None`, NaN and the empty text are `None`, and lists are refused."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
     if isinstance(value, str | int | float):

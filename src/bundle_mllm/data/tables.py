@@ -29,13 +29,7 @@ _BATCH_BYTES = 1 << 24  # of CSV
 
 
 def read_records(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """Read a whole table.
-
-    Args:
-        path: A file that ends in `.jsonl`, `.jsonl.gz`, `.csv`, `.csv.gz` or `.parquet`.
-
-    Returns:
-        One dictionary per row. CSV cells are strings, and an empty cell is `None`.
+    """Read a whole table (see `SUFFIXES`), one dictionary per row; CSV cells are strings, an empty cell is `None`.
 
     Raises:
         BundleMLLMError: If the file is missing, has another suffix or is malformed (the message names the line).
@@ -44,12 +38,7 @@ def read_records(path: str | os.PathLike) -> list[dict[str, Any]]:
 
 
 def iter_records(path: str | os.PathLike, delimiter: str = ",") -> Iterator[dict[str, Any]]:
-    """Read a table row by row; rows and errors are those of [`read_records`].
-
-    Args:
-        path: A file that ends in `.jsonl`, `.jsonl.gz`, `.csv`, `.csv.gz` or `.parquet`.
-        delimiter: What separates the cells of a CSV file.
-    """
+    """Read a table row by row; rows and errors are those of [`read_records`]."""
     path, suffix = _table(path)
     if suffix == ".parquet":
         for batch in _parquet_batches(path, lambda _: None):
@@ -109,12 +98,10 @@ def open_text(path: Path) -> Iterator[TextIO]:
 def write_records(path: str | os.PathLike, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write a table in one step; the same rows give the same bytes.
 
-    Args:
-        path: A file that ends in `.jsonl`, `.jsonl.gz`, `.csv`, `.csv.gz` or `.parquet`.
-        rows: The records. In CSV, lists and dictionaries are written as JSON and `None` as an empty cell.
+    In CSV, lists and dictionaries are written as JSON and `None` as an empty cell.
 
     Raises:
-        BundleMLLMError: If the suffix is another one or a value does not fit the format.
+        BundleMLLMError: If the suffix is none of `SUFFIXES` or a value does not fit the format.
     """
     path = Path(path)
     suffix = suffix_of(path)
@@ -126,18 +113,14 @@ def write_records(path: str | os.PathLike, rows: Iterable[Mapping[str, Any]]) ->
             # An empty name and a zero time keep the gzip header the same from run to run.
             binary = gzip.GzipFile("", "wb", fileobj=raw, mtime=0) if suffix.endswith(".gz") else raw
             with io.TextIOWrapper(binary, encoding="utf-8", newline="") as stream:
-                (_write_csv if suffix.startswith(".csv") else _write_jsonl)(stream, path, rows)
+                if suffix.startswith(".csv"):
+                    _write_csv(stream, path, rows)
+                else:
+                    stream.writelines(_to_json(row, path, number) + "\n" for number, row in enumerate(rows, start=1))
 
 
 def find_table(folder: str | os.PathLike, stem: str) -> Path | None:
-    """Find the table `stem` in a folder, whatever its format.
-
-    Args:
-        folder: An existing folder.
-        stem: The file name without its suffix, such as `"items"`.
-
-    Returns:
-        The path of the only file `stem` with a known suffix, or `None` if there is none.
+    """Return the only file `stem` of a folder with one of `SUFFIXES`, or `None` if there is none.
 
     Raises:
         BundleMLLMError: If the folder does not exist or holds several such files.
@@ -151,11 +134,7 @@ def find_table(folder: str | os.PathLike, stem: str) -> Path | None:
 
 
 def suffix_of(path: Path) -> str:
-    """Return the suffix of a table's file name, such as `".jsonl.gz"`.
-
-    Raises:
-        BundleMLLMError: If it is none of `SUFFIXES`.
-    """
+    """Return the suffix of a table's file name, such as `".jsonl.gz"`; refuse one that is none of `SUFFIXES`."""
     for suffix in SUFFIXES:
         if path.name.endswith(suffix):
             return suffix
@@ -196,13 +175,14 @@ def _iter_csv(stream: TextIO, path: Path, delimiter: str) -> Iterator[dict[str, 
             if not row:
                 continue
             if len(row) != len(header):
-                raise BundleMLLMError(
-                    f"{path} line {reader.line_num} has {len(row)} cells for {len(header)} columns: "
-                    "quote cells that hold a comma, and keep empty cells."
-                )
+                raise BundleMLLMError(_wrong_length(f"{path} line {reader.line_num}", len(row), len(header)))
             yield {name: cell or None for name, cell in zip(header, row, strict=True)}
     except csv.Error as error:
         raise BundleMLLMError(f"{path} line {reader.line_num} is not CSV ({error}): correct the line.") from error
+
+
+def _wrong_length(where: str, number: int, expected: int) -> str:
+    return f"{where} has {number} cells for {expected} columns: quote cells that hold a comma, and keep empty cells."
 
 
 def _header(reader: Iterator[list[str]], path: Path) -> list[str]:
@@ -221,18 +201,15 @@ def _csv_batches(
     with open_text(path) as stream:
         columns = choose(_header(csv.reader(stream, delimiter=delimiter), path))
     malformed: list[Any] = []
-
-    def refuse(row: Any) -> str:
-        malformed.append(row)
-        return "error"
-
     try:
         with pyarrow.input_stream(path) as stream:  # unpacks .gz
             yield from pyarrow.csv.open_csv(
                 stream,
                 read_options=pyarrow.csv.ReadOptions(use_threads=False, block_size=_BATCH_BYTES),
                 parse_options=pyarrow.csv.ParseOptions(
-                    delimiter=delimiter, newlines_in_values=True, invalid_row_handler=refuse
+                    delimiter=delimiter,
+                    newlines_in_values=True,
+                    invalid_row_handler=lambda row: malformed.append(row) or "error",
                 ),
                 convert_options=pyarrow.csv.ConvertOptions(
                     include_columns=columns,
@@ -244,13 +221,9 @@ def _csv_batches(
     except (pyarrow.ArrowException, OSError) as error:
         if malformed:
             row = malformed[0]
-            raise BundleMLLMError(
-                f"{path} row {row.number - 1} has {row.actual_columns} cells for {row.expected_columns} columns: "
-                "quote cells that hold a comma or a line break, and keep empty cells."
-            ) from error
-        raise BundleMLLMError(
-            f"{path} is not CSV that can be read ({error}): correct it, or copy it again."
-        ) from error
+            message = _wrong_length(f"{path} row {row.number - 1}", row.actual_columns, row.expected_columns)
+            raise BundleMLLMError(message) from error
+        raise BundleMLLMError(f"{path} is not CSV ({error}): correct it, or copy it again.") from error
 
 
 def _parquet_batches(path: Path, choose: Callable[[Sequence[str]], list[str] | None]) -> Iterator[pyarrow.RecordBatch]:
@@ -263,11 +236,6 @@ def _parquet_batches(path: Path, choose: Callable[[Sequence[str]], list[str] | N
             yield from table.iter_batches(65_536 if columns is None else BATCH_ROWS, columns=columns)
     except pyarrow.ArrowException as error:
         raise BundleMLLMError(f"{path} is not a Parquet file that can be read ({error}): write it again.") from error
-
-
-def _write_jsonl(stream: TextIO, path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    for number, row in enumerate(rows, start=1):
-        stream.write(_to_json(row, path, number) + "\n")
 
 
 def _write_csv(stream: TextIO, path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

@@ -16,10 +16,7 @@ from bundle_mllm.errors import BundleMLLMError
 
 
 def load_matrix(path: str | os.PathLike) -> torch.Tensor:
-    """Read a file that holds one matrix.
-
-    Returns:
-        `[rows, columns]`, floating point and finite, on the CPU.
+    """Read a file that holds one matrix `[rows, columns]`, floating point and finite, to the CPU.
 
     Raises:
         BundleMLLMError: If the file is missing, damaged or holds something else.
@@ -29,8 +26,7 @@ def load_matrix(path: str | os.PathLike) -> torch.Tensor:
         kind = f"a tensor of {matrix.ndim} dimensions" if isinstance(matrix, torch.Tensor) else type(matrix).__name__
         raise BundleMLLMError(f"{path} holds {kind}, not one matrix [rows, columns]: write it again.")
     _check_values(matrix, str(path))
-    bad = (~matrix.isfinite().all(dim=1)).nonzero()[:, 0].tolist()
-    if bad:
+    if bad := (~matrix.isfinite().all(dim=1)).nonzero()[:, 0].tolist():
         raise BundleMLLMError(
             f"{path} holds NaN or infinity in {len(bad)} rows (the first is row {bad[0]}), which would spoil every "
             "score that depends on them: repair these rows."
@@ -39,10 +35,7 @@ def load_matrix(path: str | os.PathLike) -> torch.Tensor:
 
 
 def load_weights(path: str | os.PathLike) -> dict[str, torch.Tensor]:
-    """Read a file that maps names to weights (a state dictionary).
-
-    Returns:
-        The weights by name, floating point and finite, on the CPU.
+    """Read a file that maps names to weights (a state dictionary), floating point and finite, to the CPU.
 
     Raises:
         BundleMLLMError: If the file is missing, damaged or holds something else.

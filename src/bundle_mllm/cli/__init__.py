@@ -74,14 +74,9 @@ def _load(path: str) -> Any:
 
 def _help() -> str:
     width = max(map(len, COMMANDS))
-    return "\n".join(
-        [
-            "usage: bundle-mllm COMMAND [OPTIONS]",
-            "",
-            "Product bundling with multimodal LLMs (Bundle-MLLM).",
-            "",
-            *(f"  {name:{width}}  {command.summary}" for name, command in COMMANDS.items()),
-            "",
-            "`bundle-mllm COMMAND --help` explains a command; `bundle-mllm --version` prints the version.",
-        ]
+    commands = "\n".join(f"  {name:{width}}  {command.summary}" for name, command in COMMANDS.items())
+    return (
+        "usage: bundle-mllm COMMAND [OPTIONS]\n\nProduct bundling with multimodal LLMs (Bundle-MLLM).\n\n"
+        f"{commands}\n\n"
+        "`bundle-mllm COMMAND --help` explains a command; `bundle-mllm --version` prints the version."
     )

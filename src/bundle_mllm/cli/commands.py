@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json as json_format
 import sys
+from argparse import ArgumentParser
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -127,17 +128,14 @@ def _complete(
 
 def _ids(text: str) -> list[str]:
     """Return item ids that are separated by commas, or a JSON list."""
-    if not text.lstrip().startswith("["):
-        ids = [part.strip() for part in text.split(",") if part.strip()]
-        if not ids:
-            raise BundleMLLMError(f"{text!r} names no item: give item ids separated by commas, such as a12,b7.")
-        return ids
-    try:
-        ids = json_format.loads(text)
-    except ValueError as error:
-        raise BundleMLLMError(f'{text!r} is no JSON list ({error}): write it as ["a12", "b7"].') from error
+    ids = [item_id for part in text.split(",") if (item_id := part.strip())]
+    if text.lstrip().startswith("["):
+        try:
+            ids = json_format.loads(text)
+        except ValueError as error:
+            raise BundleMLLMError(f'{text!r} is no JSON list ({error}): write it as ["a12", "b7"].') from error
     if not ids or not all(isinstance(item_id, str) for item_id in ids):
-        raise BundleMLLMError(f'{text!r} is no list of item ids: write it as ["a12", "b7"].')
+        raise BundleMLLMError(f'{text!r} names no item: give item ids such as a12,b7, or ["a12", "b7"].')
     return ids
 
 
@@ -146,30 +144,21 @@ def _recipe(argv: Sequence[str]) -> tuple[Options, str]:
     from bundle_mllm.settings import SCRATCH, read_overrides, with_overrides
     from bundle_mllm.training.config import default_run
 
-    early = {name: value for name in ("config", "base_model") if (value := _early(argv, name)) is not None}
-    values = read_overrides(Path(early["config"])) if "config" in early else {}
-    base_model = early.get("base_model") or values.get("base_model") or SCRATCH
+    parser = ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config", nargs="?")
+    parser.add_argument("--base-model", "--base_model", nargs="?")
+    early, _ = parser.parse_known_args(argv)
+    values = read_overrides(Path(early.config)) if early.config else {}
+    base_model = early.base_model or values.get("base_model") or SCRATCH
     run = with_overrides(default_run(base_model, data=Path(), output_dir=Path()), values)
-    required = {name for name in ("data", "output_dir") if name not in values}
+    required = {"data", "output_dir"} - values.keys()
     return (
         {each.name: getattr(run, each.name) for each in fields(run) if each.name not in required},
         "Train a model on a dataset folder: a retriever; a ranker in stage one (bundle patterns from titles) and in "
         "stage two (multimodal semantics); and how both are joined.\n\nA killed run continues when it is started "
-        "again with the same arguments. The defaults are "
-        f"those for --base-model {base_model}; a pretrained backbone and {SCRATCH} have recipes of their own.",
+        f"again with the same arguments. The defaults are those for --base-model {base_model}; a pretrained backbone "
+        f"and {SCRATCH} have recipes of their own.",
     )
-
-
-def _early(argv: Sequence[str], name: str) -> str | None:
-    """Return the value of an option that the defaults of others depend on."""
-    value = None
-    for position, argument in enumerate(argv):
-        option, equals, given = argument.partition("=")
-        if option.replace("_", "-") == f"--{name}".replace("_", "-"):
-            if not equals and position + 1 == len(argv):
-                raise BundleMLLMError(f"{option} needs a value.")
-            value = given if equals else argv[position + 1]
-    return value
 
 
 # fmt: off

@@ -15,7 +15,7 @@ from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin
 
 import tyro
 
@@ -48,28 +48,27 @@ def parse_options(
     Raises:
         BundleMLLMError: If there is no such option.
     """
+    _check_names(settings, argv, prog)
     main, groups = settings[0], {settings[0]: {}}
     for owner, field, hint in _fields(settings):
         default = (defaults or {}).get(field.name, _default(field))
-        text = _docstrings(owner).get(field.name)
-        is_positional = field.name in positional
-        marks: list[Any] = [tyro.conf.arg(help=text, metavar=field.name.upper() if is_positional else None)]
-        if is_positional:
+        metavar = field.name.upper() if field.name in positional else None
+        marks: list[Any] = [tyro.conf.arg(help=_docstrings(owner).get(field.name), metavar=metavar)]
+        if metavar:
             marks.append(tyro.conf.Positional)
         if field.name.startswith("no_"):
             marks.append(tyro.conf.FlagCreatePairsOff)
         if default is None:
             hint = hint | None
             marks.append(tyro.conf.DisallowNone)  # leave the option out
-        group = groups.setdefault(main if owner in settings else owner, {})
-        group[field.name] = Annotated[(hint, *marks)], default
+        groups.setdefault(main if owner in settings else owner, {})[field.name] = Annotated[(hint, *marks)], default
     titles = {owner: _title(owner) for owner in groups if owner is not main}
-    shared = {titles[owner]: _dataclass(owner, groups[owner]) for owner in titles}
-    nested = {title: (tyro.conf.OmitArgPrefixes[group], tyro.MISSING) for title, group in shared.items()}
-    parser = _dataclass(main, groups[main] | nested, description)
-    _check_names(argv, parser, prog)
-    parsed = tyro.cli(parser, prog=prog, args=list(argv))
-    parts = [(parsed, groups[main]), *((getattr(parsed, titles[owner]), groups[owner]) for owner in titles)]
+    nested = {
+        title: (tyro.conf.OmitArgPrefixes[_dataclass(owner, groups[owner])], tyro.MISSING)
+        for owner, title in titles.items()
+    }
+    parsed = tyro.cli(_dataclass(main, groups[main] | nested, description), prog=prog, args=list(argv))
+    parts = [(parsed, groups[main]), *((getattr(parsed, title), groups[owner]) for owner, title in titles.items())]
     return {name: getattr(part, name) for part, names in parts for name in names}
 
 
@@ -123,23 +122,19 @@ def _title(group: type) -> str:
 
 def _dataclass(settings: type, fields: Mapping[str, tuple[Any, Any]], description: str | None = None) -> type:
     """Make the dataclass that tyro reads: required options first."""
-    first = sorted(fields.items(), key=lambda entry: entry[1][1] is not tyro.MISSING)
-    return dataclasses.make_dataclass(
-        settings.__name__,
-        [
-            (name, hint)
-            if default is tyro.MISSING
-            else (name, hint, dataclasses.field(default_factory=lambda d=default: d))
-            for name, (hint, default) in first
-        ],
-        kw_only=True,
-        namespace={"__doc__": description or settings.__doc__},
-    )
+    required: list[Any] = [(name, hint) for name, (hint, default) in fields.items() if default is tyro.MISSING]
+    others = [
+        (name, hint, dataclasses.field(default_factory=lambda default=default: default))
+        for name, (hint, default) in fields.items()
+        if default is not tyro.MISSING
+    ]
+    namespace = {"__doc__": description or settings.__doc__}
+    return dataclasses.make_dataclass(settings.__name__, required + others, namespace=namespace)
 
 
-def _check_names(argv: Sequence[str], parser: type, prog: str) -> None:
+def _check_names(settings: Sequence[type], argv: Sequence[str], prog: str) -> None:
     """Refuse an option that does not exist, and name those that are like it."""
-    names = {"--help", *_names(parser)}
+    names = {"--help", *(name for _, field, hint in _fields(settings) for name in _names(field.name, hint))}
     for argument in argv:
         name = argument.partition("=")[0].replace("_", "-")
         if name.startswith("--") and name not in names:
@@ -148,15 +143,13 @@ def _check_names(argv: Sequence[str], parser: type, prog: str) -> None:
             raise BundleMLLMError(f"{prog} has no option {argument.partition('=')[0]}: {hint}")
 
 
-def _names(parser: Any, prefix: str = "--") -> Iterator[str]:
-    for name, hint in get_type_hints(parser, include_extras=True).items():
-        inner = get_args(hint)[0] if get_origin(hint) is Annotated else hint
-        option = prefix + name.replace("_", "-")
-        if dataclasses.is_dataclass(inner):
-            is_group = any(mark is tyro.conf.OmitArgPrefixes for mark in getattr(hint, "__metadata__", ()))
-            yield from _names(inner, prefix if is_group else f"{option}.")
-            continue
-        yield option
-        if inner is bool:
-            head, dot, last = option[2:].rpartition(".")
-            yield f"--{head}{dot}no-{last}"
+def _names(name: str, hint: Any) -> Iterator[str]:
+    """Yield the options of a field: those of the fields of a group, and also the one that turns a switch off."""
+    if dataclasses.is_dataclass(hint):
+        for inner, of_inner in field_types(cast(type, hint)).items():
+            yield from _names(f"{name}.{inner}", of_inner)
+        return
+    group, dot, last = name.replace("_", "-").rpartition(".")
+    yield f"--{group}{dot}{last}"
+    if hint is bool:
+        yield f"--{group}{dot}no-{last}"

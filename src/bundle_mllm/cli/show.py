@@ -29,19 +29,17 @@ def demo(result: Mapping[str, Any], _: Options) -> str:
         ("both, features permuted", "both_shuffled"),
     ]
     completion = result["completion"]
-    lines = [
-        f"Invented {result['domain']} catalog, seed {result['seed']}: "
-        f"{result['num_questions']} test questions, {round(1 / result['random'])} candidates each",
-        "",
-        f"{'':32}  hit_rate@1",
-        *(f"{label:32}  {result[key]:10.3f}" for label, key in rows),
-        "",
-        f"valid_ratio {result['valid_ratio']:.3f} · standard error {result['hit_rate@1_se']:.3f}",
-        "",
-        "A bundle of the test split: " + " + ".join(item["title"] for item in completion["partial"]),
-        ranking(completion["ranked"][:5], answer=completion["answer"]),
-    ]
-    return "\n".join(lines)
+    head = f"Invented {result['domain']} catalog, seed {result['seed']}: {result['num_questions']} test questions"
+    return "\n".join(
+        [
+            f"{head}, {round(1 / result['random'])} candidates each\n",
+            f"{'':32}  hit_rate@1",
+            *(f"{label:32}  {result[key]:10.3f}" for label, key in rows),
+            f"\nvalid_ratio {result['valid_ratio']:.3f} · standard error {result['hit_rate@1_se']:.3f}\n",
+            "A bundle of the test split: " + " + ".join(item["title"] for item in completion["partial"]),
+            ranking(completion["ranked"][:5], answer=completion["answer"]),
+        ]
+    )
 
 
 def ranking(ranked: Iterable[Mapping[str, Any]], answer: str | None = None) -> str:
@@ -67,13 +65,13 @@ def synthetic(catalog: Any, options: Options) -> str:
 def best_accuracy(result: tuple[Metrics, Mapping[Any, Metrics]], options: Options) -> str:
     """Return the Bayes-optimal accuracy, and the share of it that each metrics file reached."""
     best, shares = result
-    accuracies = f"{best['expected']:.4f} expected, {best['realized']:.4f} realized"
-    lines = [
+    lines = [f"Bayes-optimal  {best['expected']:.4f} expected, {best['realized']:.4f} realized -> {options['output']}"]
+    lines += [
         f"share          {share['share']:.4f} ± {share['share_se']:.4f} of expected, "
         f"{share['share_of_realized']:.4f} of realized: {share['accuracy']:.4f} in {path}"
         for path, share in shares.items()
     ]
-    return "\n".join([f"Bayes-optimal  {accuracies} -> {options['output']}", *lines])
+    return "\n".join(lines)
 
 
 def questions(made: Sequence[Any], options: Options) -> str:
@@ -108,11 +106,10 @@ def metrics(values: Metrics, options: Options) -> str:
 def parts(values: Mapping[str, Metrics]) -> str:
     """Return the metrics of ranker, retriever and both, side by side."""
     columns = {part: numbers for part, numbers in values.items() if "hit_rate@1" in numbers}
-    lines = [f"{'':11}" + "".join(f"  {part:15}" for part in columns)]
+    table = {"": list(columns)}
     for name in ("hit_rate@1", "hit_rate@3", "hit_rate@5", "mrr", "valid_ratio"):
-        cells = [_value(numbers, name) for numbers in columns.values()]
-        if any(cells):
-            lines.append(f"{name:11}" + "".join(f"  {cell:15}" for cell in cells))
+        table[name] = [_value(numbers, name) for numbers in columns.values()]
+    lines = (f"{name:11}" + "".join(f"  {cell:15}" for cell in cells) for name, cells in table.items() if any(cells))
     return "\n".join(line.rstrip() for line in lines)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from peft import PeftConfig, PeftModel
@@ -49,12 +49,10 @@ _NUM_PROBES = 4
 def export_stock(settings: ExportSettings) -> Path:
     """Write a folder that plain `AutoModelForCausalLM` and `AutoTokenizer` load, without remote code.
 
-    It holds the ranker alone: a stock language model has no place for a retriever, and `left_behind` in
-    `bundle_mllm_export.json` names what stays in the model folder.
-
-    The soft separator and every item become rows of the embedding matrix of the backbone's own class, and
-    `<|item_separator|>` and `<|item_0|>`, ... special tokens of a plain tokenizer. The letters' scores are those of
-    the ranker (the folder is loaded again and compared before it appears). Ours; the paper serves no model.
+    It holds the ranker alone; `left_behind` in `bundle_mllm_export.json` names what stays in the model folder. Ours;
+    the paper serves no model. The soft separator and every item become rows of the embedding matrix of the backbone's
+    own class, and special tokens of a plain tokenizer. The letters' scores are those of the ranker: the folder is
+    loaded again and compared before it appears.
 
     *The head.* A stock head has a row for every token, so the new tokens need one, and no row excludes a token: of
     zero rows a logit of 0 may well be the highest. They get a copy of one text token's row (and bias): the one that is
@@ -66,10 +64,9 @@ def export_stock(settings: ExportSettings) -> Path:
     the embedding module scales what it reads (Gemma 3), rows are divided by that factor first, which rounds again.
 
     Beside the model stand `items.jsonl` (`item_id`, `title` and `text`, the item as prompts write it) and
-    `bundle_mllm_export.json` (wording, letters, where it comes from): what a client needs to write a question. The
-    chat template turns such a question, sent as one user message, into the prompt that the model was trained on.
-
-    Items that come with features of their own cannot be put in a question: they are rows of no matrix.
+    `bundle_mllm_export.json` (wording, letters, where it comes from): what a client needs to write a question, which,
+    sent as one user message, the chat template turns into the prompt that the model was trained on. Items that come
+    with features of their own cannot be put in a question: they are rows of no matrix.
 
     Args:
         settings: Whose fields are the arguments: see `ExportSettings`. No modality at all is refused: every item would
@@ -87,37 +84,20 @@ def export_stock(settings: ExportSettings) -> Path:
         model, processor, left_behind = _load(model_dir)
         used = _keep_modalities(model, settings.modalities)
         _check(model, processor, model_dir)
-        questions = _probe_questions(processor)
-        prompts = [processor.render(question) for question in questions]
-        logits = torch.cat([model.last_logits(**processor(question, return_tensors="pt")) for question in questions])
-        if not logits.isfinite().all():
-            raise BundleMLLMError(
-                f"The scores of {model_dir} overflow {str(model.dtype).removeprefix('torch.')} (some are "
-                f"{float(logits[~logits.isfinite()][0])}), so there is nothing to compare an export with: export a "
-                "model whose answers can be ranked."
-            )
         tokenizer, first_item_id = stock_tokenizer(processor.tokenizer, model.config.num_items)
-        to_stock = first_item_id - model.config.item_token_offset
-        prompt_ids = [
-            [id_ if id_ < model.config.item_token_offset else id_ + to_stock for id_ in ids]
-            for ids in processor(questions)["input_ids"]
-        ]
         record = {**_record(model, processor, model_dir, used, first_item_id), "left_behind": left_behind}
         items = {item_id: processor.item_text(item_id) for item_id in processor.item_ids}
-        messages = [compose_message(record, items, q["partial"], q["candidates"]) for q in questions]
-        set_chat_template(tokenizer, processor, list(zip(messages, prompt_ids, strict=True)))
-        letters = [letter["token_id"] for letter in record["letters"].values()]
-        letter_ids = [letters[: len(question["candidates"])] for question in questions]
-        expected = [row[ids].float().cpu() for row, ids in zip(logits, letter_ids, strict=True)]
+        probes, never_id = _probe(model, processor, record, items, model_dir)
+        set_chat_template(tokenizer, processor, [(probe.message, probe.ids) for probe in probes])
         dtype = model.dtype
-        stock = _fold(model, len(tokenizer), first_item_id, _least_probable(logits, first_item_id))
+        stock = _fold(model, len(tokenizer), first_item_id, never_id)
         stock.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         _write_items(folder / ITEMS, processor, items)
         (folder / EXPORT_RECORD).write_text(json.dumps(record, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
         del model, stock  # a large one need not be in memory twice
-        _verify_tokens(folder, prompts, messages, prompt_ids)
-        _verify_scores(folder, dtype, prompt_ids, letter_ids, expected)
+        _verify_tokens(folder, probes)
+        _verify_scores(folder, dtype, probes)
     return settings.output_dir
 
 
@@ -182,29 +162,25 @@ def _left_behind(model_dir: str | Path) -> list[str]:
 
 
 def _check(model: BundleMLLMForCausalLM, processor: BundleMLLMProcessor, model_dir: str | Path) -> None:
-    config = model.config
+    config, num_items = model.config, processor.num_items
     if not processor.item_ids:
         raise BundleMLLMError(f"{model_dir} has no items, so there is nothing to ask about: train it on a catalog.")
-    if processor.show_items and processor.num_items != config.num_items:
-        raise BundleMLLMError(
-            f"The processor of {model_dir} has {processor.num_items} items and the model {config.num_items}, so "
-            "tokens would name the wrong rows: export the folder that training wrote."
-        )
     for name, parameter in model.named_parameters():
         if not parameter.isfinite().all():
             raise BundleMLLMError(
                 f"The weights {name} of {model_dir} are not finite, so it answers nothing: export a model whose "
                 "training did not diverge."
             )
-    ids = {
+    expected = {
+        "num_items": num_items if processor.show_items else config.num_items,
         "separator_token_id": processor.separator_token_id,
         "item_token_offset": processor.tokenizer.item_token_offset,
     }
-    for name, value in ids.items():
+    for name, value in expected.items():
         if getattr(config, name) not in (value, None):
             raise BundleMLLMError(
-                f"{name} is {getattr(config, name)} in the model of {model_dir} and {value} in its tokenizer, so the "
-                "two were not saved together: export the folder that training wrote."
+                f"{name} is {getattr(config, name)} in the model of {model_dir} and {value} in its processor, so "
+                "tokens would name the wrong rows: export the folder that training wrote."
             )
     if config.num_items > MANY_ITEMS:
         logger.warning(
@@ -234,6 +210,46 @@ def _keep_modalities(model: BundleMLLMForCausalLM, modalities: str | Sequence[st
     return [name for name in known if name in modalities]
 
 
+class _Probe(NamedTuple):
+    """A question, and what the exported folder must make of it."""
+
+    prompt: str
+    message: str
+    ids: list[int]
+    """The prompt's tokens, items where the stock tokenizer has them."""
+    letters: list[int]
+    scores: torch.Tensor
+    """The logits of the letters."""
+
+
+def _probe(
+    model: BundleMLLMForCausalLM,
+    processor: BundleMLLMProcessor,
+    record: Mapping[str, Any],
+    items: Mapping[str, str],
+    model_dir: str | Path,
+) -> tuple[list[_Probe], int]:
+    """Score a few questions, and find the text token that is least probable as an answer to them."""
+    probes, rows, offset = [], [], model.config.item_token_offset
+    letters, first_item_id = (
+        [letter["token_id"] for letter in record["letters"].values()],
+        record["first_item_token_id"],
+    )
+    for question in _probe_questions(processor):
+        row = model.last_logits(**processor(question, return_tensors="pt"))[0]
+        if not row.isfinite().all():
+            raise BundleMLLMError(
+                f"The scores of {model_dir} overflow {record['dtype']} (some are {float(row[~row.isfinite()][0])}), "
+                "so there is nothing to compare an export with: export a model whose answers can be ranked."
+            )
+        ids = [id_ if id_ < offset else id_ - offset + first_item_id for id_ in processor(question)["input_ids"][0]]
+        message = compose_message(record, items, question["partial"], question["candidates"])
+        shown = letters[: len(question["candidates"])]
+        probes.append(_Probe(processor.render(question), message, ids, shown, row[shown].float().cpu()))
+        rows.append(row[:first_item_id].float().log_softmax(dim=-1))
+    return probes, int(torch.stack(rows).mean(dim=0).argmin())
+
+
 def _probe_questions(processor: BundleMLLMProcessor) -> list[dict[str, list[str]]]:
     """Draw a few questions over the catalog, always the same ones."""
     rng, problem = random.Random(0), None
@@ -244,16 +260,10 @@ def _probe_questions(processor: BundleMLLMProcessor) -> list[dict[str, list[str]
         try:
             processor.answer_token_ids(num_candidates)
             processor(questions)
+            return questions
         except ValueError as error:  # too long a prompt, too few letters or too few items
             problem = error
-            continue
-        return questions
     raise BundleMLLMError(f"Not even a question of two candidates can be put to this model: {problem}")
-
-
-def _least_probable(logits: torch.Tensor, num_text_tokens: int) -> int:
-    """Return the text token that is least probable after the prompts [n, vocab_size]."""
-    return int(logits[:, :num_text_tokens].float().log_softmax(dim=-1).mean(dim=0).argmin())
 
 
 def _fold(model: BundleMLLMForCausalLM, num_tokens: int, first_item_id: int, never_id: int) -> PreTrainedModel:
@@ -300,23 +310,15 @@ def _stock_class(base: PreTrainedModel, head: nn.Module) -> PreTrainedModel:
         with torch.device("meta"), init.meta_device_safe_creation_ops():
             stock = AutoModelForCausalLM.from_config(config, dtype=base.dtype)
     except ValueError as error:
-        raise BundleMLLMError(
-            f"The backbone {config.model_type!r} is no stock causal language model of transformers, so there is "
-            f"nothing to export to: {error}"
-        ) from error
+        raise _inexact(f"The backbone {config.model_type!r} is no causal language model of transformers") from error
     if type(stock.base_model) is not type(base):
-        raise BundleMLLMError(
-            f"{type(stock).__name__} is built on {type(stock.base_model).__name__}, not on {type(base).__name__} as "
-            "this model is, so it cannot be exported exactly: serve the model folder itself."
-        )
+        built_on = type(stock.base_model).__name__
+        raise _inexact(f"{type(stock).__name__} is built on {built_on}, not on {type(base).__name__} as this model is")
     setattr(stock, stock.base_model_prefix, base)
     stock.set_output_embeddings(head)
     base.config = stock.config
     if left := [name for name, tensor in stock.named_parameters() if tensor.is_meta]:
-        raise BundleMLLMError(
-            f"{type(stock).__name__} has weights outside its base model and head ({', '.join(left[:3])}), so it "
-            "cannot be exported exactly: serve the model folder itself."
-        )
+        raise _inexact(f"{type(stock).__name__} has weights outside its base model and head ({', '.join(left[:3])})")
     return stock.eval()
 
 
@@ -324,20 +326,18 @@ def _embedding_scale(embedding: nn.Embedding) -> float:
     """Measure the factor between the rows of an embedding and what the module returns (Gemma 3: sqrt(hidden))."""
     some = torch.arange(min(1_024, embedding.weight.shape[0]), device=embedding.weight.device)
     rows, embedded = embedding.weight.detach()[some].double(), embedding(some).detach().double()
-    if embedded.shape != rows.shape or not rows.any():
-        raise _inexact(embedding)
-    scale = float((rows * embedded).sum() / rows.square().sum())
-    if scale == 0 or not torch.allclose(embedded, scale * rows, rtol=0, atol=_tolerance(embedding.weight, embedded)):
-        raise _inexact(embedding)
+    scale = float((rows * embedded).sum() / rows.square().sum()) if embedded.shape == rows.shape else 0.0
+    tolerance = _tolerance(embedding.weight, embedded)
+    if not scale or not torch.allclose(embedded, scale * rows, rtol=0, atol=tolerance):  # nan is close to nothing
+        raise _inexact(f"{type(embedding).__name__} does more than scale the rows of its matrix")
     return scale
 
 
 def _check_embedded(embedded: torch.Tensor, target: torch.Tensor) -> None:
-    if not torch.allclose(embedded.double(), target.double(), rtol=0, atol=_tolerance(embedded, target)):
-        raise BundleMLLMError(
-            "The embedding does not return the item rows that were stored in it (largest difference "
-            f"{float((embedded.double() - target.double()).abs().max()):.3g}), so this model cannot be exported "
-            "exactly: serve the model folder itself."
+    difference = float((embedded.double() - target.double()).abs().max())
+    if not difference <= _tolerance(embedded, target):
+        raise _inexact(
+            f"The embedding does not return the item rows that were stored in it (largest difference {difference:.3g})"
         )
 
 
@@ -345,11 +345,8 @@ def _tolerance(tensor: torch.Tensor, values: torch.Tensor) -> float:
     return 4 * torch.finfo(tensor.dtype).eps * float(values.abs().max())
 
 
-def _inexact(embedding: nn.Module) -> BundleMLLMError:
-    return BundleMLLMError(
-        f"{type(embedding).__name__} does more than scale the rows of its matrix, so items cannot be stored there and "
-        "this model cannot be exported exactly: serve the model folder itself."
-    )
+def _inexact(problem: str) -> BundleMLLMError:
+    return BundleMLLMError(f"{problem}, so this model cannot be exported exactly: serve the model folder itself.")
 
 
 def _record(
@@ -386,14 +383,10 @@ def _record(
 
 def _letters(processor: BundleMLLMProcessor) -> dict[str, dict[str, Any]]:
     letters = {}
-    for index, letter in enumerate(LETTERS):
-        try:
-            letters[letter] = {
-                "text": processor.completion(index),
-                "token_id": processor.answer_token_ids(index + 1)[index],
-            }
-        except ValueError:  # the tokenizer has fewer letters than the alphabet
-            break
+    with suppress(ValueError):  # the tokenizer has fewer letters than the alphabet
+        for index, letter in enumerate(LETTERS):
+            token_id = processor.answer_token_ids(index + 1)[index]
+            letters[letter] = {"text": processor.completion(index), "token_id": token_id}
     return letters
 
 
@@ -404,41 +397,33 @@ def _write_items(path: Path, processor: BundleMLLMProcessor, items: Mapping[str,
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
-def _verify_tokens(folder: Path, prompts: list[str], messages: list[str], prompt_ids: list[list[int]]) -> None:
+def _verify_tokens(folder: Path, probes: Sequence[_Probe]) -> None:
     """Load the tokenizer as anyone would, and compare what it makes of prompts and of user messages."""
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
-    for prompt, message, ids in zip(prompts, messages, prompt_ids, strict=True):
-        for given, actual in (("text", tokenizer(prompt)["input_ids"]), ("message", chat_ids(tokenizer, message))):
-            if actual != ids:
-                raise BundleMLLMError(
-                    f"{type(tokenizer).__name__}, which AutoTokenizer loads from the export, tokenizes a question "
-                    f"given as a {given} otherwise than the tokenizer of this model ({actual[:8]}... instead of "
-                    f"{ids[:8]}...), so answers would differ: serve the model folder itself."
+    for probe in probes:
+        actual = {"text": tokenizer(probe.prompt)["input_ids"], "message": chat_ids(tokenizer, probe.message)}
+        for given, ids in actual.items():
+            if ids != probe.ids:
+                raise _inexact(
+                    f"{type(tokenizer).__name__}, which AutoTokenizer loads, tokenizes a question given as a {given} "
+                    f"otherwise than the tokenizer of this model ({ids[:8]}... instead of {probe.ids[:8]}...)"
                 )
 
 
-def _verify_scores(
-    folder: Path,
-    dtype: torch.dtype,
-    prompt_ids: list[list[int]],
-    letter_ids: list[list[int]],
-    expected: list[torch.Tensor],
-) -> None:
+def _verify_scores(folder: Path, dtype: torch.dtype, probes: Sequence[_Probe]) -> None:
     """Load the model as anyone would, and compare the letters' scores."""
     loaded: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, output_loading_info=True)
     stock, info = loaded
+    name = type(stock).__name__
     if problems := [str(key) for what in ("missing", "unexpected", "mismatched") for key in info[f"{what}_keys"]]:
-        raise BundleMLLMError(
-            f"{type(stock).__name__} does not read the weights it was saved with ({', '.join(problems[:3])}), so this "
-            "model cannot be exported exactly: serve the model folder itself."
-        )
+        raise _inexact(f"{name} does not read the weights it was saved with ({', '.join(problems[:3])})")
     stock.eval()
-    for prompt, letters, scores in zip(prompt_ids, letter_ids, expected, strict=True):
-        actual = stock(input_ids=torch.tensor([prompt])).logits[0, -1, letters].float()
-        tolerance = max(1e-5, 8 * torch.finfo(dtype).eps) * max(1.0, float(scores.abs().max()))
-        if not torch.allclose(actual, scores, rtol=0, atol=tolerance):
-            raise BundleMLLMError(
-                f"The exported {type(stock).__name__} scores letters differently from this model (largest difference "
-                f"{float((actual - scores).abs().max()):.3g}, allowed {tolerance:.3g}), so it cannot be exported "
-                "exactly: serve the model folder itself."
+    for probe in probes:
+        scores = stock(input_ids=torch.tensor([probe.ids])).logits[0, -1, probe.letters].float()
+        tolerance = max(1e-5, 8 * torch.finfo(dtype).eps) * max(1.0, float(probe.scores.abs().max()))
+        difference = float((scores - probe.scores).abs().max())
+        if not difference <= tolerance:
+            raise _inexact(
+                f"The exported {name} scores letters differently from this model (largest difference "
+                f"{difference:.3g}, allowed {tolerance:.3g})"
             )

@@ -39,7 +39,7 @@ def stock_tokenizer(source: BundleMLLMTokenizerFast, num_items: int) -> tuple[Pr
     backend.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in texts])
     ids = [backend.token_to_id(text) for text in texts]
     first = backend.get_vocab_size() - num_items
-    if ids != list(range(first, first + num_items)):
+    if ids != [*range(first, first + num_items)]:
         raise BundleMLLMError("This tokenizer has tokens named like items, so rows would be mixed up: rename them.")
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend,

@@ -1,4 +1,4 @@
-"""Both configurations: one order of modalities, defaults of the official code, errors that name an impossible field."""
+"""Both configurations: one order of modalities, the defaults of the official code, impossible fields named."""
 
 import json
 

@@ -213,6 +213,7 @@ def close(answers, expected):
         assert [a["score"] for a in one] == pytest.approx([a["score"] for a in other], abs=1e-4)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_ranker_and_retriever_work_and_are_saved_without_the_package(tmp_path):
     completers = {"both": make_completer(ranker_weight=0.7), "alone": make_completer(ranker=False)}

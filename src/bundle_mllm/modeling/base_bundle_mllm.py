@@ -3,7 +3,7 @@
 Knows nothing about what either model computes.
 """
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import nn
 from transformers.modeling_utils import PreTrainedModel
@@ -27,7 +27,9 @@ class BundlePreTrainedModel(PreTrainedModel):
         return False
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info: bool = False, **kwargs):
+    def from_pretrained(
+        cls, pretrained_model_name_or_path, *args: Any, output_loading_info: bool = False, **kwargs: Any
+    ) -> Any:
         """Load a saved model, strictly.
 
         Weights that are missing, left over or of another shape are errors, unless `key_mapping` says that the file
@@ -39,7 +41,8 @@ class BundlePreTrainedModel(PreTrainedModel):
         strict = kwargs.get("key_mapping") is None
         if strict:
             kwargs["ignore_mismatched_sizes"] = True  # not ignored: reported below, by name
-        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        model, info = loaded
         if strict:
             problems = {
                 "missing": sorted(info["missing_keys"]),

@@ -31,6 +31,8 @@ class BundleMLLMItemCatalog(nn.Module):
     """
 
     present: torch.Tensor
+    fold_features: torch.Tensor
+    fold_present: torch.Tensor
 
     def __init__(self, modalities: dict[str, int], num_items: int):
         super().__init__()

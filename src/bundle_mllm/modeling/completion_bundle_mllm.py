@@ -68,7 +68,8 @@ class BundleCompleter:
     def __init__(self, processor: BundleItemProcessor, ranker: Any = None, retriever: Any = None):
         if ranker is None and retriever is None:
             raise ValueError("A completer needs a ranker, a retriever or both, and got neither: load one first.")
-        self.processor, self.ranker, self.retriever = processor, ranker, retriever
+        self.processor: Any = processor
+        self.ranker, self.retriever = ranker, retriever
         self.modalities: dict[str, int] = {}
         for model in self.models:
             processor.check_model(model.config)
@@ -194,8 +195,8 @@ class BundleCompleter:
         limit = max_options or getattr(self.processor, "max_options", MAX_OPTIONS)
         if not 3 <= limit <= MAX_OPTIONS:
             raise ValueError(f"max_options is {limit}, but options are lettered A to Z: choose 3 to {MAX_OPTIONS}.")
-        group_size = group_size or min(GROUP_SIZE, limit)
-        round_sizes(MAX_OPTIONS, group_size)  # refuses a wrong size before anything runs
+        size_of_groups: int = group_size or min(GROUP_SIZE, limit)
+        round_sizes(MAX_OPTIONS, size_of_groups)  # refuses a wrong size before anything runs
         modes = [model.training for model in self.models]
         for model in self.models:
             model.eval()
@@ -205,13 +206,13 @@ class BundleCompleter:
                 ranked: list[tuple[list[int], RankerScores] | None] = [None] * len(questions)
             else:
                 scorer = RankerScorer(self.ranker, self.processor, batch_size, progress)
-                ranked = self._rank(scorer, questions, retrieved, limit, group_size, permutations, seed)
+                ranked = self._rank(scorer, questions, retrieved, limit, size_of_groups, permutations, seed)
         finally:
             for model, mode in zip(self.models, modes, strict=True):
                 model.train(mode)
         return [
-            self._join(question["candidates"], *scores)
-            for question, *scores in zip(questions, ranked, retrieved, terms, strict=True)
+            self._join(question["candidates"], of_ranker, of_retriever, of_terms)
+            for question, of_ranker, of_retriever, of_terms in zip(questions, ranked, retrieved, terms, strict=True)
         ]
 
     def check(self, question: Any) -> None:
@@ -306,8 +307,8 @@ class BundleCompleter:
             for i, rows, scores, total in zip(chunk, found.rows, found.scores, found.log_normalizer, strict=True):
                 kept = rows >= 0
                 complete[i]["candidates"] = [self.processor.item_ids[row] for row in rows[kept].tolist()]
-                logs[i] = (scores[kept].double() - total.double()).cpu()
-                check_scores(complete[i], logs[i].tolist())
+                logs[i] = of_question = (scores[kept].double() - total.double()).cpu()
+                check_scores(complete[i], of_question.tolist())
         given = [i for i in range(len(complete)) if logs[i] is None]
         for chunk in _split(given + (open_questions if return_terms else []), QUESTIONS_AT_ONCE):
             output = self.retriever(**self._rows([complete[i] for i in chunk], modalities), return_terms=return_terms)

@@ -30,7 +30,7 @@ class _BundleConfig(PreTrainedConfig):
     format_version: int = FORMAT_VERSION
     num_items: int = 0
     items_hash: str | None = None
-    modalities: dict[str, int] | None = None
+    modalities: dict[str, int] = None  # pyright: ignore[reportAssignmentType]: `__post_init__` sets it
 
     def __post_init__(self, **kwargs):
         # With the package installed the pipeline registry serves the task; a config that carries `custom_pipelines`
@@ -138,11 +138,11 @@ class BundleMLLMConfig(_BundleConfig):
     }
     pipeline_class: ClassVar = "AutoModelForCausalLM"
 
-    text_config: dict | PreTrainedConfig | None = None
+    text_config: PreTrainedConfig = None  # pyright: ignore[reportAssignmentType]: `__post_init__` sets it
     mlp_modalities: list[str] | tuple[str, ...] = ("visual", "acoustic", "textual")
     fusion_hidden_size: int = 64
     mlp_hidden_size: int = 256
-    projector_hidden_size: int | None = None
+    projector_hidden_size: int = None  # pyright: ignore[reportAssignmentType]: `__post_init__` sets it
     fusion_layer_norm: bool = False
     fusion_value_map: bool = False
     standardize_features: bool = False
@@ -211,7 +211,7 @@ class BundleRetrieverConfig(_BundleConfig):
     }
     pipeline_class: ClassVar = "AutoModel"
 
-    memberships: dict[str, int] | None = None
+    memberships: dict[str, int] = None  # pyright: ignore[reportAssignmentType]: `__post_init__` sets it
     hidden_size: int = 64
     dropout: float = 0.5
     collaborative_dropout: float = 0.1

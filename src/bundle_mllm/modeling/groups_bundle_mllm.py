@@ -35,6 +35,7 @@ class BundleRetrieverGroups(nn.Module):
     offsets: torch.Tensor
     groups: torch.Tensor
     sizes: torch.Tensor
+    fold_of_group: torch.Tensor | None
 
     def __init__(self, num_items: int, num_pairs: int):
         super().__init__()
@@ -123,7 +124,8 @@ class BundleRetrieverGroups(nn.Module):
             and the number of groups of the item.
         """
         if self._inverse is None:
-            nodes, all_groups, node_of_item, _ = self.pairs()
+            nodes, all_groups, _, _ = self.pairs()
+            node_of_item = self.node_of_item.long()
             by_group = all_groups.argsort(stable=True)
             num_groups = int(all_groups.max()) + 1 if len(all_groups) else 0
             items = torch.arange(len(node_of_item), device=nodes.device)

@@ -155,7 +155,7 @@ class BundleItemProcessor(ProcessorMixin):
             return numbers
 
         read = [self.read_question(question) for question in questions]
-        encoded = {
+        encoded: dict[str, Any] = {
             "partial_rows": _pad([rows(partial) for partial, _ in read]),
             "option_rows": _pad([rows(candidates or ()) for _, candidates in read]),
         }
@@ -195,7 +195,7 @@ class BundleItemProcessor(ProcessorMixin):
         names = type(self).__init__.__code__.co_varnames[1 : type(self).__init__.__code__.co_argcount]
         apart = ("tokenizer", "item_ids", "titles", "chat_template")
         fields = {name: getattr(self, name) for name in names if name not in apart}
-        fields |= {"auto_map": self.auto_map} if "auto_map" in self.__dict__ else {}
+        fields |= {"auto_map": vars(self)["auto_map"]} if "auto_map" in vars(self) else {}
         return {**fields, "processor_class": type(self).__name__}
 
     def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs) -> list[str]:
@@ -215,7 +215,8 @@ class BundleItemProcessor(ProcessorMixin):
         """Read `processor_config.json`, and the items beside it; see the base class."""
         hub_kwargs = {name: kwargs[name] for name in _HUB_KWARGS if kwargs.get(name) is not None}
         fields, kwargs = super().get_processor_dict(pretrained_model_name_or_path, **kwargs)
-        with open(hub.cached_file(pretrained_model_name_or_path, ITEMS_FILE, **hub_kwargs), encoding="utf-8") as file:
+        path: Any = hub.cached_file(pretrained_model_name_or_path, ITEMS_FILE, **hub_kwargs)
+        with open(path, encoding="utf-8") as file:
             items = json.loads(f"[{file.read().strip().replace(chr(10), ',')}]")  # in one go: a million lines in 2 s
         fields["item_ids"], fields["titles"] = [i["item_id"] for i in items], [i["title"] for i in items]
         return fields, kwargs

@@ -5,14 +5,13 @@ Knows nothing about titles, tokenizers, prompts or files of features: it sees id
 
 import inspect
 import math
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import nn
-from transformers import AutoModel
+from transformers import AutoModel, GenerationMixin
 from transformers import initialization as init
 from transformers.cache_utils import Cache
-from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils.generic import can_return_tuple
@@ -49,7 +48,6 @@ class BundleMLLMPreTrainedModel(BundlePreTrainedModel):
     config: BundleMLLMConfig
     config_class = BundleMLLMConfig
     base_model_prefix = "model"
-    input_modalities = ("text",)
     supports_gradient_checkpointing = True
     _skip_keys_device_placement: ClassVar = ["cache", "past_key_values"]
     _supports_flash_attn = True
@@ -81,7 +79,9 @@ class BundleMLLMPreTrainedModel(BundlePreTrainedModel):
         return not cls.has_head and key.startswith("lm_head.")
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info: bool = False, **kwargs):
+    def from_pretrained(
+        cls, pretrained_model_name_or_path, *args: Any, output_loading_info: bool = False, **kwargs: Any
+    ) -> Any:
         """Load a saved model, strictly; then freeze the backbone if the configuration says so; see the base class."""
         model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
         model.freeze_backbone_if_asked()
@@ -100,7 +100,7 @@ class BundleMLLMModel(BundleMLLMPreTrainedModel):
 
     def __init__(self, config: BundleMLLMConfig):
         super().__init__(config)
-        self.language_model = AutoModel.from_config(config.text_config)
+        self.language_model: PreTrainedModel = AutoModel.from_config(config.text_config)
         per_layer_size = getattr(config.text_config, "hidden_size_per_layer_input", 0)  # Gemma 3n, small Gemma 4
         if per_layer_size and "per_layer_inputs" in inspect.signature(self.language_model.forward).parameters:
             raise ValueError(
@@ -118,9 +118,10 @@ class BundleMLLMModel(BundleMLLMPreTrainedModel):
         self.projector = BundleMLLMProjector(self.config, embedding_size)
         self.separator = BundleMLLMVector(embedding_size)
 
-    def get_input_embeddings(self) -> nn.Module:
+    def get_input_embeddings(self) -> nn.Embedding:
         """Return the text embedding of the backbone."""
-        return self.language_model.get_input_embeddings()
+        embedding: Any = self.language_model.get_input_embeddings()
+        return embedding
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         """Replace the text embedding of the backbone."""
@@ -145,15 +146,16 @@ class BundleMLLMModel(BundleMLLMPreTrainedModel):
             ValueError: If a modality is unknown, a shape is wrong, a value is not finite in a present row, or
                 statistics are asked of a configuration without `standardize_features`.
         """
-        if fit_statistics and self.fusion.statistics is None:
+        statistics = self.fusion.statistics
+        if fit_statistics and statistics is None:
             raise ValueError(
                 "fit_statistics=True, but the configuration has standardize_features=False, so the statistics would "
                 "not be used: set standardize_features=True when the model is created, or drop fit_statistics."
             )
         self.catalog.replace(features, present, self.fusion.no_features.weight.dtype)
         self.config.num_items, self.config.items_hash = self.catalog.num_items, None
-        if fit_statistics:
-            self.fusion.statistics.fit(self.catalog)
+        if fit_statistics and statistics is not None:
+            statistics.fit(self.catalog)
 
     def get_item_embeddings(self, rows: torch.Tensor, extra_items: dict | None = None) -> torch.Tensor:
         """Embed items as the backbone sees them: `projector(fusion(features[rows]))`.
@@ -244,7 +246,7 @@ class BundleMLLMModel(BundleMLLMPreTrainedModel):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds: the model embeds one sequence.")
-        if inputs_embeds is None:
+        if input_ids is not None:
             inputs_embeds = self.embed(input_ids, extra_items)
         if position_ids is not None:
             kwargs["position_ids"] = position_ids
@@ -262,6 +264,7 @@ class BundleMLLMForCausalLM(BundleMLLMPreTrainedModel, GenerationMixin):
     """A `BundleMLLMModel` and the head of its backbone."""
 
     has_head = True
+    lm_head: nn.Linear
 
     def __init__(self, config: BundleMLLMConfig):
         super().__init__(config)
@@ -288,7 +291,8 @@ class BundleMLLMForCausalLM(BundleMLLMPreTrainedModel, GenerationMixin):
         Raises:
             ValueError: The backbone is built in a way that this class would not reproduce.
         """
-        base, head, name = backbone.base_model, backbone.get_output_embeddings(), type(backbone).__name__
+        base: Any = backbone.base_model
+        head, name = backbone.get_output_embeddings(), type(backbone).__name__
         if base is backbone or not isinstance(head, nn.Linear):
             raise ValueError(
                 f"{name} is no causal language model with a linear head, so there is nothing to score letters with: "
@@ -346,7 +350,7 @@ class BundleMLLMForCausalLM(BundleMLLMPreTrainedModel, GenerationMixin):
         """Return the head."""
         return self.lm_head
 
-    def set_output_embeddings(self, value: nn.Module) -> None:
+    def set_output_embeddings(self, value: Any) -> None:
         """Replace the head."""
         self.lm_head = value
 

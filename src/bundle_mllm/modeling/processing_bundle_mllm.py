@@ -98,7 +98,7 @@ class BundleMLLMProcessor(BundleItemProcessor):
         self.untitled_text = untitled_text
         self.answer_cue = answer_cue
         self._check_wording()
-        self._letters: dict[tuple, tuple[str, list[int]]] = {}
+        self._letters: dict[str, tuple[str, list[int]]] = {}
 
     def set_items(self, item_ids: Sequence[str], titles: Sequence[str]) -> None:
         """Replace all items; see the base class."""

@@ -5,7 +5,7 @@ Knows nothing about language models, token ids, titles or files.
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import nn
@@ -75,7 +75,7 @@ class BundleRetrieverTowers(nn.Module):
 
     def __init__(self, config: BundleRetrieverConfig):
         super().__init__()
-        self.width = config.hidden_size
+        self.width, self.widths = config.hidden_size, list(config.modalities.values())
         self.statistics = BundleMLLMFeatureStatistics(config.modalities)
         self.maps = nn.ModuleDict()
         for name, dim in config.modalities.items():
@@ -124,10 +124,8 @@ class BundleRetrieverTowers(nn.Module):
         summed = (queries[partial.clamp(min=0)] * weights.unsqueeze(-1)).sum(dim=1)  # [batch, hidden_size]
         means = (items[partial.clamp(min=0), self.width : -1] * weights.unsqueeze(-1)).sum(dim=1)
         means = means / weights.sum(dim=1, keepdim=True).clamp(min=1)  # [batch, sum of widths]
-        widths = [encode.linear.in_features for encode in self.maps.values()]
-        scaled = [
-            weight * mean for weight, mean in zip(self.cosine_weight.float(), means.split(widths, dim=-1), strict=True)
-        ]
+        parts = means.split(self.widths, dim=-1)
+        scaled = [weight * mean for weight, mean in zip(self.cosine_weight.float(), parts, strict=True)]
         towers = self.logit_scale.float() * functional.normalize(summed, dim=-1)
         return torch.cat([towers, *scaled, torch.ones_like(summed[:, :1])], dim=-1)
 
@@ -143,9 +141,13 @@ class BundleRetrieverStacker(nn.Module):
     per item.
     """
 
+    mean: torch.Tensor
+    std: torch.Tensor
+
     def __init__(self, config: BundleRetrieverConfig):
         super().__init__()
-        self.popularity_columns, num_columns = [], 0
+        self.popularity_columns: list[int] = []
+        num_columns = 0
         for name in config.memberships:
             if name not in CONTENT_BASED:
                 self.popularity_columns.append(num_columns)
@@ -237,6 +239,11 @@ class BundleRetriever(BundlePreTrainedModel):
         else:
             super()._init_weights(module)
 
+    @property
+    def memberships(self) -> dict[str, BundleRetrieverGroups]:
+        """The groups of each kind of membership."""
+        return cast("dict[str, BundleRetrieverGroups]", dict(self.groups.items()))
+
     def set_catalog(
         self,
         features: dict[str, torch.Tensor],
@@ -265,10 +272,10 @@ class BundleRetriever(BundlePreTrainedModel):
         for pairs in (memberships or {}).values() if features else ():  # refuse wrong ones before anything is changed
             checked_pairs(len(next(iter(features.values()))), pairs)
         self.catalog.replace(features, present, self.towers.logit_scale.dtype)
-        for name, groups in self.groups.items():
+        for name, groups in self.memberships.items():
             groups.replace(self.catalog.num_items, (memberships or {}).get(name))
         self.config.num_items, self.config.items_hash = self.catalog.num_items, None
-        self.config.memberships = {name: groups.num_pairs for name, groups in self.groups.items()}
+        self.config.memberships = {name: groups.num_pairs for name, groups in self.memberships.items()}
         if fit_statistics:
             self.towers.statistics.fit(self.catalog)
         self._index = None
@@ -276,7 +283,7 @@ class BundleRetriever(BundlePreTrainedModel):
     def catalog_rows(self) -> dict[str, Any]:
         """Return the rows of the item catalog and their groups as keyword arguments of `set_catalog`."""
         features, present = self.catalog.rows()
-        memberships = {name: groups.pairs() for name, groups in self.groups.items()}
+        memberships = {name: groups.pairs() for name, groups in self.memberships.items()}
         return {"features": features, "present": present, "memberships": memberships}
 
     def forward(
@@ -329,7 +336,7 @@ class BundleRetriever(BundlePreTrainedModel):
         return items, self.towers.pool(items, queries, partial.masked_fill(is_padding, -1)), options
 
     def _tower_terms(self, products: torch.Tensor) -> dict[str, torch.Tensor]:
-        widths = [self.towers.width, *(encode.linear.in_features for encode in self.towers.maps.values()), 1]
+        widths = [self.towers.width, *self.towers.widths, 1]
         names = ["towers", *(f"cosine_{name}" for name in self.towers.maps), "bias"]
         return {name: part.sum(dim=-1) for name, part in zip(names, products.split(widths, dim=-1), strict=True)}
 
@@ -363,7 +370,7 @@ class BundleRetriever(BundlePreTrainedModel):
         question_of_option, _ = (option_rows >= 0).nonzero(as_tuple=True)
         size = question.bincount(minlength=len(partial_rows)).clamp(min=1)[question_of_option].float()
         columns, shares = [], torch.zeros(len(options), dtype=torch.bool, device=device)
-        for name, groups in self.groups.items():
+        for name, groups in self.memberships.items():
             degree, owner, group, group_size = groups.gather(options, self.catalog.num_rows)
             keys, weight, count = self._partial_groups(groups, partial, question)
             wanted = (question_of_option[owner] << 32) | group
@@ -419,7 +426,9 @@ class BundleRetriever(BundlePreTrainedModel):
         term = items.new_zeros(len(rows), 1)
         if self.stacker is not None:
             columns = self.stacker.popularity_columns
-            counts = [g.degree(rows).float().log1p() for name, g in self.groups.items() if name not in CONTENT_BASED]
+            counts = [
+                g.degree(rows).float().log1p() for name, g in self.memberships.items() if name not in CONTENT_BASED
+            ]
             if counts:
                 degrees = torch.stack(counts, dim=-1)
                 degrees = (degrees - self.stacker.mean[columns].float()) / self.stacker.std[columns].float()
@@ -489,7 +498,7 @@ class BundleRetriever(BundlePreTrainedModel):
         partial = partial_rows[partial_rows >= 0]
         size = question.bincount(minlength=len(partial_rows)).clamp(min=1).float()  # [batch]
         shared: dict[str, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = {}
-        for name, groups in self.groups.items():
+        for name, groups in self.memberships.items():
             keys, weight, count = self._partial_groups(groups, partial, question)
             if not len(keys):
                 continue
@@ -501,7 +510,7 @@ class BundleRetriever(BundlePreTrainedModel):
             largest = zeros.scatter_reduce(0, cell, count[owner], "amax")
             divisor = size[torch.div(cells, num_items, rounding_mode="floor")]
             shared[name] = cells, overlap / divisor, largest / divisor
-        if not shared:
+        if not shared or self.stacker is None:
             return
         cells = torch.cat([cells for cells, _, _ in shared.values()]).unique()
         of_question, rows = torch.div(cells, num_items, rounding_mode="floor"), cells % num_items

@@ -4,9 +4,10 @@ Knows nothing about titles, features, questions or how many items a catalog hold
 """
 
 import re
+from typing import Any
 
-from transformers import PreTrainedTokenizerFast
-from transformers.tokenization_utils_base import AddedToken, BatchEncoding, PreTrainedTokenizerBase
+from transformers import AddedToken, PreTrainedTokenizerFast
+from transformers.tokenization_utils_base import BatchEncoding, PreTrainedTokenizerBase
 
 ITEM_PLACEHOLDER = "<|item|>"
 ITEM_SEPARATOR = "<|item_separator|>"
@@ -44,7 +45,7 @@ class BundleMLLMTokenizerFast(PreTrainedTokenizerFast):
         Raises:
             ValueError: The tokenizer is not a fast one, or item ids would fall into its vocabulary.
         """
-        if not tokenizer.is_fast:
+        if not isinstance(tokenizer, PreTrainedTokenizerFast):
             raise ValueError(
                 f"{type(tokenizer).__name__} is not backed by a tokenizer.json, so item tokens cannot be placed by "
                 "character offsets: load the tokenizer through AutoTokenizer with use_fast=True."
@@ -87,7 +88,11 @@ class BundleMLLMTokenizerFast(PreTrainedTokenizerFast):
     @property
     def separator_token_id(self) -> int:
         """Id of the soft separator."""
-        return self._tokenizer.token_to_id(ITEM_SEPARATOR)
+        return self._added_id(ITEM_SEPARATOR)
+
+    def _added_id(self, token: str) -> int:
+        token_id: Any = self.backend_tokenizer.token_to_id(token)
+        return token_id
 
     @staticmethod
     def item_token(row: int) -> str:
@@ -140,8 +145,9 @@ class BundleMLLMTokenizerFast(PreTrainedTokenizerFast):
             return_tensors=None,
             **kwargs,
         )
+        encodings: Any = encoded.encodings
         samples = encoded["overflow_to_sample_mapping"] if mapping else range(len(batch))
-        for ids, encoding, sample in zip(encoded["input_ids"], encoded.encodings, samples, strict=True):
+        for ids, encoding, sample in zip(encoded["input_ids"], encodings, samples, strict=True):
             self._place_items(ids, encoding, replaced[sample])
         data = dict(encoded)  # without the backend's encodings: their offsets point into the replaced text
         if offsets:
@@ -150,14 +156,14 @@ class BundleMLLMTokenizerFast(PreTrainedTokenizerFast):
                     (0, 0) if part is None else replaced[sample][part].original_span(span)
                     for part, span in zip(encoding.sequence_ids, encoding.offsets, strict=True)
                 ]
-                for encoding, sample in zip(encoded.encodings, samples, strict=True)
+                for encoding, sample in zip(encodings, samples, strict=True)
             ]
         if single and return_tensors is None and not mapping:
             data = {key: value[0] if isinstance(value, list) else value for key, value in data.items()}
         return BatchEncoding(data, tensor_type=return_tensors)
 
     def _place_items(self, ids: list[int], encoding, replaced: list["_Replaced"]) -> None:
-        placeholder = self._tokenizer.token_to_id(ITEM_PLACEHOLDER)
+        placeholder = self._added_id(ITEM_PLACEHOLDER)
         parts, spans = encoding.sequence_ids, encoding.offsets  # each access builds the whole list
         for position, token_id in enumerate(ids):
             if token_id == placeholder:
@@ -177,7 +183,7 @@ class BundleMLLMTokenizerFast(PreTrainedTokenizerFast):
         if not rows:
             return super()._decode(ids, skip_special_tokens=skip_special_tokens, **kwargs)
         # Item tokens are special tokens. The others are decoded in one piece: a decoder may trim each start of a text.
-        placeholder = self._tokenizer.token_to_id(ITEM_PLACEHOLDER)
+        placeholder = self._added_id(ITEM_PLACEHOLDER)
         ids = [placeholder if token_id >= self.item_token_offset else token_id for token_id in ids]
         text = super()._decode(ids, skip_special_tokens=skip_special_tokens, **kwargs)
         if skip_special_tokens:
@@ -195,7 +201,7 @@ class BundleMLLMTokenizerFast(PreTrainedTokenizerFast):
         encoded = self._encode_plus(text, pair, add_special_tokens=add_special_tokens, **kwargs)
         return self.convert_ids_to_tokens(encoded["input_ids"])
 
-    def convert_ids_to_tokens(self, ids, skip_special_tokens: bool = False):
+    def convert_ids_to_tokens(self, ids, skip_special_tokens: bool = False) -> Any:
         """Convert ids to tokens, items included; see the base class."""
         if isinstance(ids, int):
             return self._convert_id_to_token(ids)
@@ -235,9 +241,10 @@ class _Replaced:
 
     def original_span(self, span: tuple[int, int]) -> tuple[int, int]:
         """Translate character offsets of the replaced text to those of the original."""
-        return tuple(
+        first, end = (
             position + max((lost for start, lost in self._shifts if start <= position), default=0) for position in span
         )
+        return first, end
 
 
 def _mentions_items(*texts) -> bool:

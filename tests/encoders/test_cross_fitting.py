@@ -122,10 +122,9 @@ def test_bundles_of_pure_noise_are_completed_by_features_fitted_to_them_only():
     assert cross_fitted < 0.15  # chance is .1, its standard error .015
 
 
-@pytest.mark.parametrize(
-    "encoder", [BundleItemEncoder(TruncatedSVD(8), num_folds=3), BundleItemEncoder(LightGCN(8, steps=3), 3)]
-)
-def test_encoders_make_out_of_fold_features_that_are_saved_and_loaded(tmp_path, encoder):
+@pytest.mark.parametrize("method", [TruncatedSVD(8), LightGCN(8, steps=3)])
+def test_encoders_make_out_of_fold_features_that_are_saved_and_loaded(tmp_path, method):
+    encoder = BundleItemEncoder(method, num_folds=3)
     folder = folder_of(tmp_path, random_bundles())
     encoded = write(folder, encoder)
     assert OutOfFoldFeatures.load(folder) is None

@@ -99,9 +99,8 @@ def test_the_error_without_a_user_log_names_the_file_to_add(tmp_path):
 
 
 def test_the_last_column_grows_with_the_number_of_bundles(tmp_path):
-    encoded = BundleItemEncoder(TruncatedSVD(2)).encode(
-        folder_of(tmp_path, [bundle("a", ["0", "1"]), bundle("b", ["1", "2"])])
-    )
+    folder = folder_of(tmp_path, [bundle("a", ["0", "1"]), bundle("b", ["1", "2"])])
+    encoded = BundleItemEncoder(TruncatedSVD(2)).encode(folder)
     mean = 4 / 6
     np.testing.assert_allclose(encoded.features[:3, -1], np.log1p(np.array([1, 2, 1]) / mean) / 4, rtol=1e-6)
 
@@ -119,13 +118,9 @@ def test_lightgcn_encodes_users_and_bundles(tmp_path):
 
 
 def test_settings_are_part_of_an_encoders_name():
-    names = [
-        UserItemEncoder(TruncatedSVD()).name,
-        UserItemEncoder(TruncatedSVD(7)).name,
-        UserItemEncoder(LightGCN()).name,
-        UserItemEncoder(LightGCN(seed=1)).name,
-    ]
-    names += [BundleItemEncoder(TruncatedSVD()).name, BundleItemEncoder(TruncatedSVD(), num_folds=3).name]
+    methods = [TruncatedSVD(), TruncatedSVD(7), LightGCN(), LightGCN(seed=1)]
+    names = [UserItemEncoder(method).name for method in methods]
+    names += [BundleItemEncoder(methods[0], num_folds=number).name for number in (10, 3)]
     assert len(set(names)) == len(names)
 
 

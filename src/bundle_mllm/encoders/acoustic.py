@@ -25,12 +25,13 @@ MAX_WINDOWS = 30
 
 def read_windows(extractor: ClapFeatureExtractor, path: Path) -> Reading:
     """Read a sound in windows of the model's length and make mel spectrograms of them."""
-    sound = read_sound(path, rate=extractor.sampling_rate, seconds=extractor.max_length_s, max_windows=MAX_WINDOWS)
-    windows = [window[: extractor.nb_max_samples].astype("float32") for window in sound.windows]
+    seconds = extractor.max_length_s
+    windows, note = read_sound(path, rate=extractor.sampling_rate, seconds=seconds, max_windows=MAX_WINDOWS)
+    windows = [window[: extractor.nb_max_samples].astype("float32") for window in windows]
     mel = extractor(windows, sampling_rate=extractor.sampling_rate, return_tensors="pt")["input_features"]
     # The extractor marks a short sound as long at random; no window is longer than the model's input.
     is_longer = torch.zeros(len(windows), 1, dtype=torch.bool)
-    return Reading({"input_features": mel.float(), "is_longer": is_longer}, sound.note)
+    return Reading({"input_features": mel.float(), "is_longer": is_longer}, note)
 
 
 class ClapEncoder(PretrainedEncoder):
@@ -55,13 +56,12 @@ class ClapEncoder(PretrainedEncoder):
     def __init__(
         self, model: ClapModel, extractor: ClapFeatureExtractor, device: torch.device, *, name: str, source: str
     ):
-        super().__init__(model, device, partial(read_windows, extractor))
-        self.name = name
-        self.dim = model.config.projection_dim
         kept = ("truncation", "padding", "max_length_s", "frequency_min", "frequency_max", "hop_length")
         settings = {key: value for key, value in extractor.to_dict().items() if key in kept}
         policy = {"sounds": "channels averaged, resampled", "windows": MAX_WINDOWS, "rate": extractor.sampling_rate}
-        self.describe_model(source, {**policy, **settings}, "transformers")
+        reader = partial(read_windows, extractor)
+        super().__init__(model, device, reader, name=name, source=source, preprocessing={**policy, **settings})
+        self.dim = model.config.projection_dim
 
     @classmethod
     def load(cls, model: str, device: torch.device) -> ClapEncoder:

@@ -57,6 +57,8 @@ class BatchEncoder(ABC):
         field: The field of an item that it reads.
         batch_size: Items embedded at once by default.
         device: Where `embed` runs.
+        reader: Turns a path (or a text) into a `Reading` or raises `UnreadableFileError`. It is sent to worker
+            processes, so it can be pickled; the same source gives the same reading.
         provenance: Further entries of the manifest, as JSON values; features count as up to date as long as these and
             the items' files stay the same.
     """
@@ -67,17 +69,10 @@ class BatchEncoder(ABC):
     field: Literal["image", "audio", "text"]
     batch_size: int = 64
     device: torch.device = torch.device("cpu")
+    reader: Callable[[Any], Reading]
     provenance: Mapping[str, Any]
     volatile: ClassVar[tuple[str, ...]] = ("precision", "revision", "versions")
     """Keys of `provenance` whose change alone is no reason to encode again."""
-
-    @property
-    @abstractmethod
-    def reader(self) -> Callable[[Any], Reading]:
-        """Turns a path (or a text) into a `Reading` or raises `UnreadableFileError`; sent to worker processes.
-
-        It can be pickled, and the same source gives the same reading.
-        """
 
     @abstractmethod
     def embed(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:

@@ -8,7 +8,8 @@ shirt. On real pictures and sounds a pretrained encoder is better.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -32,11 +33,7 @@ class Descriptor(BatchEncoder):
 
     def __init__(self):
         self.provenance = {}
-
-    @property
-    def reader(self) -> Callable[[Path], Reading]:
-        """Describes a file."""
-        return self.read
+        self.reader = self.read
 
     def embed(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Return the reader's vectors, `[n, dim]`."""
@@ -56,9 +53,9 @@ class Descriptor(BatchEncoder):
         """
         return self.read(path).inputs["vector"][0].numpy()
 
+    @abstractmethod
     def read(self, path: Path) -> Reading:
         """Describe one file, with a note if there is anything unusual about it."""
-        raise NotImplementedError
 
 
 class ImageDescriptor(Descriptor):
@@ -128,8 +125,8 @@ class SoundDescriptor(Descriptor):
 
     def read(self, path: Path) -> Reading:
         """Describe one sound."""
-        sound = read_sound(path, rate=SAMPLE_RATE, seconds=MAX_SECONDS)
-        signal = np.pad(sound.windows[0], (0, max(0, _FRAME + _HOP - len(sound.windows[0]))))
+        (signal,), note = read_sound(path, rate=SAMPLE_RATE, seconds=MAX_SECONDS)
+        signal = np.pad(signal, (0, max(0, _FRAME + _HOP - len(signal))))
         frames = np.lib.stride_tricks.sliding_window_view(signal, _FRAME)[::_HOP]  # [frames, 512]
         power = np.abs(np.fft.rfft(frames * np.hanning(_FRAME))) ** 2  # [frames, 257]
         mel = power @ _mel_filters()  # [frames, 32]
@@ -151,7 +148,7 @@ class SoundDescriptor(Descriptor):
             tracks.mean(axis=1),
             tracks.std(axis=1),
         )
-        return _reading(groups, sound.note)  # [128]
+        return _reading(groups, note)  # [128]
 
 
 def _reading(groups: Sequence[np.ndarray], note: str | None) -> Reading:

@@ -196,13 +196,10 @@ class LightGCNTraining:
         groups, items = np.divmod(self._keys[chosen], self.num_items)
         negatives = self._rng.integers(self.num_items, size=len(chosen))
         for _ in range(10):  # a group that has (nearly) all items keeps one of its own, which cancels out
-            again = np.flatnonzero(self._has(groups, negatives))
+            keys = groups * self.num_items + negatives
+            position = np.minimum(np.searchsorted(self._keys, keys), self.num_edges - 1)
+            again = np.flatnonzero(self._keys[position] == keys)
             if not again.size:
                 break
             negatives[again] = self._rng.integers(self.num_items, size=again.size)
         return torch.from_numpy(groups), torch.from_numpy(items), torch.from_numpy(negatives)
-
-    def _has(self, groups: np.ndarray, items: np.ndarray) -> np.ndarray:
-        keys = groups * self.num_items + items
-        positions = np.minimum(np.searchsorted(self._keys, keys), self.num_edges - 1)
-        return self._keys[positions] == keys

@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 import struct
 import zlib
-from dataclasses import dataclass
 from functools import lru_cache
 from math import ceil
 from pathlib import Path
@@ -53,19 +52,6 @@ class UnreadableFileError(Exception):
     """A file that cannot be described; the message is the reason in a few words, the same for like cases."""
 
 
-@dataclass(frozen=True)
-class Sound:
-    """Parts of a sound.
-
-    Attributes:
-        windows: Mono signals at the requested rate, `[samples]` float64 each.
-        note: What is unusual about the file, though it was used, or `None`.
-    """
-
-    windows: tuple[np.ndarray, ...]
-    note: str | None = None
-
-
 def read_picture(path: Path, *, draft: int | None = None) -> tuple[Image.Image, str | None]:
     """Read a picture as RGB: first frame, turned upright by its EXIF, laid on white where it is transparent.
 
@@ -87,7 +73,11 @@ def read_picture(path: Path, *, draft: int | None = None) -> tuple[Image.Image, 
                 raise UnreadableFileError(f"more than {MAX_PIXELS // 1_000_000} million pixels")
             if max(image.size) > MAX_ASPECT * min(image.size):
                 raise UnreadableFileError(f"more than {MAX_ASPECT} times as long as wide")
-            note = _picture_note(image)
+            note = _note(
+                ("several frames, the first taken", _is_animated(image)),
+                ("CMYK, converted to RGB", image.mode == "CMYK"),
+                ("more than 8 bits per channel, reduced to 8", _is_deep(image)),
+            )
             if draft is not None:
                 image.draft("RGB", (draft, draft))
             image.load()
@@ -111,15 +101,9 @@ def _formats() -> tuple[str, ...]:
     return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
-def _picture_note(image: ImageFile) -> str | None:
-    notes = []
-    if _is_animated(image):
-        notes.append("several frames, the first taken")
-    if image.mode == "CMYK":
-        notes.append("CMYK, converted to RGB")
-    if _is_deep(image):
-        notes.append("more than 8 bits per channel, reduced to 8")
-    return "; ".join(notes) or None
+def _note(*notes: tuple[str, bool]) -> str | None:
+    """Join the notes that apply."""
+    return "; ".join(note for note, applies in notes if applies) or None
 
 
 def _is_animated(image: Image.Image) -> bool:
@@ -158,7 +142,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def read_sound(path: Path, *, rate: int, seconds: float, max_windows: int = 1) -> Sound:
+def read_sound(path: Path, *, rate: int, seconds: float, max_windows: int = 1) -> tuple[list[np.ndarray], str | None]:
     """Read a sound as mono windows that cover it evenly, resampled.
 
     A sound of up to one window is one shorter window. A longer one is cut into as many full windows as it takes to
@@ -170,6 +154,9 @@ def read_sound(path: Path, *, rate: int, seconds: float, max_windows: int = 1) -
         rate: Samples per second of the windows.
         seconds: Length of a window.
         max_windows: At most this many; with 1, only the start of the sound is read.
+
+    Returns:
+        The windows, `[samples]` float64 each, and what is unusual about the file, or `None`.
 
     Raises:
         UnreadableFileError: If the file is no sound, truncated, shorter than 0.1 s, silent, or of an absurd rate.
@@ -184,7 +171,14 @@ def read_sound(path: Path, *, rate: int, seconds: float, max_windows: int = 1) -
                 raise UnreadableFileError("truncated: its header names more samples than it holds")
             if file.frames < MIN_SECONDS * file.samplerate:
                 raise UnreadableFileError(f"shorter than {MIN_SECONDS} seconds")
-            note = _sound_note(file, path.suffix.lower())
+            suffix = path.suffix.lower()
+            note = _note(
+                (
+                    f"{file.format} under the name of another format",
+                    suffix not in _SUFFIXES.get(file.format, (suffix,)),
+                ),
+                ("more than 2 channels, averaged", file.channels > 2),
+            )
             raw = _read_windows(file, int(seconds * file.samplerate), max_windows)
             source_rate = file.samplerate
     except soundfile.LibsndfileError as error:
@@ -196,7 +190,7 @@ def read_sound(path: Path, *, rate: int, seconds: float, max_windows: int = 1) -
         raise UnreadableFileError("samples of NaN or infinity")
     if max(np.abs(window - window.mean()).max() for window in raw) < SILENCE:
         raise UnreadableFileError("silent")
-    return Sound(tuple(_resample(window, source_rate, rate) for window in raw), note)
+    return [_resample(window, source_rate, rate) for window in raw], note
 
 
 def _read_windows(file: SoundFile, length: int, max_windows: int) -> list[np.ndarray]:
@@ -220,15 +214,6 @@ def _claims_more(log: str) -> bool:
     """
     claims = re.findall(r":\s*(\d+) \(should be (\d+)\)", log)
     return any(int(claimed) - int(actual) > 64 and int(claimed) < 0x7FFF0000 for claimed, actual in claims)
-
-
-def _sound_note(file: SoundFile, suffix: str) -> str | None:
-    notes = []
-    if suffix not in _SUFFIXES.get(file.format, (suffix,)):
-        notes.append(f"{file.format} under the name of another format")
-    if file.channels > 2:
-        notes.append("more than 2 channels, averaged")
-    return "; ".join(notes) or None
 
 
 def _resample(signal: np.ndarray, source_rate: int, rate: int) -> np.ndarray:

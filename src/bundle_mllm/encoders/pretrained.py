@@ -6,6 +6,7 @@ Knows nothing about any particular model.
 from __future__ import annotations
 
 import hashlib
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -26,17 +27,33 @@ class PretrainedEncoder(BatchEncoder):
         model: The module.
         device: Where it runs.
         reader: See `BatchEncoder.reader`.
+        name: Its name in the manifest.
+        source: Name on the Hub, or folder or file.
+        preprocessing: How a source becomes the model's input.
+        library: The package whose version matters most.
     """
 
-    def __init__(self, model: nn.Module, device: torch.device, reader: Callable[[Any], Reading]):
+    def __init__(
+        self,
+        model: nn.Module,
+        device: torch.device,
+        reader: Callable[[Any], Reading],
+        *,
+        name: str,
+        source: str,
+        preprocessing: Mapping[str, Any],
+        library: str = "transformers",
+    ):
         self.model = model.eval().requires_grad_(False).to(device)
-        self.device, self._reader = device, reader
+        self.device, self.reader, self.name = device, reader, name
         self._half = device.type == "cuda" and torch.cuda.is_bf16_supported()
-
-    @property
-    def reader(self) -> Callable[[Any], Reading]:
-        """Turns a source into inputs of the model."""
-        return self._reader
+        self.provenance = {
+            "revision": hub_commit(source),
+            "weights_sha256": weights_sha256(self.model),
+            "preprocessing": dict(preprocessing),
+            "precision": "bfloat16" if self._half else "float32",
+            "versions": {name: version(name) for name in ("torch", library)},
+        }
 
     def embed(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Return the vectors, `[n, dim]`, of length 1."""
@@ -48,25 +65,9 @@ class PretrainedEncoder(BatchEncoder):
         """Return the mean direction of several windows, of length 1."""
         return nn.functional.normalize(windows.mean(dim=0), dim=0)
 
+    @abstractmethod
     def forward(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Run the model: inputs `[n, …]`, outputs `[n, dim]`, of any length."""
-        raise NotImplementedError
-
-    def describe_model(self, source: str, preprocessing: Mapping[str, Any], library: str) -> None:
-        """Set `provenance`.
-
-        Args:
-            source: Name on the Hub, or folder or file.
-            preprocessing: How a source becomes the model's input.
-            library: The package whose version matters most.
-        """
-        self.provenance = {
-            "revision": hub_commit(source),
-            "weights_sha256": weights_sha256(self.model),
-            "preprocessing": dict(preprocessing),
-            "precision": "bfloat16" if self._half else "float32",
-            "versions": {name: version(name) for name in ("torch", library)},
-        }
 
 
 def source_name(source: str) -> str:

@@ -122,11 +122,15 @@ class SentenceEncoder(PretrainedEncoder):
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         longest = min(MAX_TOKENS, tokenizer.model_max_length, _max_positions(config))
-        super().__init__(tower, device, partial(tokenize, tokenizer, longest))
+        super().__init__(
+            tower,
+            device,
+            partial(tokenize, tokenizer, longest),
+            name=f"transformers:{source_name(model)}",
+            source=model,
+            preprocessing={"text": "title. category. description", "max_tokens": longest, "pooling": "mean"},
+        )
         self.dim = config.hidden_size
-        self.name = f"transformers:{source_name(model)}"
-        policy = {"text": "title. category. description", "max_tokens": longest, "pooling": "mean"}
-        self.describe_model(model, policy, "transformers")
 
     def forward(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Return the mean of the hidden states of each text, `[n, dim]`."""

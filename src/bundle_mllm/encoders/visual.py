@@ -9,9 +9,11 @@ import json
 import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from bundle_mllm.encoders.batches import Reading
@@ -45,7 +47,10 @@ class OpenClipEncoder(PretrainedEncoder):
 
     def __init__(self, model: str, device: torch.device):
         what = f"The visual encoder 'open_clip:{model}'"
-        open_clip = _import_open_clip(what)
+        try:
+            open_clip: Any = import_module("open_clip")
+        except ImportError as error:
+            raise BundleMLLMError(f'{what} needs open_clip: pip install "bundle-mllm[encoders]".') from error
         schema, _, path = model.partition(":")
         if path and schema in ("hf-hub", "local-dir"):
             name, tag, source, quick_gelu = model, None, path, False
@@ -70,25 +75,23 @@ class OpenClipEncoder(PretrainedEncoder):
             clip, transform = open_clip.create_model_from_pretrained(
                 name, pretrained=tag, device="cpu", force_quick_gelu=quick_gelu
             )
-        super().__init__(clip, device, partial(read_for_open_clip, transform))
-        size = clip.visual.preprocess_cfg["size"]
-        height, width = (size, size) if isinstance(size, int) else size
-        self.dim = self.embed({"image": torch.zeros(1, 3, height, width, device=device)}).shape[1]
+        settings = clip.visual.preprocess_cfg
         named = f"{schema}:{source_name(source)}" if tag is None else f"{name}/{source_name(tag)}"
-        self.name = f"open_clip:{named}"
-        self.describe_model(source, {"pictures": PICTURE_POLICY, **clip.visual.preprocess_cfg}, "open_clip_torch")
+        super().__init__(
+            clip,
+            device,
+            partial(read_for_open_clip, transform),
+            name=f"open_clip:{named}",
+            source=source,
+            preprocessing={"pictures": PICTURE_POLICY, **settings},
+            library="open_clip_torch",
+        )
+        height, width = np.broadcast_to(settings["size"], 2).tolist()
+        self.dim = self.embed({"image": torch.zeros(1, 3, height, width, device=device)}).shape[1]
 
     def forward(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Return the image embeddings, `[n, dim]`."""
         return self.model.encode_image(inputs["image"])  # pyright: ignore[reportCallIssue]
-
-
-def _import_open_clip(what: str) -> Any:
-    try:
-        import open_clip  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise BundleMLLMError(f'{what} needs open_clip: pip install "bundle-mllm[encoders]".') from error
-    return open_clip
 
 
 def read_for_transformers(processor: Any, path: Path) -> Reading:
@@ -115,11 +118,11 @@ class VisionTowerEncoder(PretrainedEncoder):
     field = "image"
 
     def __init__(self, model: str, device: torch.device):
-        from transformers import AutoConfig, AutoImageProcessor
+        import transformers
 
         what = f"The visual encoder 'transformers:{model}'"
         with loading(what):
-            config = AutoConfig.from_pretrained(model)
+            config = transformers.AutoConfig.from_pretrained(model)
         if config.model_type not in _TOWERS:
             raise BundleMLLMError(
                 f"{what} is of type {config.model_type!r}, which has no known image tower: take one of type "
@@ -131,19 +134,19 @@ class VisionTowerEncoder(PretrainedEncoder):
             tower_config = config.vision_config
             if config.model_type == "clip":
                 tower_config.projection_dim = config.projection_dim
-        import transformers
-
-        tower = load_tower(
-            getattr(transformers, class_name).from_pretrained, model, what=what, config=tower_config, **options
-        )
+        load = getattr(transformers, class_name).from_pretrained
+        tower = load_tower(load, model, what=what, config=tower_config, **options)
         with loading(what):
-            processor = AutoImageProcessor.from_pretrained(model, backend="pil")
-        super().__init__(tower, device, partial(read_for_transformers, processor))
-        self.dim = tower_config.projection_dim if self._output == "image_embeds" else tower_config.hidden_size
-        self.name = f"transformers:{source_name(model)}"
-        self.describe_model(
-            model, {"pictures": PICTURE_POLICY, **json.loads(processor.to_json_string())}, "transformers"
+            processor = transformers.AutoImageProcessor.from_pretrained(model, backend="pil")
+        super().__init__(
+            tower,
+            device,
+            partial(read_for_transformers, processor),
+            name=f"transformers:{source_name(model)}",
+            source=model,
+            preprocessing={"pictures": PICTURE_POLICY, **json.loads(processor.to_json_string())},
         )
+        self.dim = tower_config.projection_dim if self._output == "image_embeds" else tower_config.hidden_size
 
     def forward(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Return the image embeddings, `[n, dim]`."""

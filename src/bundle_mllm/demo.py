@@ -5,7 +5,6 @@ Knows nothing that a user could not do with the same functions.
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 from transformers import pipeline
 from transformers.utils import logging
 
-from bundle_mllm.data.files import atomic_path
+from bundle_mllm.data.files import write_json
 from bundle_mllm.data.folder import DatasetFolder
 from bundle_mllm.data.manifest import write_question_manifest
 from bundle_mllm.data.questions import Question, make_questions, save_questions
@@ -82,8 +81,7 @@ def run_demo(output_dir: Path, *, domain: Domain = "fashion", seed: int = 0) -> 
     result: dict[str, Any] = {"domain": domain, "seed": seed} | _compare(model_dir, questions, seed)
     result["completion"] = _complete(model_dir, folder, questions[0])
     result["seconds"] = round(time.monotonic() - start, 1)
-    with atomic_path(output_dir / "demo.json") as temporary:
-        temporary.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    write_json(output_dir / "demo.json", result)
     return result
 
 

@@ -6,14 +6,13 @@ Knows nothing about models or how questions are asked.
 from __future__ import annotations
 
 import json
-import math
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bundle_mllm.data.files import atomic_path, sha256
+from bundle_mllm.data.files import sha256, write_json
 from bundle_mllm.data.manifest import manifest_path
 from bundle_mllm.data.tables import iter_records, write_records
 from bundle_mllm.errors import BundleMLLMError
@@ -34,9 +33,7 @@ def save_results(path: str | os.PathLike, metrics: Mapping[str, Any], scored: Se
     path = Path(path)
     rows = _rows_path(path)
     write_records(rows, map(_to_record, scored))
-    metrics = {**metrics, "results": {"path": rows.name, "sha256": sha256(rows)}}
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(without_nan(metrics), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    write_json(path, {**metrics, "results": {"path": rows.name, "sha256": sha256(rows)}})
 
 
 def check_writable(path: str | os.PathLike, questions: str | os.PathLike) -> None:
@@ -126,15 +123,6 @@ def compare_metrics(a: str | os.PathLike, b: str | os.PathLike) -> dict[str, Any
     probabilities = all("calibration_error" in metrics for metrics in (metrics_a, metrics_b))
     differences = paired_differences(scored_a, scored_b, probabilities=probabilities)
     return {"a": str(a), "b": str(b), "questions": used[0], **differences}
-
-
-def without_nan(value: Any) -> Any:
-    """Return JSON values with null for every number that is not finite."""
-    if isinstance(value, Mapping):
-        return {name: without_nan(entry) for name, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [without_nan(entry) for entry in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def part_path(path: Path, part: str) -> Path:

@@ -20,7 +20,7 @@ from huggingface_hub import DatasetCard, DatasetCardData
 from bundle_mllm.data.bundles import SPLITS, find_bundles
 from bundle_mllm.data.catalog import ItemCatalog
 from bundle_mllm.data.features import MANIFEST
-from bundle_mllm.data.files import read_json
+from bundle_mllm.data.files import read_json, write_json
 from bundle_mllm.data.folder import OUT_OF_FOLD, DatasetFolder
 from bundle_mllm.data.folds import OutOfFoldFeatures, count_folds
 from bundle_mllm.data.interactions import USER, Interactions
@@ -37,7 +37,6 @@ from bundle_mllm.hub.repository import (
     link_or_copy,
     place_tensors,
     read_header,
-    write_json,
 )
 from bundle_mllm.hub.schema import rebuild
 from bundle_mllm.hub.settings import LICENSE_UNKNOWN, DatasetPublishSettings

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from bundle_mllm.data.files import read_json
+from bundle_mllm.data.files import read_json, write_json
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.hub.card import Measurement, find_record, read_measurements, render_model_card
 from bundle_mllm.hub.integrity import check_code, check_complete
@@ -21,7 +21,6 @@ from bundle_mllm.hub.repository import (
     CARD,
     PublishReport,
     matches,
-    write_json,
 )
 from bundle_mllm.hub.settings import PublishSettings
 from bundle_mllm.hub.upload import check_repo_id, publish_folder

@@ -16,9 +16,9 @@ from typing import Any
 
 from transformers import AutoConfig, GenerationConfig
 
-from bundle_mllm.data.files import read_json
+from bundle_mllm.data.files import read_json, write_json
 from bundle_mllm.errors import BundleMLLMError
-from bundle_mllm.hub.repository import link_or_copy, place_tensors, write_json
+from bundle_mllm.hub.repository import link_or_copy, place_tensors
 from bundle_mllm.hub.schema import (
     NAME,
     Schema,

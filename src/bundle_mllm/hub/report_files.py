@@ -12,10 +12,10 @@ from typing import Any
 
 from jinja2 import UndefinedError
 
-from bundle_mllm.data.files import read_json
+from bundle_mllm.data.files import read_json, write_json
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.hub.records import BASE_MODEL, INPUTS, MADE, MODALITIES, VERSIONS
-from bundle_mllm.hub.repository import link_or_copy, write_json
+from bundle_mllm.hub.repository import link_or_copy
 from bundle_mllm.hub.schema import NAME, Schema, digest, either, label, matching, number, numbers, rebuild
 from bundle_mllm.model_folder import fingerprint
 from bundle_mllm.report import REPORT

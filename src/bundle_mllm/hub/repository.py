@@ -207,9 +207,3 @@ def read_header(path: Path) -> tuple[dict[str, Any], int]:
     if not isinstance(header, dict):
         raise BundleMLLMError(f"{path} has no readable header, so it is no whole safetensors file: save it again.")
     return header, 8 + length
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a record for others to read."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -5,17 +5,16 @@ Knows nothing about training; what a LoRA checkpoint means is in `lora.py`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
-from bundle_mllm.data.files import new_folder, read_json, sha256
+from bundle_mllm.data.files import new_folder, read_json, require_file, sha256, write_json
 from bundle_mllm.data.torch_files import load_weights
-from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.importers.official import OfficialItems, read_official_items
 from bundle_mllm.interop.backbone import load_backbone, wrap_backbone
 from bundle_mllm.interop.lora import SETTINGS_FILE, WEIGHTS_FILE, check_weights, merge_lora_checkpoint
@@ -43,12 +42,10 @@ FUSION_WEIGHTS = {
     for leaf in ("weight", "bias")
 } | {"w_q.weight": "query.weight", "w_k.weight": "key.weight", "w_v.weight": "value.weight"}
 PROJECTOR_WEIGHTS = {
-    "dense1.weight": "linear_1.weight",
-    "dense1.bias": "linear_1.bias",
-    "output.weight": "linear_2.weight",
-    "output.bias": "linear_2.bias",
+    f"{theirs}.{leaf}": f"{ours}.{leaf}"
+    for theirs, ours in {"dense1": "linear_1", "output": "linear_2"}.items()
+    for leaf in ("weight", "bias")
 }
-SEPARATOR_WEIGHTS = {"weight": "weight"}
 
 OFFICIAL_LAYOUT = {
     "prompt_template": "Partial {bundle_noun}: {partial}\n{instruction}\nOptions: {options}\n",
@@ -92,7 +89,8 @@ def convert_checkpoint(settings: ConversionSettings) -> Path:
     layout = {"shows_separator": settings.shows_separator}
     fusion = {"fusion_layer_norm": settings.fusion_layer_norm, "fusion_value_map": settings.fusion_value_map}
     with new_folder(settings.output_dir) as folder:
-        _check_files(checkpoint)
+        for name in CHECKPOINT_FILES:  # before a large model is loaded
+            require_file(checkpoint / name, f"a published checkpoint is a folder of {', '.join(CHECKPOINT_FILES)}")
         official = read_official_items(settings.data, FUSED_MODALITIES)
         backbone, tokenizer = load_backbone(settings.base_model)
         merge_lora_checkpoint(backbone, checkpoint)
@@ -107,59 +105,44 @@ def convert_checkpoint(settings: ConversionSettings) -> Path:
         _load_item_modules(model, checkpoint)
         _lay_out_questions(processor, official, settings.shows_separator)
         save_model(model, processor, folder)
-        _write_record(folder / CONVERSION_RECORD, checkpoint, official, fusion | layout)
+        write_json(folder / CONVERSION_RECORD, _record(checkpoint, official, fusion | layout))
     return settings.output_dir
 
 
-def _check_files(checkpoint: Path) -> None:
-    """Find what is missing before a large model is loaded."""
-    for name in CHECKPOINT_FILES:
-        if not (checkpoint / name).is_file():
-            raise BundleMLLMError(
-                f"There is no file {checkpoint / name}: a published checkpoint is a folder of "
-                f"{', '.join(CHECKPOINT_FILES)}. Download all of it."
-            )
-
-
+@torch.no_grad()
 def _load_item_modules(model: BundleMLLMForCausalLM, checkpoint: Path) -> None:
-    parts = model.model
+    """Copy all weights of the item modules by name; those that are not used must be there and are dropped."""
+    parts, width = model.model, model.config.fusion_hidden_size
     nn.init.zeros_(parts.fusion.no_features.weight)
-    width = model.config.fusion_hidden_size
     unused = {} if model.config.fusion_value_map else {"w_v.weight": (width, width)}
     fusion = {theirs: ours for theirs, ours in FUSION_WEIGHTS.items() if theirs not in unused}
-    _load(parts.fusion, checkpoint / FUSION_FILE, fusion, unused)
-    _load(parts.projector, checkpoint / PROJECTOR_FILE, PROJECTOR_WEIGHTS)
-    _load(parts.separator, checkpoint / SEPARATOR_FILE, SEPARATOR_WEIGHTS)
-
-
-@torch.no_grad()
-def _load(
-    module: nn.Module, path: Path, names: Mapping[str, str], unused: Mapping[str, tuple[int, ...]] | None = None
-) -> None:
-    """Copy all weights of a file into a module, by name; those in `unused` must be there and are dropped."""
-    weights, parameters = load_weights(path), dict(module.named_parameters())
-    shapes = {theirs: tuple(parameters[ours].shape) for theirs, ours in names.items()} | dict(unused or {})
-    check_weights(path, weights, shapes, "features of the data folder or the width of the base model")
-    for theirs, ours in names.items():
-        parameters[ours].copy_(weights[theirs])
+    for module, file, names, dropped in (
+        (parts.fusion, FUSION_FILE, fusion, unused),
+        (parts.projector, PROJECTOR_FILE, PROJECTOR_WEIGHTS, {}),
+        (parts.separator, SEPARATOR_FILE, {"weight": "weight"}, {}),
+    ):
+        weights, parameters = load_weights(checkpoint / file), dict(module.named_parameters())
+        shapes = {theirs: tuple(parameters[ours].shape) for theirs, ours in names.items()} | dropped
+        check_weights(checkpoint / file, weights, shapes, "features of the data folder or the width of the base model")
+        for theirs, ours in names.items():
+            parameters[ours].copy_(weights[theirs])
 
 
 def _lay_out_questions(processor: BundleMLLMProcessor, official: OfficialItems, shows_separator: bool) -> None:
-    layout = OFFICIAL_LAYOUT if shows_separator else {**OFFICIAL_LAYOUT, "item_template": WITHOUT_SEPARATOR}
     music = official.name.lower().startswith("spotify")  # the official rule
     nouns = ("song", "music playlist") if music else ("fashion item", "fashion outfit")
-    for field, value in {**layout, "item_noun": nouns[0], "bundle_noun": nouns[1]}.items():
+    template = {} if shows_separator else {"item_template": WITHOUT_SEPARATOR}
+    for field, value in {**OFFICIAL_LAYOUT, **template, "item_noun": nouns[0], "bundle_noun": nouns[1]}.items():
         setattr(processor, field, value)
 
 
-def _write_record(path: Path, checkpoint: Path, official: OfficialItems, options: Mapping[str, bool]) -> None:
-    """Write what the folder was made of: hashes, the base model's name in the checkpoint, options, versions."""
-    record = {
+def _record(checkpoint: Path, official: OfficialItems, options: Mapping[str, bool]) -> dict[str, Any]:
+    """Return what the folder was made of: hashes, the base model's name in the checkpoint, options, versions."""
+    inputs = [*(checkpoint / name for name in CHECKPOINT_FILES), *official.feature_files.values()]
+    return {
         "base_model": read_json(checkpoint / SETTINGS_FILE).get("base_model_name_or_path"),
         "dataset": official.name,
-        "options": dict(options),
-        "inputs": {name: sha256(checkpoint / name) for name in CHECKPOINT_FILES}
-        | {file.name: sha256(file) for file in official.feature_files.values()},
+        "options": options,
+        "inputs": {path.name: sha256(path) for path in inputs},
         "versions": {package: version(package) for package in ("bundle-mllm", "torch", "transformers")},
     }
-    path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

@@ -6,7 +6,6 @@ Knows nothing about training, data sets or servers.
 from __future__ import annotations
 
 import copy
-import json
 import random
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
@@ -23,7 +22,8 @@ from transformers.utils import CONFIG_NAME, logging
 from transformers.utils.hub import cached_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from bundle_mllm.data.files import new_folder
+from bundle_mllm.data.files import new_folder, write_json
+from bundle_mllm.data.tables import write_records
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.interop.export_tokenizer import chat_ids, set_chat_template, stock_tokenizer
 from bundle_mllm.interop.settings import ExportSettings
@@ -93,8 +93,9 @@ def export_stock(settings: ExportSettings) -> Path:
         stock = _fold(model, len(tokenizer), first_item_id, never_id)
         stock.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        _write_items(folder / ITEMS, processor, items)
-        (folder / EXPORT_RECORD).write_text(json.dumps(record, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+        texts = zip(items.items(), processor.titles, strict=True)
+        write_records(folder / ITEMS, [{"item_id": i, "title": title, "text": text} for (i, text), title in texts])
+        write_json(folder / EXPORT_RECORD, record)
         del model, stock  # a large one need not be in memory twice
         _verify_tokens(folder, probes)
         _verify_scores(folder, dtype, probes)
@@ -196,16 +197,14 @@ def _keep_modalities(model: BundleMLLMForCausalLM, modalities: str | Sequence[st
         return known
     if isinstance(modalities, str):
         modalities = [name for part in modalities.split(",") if (name := part.strip())]
+    choices = f"choose from {', '.join(known) or 'none (it has titles only)'}"
     if unknown := sorted(set(modalities) - set(known)):
         raise BundleMLLMError(
             f"There are no modalities {', '.join(map(repr, unknown))} in this model, so its items cannot be computed "
-            f"from them: choose from {', '.join(known) or 'none (it has titles only)'}."
+            f"from them: {choices}."
         )
     if not modalities:
-        raise BundleMLLMError(
-            "modalities is empty, so every item would be one and the same token: name at least one of "
-            f"{', '.join(known) or 'none (it has titles only)'}, or leave it out for all."
-        )
+        raise BundleMLLMError(f"modalities is empty, so every item would be one and the same token: {choices}.")
     model.model.catalog.present &= torch.tensor([name in modalities for name in known])
     return [name for name in known if name in modalities]
 
@@ -270,7 +269,7 @@ def _fold(model: BundleMLLMForCausalLM, num_tokens: int, first_item_id: int, nev
     """Return the backbone's own class around the backbone, its matrices extended by separator and items."""
     base, config = model.model.language_model, model.config
     head: Any = model.lm_head
-    embedding: nn.Embedding = base.get_input_embeddings()
+    embedding: Any = base.get_input_embeddings()
     stock = _stock_class(base, head)
     scale = _embedding_scale(embedding)
     vocab_size, width = embedding.weight.shape
@@ -388,13 +387,6 @@ def _letters(processor: BundleMLLMProcessor) -> dict[str, dict[str, Any]]:
             token_id = processor.answer_token_ids(index + 1)[index]
             letters[letter] = {"text": processor.completion(index), "token_id": token_id}
     return letters
-
-
-def _write_items(path: Path, processor: BundleMLLMProcessor, items: Mapping[str, str]) -> None:
-    with open(path, "w", encoding="utf-8", newline="\n") as file:
-        for title, (item_id, text) in zip(processor.titles, items.items(), strict=True):
-            line = {"item_id": item_id, "title": title, "text": text}
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
 def _verify_tokens(folder: Path, probes: Sequence[_Probe]) -> None:

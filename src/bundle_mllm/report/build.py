@@ -13,16 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from bundle_mllm.data.bundles import SPLITS
-from bundle_mllm.data.files import sha256
+from bundle_mllm.data.files import sha256, without_nan, write_json
 from bundle_mllm.data.folder import DatasetFolder
 from bundle_mllm.data.questions import MIN_CANDIDATES, spread
 from bundle_mllm.errors import BundleMLLMError, check_at_least
 from bundle_mllm.evaluation.evaluate import warm_items
-from bundle_mllm.evaluation.results import without_nan
 from bundle_mllm.report import sections
 from bundle_mllm.report.baselines import load_baselines
 from bundle_mllm.report.figures import check_drawable, draw
-from bundle_mllm.report.measure import PERMUTED, WHOLE, MeasuredModel, write_json
+from bundle_mllm.report.measure import PERMUTED, WHOLE, MeasuredModel
 from bundle_mllm.report.page import describe_figure, write_page
 from bundle_mllm.report.questions import make_question_sets, open_question_sets
 from bundle_mllm.report.settings import ReportSettings

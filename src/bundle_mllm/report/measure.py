@@ -16,7 +16,7 @@ from typing import Any
 
 from transformers.utils import logging
 
-from bundle_mllm.data.files import atomic_path
+from bundle_mllm.data.files import without_nan, write_json
 from bundle_mllm.data.folder import DatasetFolder
 from bundle_mllm.device import choose_device
 from bundle_mllm.errors import BundleMLLMError
@@ -24,7 +24,7 @@ from bundle_mllm.evaluation.ablation import TITLES, ablations, masked, permuted,
 from bundle_mllm.evaluation.by_length import accuracy_by_num_candidates
 from bundle_mllm.evaluation.evaluate import answer_part, check_items, describe_parts, resolved, save_parts, warm_items
 from bundle_mllm.evaluation.metrics import ScoredQuestion
-from bundle_mllm.evaluation.results import load_results, part_path, without_nan
+from bundle_mllm.evaluation.results import load_results, part_path
 from bundle_mllm.evaluation.scoring import score_questions
 from bundle_mllm.evaluation.settings import ScoringOptions
 from bundle_mllm.model_folder import HISTORIES, RUN_RECORD, STAGE_ONE_MODEL, fingerprint, load_completer
@@ -258,13 +258,6 @@ class MeasuredModel:
 
     def _key(self, step: str, changed: Key) -> Key:
         return json.loads(json.dumps({"step": step, **self.key, **changed}))
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON in one step; what is not defined (NaN) as null."""
-    with atomic_path(path) as temporary:
-        text = json.dumps(without_nan(value), indent=2, ensure_ascii=False, allow_nan=False)
-        temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def _slug(name: str) -> str:

@@ -218,7 +218,7 @@ def test_the_demo_has_the_best_accuracy_of_its_closed_form_whatever_signals_are_
         fits = ~np.isin(drawn.kind[options], drawn.kind[shown])
         for signal in known:
             fits &= drawn.values[signal][options] == drawn.values[signal][shown[0]]
-        assert fits.tolist() == [score > -100 for score in answered.option_logits]
+        assert fits.tolist() == [score > -100 for score in answered.scores]
         hits.append(1 / fits.sum())
     assert expected == pytest.approx(np.mean(hits), abs=0.002)
     error = np.std(hits) / len(hits) ** 0.5

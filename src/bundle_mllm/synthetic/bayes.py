@@ -34,12 +34,7 @@ IMPOSSIBLE = -1e3
 def bayes_scores(
     process: GenerativeProcess, questions: Sequence[Question], partial: str | None = None
 ) -> tuple[float, list[ScoredQuestion]]:
-    """Score questions as well as anyone can.
-
-    Args:
-        process: How bundles were drawn.
-        questions: Questions with uniform negatives.
-        partial: How much of a bundle they show, as in `GenerativeProcess.posterior`.
+    """Score questions (of uniform negatives) as well as anyone can; `partial` as in `GenerativeProcess.posterior`.
 
     Returns:
         The expected hit rate at 1, which is the mean over questions of the greatest posterior; and the questions,
@@ -86,10 +81,8 @@ def bayes_optimal(
     catalog = ItemCatalog.load(data)
     questions = load_questions(questions_path, catalog)
     expected, scored = bayes_scores(process, questions, made.get("partial"))
-    metrics = describe(manifest, questions, scored, load_train_items(data, catalog)) | {
-        "model": "Bayes-optimal scores",
-        "data": str(data),
-    }
+    metrics = describe(manifest, questions, scored, load_train_items(data, catalog))
+    metrics |= {"model": "Bayes-optimal scores", "data": str(data)}
     metrics["bayes_optimal"] = {"expected": expected, "realized": metrics[REALIZED]}
     if output is not None:
         save_results(output, metrics, scored)

@@ -67,16 +67,10 @@ def random_generator(settings: SyntheticSettings, *purpose: int) -> np.random.Ge
 
 
 def draw_catalog(settings: SyntheticSettings) -> SyntheticCatalog:
-    """Draw items, titles, bundles and interactions, without writing anything.
+    """Draw items, titles, bundles and interactions, without writing anything; the same settings give the same.
 
     Each combination of theme, value, kind and copy is one item. A title shows kind and, if titles carry the theme, the
     value, so that each title stands for one item of each combination of what other signals carry.
-
-    Args:
-        settings: How to draw; the same settings give the same catalog.
-
-    Returns:
-        The catalog.
     """
     rng, noise = random_generator(settings), random_generator(settings, 2)
     signals, num_themes = settings.signals, settings.num_themes
@@ -134,14 +128,10 @@ def _draw_bundles(
     rng: np.random.Generator,
     noise: np.random.Generator,
 ) -> dict[str, tuple[tuple[int, ...], ...]]:
-    """Draw the bundles of each split; no bundle is drawn twice.
+    """Draw the bundles of each split, none of them twice.
 
-    Args:
-        settings: How to draw.
-        rows: `[num_themes, num_kinds, num_members]`, the items of each theme and kind; copies are neighbors.
-        cold: `[num_items]`, whether an item is in no training bundle.
-        rng: Source of theme, size, kinds and items.
-        noise: Source of which items are of another theme, and of which.
+    `rows` `[num_themes, num_kinds, num_members]` are the items of each theme and kind, copies beside each other;
+    `noise` is the source of which items are of another theme, and of which.
     """
     num_themes, num_kinds, num_members = rows.shape
     levels = tuple(settings.signals.values())

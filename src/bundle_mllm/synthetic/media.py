@@ -29,24 +29,14 @@ _OUTLINES: dict[str, tuple[str, ...]] = {
 }
 
 
-def _stripes(u: np.ndarray, v: np.ndarray, frequency: float) -> np.ndarray:
-    return np.sin(2 * np.pi * frequency * v)
-
-
-def _waves(u: np.ndarray, v: np.ndarray, frequency: float) -> np.ndarray:
-    return np.sin(2 * np.pi * frequency * (0.6 * v + 0.12 * np.sin(4 * np.pi * u)))
-
-
-def _dots(u: np.ndarray, v: np.ndarray, frequency: float) -> np.ndarray:
-    distance = np.hypot((u * frequency) % 1 - 0.5, (v * frequency) % 1 - 0.5)
-    return 1 - 4 * np.clip(distance, 0, 0.5)
-
-
-def _checks(u: np.ndarray, v: np.ndarray, frequency: float) -> np.ndarray:
-    return np.sign(np.sin(2 * np.pi * frequency * u) * np.sin(2 * np.pi * frequency * v))
-
-
-_TEXTURES: tuple[Callable[[np.ndarray, np.ndarray, float], np.ndarray], ...] = (_stripes, _dots, _waves, _checks)
+# Stripes, dots, waves and checks, of coordinates and a frequency.
+_TEXTURES: tuple[Callable[[np.ndarray, np.ndarray, float], np.ndarray], ...] = (
+    lambda u, v, f: np.sin(2 * np.pi * f * v),
+    lambda u, v, f: 1 - 4 * np.clip(np.hypot((u * f) % 1 - 0.5, (v * f) % 1 - 0.5), 0, 0.5),
+    lambda u, v, f: np.sin(2 * np.pi * f * (0.6 * v + 0.12 * np.sin(4 * np.pi * u))),
+    lambda u, v, f: np.sign(np.sin(2 * np.pi * f * u) * np.sin(2 * np.pi * f * v)),
+)
+_BEAT_RATES = (2.0, 3.0, 4.5, 6.5)  # Beats per second of each instrument (center).
 
 
 def _hsv_to_rgb(hue: float, saturation: float, value: float) -> np.ndarray:
@@ -115,33 +105,19 @@ def draw_picture(kind: str, texture: int, hue: float, spread: float, rng: np.ran
     return buffer.getvalue()
 
 
-def _bowed(phase: np.ndarray, age: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    tone = sum(np.sin(h * phase) / h for h in range(1, 9))
-    return tone * (1 - np.exp(-age / 0.08)) * np.exp(-age / 0.9)
-
-
-def _bell(phase: np.ndarray, age: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    partials = ((1.0, 0.6), (2.76, 0.35), (5.4, 0.2), (8.93, 0.12))
-    return np.sum([np.sin(ratio * phase) * np.exp(-age / decay) for ratio, decay in partials], axis=0)
-
-
-def _reed(phase: np.ndarray, age: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    tone = sum(np.sin(h * phase) / h**0.5 for h in (1, 3, 5, 7))
-    return tone * np.minimum(1, age / 0.02) * (0.8 + 0.2 * np.sin(2 * np.pi * 11 * age))
-
-
-def _drum(phase: np.ndarray, age: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _tone(instrument: int, phase: np.ndarray, age: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return the sound of an instrument: bowed, bell, reed or drum."""
+    if instrument == 0:
+        tone = np.asarray(sum(np.sin(h * phase) / h for h in range(1, 9)))
+        return tone * (1 - np.exp(-age / 0.08)) * np.exp(-age / 0.9)
+    if instrument == 1:
+        partials = ((1.0, 0.6), (2.76, 0.35), (5.4, 0.2), (8.93, 0.12))
+        return np.sum([np.sin(ratio * phase) * np.exp(-age / decay) for ratio, decay in partials], axis=0)
+    if instrument == 2:
+        tone = np.asarray(sum(np.sin(h * phase) / h**0.5 for h in (1, 3, 5, 7)))
+        return tone * np.minimum(1, age / 0.02) * (0.8 + 0.2 * np.sin(2 * np.pi * 11 * age))
     hiss = rng.normal(0, 1, size=age.shape)
     return 0.8 * hiss * np.exp(-age / 0.03) + 1.5 * np.sin(0.5 * phase) * np.exp(-age / 0.05)
-
-
-# Instrument and beat rate (beats per second, center); both vary from item to item.
-_SOUND_LOOKS: tuple[tuple[float, Callable[[np.ndarray, np.ndarray, np.random.Generator], np.ndarray]], ...] = (
-    (2.0, _bowed),
-    (3.0, _bell),
-    (4.5, _reed),
-    (6.5, _drum),
-)
 
 
 def draw_sound(look: int, rng: np.random.Generator) -> bytes:
@@ -154,15 +130,14 @@ def draw_sound(look: int, rng: np.random.Generator) -> bytes:
     Returns:
         A mono 16-bit WAV file at 16 kHz, 1.0 to 1.5 seconds long.
     """
-    rate, instrument = _SOUND_LOOKS[look]
-    rate = rate * rng.uniform(0.85, 1.15)
+    rate = _BEAT_RATES[look] * rng.uniform(0.85, 1.15)
     time = np.arange(int(rng.uniform(1.0, 1.5) * SAMPLE_RATE)) / SAMPLE_RATE
     beats = time * rate + rng.uniform()  # The first beat began before the file does.
     beat = beats.astype(np.int64)
     age = (beats - beat) / rate
     melody = 2.0 ** (rng.choice([0, 2, 4, 7, 9, 12], size=int(beat[-1]) + 1) / 12)
     pitch = rng.uniform(110, 330) * melody[beat]
-    signal = instrument(2 * np.pi * pitch * age, age, rng)
+    signal = _tone(look, 2 * np.pi * pitch * age, age, rng)
     signal = signal / np.abs(signal).max() * rng.uniform(0.3, 0.9)
     signal = signal + rng.normal(0, rng.uniform(0.001, 0.01), size=signal.shape)
     samples = np.round(np.clip(signal, -1, 1) * 32767).astype("<i2")

@@ -46,12 +46,10 @@ class GenerativeProcess:
 
     @cached_property
     def num_themes(self) -> int:
-        """Number of themes."""
         return max(self.themes.values()) + 1
 
     @cached_property
     def num_kinds(self) -> int:
-        """Number of kinds."""
         return max(self.kinds.values()) + 1
 
     @cached_property
@@ -94,7 +92,7 @@ class GenerativeProcess:
         return cls(themes, kinds, tuple(sizes), purity, distinct)
 
     def posterior(self, shown: Sequence[str], candidates: Sequence[str], partial: str | None = None) -> list[Fraction]:
-        """Compute, for each candidate, the probability that it is the answer, given all that the question shows.
+        """Compute, for each candidate, the probability that it is the answer, given the question; they sum to 1.
 
         Wrong options are drawn uniformly from all items outside the bundle, so what counts is the probability of all
         bundles that contain the items shown, the candidate, and no other candidate. Themes, sizes and the number of
@@ -105,9 +103,6 @@ class GenerativeProcess:
             shown: The items shown, distinct, at least one and fewer than a bundle has.
             candidates: The distinct items to choose from, none of which is shown.
             partial: How much of a bundle is shown: "half", "leave_one_out", or any number of items if not given.
-
-        Returns:
-            One probability per candidate; they sum to 1.
 
         Raises:
             BundleMLLMError: If no bundle contains the items shown and a candidate.
@@ -167,11 +162,9 @@ class GenerativeProcess:
             questions = math.comb(size, num_shown) * (size - num_shown) * (1 if partial else size - 1)
             questions *= math.comb(len(self.themes) - size, num_candidates - 1)
             for number in range(size + 1):
-                chance = math.comb(size, number) * purity**number * (1 - purity) ** (size - number)
-                if chance:
-                    weights[size, number] = (
-                        chance / _num_sets(everything, number, size - number, self.distinct_kinds) / questions
-                    )
+                if chance := math.comb(size, number) * purity**number * (1 - purity) ** (size - number):
+                    sets = _num_sets(everything, number, size - number, self.distinct_kinds)
+                    weights[size, number] = chance / sets / questions
         common = math.lcm(*(weight.denominator for weight in weights.values()))
         return {key: int(weight * common) for key, weight in weights.items()}
 

@@ -42,9 +42,7 @@ class SyntheticSettings:
         bundle_sizes: Sizes of bundles, all equally likely.
         distinct_kinds: Whether a bundle takes no kind (jacket, shoes, …) twice.
         cold_share: Share of the items that are in no training bundle.
-        num_train: Number of training bundles.
-        num_validation: Number of validation bundles.
-        num_test: Number of test bundles.
+        num_train, num_validation, num_test: Number of bundles of each split.
         num_users: Number of users in the interactions.
         items_per_user: Items that each user interacts with.
     """
@@ -83,9 +81,7 @@ class SyntheticSettings:
         if self.seed < 0:
             raise BundleMLLMError(f"The seed {self.seed} is negative, so nothing can be drawn: choose 0 or more.")
         if not 0 < self.theme_purity <= 1:
-            raise BundleMLLMError(
-                f"The theme purity is {self.theme_purity}, which is no probability: choose one above 0 and up to 1."
-            )
+            raise BundleMLLMError(f"The theme purity is {self.theme_purity}, no probability above 0: choose 0.9.")
         members = NUM_COPIES * self.values_per_level
         most_items = NUM_KINDS if self.distinct_kinds else 10
         possible = self.num_themes * sum(
@@ -106,9 +102,7 @@ class SyntheticSettings:
             ("cold_share", self.cold_share, 0, 1 / NUM_COPIES),
         ):
             if not least <= value <= most:
-                raise BundleMLLMError(
-                    f"A synthetic catalog cannot have {value} for {name}: choose {least} to {most:,}."
-                )
+                raise BundleMLLMError(f"A catalog cannot have {value} for {name}: choose {least} to {most:,}.")
 
     def _num_values(self, signal: Signal) -> int:
         return self.signals.get(signal, 0) * self.values_per_level
@@ -118,12 +112,7 @@ def one_signal(signal: Signal, *, domain: Domain = "fashion", seed: int = 0) -> 
     """Return the settings of a catalog whose 24 themes one signal alone carries.
 
     Two values of the signal belong to a theme, so an encoder that puts like beside like does not suffice; one item of
-    ten in a bundle is of another theme.
-
-    Args:
-        signal: The signal that carries the theme; sounds have too few looks for it.
-        domain: Domain of the catalog.
-        seed: Seed of everything in the folder.
+    ten in a bundle is of another theme. Sounds have too few looks to carry it.
     """
     return SyntheticSettings(
         domain=domain,

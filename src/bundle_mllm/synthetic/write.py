@@ -43,13 +43,6 @@ def make_synthetic(folder: str | os.PathLike, settings: SyntheticSettings) -> Sy
 
     The same settings give the same files, byte by byte. A synthetic catalog that is already there is replaced.
 
-    Args:
-        folder: Where to write; created when missing.
-        settings: How to draw the catalog.
-
-    Returns:
-        The catalog that was written.
-
     Raises:
         BundleMLLMError: If the folder holds anything else than a synthetic catalog.
     """
@@ -63,21 +56,17 @@ def make_synthetic(folder: str | os.PathLike, settings: SyntheticSettings) -> Sy
     paths = [f"{subfolder}/{item_id}.{suffix}" for item_id in ids]
     for row, path in enumerate(paths):
         (folder / path).write_bytes(_draw_file(catalog, row, kinds[row]))
-    items = [
-        {"item_id": item_id, "title": title, "category": kind, field: path}
-        for item_id, title, kind, path in zip(ids, catalog.titles, kinds, paths, strict=True)
-    ]
-    bundles = [
+    columns = zip(ids, catalog.titles, kinds, paths, strict=True)
+    items = (dict(zip(("item_id", "title", "category", field), values, strict=True)) for values in columns)
+    bundles = (
         {"bundle_id": f"{split}-{number:04d}", "items": [ids[row] for row in rows], "split": split}
         for split, drawn in catalog.bundles.items()
         for number, rows in enumerate(drawn)
-    ]
-    interactions = [
-        {"user_id": f"user-{user:03d}", "item_id": ids[row]} for user, row in catalog.interactions.tolist()
-    ]
+    )
+    pairs = ({"user_id": f"user-{user:03d}", "item_id": ids[row]} for user, row in catalog.interactions.tolist())
     write_records(folder / "items.jsonl", items)
     write_records(folder / "bundles.jsonl", bundles)
-    write_records(folder / "interactions.csv", interactions)
+    write_records(folder / "interactions.csv", pairs)
     write_process(folder, catalog)
     return catalog
 
@@ -127,10 +116,7 @@ def _clear(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     marker = folder / PROCESS
     if any(folder.iterdir()) and not marker.exists():
-        raise BundleMLLMError(
-            f"{folder} holds files that are not of a synthetic catalog, and writing one there could overwrite them: "
-            "name a new folder."
-        )
+        raise BundleMLLMError(f"{folder} holds other files than a synthetic catalog, which stay: name a new folder.")
     marker.write_text("{}\n", encoding="utf-8")  # First of all, so that an interrupted run can be repeated.
     for name in _FOLDERS:
         shutil.rmtree(folder / name, ignore_errors=True)

@@ -67,7 +67,10 @@ def compare_with_bare_loop(encoder: OpenClipEncoder, folder: DatasetFolder, args
     def bare_loop() -> None:
         half = encoder.provenance["precision"] == "bfloat16"
         with torch.autocast(encoder.device.type, torch.bfloat16, enabled=half):
-            results = [encoder.model.encode_image(images.to(encoder.device), normalize=True) for images in decoded]
+            results = [
+                encoder.model.encode_image(images.to(encoder.device), normalize=True)  # pyright: ignore[reportCallIssue]
+                for images in decoded
+            ]
         torch.cat(results).cpu()
 
     def ours() -> None:

@@ -7,9 +7,9 @@ Both find the best 100 items exactly. The retriever also counts shared groups an
 
 import argparse
 import statistics
-import time
 
 import torch
+from common import paired, ratio
 
 from bundle_mllm.modeling import BundleRetriever, BundleRetrieverConfig
 from bundle_mllm.modeling.groups_bundle_mllm import ItemPairs
@@ -19,13 +19,13 @@ TOP_K = 100
 
 
 def invent(num_items: int, pairs_per_item: int, seed: int) -> BundleRetriever:
-    """Return a retriever with random weights over an invented catalog: groups of 2 to 40 items, popular items in many."""
+    """Return a retriever of random weights over an invented catalog: groups of 2 to 40 items, popular ones in many."""
     generator = torch.Generator().manual_seed(seed)
     config = BundleRetrieverConfig(modalities=MODALITIES, memberships={"bundle_item": 0, "user_item": 0})
     model = BundleRetriever(config).eval()
     features = {name: torch.randn(num_items, width, generator=generator) for name, width in MODALITIES.items()}
     memberships = {}
-    for name in config.memberships:
+    for name in config.memberships or ():
         sizes = torch.randint(2, 41, (num_items * pairs_per_item // 21,), generator=generator)
         groups = torch.arange(len(sizes)).repeat_interleave(sizes)
         popular = torch.rand(len(groups), generator=generator).pow(2)  # half of the pairs: a quarter of the items
@@ -34,20 +34,10 @@ def invent(num_items: int, pairs_per_item: int, seed: int) -> BundleRetriever:
     return model
 
 
-def median_seconds(call, repeats: int) -> float:
-    """Return the median duration of a call."""
-    durations = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        call()
-        durations.append(time.perf_counter() - start)
-    return statistics.median(durations)
-
-
 @torch.inference_mode()
 def main() -> None:
     """Measure one question, and batches."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--num-items", type=int, default=254_155)
     parser.add_argument("--pairs-per-item", type=int, default=5)
     parser.add_argument("--partial", type=int, default=4, help="items of a partial bundle")
@@ -66,13 +56,16 @@ def main() -> None:
         partial = (popular * arguments.num_items).long()
         query = torch.randn(batch, items.shape[1], generator=generator)
         repeats = arguments.repeats if batch == 1 else max(3, arguments.repeats // 3)
-        model.retrieve(partial, TOP_K), (query @ items.T).topk(TOP_K)  # warm up
-        plain, ours = [], []
-        for _ in range(repeats):  # alternating, so that both see the same machine
-            plain.append(median_seconds(lambda query=query: (query @ items.T).topk(TOP_K), 1))
-            ours.append(median_seconds(lambda partial=partial: model.retrieve(partial, TOP_K), 1))
-        plain, ours = statistics.median(plain), statistics.median(ours)
-        print(f"batch {batch:3}: plain {plain:.4f} s, retriever {ours:.4f} s, ratio {ours / plain:.2f}")
+        calls = {
+            "plain": lambda query=query: (query @ items.T).topk(TOP_K),
+            "retriever": lambda partial=partial: model.retrieve(partial, TOP_K),
+        }
+        seconds = paired(calls, repeats)
+        plain, ours = (statistics.median(seconds[name]) for name in calls)
+        print(
+            f"batch {batch:3}: plain {plain:.4f} s, retriever {ours:.4f} s, "
+            f"ratio {ratio(seconds, 'retriever', 'plain'):.2f}"
+        )
 
 
 if __name__ == "__main__":

@@ -15,12 +15,14 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from common import as_text_ids, make_backbone, make_model, make_processor, make_prompts, paired, peak_memory_mib, ratio
 from datasets import Dataset
 from peft import LoraConfig
-from trl import SFTConfig, SFTTrainer
+from trl.trainer.sft_config import SFTConfig
+from trl.trainer.sft_trainer import SFTTrainer
 
 VARIANTS = {"stock": 1_000, "ours, 1,000 items": 1_000, "ours, 100,000 items": 100_000}
 
@@ -56,7 +58,8 @@ def make_step(name: str) -> Callable[[], object]:
         peft_config=LoraConfig(r=8, lora_alpha=16, lora_dropout=0.05, target_modules=["q_proj", "v_proj"]),
     )
     batch = next(iter(trainer.get_train_dataloader()))
-    trained = trainer.model.train()
+    trained: Any = trainer.model
+    trained.train()
 
     def step() -> None:
         trainer.compute_loss(trained, dict(batch)).backward()

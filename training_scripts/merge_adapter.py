@@ -47,7 +47,7 @@ def merge_adapter(
             )
     with new_folder(output_dir) as folder:
         try:
-            base = model or PeftConfig.from_pretrained(adapter).base_model_name_or_path
+            base = model or PeftConfig.from_pretrained(str(adapter)).base_model_name_or_path
         except (TypeError, ValueError, KeyError) as error:
             raise BundleMLLMError(f"{adapter / CONFIG} cannot be read ({error}): copy it again.") from error
         if not base:

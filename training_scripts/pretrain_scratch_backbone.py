@@ -26,6 +26,7 @@ import string
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -70,7 +71,8 @@ def make_llama(hidden_size: int, layers: int, heads: int) -> LlamaModel:
         rope_parameters={"rope_type": "linear", "factor": 8.0, "rope_theta": 10_000.0},
     )
     model = LlamaModel(config)
-    for layer in model.layers:
+    layers_of_model: Any = model.layers
+    for layer in layers_of_model:
         attention, mlp = layer.self_attn, layer.mlp
         for linear in (attention.q_proj, attention.k_proj, attention.v_proj, mlp.gate_proj, mlp.up_proj):
             nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
@@ -88,7 +90,7 @@ class QuestionMaker:
         self.every = torch.arange(batch_size)
 
     def draw(
-        self, embeddings: torch.Tensor, num_options: int, num_shown: int, told_by: str
+        self, embeddings: torch.Tensor, num_options: int, num_shown: int, signal: str
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """Draw a batch.
 
@@ -96,7 +98,7 @@ class QuestionMaker:
             embeddings: [len(TOKENS), width], of the prompt's own tokens.
             num_options: Options of each question.
             num_shown: Items of each partial bundle.
-            told_by: What tells the answer: "text", "item" or "both".
+            signal: What the answer shows in: "text", "item" or "both".
 
         Returns:
             Input embeddings [batch, length, width], answers [batch], positions of the options' last tokens
@@ -105,8 +107,8 @@ class QuestionMaker:
         rng, b, width = self.rng, self.batch_size, self.width
         answers = torch.randint(num_options, (b,))
         num_items, decoys, loyal = num_shown + num_options, rng.choice([0, 0.25, 0.5]), rng.choice([1, 0.8])
-        by_text = self._traits(answers, num_items, num_shown, decoys, loyal) if told_by != "item" else None
-        by_item = self._traits(answers, num_items, num_shown, decoys, loyal) if told_by != "text" else None
+        by_text = self._traits(answers, num_items, num_shown, decoys, loyal) if signal != "item" else None
+        by_item = self._traits(answers, num_items, num_shown, decoys, loyal) if signal != "text" else None
         matches = _as_good_as_the_answer(by_text, by_item, answers, num_shown)
         num_words = by_text.shape[-1] if by_text is not None else rng.choice([0, 1])
         lengths = [rng.randint(num_words, num_words + rng.choice([0, 1, 2])) for _ in range(num_items)]
@@ -128,11 +130,11 @@ class QuestionMaker:
                 if by_text is not None:
                     for trait, place in enumerate(rng.sample(range(length), num_words)):
                         topic = word_topics[:, trait]
-                        told = topic if same_word else _mix(topic, draw_word(1)[:, 0], share)
-                        title[:, place] = torch.where(by_text[:, j, trait, None], told, draw_word(1)[:, 0])
+                        vector = topic if same_word else _mix(topic, draw_word(1)[:, 0], share)
+                        title[:, place] = torch.where(by_text[:, j, trait, None], vector, draw_word(1)[:, 0])
                 vectors.append((len(ids), title))
                 ids += [0] * length
-            if told_by != "text":
+            if by_item is not None:
                 traits = draw_item(by_item.shape[-1])
                 traits = torch.where(by_item[:, j, :, None], item_topics[:, : traits.shape[1]], traits)
                 item = _mix(traits.mean(1) * traits.shape[1] ** 0.5, draw_item(1)[:, 0], share)
@@ -216,8 +218,8 @@ def pretrain(args: argparse.Namespace) -> None:
             )
             decay = min(1.0, max(0.05, (seconds - passed) / (0.6 * seconds)))
             optimizer.param_groups[0]["lr"] = args.learning_rate * min(1.0, (step + 1) / 100) * decay
-            said = embeddings[torch.tensor([TOKEN_ID[f"Ġ{LETTERS[index]}"] for index in answers.tolist()])]
-            inputs = torch.cat([inputs, said[:, None]], dim=1)
+            letters = embeddings[torch.tensor([TOKEN_ID[f"Ġ{LETTERS[index]}"] for index in answers.tolist()])]
+            inputs = torch.cat([inputs, letters[:, None]], dim=1)
             hidden = model(inputs_embeds=inputs, use_cache=False).last_hidden_state
             logits = head(hidden[:, -2]) + LOG_OTHERS * (torch.arange(OTHER + 1) == OTHER)
             after = head(hidden[:, -1]) + LOG_OTHERS * (torch.arange(OTHER + 1) == OTHER)

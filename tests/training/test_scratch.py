@@ -1,7 +1,9 @@
 """The backbone that needs no download: its tokenizer, its determinism, and that its layers can read a question."""
 
+import importlib.util
 import random
 import string
+from pathlib import Path
 
 import pytest
 import torch
@@ -74,3 +76,17 @@ def test_the_untrained_backbone_finds_the_option_that_repeats_a_word(catalog):
     metrics = compute_metrics(score_questions(BundleCompleter(processor, ranker=model), questions)["ranker"])
     assert metrics["hit_rate@1"] > 0.6  # chance: .25
     assert metrics["valid_ratio"] == 1
+
+
+def test_the_script_that_made_the_layers_still_draws_questions_with_the_same_tokens():
+    path = Path(__file__).parents[2] / "training_scripts" / "pretrain_scratch_backbone.py"
+    spec = importlib.util.spec_from_file_location("pretrain_scratch_backbone", path)
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    embeddings = torch.randn(len(script.TOKENS), 32)
+    for signal in ("text", "item", "both"):
+        inputs, answers, ends, matches = script.QuestionMaker(32, 4, random.Random(0)).draw(embeddings, 5, 2, signal)
+        assert inputs.shape[::2] == (4, 32) and len(ends) == 5
+        assert matches[torch.arange(4), answers].all()
+    vocabulary = train_tokenizer(["a"]).get_vocab()
+    assert all(token in vocabulary for token in script.TOKENS if token != script.SEPARATOR)

@@ -13,6 +13,7 @@ from bundle_mllm.data.questions import MAX_OPTIONS
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.interop.backbone import load_backbone, wrap_backbone
 from bundle_mllm.modeling.completion_bundle_mllm import BundleCompleter
+from bundle_mllm.modeling.item_processing_bundle_mllm import BundleItemProcessor
 from bundle_mllm.modeling.modeling_bundle_mllm import BundleMLLMForCausalLM
 from bundle_mllm.modeling.processing_bundle_mllm import BundleMLLMProcessor
 from bundle_mllm.settings import SCRATCH
@@ -60,7 +61,7 @@ def longest_list(config: RunConfig) -> int:
 
 
 def score_held_out(
-    ranker: BundleMLLMForCausalLM, processor: BundleMLLMProcessor, data: RunData
+    ranker: BundleMLLMForCausalLM, processor: BundleItemProcessor, data: RunData
 ) -> Sequence[Sequence[float]]:
     """Score the candidates of the held-out questions, each with the out-of-fold features of its bundle's fold."""
     questions, folds = data.held_out_questions, data.out_of_fold

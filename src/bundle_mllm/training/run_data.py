@@ -6,6 +6,7 @@ Knows nothing about models' weights, optimizers or stages' order.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Protocol
 
@@ -137,7 +138,7 @@ class RunData:
 
     def _sample(
         self,
-        bundles: list[Bundle],
+        bundles: Sequence[Bundle],
         num_questions: int,
         num_candidates: tuple[int, int],
         hard_fraction: float,

@@ -96,13 +96,14 @@ def scratch_backbone(
         tensors = {name: weights.get_tensor(name).float() for name in weights.keys()}  # noqa: SIM118
     known = json.loads(metadata["tokens"])
     embeddings, head = tensors.pop("embeddings"), tensors.pop("head")
+    vocabulary = tokenizer.get_vocab()
     config = LlamaConfig(
         **json.loads(metadata["config"]),
         vocab_size=len(tokenizer),
         max_position_embeddings=MAX_LENGTH,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=vocabulary[PAD],
+        bos_token_id=vocabulary[BOS],
+        eos_token_id=vocabulary[EOS],
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -113,7 +114,6 @@ def scratch_backbone(
         raise AssertionError(
             f"scratch.safetensors does not fit LlamaModel: missing {missing}, unexpected {unexpected}"
         )
-    vocabulary = tokenizer.get_vocab()
     separator = torch.empty(0)
     for token, vector in zip(known, embeddings, strict=True):
         if token == SEPARATOR:
@@ -122,7 +122,7 @@ def scratch_backbone(
             backbone.model.embed_tokens.weight.data[vocabulary[token]] = vector
     *letters, end, other = head
     backbone.lm_head.weight.data[:] = other
-    backbone.lm_head.weight.data[tokenizer.eos_token_id] = end
+    backbone.lm_head.weight.data[vocabulary[EOS]] = end
     for letter, row in zip(string.ascii_uppercase, letters, strict=True):
         backbone.lm_head.weight.data[vocabulary[f"Ġ{letter}"]] = row
     return backbone, tokenizer, separator

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from trl import SFTConfig, SFTTrainer
-from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+from trl.trainer.sft_config import SFTConfig
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling, SFTTrainer
 
 from bundle_mllm.data.bundles import Bundle
 from bundle_mllm.data.catalog import ItemCatalog
@@ -94,7 +94,7 @@ def run_stage(
         trainer = _trainer(model, processor, stage, catalog, questions, folder, seed)
         resume_from = _last_complete_checkpoint(folder)
         trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
-    trained = trainer.model
+    trained: Any = trainer.model
     load_trainable(trained, folder / BEST)
     history = [entry for entry in trainer.state.log_history if "loss" in entry or "validation_hit_rate@1" in entry]
     with atomic_path(folder / HISTORY) as temporary:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -28,9 +29,7 @@ PARAMETER_GROUPS: dict[ParameterGroup, tuple[str, ...]] = {
 }
 
 
-def make_trainable(
-    model: nn.Module, groups: Collection[ParameterGroup], lora: LoraSettings, *, seed: int
-) -> nn.Module:
+def make_trainable(model: nn.Module, groups: Collection[ParameterGroup], lora: LoraSettings, *, seed: int) -> Any:
     """Freeze everything but the named groups.
 
     Args:
@@ -94,7 +93,7 @@ def lora_targets(model: nn.Module, names: Collection[str] | None) -> list[str]:
     return found
 
 
-def merge_lora(model: nn.Module) -> nn.Module:
+def merge_lora(model: Any) -> Any:
     """Fold the adapter into the backbone and return the plain model."""
     return model.merge_and_unload() if isinstance(model, PeftModel) else model
 

@@ -12,7 +12,7 @@ The layers of the scratch backbone read such similarity at once.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -52,10 +52,11 @@ def warm_start_words(
         steps: Optimizer steps.
         seed: Seed of the batches.
     """
-    embeddings = model.get_input_embeddings().weight
-    escaped = [processor.tokenizer.escape(title) for title in catalog.titles]
+    tokenizer: Any = processor.tokenizer
+    embeddings: Any = model.get_input_embeddings().weight
+    escaped = [tokenizer.escape(title) for title in catalog.titles]
     texts = [title and f" {title}" for title in escaped]  # after a number or letter, as in a question
-    tokenized = processor.tokenizer(texts, add_special_tokens=False)["input_ids"]
+    tokenized = tokenizer(texts, add_special_tokens=False)["input_ids"]
     longest = max(map(len, tokenized), default=0)
     members = [np.array(catalog.rows(bundle.items)) for bundle in bundles if len(bundle.items) >= 2]
     if not longest or not members:

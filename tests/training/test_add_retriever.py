@@ -71,6 +71,7 @@ def test_the_figures_are_those_of_the_folder(folder, copied_data):
         assert figures[part]["hit_rate@1"] == pytest.approx(compute_metrics(scored)["hit_rate@1"])
 
 
+@pytest.mark.slow
 def test_a_second_retriever_replaces_the_first(folder, copied_data):
     add(folder, copied_data)
     first, files = retriever_weights(folder), set(contents(folder))
@@ -91,6 +92,7 @@ def test_groups_and_out_of_fold_features_are_used(folds_data, tmp_path):
     assert completer.ranker.config.modalities.keys() == {"visual"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("had_one", [False, True])
 def test_a_failure_at_any_step_leaves_the_old_retriever_or_the_new_one(folder, copied_data, monkeypatch, had_one):
     """Fail at each replacement of a file or folder, and after the weights are written; then do it again."""

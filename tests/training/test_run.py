@@ -133,6 +133,7 @@ def test_the_ranker_of_stage_one_answers_from_titles_alone(finished, tiny_data):
     assert score_questions(completer, questions) == before
 
 
+@pytest.mark.slow
 def test_a_retriever_alone_is_a_model_folder_that_completes_and_evaluates(retriever_alone, tiny_data, tmp_path):
     record, questions = record_of(retriever_alone), questions_of(tiny_data)
     assert record["retriever"]["num_questions"] == 8 and not {"both", "combination", "stage_one"} & set(record)
@@ -321,6 +322,7 @@ def test_a_folder_with_other_files_is_not_overwritten(tiny_data, tmp_path):
         train(tiny_run(tiny_data, tmp_path))
 
 
+@pytest.mark.slow
 def test_fields_stand_over_the_recipe_of_the_base_model(tiny_data, tmp_path):
     with pytest.raises(BundleMLLMError, match=r"Unknown setting 'retriever\.step'"):
         train(data=tiny_data, output_dir=tmp_path / "out", base_model="none", retriever={"step": 3})

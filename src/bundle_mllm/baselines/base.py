@@ -111,11 +111,7 @@ class Baseline(Protocol):
     reads_bundles: bool
 
     def fit(self, folder: DatasetFolder, bundles: Sequence[Bundle]) -> None:
-        """Learn from training bundles.
-
-        Args:
-            folder: Items, features and users; its bundles are not used.
-            bundles: The only bundles to learn from.
+        """Learn from training bundles, and from the items, features and users of a folder, not from its bundles.
 
         Raises:
             UnavailableError: If the folder lacks the data that this baseline needs.
@@ -133,15 +129,12 @@ def score_in_parts(baseline: Baseline, batch: QuestionBatch, max_candidates: int
 
 
 def count_shared(groups: sparse.csr_array, batch: QuestionBatch, weights: np.ndarray | None = None) -> np.ndarray:
-    """Count the groups that each candidate shares with the items shown, summed over these.
+    """Count the groups that each candidate shares with the items shown, summed over these: `[total]`.
 
     Args:
-        groups: `[num_items, num_groups]`, 1 where the item is in the group.
+        groups: `[num_items, num_groups]`, 1 (or another weight) where the item is in the group.
         batch: The questions.
         weights: `[num_items]` of the items shown; by default 1.
-
-    Returns:
-        `[total]`.
     """
     shown = batch.shown if weights is None else batch.shown @ sparse.diags_array(weights)
     profile = sparse.csr_array(shown @ groups)  # [questions, num_groups]

@@ -20,7 +20,7 @@ from bundle_mllm.baselines.base import Baseline, QuestionBatch, UnavailableError
 from bundle_mllm.data.bundles import Bundle
 from bundle_mllm.data.folder import DatasetFolder
 from bundle_mllm.data.folds import assign_folds
-from bundle_mllm.data.questions import Question, sample_training_questions
+from bundle_mllm.data.questions import sample_training_questions
 
 NUM_FOLDS = 5
 NUM_QUESTIONS = 8_000
@@ -52,8 +52,7 @@ class BoostedRanker:
         num_bundles = sum(len(bundle.items) > 1 for bundle in bundles)
         if num_bundles < 2 * NUM_FOLDS:
             raise UnavailableError(
-                f"{folder.path} has {num_bundles} training bundles of two items or more, too few to cut into "
-                f"{NUM_FOLDS} folds",
+                f"{folder.path} has {num_bundles} training bundles of two items, too few for {NUM_FOLDS} folds",
                 "add bundles",
             )
         num_candidates = min(NUM_CANDIDATES, len(folder.catalog) - max(len(bundle.items) for bundle in bundles) + 1)
@@ -81,7 +80,7 @@ class BoostedRanker:
             kept = [bundle for bundle in bundles if folds[bundle.bundle_id] != fold]
             fitted = self._fit_simple(folder, kept, {name: self._make[name] for name in refitted})
             inputs.append(self._inputs(QuestionBatch.of(of_fold, folder.catalog), {**self._simple, **fitted}))
-            labels.append(_labels(of_fold))
+            labels += [np.arange(len(question.candidates)) == question.answer_index for question in of_fold]
         self._trees = HistGradientBoostingClassifier(
             learning_rate=0.06,
             max_iter=150,
@@ -118,10 +117,6 @@ class BoostedRanker:
             scores = score_in_parts(simple[name], batch)
             columns += [scores, _standard(batch, scores), _share_lower(batch, scores)]
         return np.stack(columns, axis=1).astype(np.float32)
-
-
-def _labels(questions: Sequence[Question]) -> np.ndarray:
-    return np.concatenate([np.arange(len(q.candidates)) == q.answer_index for q in questions])
 
 
 def _standard(batch: QuestionBatch, scores: np.ndarray) -> np.ndarray:

@@ -86,16 +86,17 @@ class ItemKNN:
         self.shrinkage = shrinkage
 
     def fit(self, folder: DatasetFolder, bundles: Sequence[Bundle]) -> None:
-        """Store the bundles of each item."""
-        self._fit(ItemGroups.of_bundles(bundles, folder.catalog))
+        """Store the groups of each item."""
+        groups = self._groups_of(folder, bundles)
+        self._groups = groups.csr()
+        self._scale = (groups.groups_per_node + self.shrinkage) ** -0.5  # [num_items]
 
     def score(self, batch: QuestionBatch) -> np.ndarray:
         """Add similarities up."""
         return count_shared(self._groups, batch, self._scale) * self._scale[batch.candidate_rows]
 
-    def _fit(self, groups: ItemGroups) -> None:
-        self._groups = groups.csr()
-        self._scale = (groups.groups_per_node + self.shrinkage) ** -0.5  # [num_items]
+    def _groups_of(self, folder: DatasetFolder, bundles: Sequence[Bundle]) -> ItemGroups:
+        return ItemGroups.of_bundles(bundles, folder.catalog)
 
 
 class UserKNN(ItemKNN):
@@ -103,9 +104,8 @@ class UserKNN(ItemKNN):
 
     reads_bundles = False
 
-    def fit(self, folder: DatasetFolder, bundles: Sequence[Bundle]) -> None:
-        """Store the users of each item."""
-        self._fit(user_groups(folder))
+    def _groups_of(self, folder: DatasetFolder, bundles: Sequence[Bundle]) -> ItemGroups:
+        return user_groups(folder)
 
 
 class CategoryPMI:
@@ -130,10 +130,7 @@ class CategoryPMI:
         groups = ItemGroups.of_bundles(several, folder.catalog)
         weight = 1.0 / np.maximum(groups.group_sizes - 1, 1)  # [bundles]
         has_category = np.flatnonzero(self._category >= 0)
-        shape = (len(self._category), len(names))
-        one_hot = sparse.csr_array(
-            (np.ones(len(has_category)), (has_category, self._category[has_category])), shape=shape
-        )
+        one_hot = ItemGroups("category", has_category, self._category[has_category], len(folder.catalog)).csr()
         counts = groups.csr().T @ one_hot  # [bundles, names]
         with_itself = sparse.diags_array(weight @ counts)
         self._pairs = sparse.csr_array(counts.T @ sparse.diags_array(weight) @ counts - with_itself)  # [names, names]

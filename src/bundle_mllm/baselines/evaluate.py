@@ -15,7 +15,7 @@ from typing import Any
 from transformers.utils import logging
 
 from bundle_mllm.baselines.base import QuestionBatch, UnavailableError, score_in_parts
-from bundle_mllm.baselines.registry import LLM, make_baseline, reads_users, resolve_names
+from bundle_mllm.baselines.registry import BASELINES, LLM, make_baseline, resolve_names
 from bundle_mllm.baselines.settings import BaselineSettings
 from bundle_mllm.data.bundles import BundleSplits
 from bundle_mllm.data.folder import DatasetFolder
@@ -71,7 +71,8 @@ def evaluate_baselines(settings: BaselineSettings) -> list[BaselineResult]:
     paths = _paths(settings.output, list(selected), settings.questions)
     questions = load_questions(settings.questions, folder.catalog)
     train_items = warm_items(folder.bundles)
-    leaked = check_interactions(folder, allow_leakage=True) if any(map(reads_users, selected)) else None
+    reads_users = any(BASELINES[name].reads_users for name in selected if name in BASELINES)
+    leaked = check_interactions(folder, allow_leakage=True) if reads_users else None
     if leaked is not None and leaked.is_refused:
         logger.warning(
             f"Scores of baselines that read users are no predictions: the log of {settings.data} has the answers. "

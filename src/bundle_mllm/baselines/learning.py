@@ -12,9 +12,8 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -24,8 +23,8 @@ from bundle_mllm.baselines.base import QuestionBatch, UnavailableError
 from bundle_mllm.data.bundles import Bundle
 from bundle_mllm.data.folder import DatasetFolder
 from bundle_mllm.data.folds import assign_folds
+from bundle_mllm.encoders.batches import cut
 
-T = TypeVar("T")
 ABSENT = -1
 """Pads short lists."""
 HELD_OUT_FOLDS = 10
@@ -79,7 +78,7 @@ class PartialBundles:
 
 
 class PartialBundleNetwork(nn.Module, ABC):
-    """A module with a loss for [`train_network`], and logits to rank by."""
+    """A module with a loss to train by, and logits to rank by."""
 
     @abstractmethod
     def loss(self, batch: PartialBundles, progress: float) -> torch.Tensor:
@@ -92,19 +91,81 @@ class PartialBundleNetwork(nn.Module, ABC):
 
 def pad(rows: Sequence[Sequence[int]]) -> torch.Tensor:
     """Return lists of rows as `[lists, longest]`, with `ABSENT` behind the last."""
-    padded = torch.full((len(rows), max(map(len, rows))), ABSENT)
-    for index, entry in enumerate(rows):
-        padded[index, : len(entry)] = torch.tensor(entry)
-    return padded
+    tensors = [torch.tensor(entry, dtype=torch.long) for entry in rows]
+    return nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=ABSENT)
+
+
+class NetworkBaseline(ABC):
+    """A baseline that scores candidates by the logits of a network.
+
+    Args:
+        seed: The same seed gives the same scores.
+    """
+
+    reads_bundles = True
+    schedule = Schedule()
+
+    def __init__(self, seed: int = 0):
+        self.seed = seed
+
+    @abstractmethod
+    def fit(self, folder: DatasetFolder, bundles: Sequence[Bundle]) -> None:
+        """Train the network by [`~NetworkBaseline.train`]."""
+
+    def train(
+        self,
+        make: Callable[[], PartialBundleNetwork],
+        training: Sequence[list[int]],
+        held_out: Sequence[list[int]],
+        num_items: int,
+    ) -> None:
+        """Make a network and train it; the global random state of torch stays as it is.
+
+        Args:
+            make: Makes the network.
+            training: The rows of each bundle's items, two or more.
+            held_out: Those of the bundles that decide when to stop; without any, all passes are made.
+            num_items: Length of the catalog.
+        """
+        schedule, rng = self.schedule, np.random.default_rng(self.seed)
+        check = [_make_batch(part, num_items, schedule, rng) for part in cut(held_out, 256)]
+        best, best_state, waited = np.inf, None, 0
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            network = self._network = make()
+            optimizer = torch.optim.AdamW(
+                network.parameters(), lr=schedule.learning_rate, weight_decay=schedule.weight_decay, foreach=True
+            )
+            torch.manual_seed(self.seed)
+            for epoch in range(schedule.epochs):
+                network.train()
+                order = rng.permutation(len(training)).tolist()
+                for drawn in cut(order, schedule.batch_size):
+                    batch = _make_batch([training[i] for i in drawn], num_items, schedule, rng)
+                    optimizer.zero_grad(set_to_none=True)
+                    network.loss(batch, epoch / schedule.epochs).backward()
+                    optimizer.step()
+                network.eval()
+                if not check:
+                    continue
+                loss = _held_out_loss(network, check)
+                if loss < best:
+                    best, best_state, waited = loss, copy.deepcopy(network.state_dict()), 0
+                elif (waited := waited + 1) == schedule.patience:
+                    break
+        if best_state is not None:
+            network.load_state_dict(best_state)
+
+    @torch.inference_mode()
+    def score(self, batch: QuestionBatch) -> np.ndarray:
+        """Encode the items shown, and return the logits of the candidates."""
+        columns, position = np.unique(batch.candidate_rows, return_inverse=True)
+        logits = self._network.logits(pad(batch.partials), torch.from_numpy(columns))
+        return logits.double().numpy()[batch.question_index, position]
 
 
 def hold_out(folder: DatasetFolder, bundles: Sequence[Bundle], seed: int) -> tuple[list[list[int]], list[list[int]]]:
     """Hold out a tenth of the bundles of two items or more, near-duplicates together; none of few bundles.
-
-    Args:
-        folder: The dataset folder with their items.
-        bundles: Training bundles.
-        seed: Chooses the held-out bundles.
 
     Returns:
         The rows of each bundle to train on, and of each that decides when to stop.
@@ -121,64 +182,6 @@ def hold_out(folder: DatasetFolder, bundles: Sequence[Bundle], seed: int) -> tup
     for bundle_id, item_ids in items.items():
         parts[folds.get(bundle_id) == held_out].append(folder.catalog.rows(item_ids))
     return parts
-
-
-def train_network(
-    network: PartialBundleNetwork,
-    training: Sequence[list[int]],
-    held_out: Sequence[list[int]],
-    num_items: int,
-    schedule: Schedule,
-    seed: int,
-) -> None:
-    """Train a network in place and leave it in evaluation mode.
-
-    Args:
-        network: The network.
-        training: The rows of each bundle's items, two or more.
-        held_out: Those of the bundles that decide when to stop; without any, all passes are made.
-        num_items: Length of the catalog.
-        schedule: How to train.
-        seed: The same seed gives the same weights. The global random state of torch stays as it is.
-    """
-    rng = np.random.default_rng(seed)
-    check = [_make_batch(part, num_items, schedule, rng) for part in _cut(held_out, 256)]
-    best, best_state, waited = np.inf, None, 0
-    optimizer = torch.optim.AdamW(
-        network.parameters(), lr=schedule.learning_rate, weight_decay=schedule.weight_decay, foreach=True
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        for epoch in range(schedule.epochs):
-            network.train()
-            order = rng.permutation(len(training)).tolist()
-            for drawn in _cut(order, schedule.batch_size):
-                batch = _make_batch([training[i] for i in drawn], num_items, schedule, rng)
-                optimizer.zero_grad(set_to_none=True)
-                network.loss(batch, epoch / schedule.epochs).backward()
-                optimizer.step()
-            network.eval()
-            if not check:
-                continue
-            loss = _held_out_loss(network, check)
-            if loss < best:
-                best, best_state, waited = loss, copy.deepcopy(network.state_dict()), 0
-            elif (waited := waited + 1) == schedule.patience:
-                break
-    if best_state is not None:
-        network.load_state_dict(best_state)
-
-
-@torch.inference_mode()
-def score_by_network(network: PartialBundleNetwork, batch: QuestionBatch) -> np.ndarray:
-    """Return the logits of all candidates, `[total]` float64, question by question."""
-    columns, position = np.unique(batch.candidate_rows, return_inverse=True)
-    logits = network.logits(pad(batch.partials), torch.from_numpy(columns))
-    return logits.double().numpy()[batch.question_index, position]
-
-
-def _cut(entries: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    return (entries[start : start + size] for start in range(0, len(entries), size))
 
 
 def _make_batch(

@@ -6,6 +6,7 @@ Knows nothing about words or features.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -15,12 +16,11 @@ from torch.nn import functional as F  # noqa: N812
 from bundle_mllm.baselines.base import QuestionBatch
 from bundle_mllm.baselines.learning import (
     ABSENT,
+    NetworkBaseline,
     PartialBundleNetwork,
     PartialBundles,
     Schedule,
     hold_out,
-    score_by_network,
-    train_network,
 )
 from bundle_mllm.data.bundles import Bundle
 from bundle_mllm.data.folder import DatasetFolder
@@ -29,7 +29,7 @@ BETA = 0.2
 """Weight of the KL divergence after annealing (the paper's, §2.2.2)."""
 
 
-class MultiVAE:
+class MultiVAE(NetworkBaseline):
     """Score candidates by the logits that a variational autoencoder gives them from the items shown.
 
     Encoder and decoder have one hidden layer of tanh, the likelihood is multinomial (eq. 2), and the weight of the KL
@@ -42,11 +42,7 @@ class MultiVAE:
         seed: The same seed gives the same scores.
     """
 
-    reads_bundles = True
-
-    def __init__(self, seed: int = 0):
-        self.seed = seed
-        self.schedule = Schedule(patience=6)
+    schedule = Schedule(patience=6)
 
     def fit(self, folder: DatasetFolder, bundles: Sequence[Bundle]) -> None:
         """Train the network."""
@@ -54,18 +50,9 @@ class MultiVAE:
         known = np.unique(np.concatenate(training))
         self._number = np.full(len(folder.catalog), ABSENT)  # of each item among the known ones
         self._number[known] = np.arange(len(known))
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
-            self._network = _Network(len(known))
-        numbers_of_held_out = map(self._known_numbers, held_out)
-        train_network(
-            self._network,
-            [self._known_numbers(rows) for rows in training],
-            [numbers for numbers in numbers_of_held_out if len(numbers) > 1],
-            len(known),
-            self.schedule,
-            self.seed,
-        )
+        training = list(map(self._known_numbers, training))
+        held_out = [numbers for numbers in map(self._known_numbers, held_out) if len(numbers) > 1]
+        self.train(partial(_Network, len(known)), training, held_out, len(known))
 
     def score(self, batch: QuestionBatch) -> np.ndarray:
         """Encode the items shown and decode the candidates."""
@@ -73,7 +60,7 @@ class MultiVAE:
         known = number != ABSENT
         partials = [self._known_numbers(rows) or [ABSENT] for rows in batch.partials]
         candidates = [entry.tolist() for entry in batch.split(np.maximum(number, 0))]
-        scores = score_by_network(self._network, QuestionBatch(partials, candidates, len(self._number)))
+        scores = super().score(QuestionBatch(partials, candidates, len(self._number)))
         least = np.full(len(batch), np.inf)
         np.minimum.at(least, batch.question_index[known], scores[known])
         floor = np.where(np.isfinite(least), least, 1.0) - 1.0

@@ -42,6 +42,10 @@ class BaselineEntry:
     simple: bool = True
     reads_users: bool = False
 
+    def load(self) -> Callable[..., Baseline]:
+        """Import the class."""
+        return getattr(import_module(f"{__package__}.{self.module}"), self.maker)
+
 
 BASELINES: Mapping[str, BaselineEntry] = {
     "random": BaselineEntry("counting", "Chance", seeded=True, simple=False),
@@ -85,9 +89,8 @@ def resolve_names(names: Sequence[str], folder: DatasetFolder) -> dict[str, bool
         kind, _, argument = name.partition(":")
         if kind in (SIMILARITY, LLM):
             if not argument:
-                missing = "modality" if kind == SIMILARITY else "model"
-                example = "similarity:visual" if kind == SIMILARITY else "llm:Qwen/Qwen3-0.6B"
-                raise BundleMLLMError(f"The baseline {name!r} lacks its {missing}: write for example {example}.")
+                lacks, example = ("modality", "visual") if kind == SIMILARITY else ("model", "Qwen/Qwen3-0.6B")
+                raise BundleMLLMError(f"The baseline {name!r} lacks its {lacks}: write for example {kind}:{example}.")
         elif name not in BASELINES:
             choices = [*BASELINES, f"{SIMILARITY}:MODALITY", f"{LLM}:MODEL", ALL]
             near = get_close_matches(name, choices, n=1)
@@ -106,17 +109,12 @@ def make_baseline(name: str, folder: DatasetFolder, seed: int = 0) -> Baseline:
         seed: Of random methods.
     """
     if name.startswith(f"{SIMILARITY}:"):
-        return _import("similarity", "FeatureCosine")(name.partition(":")[2])
+        return BaselineEntry("similarity", "FeatureCosine").load()(name.partition(":")[2])
     entry = BASELINES[name]
-    make = _import(entry.module, entry.maker)
+    make = entry.load()
     if name == RANKER:
         return make(_simple_makers(folder, seed), seed=seed)
     return make(seed=seed) if entry.seeded else make()
-
-
-def reads_users(name: str) -> bool:
-    """Return whether a baseline reads the user log."""
-    return name in BASELINES and BASELINES[name].reads_users
 
 
 def _simple_makers(folder: DatasetFolder, seed: int) -> dict[str, Callable[[], Baseline]]:
@@ -128,10 +126,5 @@ def _simple_makers(folder: DatasetFolder, seed: int) -> dict[str, Callable[[], B
     names += [f"{SIMILARITY}:{modality}" for modality in modalities if modality != BUNDLE_ITEM]
     makers: dict[str, Callable[[], Baseline]] = {name: partial(make_baseline, name, folder, seed) for name in names}
     for name in ("lightgcn", "lightgcn_users"):  # fitted once per fold
-        entry = BASELINES[name]
-        makers[name] = partial(_import(entry.module, entry.maker), seed=seed, steps=STEPS_IN_RANKER)
+        makers[name] = partial(BASELINES[name].load(), seed=seed, steps=STEPS_IN_RANKER)
     return makers
-
-
-def _import(module: str, maker: str) -> Callable[..., Baseline]:
-    return getattr(import_module(f"{__package__}.{module}"), maker)

@@ -6,22 +6,14 @@ Knows nothing about validation bundles or answers of questions.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
-from bundle_mllm.baselines.base import QuestionBatch
-from bundle_mllm.baselines.learning import (
-    ABSENT,
-    PartialBundleNetwork,
-    PartialBundles,
-    Schedule,
-    hold_out,
-    score_by_network,
-    train_network,
-)
+from bundle_mllm.baselines.learning import ABSENT, NetworkBaseline, PartialBundleNetwork, PartialBundles, hold_out
 from bundle_mllm.data.bundles import Bundle
 from bundle_mllm.data.folder import DatasetFolder
 from bundle_mllm.data.memberships import BUNDLE_ITEM, TEXTUAL, USER_ITEM, ItemGroups
@@ -34,7 +26,7 @@ TEMPERATURE = 0.2
 CONTRASTED_ITEMS = 256
 
 
-class SetTransformer:
+class SetTransformer(NetworkBaseline):
     """Score candidates by the inner product of their vectors with that of the items shown, by a hierarchical encoder.
 
     As in CLHE: an item is a set of vectors (features, user feedback, a trained embedding), mixed by a self-attention
@@ -52,24 +44,12 @@ class SetTransformer:
         seed: The same seed gives the same scores.
     """
 
-    reads_bundles = True
-
-    def __init__(self, seed: int = 0):
-        self.seed = seed
-        self.schedule = Schedule()
-
     def fit(self, folder: DatasetFolder, bundles: Sequence[Bundle]) -> None:
         """Train the network."""
         training, held_out = hold_out(folder, bundles, self.seed)
         trained = np.flatnonzero(np.bincount(np.concatenate(training)) >= MIN_BUNDLES)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
-            self._network = _Network(_item_features(folder), trained, len(folder.catalog))
-        train_network(self._network, training, held_out, len(folder.catalog), self.schedule, self.seed)
-
-    def score(self, batch: QuestionBatch) -> np.ndarray:
-        """Encode the items shown, and compare."""
-        return score_by_network(self._network, batch)
+        make = partial(_Network, _item_features(folder), trained, len(folder.catalog))
+        self.train(make, training, held_out, len(folder.catalog))
 
 
 def _item_features(folder: DatasetFolder) -> list[tuple[torch.Tensor, torch.Tensor]]:

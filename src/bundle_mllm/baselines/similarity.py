@@ -10,9 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from scipy import sparse
 
-from bundle_mllm.baselines.base import QuestionBatch, UnavailableError, user_groups
+from bundle_mllm.baselines.base import QuestionBatch, UnavailableError, count_shared, user_groups
 from bundle_mllm.data.bundles import Bundle
 from bundle_mllm.data.folder import DatasetFolder
 from bundle_mllm.data.memberships import ItemGroups
@@ -40,9 +39,7 @@ class TfidfCosine:
 
     def score(self, batch: QuestionBatch) -> np.ndarray:
         """Compare."""
-        profile = sparse.csr_array(batch.shown @ self._vectors)  # [questions, words]
-        cosines = profile[batch.question_index].multiply(self._vectors[batch.candidate_rows]).sum(axis=1)
-        return np.asarray(cosines) / batch.num_shown[batch.question_index]
+        return count_shared(self._vectors, batch) / batch.num_shown[batch.question_index]
 
 
 class FeatureCosine:

@@ -234,13 +234,9 @@ def _binary_patterns(lightness: np.ndarray, distance: int) -> np.ndarray:
 @lru_cache(maxsize=1)
 def _mel_filters() -> np.ndarray:
     """Return triangles, evenly spaced on the mel scale from 60 Hz to 8 kHz: `[257, 32]`."""
-    low, high = (2595 * np.log10(1 + frequency / 700) for frequency in (60, SAMPLE_RATE / 2))
-    mel = np.linspace(low, high, _NUM_MELS + 2)
-    edges = 700 * (10 ** (mel / 2595) - 1)
-    frequency = np.linspace(0, SAMPLE_RATE / 2, _FRAME // 2 + 1)[:, None]
-    rise = (frequency - edges[:-2]) / (edges[1:-1] - edges[:-2])
-    fall = (edges[2:] - frequency) / (edges[2:] - edges[1:-1])
-    return np.maximum(0, np.minimum(rise, fall))
+    from transformers.audio_utils import mel_filter_bank
+
+    return mel_filter_bank(_FRAME // 2 + 1, _NUM_MELS, 60, SAMPLE_RATE / 2, SAMPLE_RATE)
 
 
 def _beat(onset: np.ndarray) -> np.ndarray:

@@ -78,16 +78,11 @@ def make_encoder(modality: str, spec: str | ItemEncoder, device: torch.device) -
             "with bundle_mllm.data.write_modality."
         )
     entry = ENCODERS[modality].get(name)
-    if entry is None:
-        known = ", ".join(f"{key}:MODEL" if value.example else key for key, value in ENCODERS[modality].items())
-        if not spec:
-            raise BundleMLLMError(f"No encoder is named for {modality}: write one after a colon ({known}).")
-        raise BundleMLLMError(f"There is no {modality} encoder {spec!r}: choose from {known}.")
-    if entry.example and not model:
-        raise BundleMLLMError(
-            f"The {modality} encoder {name!r} needs a model: write {name}:MODEL, such as {name}:{entry.example}."
+    if entry is None or bool(model) != bool(entry.example):
+        known = ", ".join(
+            f"{key}:MODEL (such as {each.example})" if each.example else key
+            for key, each in ENCODERS[modality].items()
         )
-    if model and not entry.example:
-        raise BundleMLLMError(f"The {modality} encoder {name!r} takes no model, but got {model!r}: write {name}.")
+        raise BundleMLLMError(f"There is no {modality} encoder {spec!r}: choose from {known}.")
     make = attrgetter(entry.maker)(import_module(f"{__package__}.{entry.module}"))
     return make(model, device) if entry.example else make()

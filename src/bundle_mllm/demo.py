@@ -22,6 +22,7 @@ from bundle_mllm.evaluation.ablation import permuted
 from bundle_mllm.evaluation.metrics import compute_metrics
 from bundle_mllm.evaluation.scoring import score_questions
 from bundle_mllm.model_folder import STAGE_ONE_MODEL, load_completer
+from bundle_mllm.modeling.completion_bundle_mllm import BundleCompleter
 from bundle_mllm.settings import SCRATCH
 from bundle_mllm.synthetic.settings import Domain, SyntheticSettings
 from bundle_mllm.synthetic.write import make_synthetic
@@ -65,12 +66,8 @@ def run_demo(output_dir: Path, *, domain: Domain = "fashion", seed: int = 0) -> 
     output_dir = Path(output_dir)
     data = output_dir / "data"
     make_synthetic(data, SyntheticSettings(domain=domain, seed=seed))
-    for summary in encode_folder(
-        data,
-        visual="descriptor" if domain == "fashion" else None,
-        acoustic="descriptor" if domain == "playlist" else None,
-        relational="user_item:svd",
-    ).values():
+    media: Any = {"visual" if domain == "fashion" else "acoustic": "descriptor"}
+    for summary in encode_folder(data, relational="user_item:svd", **media).values():
         logger.info(str(summary))
     folder = DatasetFolder.open(data)
     made: dict[str, Any] = {"num_candidates": NUM_CANDIDATES, "negatives": "uniform", "partial": "half", "seed": seed}
@@ -87,15 +84,18 @@ def run_demo(output_dir: Path, *, domain: Domain = "fashion", seed: int = 0) -> 
 
 def _compare(model_dir: Path, questions: list[Question], seed: int) -> dict[str, Any]:
     """Evaluate each part, the ranker after stage one, and each part with features permuted among items."""
-    stage_one = score_questions(load_completer(model_dir / STAGE_ONE_MODEL), questions)["ranker"]
+
+    def metrics_of(completer: BundleCompleter) -> dict[str, dict[str, Any]]:
+        return {part: compute_metrics(scored) for part, scored in score_questions(completer, questions).items()}
+
     completer = load_completer(model_dir)
-    metrics = {part: compute_metrics(scored) for part, scored in score_questions(completer, questions).items()}
+    metrics = metrics_of(completer)
     with permuted(completer, seed=seed):
-        shuffled = {part: compute_metrics(scored) for part, scored in score_questions(completer, questions).items()}
+        shuffled = metrics_of(completer)
     return {
         "random": sum(1 / len(question.candidates) for question in questions) / len(questions),
         "retriever": metrics["retriever"]["hit_rate@1"],
-        "stage_one": compute_metrics(stage_one)["hit_rate@1"],
+        "stage_one": metrics_of(load_completer(model_dir / STAGE_ONE_MODEL))["ranker"]["hit_rate@1"],
         "stage_two": metrics["ranker"]["hit_rate@1"],
         "both": metrics["both"]["hit_rate@1"],
         "stage_two_shuffled": shuffled["ranker"]["hit_rate@1"],

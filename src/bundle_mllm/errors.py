@@ -22,13 +22,7 @@ def check_choice(name: str, value: object, choices: Iterable[object]) -> None:
 
 
 def check_at_least(name: str, value: float, least: float, consequence: str) -> None:
-    """Check that a number is not too small.
-
-    Args:
-        name: What the message calls the number.
-        value: The number.
-        least: The smallest that is allowed.
-        consequence: What would follow from a smaller one, such as `"no question would be made"`.
+    """Check that a number is not too small; the consequence of a smaller one is such as "no question would be made".
 
     Raises:
         BundleMLLMError: If it is smaller.

@@ -35,8 +35,7 @@ def write_questions(settings: QuestionFileSettings) -> list[Question]:
             "--model and --titles-only decide how a question is worded, and `--format questions` holds no wording: "
             "add --format prompt-completion, or leave them out."
         )
-    split = settings.split
-    folder = DatasetFolder.open(settings.data)
+    split, folder = settings.split, DatasetFolder.open(settings.data)
     made_by: dict[str, Any] = {name: getattr(settings, name) for name in ("num_candidates", "negatives", "seed")}
     if settings.num_questions is None:
         made_by |= {"partial": settings.partial, "questions_per_bundle": settings.questions_per_bundle}
@@ -74,11 +73,10 @@ def _write_prompts(settings: QuestionFileSettings, folder: DatasetFolder, questi
     processor = scratch_processor(folder.catalog) if settings.model is None else load_processor(settings.model)
     if settings.split == "train" and not settings.titles_only and BUNDLE_ITEM in (processor.modalities or {}):
         logging.get_logger(__name__).warning(
-            f"{settings.model} has {BUNDLE_ITEM!r} features, which were fitted to the training bundles and so to the "
-            "answers of the questions: a model that trains on them trusts such features too much. `bundle-mllm "
-            "train` uses features fitted without them; for `trl sft`, make the model with --modalities without them."
+            f"{settings.model} has {BUNDLE_ITEM!r} features, which were fitted to the training bundles, so a model "
+            "that trains on these questions trusts them too much. `bundle-mllm train` uses features fitted without "
+            "their bundles; for `trl sft`, make the model with --modalities without them."
         )
-    rows: Any = prompt_completion_dataset(
-        questions, processor, shows_items=not settings.titles_only, split=settings.split
-    )
+    shows_items, split = not settings.titles_only, settings.split
+    rows: Any = prompt_completion_dataset(questions, processor, shows_items=shows_items, split=split)
     write_records(settings.output, rows)

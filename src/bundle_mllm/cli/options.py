@@ -39,7 +39,7 @@ def parse_options(
         argv: The arguments.
         prog: Name of the command.
         description: What the command does; by default the docstring of the first class.
-        defaults: Values that replace the fields' own defaults; `tyro.MISSING` makes an option required.
+        defaults: Values that replace the fields' own defaults.
         positional: Names of fields that are given without an option's name.
 
     Returns:
@@ -56,8 +56,6 @@ def parse_options(
         marks: list[Any] = [tyro.conf.arg(help=_docstrings(owner).get(field.name), metavar=metavar)]
         if metavar:
             marks.append(tyro.conf.Positional)
-        if field.name.startswith("no_"):
-            marks.append(tyro.conf.FlagCreatePairsOff)
         if default is None:
             hint = hint | None
             marks.append(tyro.conf.DisallowNone)  # leave the option out

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
 Metrics = Mapping[str, Any]
 Options = Mapping[str, Any]
-_HITS = ("hit_rate@1", "hit_rate@1_random_ties")
 
 
 def demo(result: Mapping[str, Any], _: Options) -> str:
@@ -113,11 +112,9 @@ def parts(values: Mapping[str, Metrics]) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def _value(numbers: Metrics, name: str) -> str:
-    if numbers.get(name) is None:
-        return ""
-    error = numbers.get(f"{name}_se")
-    return f"{numbers[name]:.4f}" + ("" if error is None else f" ± {error:.4f}")
+def _value(numbers: Metrics, name: str, digits: int = 4) -> str:
+    values = (numbers.get(name), numbers.get(f"{name}_se"))
+    return " ± ".join(f"{value:.{digits}f}" for value in values if value is not None)
 
 
 def methods(rows: Mapping[str, tuple[Metrics, float | None]]) -> str:
@@ -125,7 +122,7 @@ def methods(rows: Mapping[str, tuple[Metrics, float | None]]) -> str:
     width = max(map(len, rows))
     lines = [f"\n{'':{width}}  hit_rate@1       ties at random   seconds"]
     for name, (values, seconds) in sorted(rows.items(), key=lambda row: -row[1][0]["hit_rate@1_random_ties"]):
-        hits = "  ".join(f"{_value(values, key):15}" for key in _HITS)
+        hits = "  ".join(f"{_value(values, key):15}" for key in ("hit_rate@1", "hit_rate@1_random_ties"))
         lines.append(f"{name:{width}}  {hits}  {'' if seconds is None else format(seconds, '7.1f')}".rstrip())
     return "\n".join(lines)
 
@@ -142,10 +139,8 @@ def comparison(differences: Mapping[str, Any], _: Options) -> str:
 def report(result: Mapping[str, Any], options: Options) -> str:
     """Return the first table of a report, and where the page is."""
     folder = options["output_dir"] or options["model"][0] / "report"
-    lines = []
-    for row in result["sections"]["by_stage"]["rows"]:
-        error = f" ± {row['hit_rate@1_se']:.3f}" if row.get("hit_rate@1_se") is not None else ""
-        lines.append(f"{row['questions']:24}  {row['variant']:28}  {row['hit_rate@1']:.3f}{error}")
+    rows = result["sections"]["by_stage"]["rows"]
+    lines = [f"{row['questions']:24}  {row['variant']:28}  {_value(row, 'hit_rate@1', 3)}" for row in rows]
     page = f"measured in {result['seconds']['total']:.0f} s; the page: {folder / 'report.html'}"
     return "\n".join([*lines, page])
 
@@ -157,10 +152,10 @@ def published(report: PublishReport, _: Options) -> str:
     if report.left_out:
         lines.append(f"left out: {', '.join(report.left_out)}")
     lines += [f"published as they are: {note}" for note in report.notes]
-    if report.verification is not None:
+    if (verified := report.verification) is not None:
         lines.append(
-            f"verified: {report.verification.num_questions} questions answered without this package, largest "
-            f"difference {report.verification.largest_difference:.1e}"
+            f"verified: {verified.num_questions} questions answered without this package, largest difference "
+            f"{verified.largest_difference:.1e}"
         )
     done = f"published: {report.commit_url}" if report.commit_url else f"dry run: {report.repo_id} was not touched"
     return "\n".join([*lines, done])

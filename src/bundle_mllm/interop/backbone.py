@@ -37,8 +37,7 @@ def wrap_backbone(
         **config: Other fields of `BundleMLLMConfig`.
 
     Returns:
-        The model, whose catalog is still empty, and its processor. Neither the separator nor an item grows the
-        backbone's embedding.
+        The model, with an empty catalog and the backbone's embedding as it was, and its processor.
     """
     processor = BundleMLLMProcessor.from_backbone_tokenizer(tokenizer, catalog.item_ids, catalog.titles)
     processor.max_length = getattr(backbone.config, "max_position_embeddings", None)  # BLOOM has no longest prompt
@@ -53,8 +52,7 @@ def load_backbone(name: str, dtype: str = "auto") -> tuple[PreTrainedModel, PreT
     """Load a causal LM and its tokenizer by Hub name or folder.
 
     Raises:
-        BundleMLLMError: There is no such model, its weights are damaged or incomplete, or its tokenizer is empty (what
-            an offline cache can yield silently).
+        BundleMLLMError: If there is no such model, its weights are damaged or incomplete, or its tokenizer is empty.
     """
     path = Path(name)
     if not path.exists() and (path.is_absolute() or len(path.parts) > 2 or name.startswith(".")):

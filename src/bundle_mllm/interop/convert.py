@@ -68,11 +68,9 @@ def convert_checkpoint(settings: ConversionSettings) -> Path:
     """Turn a published checkpoint into a self-contained model folder.
 
     LoRA is merged into the backbone; fusion, projector and separator are taken over; the data folder's features become
-    the catalog. Its files do not record how it was trained, since a layer norm without weights leaves no
-    trace and `w_v` is saved whether it was used or not: the three options must be given as in its training command.
-
-    Two things have no counterpart. `w_v.weight` is dropped unless `fusion_value_map`. The vector of an item without
-    any feature, which no official item is, is zero.
+    the catalog. Its files do not record how it was trained, since a layer norm without weights leaves no trace and
+    `w_v` is saved whether it was used or not: the three options must be given as in its training command. `w_v.weight`
+    is dropped unless `fusion_value_map`; the vector of an item without features, which no official item is, is zero.
 
     Args:
         settings: Whose fields are the arguments: see `ConversionSettings`.
@@ -94,13 +92,8 @@ def convert_checkpoint(settings: ConversionSettings) -> Path:
         official = read_official_items(settings.data, FUSED_MODALITIES)
         backbone, tokenizer = load_backbone(settings.base_model)
         merge_lora_checkpoint(backbone, checkpoint)
-        model, processor = wrap_backbone(
-            backbone,
-            tokenizer,
-            official.catalog,
-            {modality: matrix.shape[1] for modality, matrix in official.features.items()},
-            **fusion,
-        )
+        widths = {modality: matrix.shape[1] for modality, matrix in official.features.items()}
+        model, processor = wrap_backbone(backbone, tokenizer, official.catalog, widths, **fusion)
         model.set_catalog(dict(official.features))
         _load_item_modules(model, checkpoint)
         _lay_out_questions(processor, official, settings.shows_separator)

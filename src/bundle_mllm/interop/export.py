@@ -69,8 +69,7 @@ def export_stock(settings: ExportSettings) -> Path:
     with features of their own cannot be put in a question: they are rows of no matrix.
 
     Args:
-        settings: Whose fields are the arguments: see `ExportSettings`. No modality at all is refused: every item would
-            be the same token.
+        settings: Whose fields are the arguments: see `ExportSettings`.
 
     Returns:
         `output_dir`.
@@ -107,13 +106,8 @@ def compose_message(
 ) -> str:
     """Write a question as the user message that an exported model answers with a letter.
 
-    All that a client without this package does; its few lines can be copied.
-
-    Args:
-        record: What `bundle_mllm_export.json` holds.
-        items: `text` of `items.jsonl` by `item_id`.
-        partial: Ids of the items that the bundle has.
-        candidates: Ids to choose from.
+    All that a client without this package does, with what `bundle_mllm_export.json` holds (`record`) and the `text` of
+    `items.jsonl` by `item_id` (`items`); its few lines can be copied.
     """
     shown = [record["partial_item_template"].format(number=n, item=items[i]) for n, i in enumerate(partial, start=1)]
     options = [
@@ -126,11 +120,10 @@ def compose_message(
 
 def _load(model_dir: str | Path) -> tuple[BundleMLLMForCausalLM, BundleMLLMProcessor, list[str]]:
     """Load the ranker of a model folder, or an adapter and what it adapts, merged; and name what else is there."""
-    try:
-        is_adapter = find_adapter_config_file(str(model_dir)) is not None
-    except (OSError, ValueError):
-        is_adapter = False  # no such folder or repository: load_ranker names the problem
-    if not is_adapter:
+    is_adapter = None
+    with suppress(OSError, ValueError):  # no such folder or repository: load_ranker names the problem
+        is_adapter = find_adapter_config_file(str(model_dir))
+    if is_adapter is None:
         return *load_ranker(model_dir), _left_behind(model_dir)
     try:
         base = PeftConfig.from_pretrained(str(model_dir)).base_model_name_or_path
@@ -156,10 +149,10 @@ def _load(model_dir: str | Path) -> tuple[BundleMLLMForCausalLM, BundleMLLMProce
 
 
 def _left_behind(model_dir: str | Path) -> list[str]:
-    try:
-        return [RETRIEVER_FOLDER] if cached_file(str(model_dir), CONFIG_NAME, subfolder=RETRIEVER_FOLDER) else []
-    except OSError:
-        return []
+    with suppress(OSError):
+        if cached_file(str(model_dir), CONFIG_NAME, subfolder=RETRIEVER_FOLDER):
+            return [RETRIEVER_FOLDER]
+    return []
 
 
 def _check(model: BundleMLLMForCausalLM, processor: BundleMLLMProcessor, model_dir: str | Path) -> None:
@@ -229,11 +222,9 @@ def _probe(
     model_dir: str | Path,
 ) -> tuple[list[_Probe], int]:
     """Score a few questions, and find the text token that is least probable as an answer to them."""
-    probes, rows, offset = [], [], model.config.item_token_offset
-    letters, first_item_id = (
-        [letter["token_id"] for letter in record["letters"].values()],
-        record["first_item_token_id"],
-    )
+    probes, rows = [], []
+    offset, first_item_id = model.config.item_token_offset, record["first_item_token_id"]
+    letters = [letter["token_id"] for letter in record["letters"].values()]
     for question in _probe_questions(processor):
         row = model.last_logits(**processor(question, return_tensors="pt"))[0]
         if not row.isfinite().all():

@@ -16,20 +16,16 @@ from bundle_mllm.modeling.processing_bundle_mllm import BundleMLLMProcessor
 from bundle_mllm.modeling.tokenization_bundle_mllm import INHERITED_SETTINGS, BundleMLLMTokenizerFast
 
 _MESSAGES_AS_THEY_ARE = (
-    "{% for message in messages %}"
-    "{% if message.content is string %}{{ message.content }}"
-    "{% else %}{% for part in message.content %}{{ part.text }}{% endfor %}{% endif %}"
-    "{% endfor %}"
+    "{% for message in messages %}{% if message.content is string %}{{ message.content }}"
+    "{% else %}{% for part in message.content %}{{ part.text }}{% endfor %}{% endif %}{% endfor %}"
 )
 
 
 def stock_tokenizer(source: BundleMLLMTokenizerFast, num_items: int) -> tuple[PreTrainedTokenizerBase, int]:
     """Build a tokenizer that needs no code of this package.
 
-    Args:
-        source: The model's tokenizer; it stays as it is.
-        num_items: Number of items, each of which becomes a special token. They are added in one call (48,000 in
-            .3 s); one by one the time would grow with their square.
+    Each item becomes a special token. They are added in one call (48,000 in .3 s); one by one the time would grow with
+    their square.
 
     Returns:
         The tokenizer, without a chat template, and the id of `<|item_0|>`; those of the others follow.
@@ -61,12 +57,8 @@ def set_chat_template(
     For a conversational processor it is the tokenizer's own, which also begins the answer with the processor's
     answer cue; otherwise one that writes the messages as they are. Servers tokenize what a template writes without
     adding special tokens, so it must also write what the tokenizer would put in front. How that is spelled depends on
-    the tokenizer (a metaspace one wants a space behind a special token), so the spellings are tried on the cases.
-
-    Args:
-        tokenizer: The tokenizer; receives the template.
-        processor: Whose prompts they are.
-        cases: Messages, and the ids that each must become.
+    the tokenizer (a metaspace one wants a space behind a special token), so the spellings are tried on the cases:
+    messages, and the ids that each must become.
 
     Raises:
         BundleMLLMError: If no spelling gives these ids.

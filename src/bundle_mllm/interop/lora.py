@@ -38,11 +38,7 @@ _NOTES |= {"megatron_core", "qalora_group_size", "task_type"}  # of no consequen
 
 
 def merge_lora_checkpoint(backbone: PreTrainedModel, checkpoint: Path) -> None:
-    """Merge an adapter into a backbone.
-
-    Args:
-        backbone: The causal LM that the adapter was trained on; changed in place.
-        checkpoint: A folder with `adapter_config.json` and `adapter_model.bin`.
+    """Merge the adapter of a folder (`adapter_config.json`, `adapter_model.bin`) into its backbone, in place.
 
     Raises:
         BundleMLLMError: If a file is missing or damaged, a setting cannot be merged, or a weight is missing, foreign
@@ -82,13 +78,7 @@ def merge_lora_checkpoint(backbone: PreTrainedModel, checkpoint: Path) -> None:
 
 
 def check_weights(path: Path, weights: Mapping[str, torch.Tensor], shapes: Mapping[str, tuple], given_by: str) -> None:
-    """Check that a file holds exactly the expected weights.
-
-    Args:
-        path: The file, for messages.
-        weights: What it holds.
-        shapes: The shape of each expected weight.
-        given_by: What the shapes follow from, for messages.
+    """Check that a file holds exactly the expected weights, whose shapes are `given_by` something (for messages).
 
     Raises:
         BundleMLLMError: If a weight is missing, foreign or of another shape; the message names it.

@@ -27,14 +27,7 @@ class OtherMethod(NamedTuple):
 
 
 def load_baselines(paths: Sequence[Path], sets: Sequence[QuestionSet]) -> list[OtherMethod]:
-    """Read metrics files.
-
-    Args:
-        paths: What `bundle-mllm evaluate` wrote, with the scores beside them.
-        sets: The question sets of the report.
-
-    Returns:
-        One entry for each file, with the name of its `baseline` or, without that, of its model.
+    """Read metrics files of `bundle-mllm evaluate` on the question sets, with the scores beside them.
 
     Raises:
         BundleMLLMError: If a file is missing or malformed, is of other questions, or two are of the same method.

@@ -36,11 +36,9 @@ def build_report(options: ReportSettings) -> dict[str, Any]:
     """Draw the paper's figures on a data set: by stage, by number of candidates, training, cold start, ablation, size.
 
     Every step writes what it measured under `measured/` in the report's folder; a report that was killed, or is made
-    again, reads that back wherever model, questions and settings are the same. In the folder are then
-    `report.json` (every number), `report.html` (one page that needs nothing else) and `figures/*.png`.
-
-    Each question file is scored once with the model as it is, once per stage and once per ablation (twice the number
-    of modalities and titles); the lists of growing length cost up to 4,000 prompts each.
+    again, reads that back wherever model, questions and settings are the same. Each question file is scored once with
+    the model as it is, once per stage and once per ablation (twice the number of modalities and titles); the lists of
+    growing length cost up to 4,000 prompts each.
 
     Args:
         options: Whose fields are the arguments: see `ReportSettings`.
@@ -88,11 +86,12 @@ def build_report(options: ReportSettings) -> dict[str, Any]:
         "cold_start": sections.cold_start(sets, trained, train_items),
         "training": sections.training(first.history()),
         "position": sections.position(sets, stages[WHOLE], first.info["max_options"]),
-        "backbones": sections.backbones(sets, [(_about(m), m.whole(sets)) for m in models] if models[1:] else []),
+        "backbones": sections.backbones(sets, [(m.about, m.whole(sets)) for m in models] if models[1:] else []),
     }
     rows = {name: without_nan(section) for name, section in rows.items()}
+    seconds = {f"{model.name}: {step}": seconds for model in models for step, seconds in model.seconds.items()}
     result: dict[str, Any] = {
-        "models": [_about(model) for model in models],
+        "models": [model.about for model in models],
         "data": {
             "name": folder.path.resolve().name,
             "num_items": len(folder.catalog),
@@ -106,7 +105,7 @@ def build_report(options: ReportSettings) -> dict[str, Any]:
         "left_out": {name: _MISSING[name] for name, section in rows.items() if not section},
         "settings": {name: as_dict(options)[name] for name in ("split", "sizes", "length_questions", "seed")},
         "versions": {package: version(package) for package in PACKAGES} | {"python": platform.python_version()},
-        "seconds": _seconds(models),
+        "seconds": {"total": round(sum(seconds.values()), 1), "steps": seconds},
     }
     for name, section in rows.items():
         if section:
@@ -128,10 +127,6 @@ _MISSING = {
     "backbones": "one model was given; give several to compare their sizes.",
 }
 """Why a section may have no rows."""
-
-
-def _about(model: MeasuredModel) -> dict[str, Any]:
-    return {"name": model.name, "fingerprint": model.fingerprint, **model.info}
 
 
 def _names(models: Sequence[Path]) -> list[str]:
@@ -157,8 +152,3 @@ def _check_target(target: Path) -> None:
         raise BundleMLLMError(
             f"{target} {problem} and is no report's folder, so files could be overwritten: give a new --output-dir."
         )
-
-
-def _seconds(models: Sequence[MeasuredModel]) -> dict[str, Any]:
-    steps = {f"{model.name}: {step}": seconds for model in models for step, seconds in model.seconds.items()}
-    return {"total": round(sum(steps.values()), 1), "steps": steps}

@@ -52,18 +52,11 @@ class MeasuredModel:
     """A model folder and what has been measured of it.
 
     Every step writes a file of its own with what it depends on: weights, questions, settings. A step whose file
-    depends on the same is not measured again, so a report that was killed continues.
-
-    Args:
-        path: The model folder.
-        name: Its name in figures.
-        target: The report's folder, whose `measured/` receives the files.
-        folder: The data set.
-        options: The settings of the report.
-        key: What all steps depend on besides model and questions: versions and the data's tables.
+    depends on the same is not measured again, so a report that was killed continues. The files are in `measured/` of
+    the report's folder `target`; all steps depend on `key` besides model and questions: versions, the data's tables.
 
     Raises:
-        BundleMLLMError: If it is no model folder.
+        BundleMLLMError: If `path` is no model folder.
     """
 
     def __init__(
@@ -95,17 +88,18 @@ class MeasuredModel:
         """Base model, modalities, numbers of parameters, `sources` of information, `max_options` of a prompt."""
         return self._step("model", {}, self._info)
 
+    @property
+    def about(self) -> dict[str, Any]:
+        """What a report tells of the model."""
+        return {"name": self.name, "fingerprint": self.fingerprint, **self.info}
+
     def check_items(self, sets: Sequence[QuestionSet]) -> None:
         """Refuse questions about an item that is not in the model's catalog."""
         for each in sets:
             check_items(self.completer, each.questions, each.manifest["path"], self.path)
 
     def stages(self, sets: Sequence[QuestionSet]) -> dict[str, Measured]:
-        """Score with the ranker after stage one, the model as it is, and the features permuted among items.
-
-        Returns:
-            By variant; without stage one where the folder does not hold it, and without the last for titles alone.
-        """
+        """Score with the ranker after stage one (if the folder holds it), as it is, and with permuted features."""
         before, seed = self.path / STAGE_ONE_MODEL, self.options.seed
         stages = {}
         if digest := fingerprint(before):
@@ -122,11 +116,7 @@ class MeasuredModel:
         return self._measure(WHOLE, lambda: nullcontext(self.completer), sets, {})
 
     def ablations(self, sets: Sequence[QuestionSet]) -> dict[str, tuple[tuple[str, ...], Measured]]:
-        """Score with each source of information dropped, and with each alone; see `ablation.ablations`.
-
-        Returns:
-            By label, what was kept and the scored questions.
-        """
+        """Score with each source dropped, and with each alone: by label, what was kept and the scored questions."""
         measured = {}
         for label, kept in ablations(names := self.info["sources"]).items():
             mask = [name for name in names if name not in kept]
@@ -135,12 +125,7 @@ class MeasuredModel:
         return measured
 
     def by_length(self) -> list[dict[str, Any]]:
-        """Measure accuracy by number of candidates, uniform and hard; see `accuracy_by_num_candidates`.
-
-        Returns:
-            Its rows, with `negatives` and `chance` in front. A size whose questions would cost more than
-            `LENGTH_PROMPTS` has fewer.
-        """
+        """Return the rows of `accuracy_by_num_candidates`, uniform and hard, each with `negatives` and `chance`."""
         group_size = min(GROUP_SIZE, self.info["max_options"])
         shared = {"split": self.options.split, "group_size": group_size, "seed": self.options.seed}
         unseen: Any = {"batch_size": self.options.batch_size, "progress": self.options.progress}

@@ -75,14 +75,7 @@ def open_question_sets(paths: Sequence[Path], folder: DatasetFolder) -> list[Que
 def make_question_sets(target: Path, folder: DatasetFolder, options: QuestionOptions, seed: int) -> list[Path]:
     """Write a file of uniform and one of hard questions, one question for each of some bundles at equal distances.
 
-    Args:
-        target: The folder that receives them; existing files are written again, to the same bytes.
-        folder: The data set.
-        options: Split, number of questions and of candidates.
-        seed: The same seed makes the same files.
-
-    Returns:
-        The files; a note beside each records how it was made.
+    Existing files are written again, to the same bytes; a note beside each records how it was made.
 
     Raises:
         BundleMLLMError: If there is no bundle of two items, or the catalog is too small.

@@ -1,5 +1,7 @@
 """The numbers of each section of a report, as rows of a table: figures, page and card all show these.
 
+Where variants are compared, rows have the paired `difference` of their hit rate to that of one of them, and its `z`.
+
 Knows nothing about models, and nothing about how the numbers look.
 """
 
@@ -21,16 +23,7 @@ SHOWN = ("hit_rate@1", "hit_rate@1_se", "mrr", "mrr_se", "valid_ratio", "num_que
 
 
 def by_stage(sets: Sequence[QuestionSet], stages: Mapping[str, Measured]) -> list[Row]:
-    """Compare guessing, each part and stage of the model, and permuted features (Fig. 3 of the paper).
-
-    Args:
-        sets: The question sets.
-        stages: The scored questions of each variant; `WHOLE` is among them.
-
-    Returns:
-        For each question set one row per variant and part, with its difference to the whole model's answer, paired by
-        question.
-    """
+    """Compare guessing, each part and stage, and permuted features with the whole model's answer (Fig. 3)."""
     rows: list[Row] = []
     for each in sets:
         rows.append({"questions": each.name, "variant": "random", "hit_rate@1": each.chance})
@@ -43,12 +36,7 @@ def by_stage(sets: Sequence[QuestionSet], stages: Mapping[str, Measured]) -> lis
 def ablation(
     sets: Sequence[QuestionSet], whole: Measured, ablated: Mapping[str, tuple[Sequence[str], Measured]]
 ) -> list[Row]:
-    """Compare each part of the model with what is left of it when sources of information are masked.
-
-    Returns:
-        For each question set and part the model as it is ("nothing masked"), and one row per ablation, with its
-        difference to that, paired by question. None without ablations.
-    """
+    """Compare each part of the model ("nothing masked") with what is left of it when sources of items are masked."""
     rows: list[Row] = []
     for each in sets if ablated else ():
         for part, scored in whole[each.name].items():
@@ -74,12 +62,7 @@ def training(history: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Row]:
 def cold_start(
     sets: Sequence[QuestionSet], stages: Mapping[str, Measured], train_items: frozenset[str] | None
 ) -> list[Row]:
-    """Compare questions whose answer is in some training bundle with those whose answer is in none; and by length.
-
-    Returns:
-        For each question set, variant and part one row per value of the breakdowns `answer` (warm, cold; not without
-        training bundles) and `partial_length`.
-    """
+    """Compare warm answers (in some training bundle) with cold ones (in none), and questions by their length."""
     return [
         {"questions": each.name, "variant": label, "slice": name, "value": value, **metrics}
         for each in sets
@@ -105,24 +88,16 @@ def position(sets: Sequence[QuestionSet], whole: Measured, max_options: int) -> 
 
 def backbones(sets: Sequence[QuestionSet], models: Sequence[tuple[Mapping[str, Any], Measured]]) -> list[Row]:
     """Compare models by their number of parameters; the first one is what the others are compared with."""
-    shown = ("name", "base_model", "parameters")
     return [
-        {"questions": each.name}
-        | {name: info[name] for name in shown}
+        {"questions": each.name, **{name: about[name] for name in ("name", "base_model", "parameters")}}
         | _metrics(answers(measured, each), answers(models[0][1], each))
         for each in sets
-        for info, measured in models
+        for about, measured in models
     ]
 
 
 def baselines(sets: Sequence[QuestionSet], whole: Measured, others: Sequence[OtherMethod]) -> list[Row]:
-    """Compare the parts of the model with other methods, whose metrics files are of the same questions.
-
-    Returns:
-        For each question set one row per part and per method, with its difference to the model's answer, paired by
-        question. All are of `hit_rate@1_random_ties`, which breaks ties at random: simple methods give many equal
-        scores.
-    """
+    """Compare the parts of the model with other methods, with ties at random: simple ones give many equal scores."""
     rows: list[Row] = []
     for each in sets:
         methods = {o.name: o.scored for o in others if o.sha256 == each.sha256 and o.bayes_optimal is None}
@@ -136,12 +111,7 @@ def baselines(sets: Sequence[QuestionSet], whole: Measured, others: Sequence[Oth
 def bayes_optimal(
     sets: Sequence[QuestionSet], stages: Mapping[str, Measured], others: Sequence[OtherMethod]
 ) -> list[Row]:
-    """Compare each variant and part with the best possible accuracy, where a metrics file holds it.
-
-    Returns:
-        For each such question set, variant and part one row with `expected`, the Bayes-optimal hit rate at 1, and
-        `share`, the share of it that is reached.
-    """
+    """Compare each variant and part with the Bayes-optimal hit rate at 1, where a metrics file holds it."""
     best = {other.sha256: other.bayes_optimal for other in others if other.bayes_optimal is not None}
     rows: list[Row] = []
     for each in sets:

@@ -26,31 +26,31 @@ def sorted_train(data):
 
 
 def test_groups_are_training_bundles_and_users(circles):
-    found = load(circles)
-    assert found.keys() == {"bundle_item", "user_item"}  # there are no words, and no categories
+    memberships = load(circles)
+    assert memberships.keys() == {"bundle_item", "user_item"}  # there are no words, and no categories
     train = sorted_train(circles)
-    assert as_set(found["bundle_item"]) == {
+    assert as_set(memberships["bundle_item"]) == {
         (row, number) for number, bundle in enumerate(train) for row in circles.catalog.rows(bundle.items)
     }
     log = circles.interactions
-    assert as_set(found["user_item"]) == set(zip(log.rows.tolist(), log.user_index.tolist(), strict=True))
+    assert as_set(memberships["user_item"]) == set(zip(log.rows.tolist(), log.user_index.tolist(), strict=True))
 
 
 def test_groups_are_words_of_texts_and_bundles_of_categories(shop):
-    found = load(shop)
-    assert found.keys() == {"bundle_category", "bundle_item", "textual"}
+    memberships = load(shop)
+    assert memberships.keys() == {"bundle_category", "bundle_item", "textual"}
     of_word: dict[int, set[int]] = {}
-    for row, word in as_set(found["textual"]):
+    for row, word in as_set(memberships["textual"]):
         of_word.setdefault(word, set()).add(row)
     everything = set(range(24))
     assert len(of_word) == 2 + 23 + 1 + 3  # red, thing; numbers; socks; categories
     assert everything in of_word.values()  # red
     assert everything - {23} in of_word.values()  # thing
     assert {n for n in range(24) if n % 3 == 1} in of_word.values()  # shoes
-    nodes, bundles, category, _ = found["bundle_category"]
+    nodes, bundles, category, _ = memberships["bundle_category"]
     assert category.tolist() == [{0: 1, 1: 2, 2: 0}[n % 3] for n in range(23)] + [-1]  # Hat, Shirt, Shoes
     assert set(zip(nodes.tolist(), bundles.tolist(), strict=True)) == {
-        (int(category[row]), group) for row, group in as_set(found["bundle_item"])
+        (int(category[row]), group) for row, group in as_set(memberships["bundle_item"])
     }
 
 

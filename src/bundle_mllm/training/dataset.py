@@ -110,7 +110,7 @@ def check_lengths(questions: Sequence[Question], processor: BundleMLLMProcessor,
     Only the longest by characters are tokenized.
 
     Raises:
-        ValueError: A prompt is too long; the message names the question and both lengths.
+        ValueError: If a prompt is too long; the message names the question and both lengths.
     """
     processor(heapq.nlargest(16, questions, key=_length_estimate(catalog)))
 

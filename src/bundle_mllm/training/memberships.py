@@ -48,7 +48,7 @@ def load_memberships(
     Raises:
         BundleMLLMError: If the user log encodes held-out bundles; see `check_interactions`.
     """
-    found: dict[str, ItemPairs] = {}
+    memberships: dict[str, ItemPairs] = {}
     folds = None
     if out_of_fold is not None:  # groups are numbered in the order of the bundles' sorted ids
         folds = torch.tensor([fold for _, fold in sorted(out_of_fold.fold_of_bundle.items())])
@@ -56,18 +56,18 @@ def load_memberships(
     if BUNDLE_CATEGORY in names and has_bundles:
         groups = ItemGroups.of_bundles_of_categories(data.bundles.train, data.catalog)
         if len(groups):
-            found[BUNDLE_CATEGORY] = _pairs(groups.smallest_groups(MAX_GROUPS_OF_CATEGORY), folds)
+            memberships[BUNDLE_CATEGORY] = _pairs(groups.smallest_groups(MAX_GROUPS_OF_CATEGORY), folds)
     if BUNDLE_ITEM in names and has_bundles:
         groups = ItemGroups.of_bundles(data.bundles.train, data.catalog)
-        found[BUNDLE_ITEM] = _pairs(groups.smallest_groups(MAX_GROUPS), folds)
+        memberships[BUNDLE_ITEM] = _pairs(groups.smallest_groups(MAX_GROUPS), folds)
     if TEXTUAL in names and TEXTUAL in modalities:
-        found[TEXTUAL] = _pairs(ItemGroups.of_words(data.catalog).smallest_groups(MAX_GROUPS))
+        memberships[TEXTUAL] = _pairs(ItemGroups.of_words(data.catalog).smallest_groups(MAX_GROUPS))
     interactions = data.interactions if USER_ITEM in names and USER_ITEM in modalities else None
     if interactions is not None and len(interactions):
         check_interactions(data, allow_leakage=allow_leakage)
         users = ItemGroups.of_users(interactions, len(data.catalog))
-        found[USER_ITEM] = _pairs(users.smallest_groups(MAX_GROUPS))
-    return found
+        memberships[USER_ITEM] = _pairs(users.smallest_groups(MAX_GROUPS))
+    return memberships
 
 
 def _pairs(groups: ItemGroups, folds: torch.Tensor | None = None) -> ItemPairs:

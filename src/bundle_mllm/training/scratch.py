@@ -2,7 +2,7 @@
 
 Knows nothing about stages, features or files of a run.
 
-The Llama's layers come with the package (`scratch.safetensors`, 1 MB; how they were made is said in
+The Llama's layers come with the package (`scratch.safetensors`, 1 MB; made by
 `training_scripts/pretrain_scratch_backbone.py`). They have learned, on random vectors in place of words and items,
 only what a multiple-choice question is: compare options with what is shown, answer with a letter. They know no word:
 every embedding but those of letters, digits and punctuation is random. Learning that from nothing takes a small

@@ -175,7 +175,7 @@ def _trainer(
 
 
 class AnswerCollator(DataCollatorForLanguageModeling):
-    """TRL's collator, which also says which positions the loss falls on: the head reads no other.
+    """TRL's collator, which adds the positions that the loss falls on: the head reads no other.
 
     Without a GPU TRL scores every position of a prompt over the whole vocabulary and throws most of it away.
     """

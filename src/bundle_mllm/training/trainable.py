@@ -43,7 +43,7 @@ def make_trainable(model: nn.Module, groups: Collection[ParameterGroup], lora: L
         with the adapter (a parameter that merely requires a gradient would be left out of its checkpoints).
 
     Raises:
-        BundleMLLMError: A group is unknown, the groups exclude each other, or LoRA finds nothing to adapt.
+        BundleMLLMError: If a group is unknown, the groups exclude each other, or LoRA finds nothing to adapt.
     """
     if unknown := set(groups) - set(PARAMETER_GROUPS):
         raise BundleMLLMError(
@@ -77,20 +77,20 @@ def lora_targets(model: nn.Module, names: Collection[str] | None) -> list[str]:
         names: Last parts of module names; query and value maps by the names backbones give them, if None.
 
     Raises:
-        BundleMLLMError: The backbone has none of them.
+        BundleMLLMError: If the backbone has none of them.
     """
     wanted = LORA_TARGET_MODULES if names is None else names
-    found = [
+    targets = [
         name
         for name, _ in model.named_modules()
         if name.startswith("model.language_model.") and name.rsplit(".", 1)[-1] in wanted
     ]
-    if not found:
+    if not targets:
         raise BundleMLLMError(
             f"The backbone has no module named {' or '.join(wanted)}, so LoRA has nothing to adapt: set "
             "stage_one.lora.target_modules to the names of its query and value maps."
         )
-    return found
+    return targets
 
 
 def merge_lora(model: Any) -> Any:

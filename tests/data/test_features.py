@@ -170,9 +170,7 @@ def test_two_files_of_one_modality_are_refused(tmp_path):
     with pytest.raises(BundleMLLMError, match=r"visual_clip\.safetensors already holds modality 'visual'.*delete or"):
         write_modality(tmp_path, "visual", FEATURES, None, {})
     save(tmp_path, "visual", features=FEATURES)
-    with pytest.raises(
-        BundleMLLMError, match=r"two files of modality 'visual', visual\..* and visual_clip\..*: delete"
-    ):
+    with pytest.raises(BundleMLLMError, match=r"two files of modality 'visual', visual\..* and visual_clip\..*: keep"):
         FeatureStore.open(tmp_path, 4)
 
 

@@ -247,7 +247,7 @@ BAD = {
     "some splits": (
         "bundles.jsonl",
         '{"bundle_id": 1, "items": ["000", "001"], "split": "test"}\n{"bundle_id": 2, "items": ["002", "001"]}\n',
-        "none for 1, such as '2'",
+        "none for 1, as '2'",
     ),
     "two splits of a bundle": (
         "bundles.jsonl",

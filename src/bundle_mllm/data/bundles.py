@@ -150,8 +150,7 @@ def find_bundles(folder: str | os.PathLike) -> list[tuple[Path, str | None]]:
     ]
     if whole is not None and files:
         raise BundleMLLMError(
-            f"{folder} holds {whole.name} and bundles/{files[0][0].name}, so it is unclear which one to read: keep "
-            "one of them."
+            f"{folder} holds {whole.name} and bundles/{files[0][0].name}, so it is unclear which to read: keep one."
         )
     return files if whole is None else [(whole, None)]
 
@@ -160,8 +159,7 @@ def _iter_rows(path: Path, split: str | None) -> Iterator[tuple[str, int, Mappin
     for number, record in enumerate(iter_records(path), start=1):
         if split is not None and record.setdefault("split", split) != split:
             raise BundleMLLMError(
-                f"{path} row {number} has the split {record['split']!r}, but its file is that of {split!r}, so it is "
-                "unclear whether it may be learned from: move the row, or correct its split."
+                f"{path} row {number} has the split {record['split']!r}, but its file is that of {split!r}: move it."
             )
         yield str(path), number, record
 

@@ -138,8 +138,7 @@ class FeatureStore:
         for modality in modalities or ():
             if modality not in files:
                 raise BundleMLLMError(
-                    f"{folder} has no features of modality {modality!r}: it has {', '.join(files)}; "
-                    "encode the missing one or leave it out."
+                    f"{folder} has no features of modality {modality!r}: it has {', '.join(files)}; encode them."
                 )
         manifest = read_feature_manifest(folder)
         features, present = {}, {}
@@ -151,9 +150,8 @@ class FeatureStore:
             written_for, fitted_to = entry.get("items_hash"), entry.get("provenance", {}).get(FITTED_TO)
             if items_hash is not None and written_for is not None and written_for != items_hash:
                 raise BundleMLLMError(
-                    f"{path} was written for other items (hash {written_for[:12]}…, the catalog now has "
-                    f"{items_hash[:12]}…), so its rows may belong to other items: encode {modality!r} again "
-                    "(bundle-mllm encode), or restore the items file."
+                    f"{path} was written for other items (hash {written_for[:12]}…, now {items_hash[:12]}…): encode "
+                    f"{modality!r} again (bundle-mllm encode), or restore the items file."
                 )
             if None not in (train_sha256, fitted_to) and train_sha256 != fitted_to:
                 raise BundleMLLMError(
@@ -185,9 +183,7 @@ class FeatureStore:
         index = torch.as_tensor(rows, dtype=torch.long)  # [n]
         outside = (index < 0) | (index >= self.num_items)
         if outside.any():
-            raise BundleMLLMError(
-                f"Row {int(index[outside][0])} is outside the catalog of {self.num_items} items: rows count from 0."
-            )
+            raise BundleMLLMError(f"Row {int(index[outside][0])} is outside the catalog of {self.num_items} items.")
         runs = _runs(index.numpy())
         features, present = {}, {}
         for modality, matrix in self._features.items():
@@ -310,8 +306,7 @@ def find_features(folder: Path) -> dict[str, Path]:
         modality = _modality_of(path.stem)
         if modality in files:
             raise BundleMLLMError(
-                f"{folder} holds two files of modality {modality!r}, {files[modality].name} and {path.name}, so it is "
-                "unclear which one to use: delete one, or rename it so that it starts with another name."
+                f"{folder} has two files of modality {modality!r}, {files[modality].name} and {path.name}: keep one."
             )
         files[modality] = path
     return files
@@ -324,9 +319,7 @@ def _open_file(path: Path, num_items: int) -> tuple[FeatureMatrix, torch.Tensor]
             names = sorted(file.keys())
             present = file.get_tensor(PRESENT) if PRESENT in names else None
         if FEATURES not in names:
-            raise BundleMLLMError(
-                f"{path} has no tensor `features` (it has {', '.join(names)}): rename the matrix to `features`."
-            )
+            raise BundleMLLMError(f"{path} has no tensor `features` (it has {', '.join(names)}): rename it.")
         features = FeatureMatrix(path, FEATURES)
     except SafetensorError as error:
         raise BundleMLLMError(f"{path} is not a safetensors file ({error}): write it again.") from error
@@ -335,17 +328,14 @@ def _open_file(path: Path, num_items: int) -> tuple[FeatureMatrix, torch.Tensor]
     _check_shapes(str(path), features, present)
     if len(features) != num_items:
         raise BundleMLLMError(
-            f"{path} has {len(features)} rows for a catalog of {num_items} items, so rows and items do not match: "
-            "write one row per item, in the order of the items file."
+            f"{path} has {len(features)} rows for a catalog of {num_items} items: write one row per item, in order."
         )
     return features, present.bool()
 
 
 def _check_shapes(what: str, features: torch.Tensor | FeatureMatrix, present: torch.Tensor) -> None:
     if len(features.shape) != 2 or 0 in features.shape:
-        raise BundleMLLMError(
-            f"The features of {what} have the shape {list(features.shape)}: they need two, [num_items, dim]."
-        )
+        raise BundleMLLMError(f"The features of {what} have the shape {list(features.shape)}: they need two.")
     if features.dtype not in _DTYPES.values():
         raise BundleMLLMError(f"The features of {what} are {features.dtype}: convert them to float16 or float32.")
     if tuple(present.shape) != tuple(features.shape[:1]):
@@ -364,7 +354,7 @@ def _check_finite(modality: str, values: torch.Tensor, index: torch.Tensor) -> N
         named = ", ".join(map(str, rows[:3].tolist())) + (", …" if len(rows) > 3 else "")
         raise BundleMLLMError(
             f"Modality {modality!r} holds NaN or infinity in {len(rows)} present row(s) ({named}), which would spoil "
-            "every question that shows them: encode these items again, or mark them absent (present = 0)."
+            "scores: encode these items again, or mark them absent (present = 0)."
         )
 
 
@@ -384,9 +374,7 @@ def read_feature_manifest(folder: Path) -> dict[str, Any]:
     if not isinstance(manifest, dict) or not all(
         isinstance(entry, dict) and isinstance(entry.get("provenance", {}), dict) for entry in manifest.values()
     ):
-        raise BundleMLLMError(
-            f"{path} does not map modalities to objects as it should: delete it, or encode the features again."
-        )
+        raise BundleMLLMError(f"{path} does not map modalities to objects: delete it, or encode again.")
     return manifest
 
 
@@ -394,6 +382,4 @@ def _to_json_values(provenance: Mapping[str, Any]) -> dict[str, Any]:
     try:
         return json.loads(json.dumps(dict(provenance), allow_nan=False))
     except (TypeError, ValueError) as error:
-        raise BundleMLLMError(
-            f"The provenance cannot be stored ({error}): use text, numbers, lists and null."
-        ) from error
+        raise BundleMLLMError(f"The provenance cannot be stored ({error}): use JSON values.") from error

@@ -127,9 +127,7 @@ class OutOfFoldFeatures:
             features, present = file.get_tensor("features"), file.get_tensor("present").bool()
         train = {bundle.bundle_id for bundle in folder.bundles.train}
         if train != set(fold_of_bundle) or features.shape[1] != len(folder.catalog):
-            raise BundleMLLMError(
-                f"{path} was fitted to other items or training bundles than the folder has, {again}."
-            )
+            raise BundleMLLMError(f"{path} was fitted to other items or training bundles, {again}.")
         return cls(modality, fold_of_bundle, features, present)
 
     def save(self, folder: DatasetFolder) -> Path:
@@ -141,8 +139,7 @@ class OutOfFoldFeatures:
         features_folder = folder.path / "features"
         if not (identity := _identity(features_folder, self.modality)):
             raise BundleMLLMError(
-                f"{features_folder} has no {self.modality!r} features in its manifest, so out-of-fold features would "
-                "belong to nothing: write the features first (write_modality)."
+                f"{features_folder} has no {self.modality!r} in its manifest: write these features first."
             )
         path = _path(features_folder, self.modality)
         tensors = {

@@ -199,8 +199,7 @@ class Interactions:
     def _complete(self, source: object) -> Interactions:
         if self.num_missing:
             raise BundleMLLMError(
-                f"{source} row {self.missing[0]} lacks a user or an item ({self.num_missing} such rows): give every "
-                "row a `user_id` and an `item_id`, or remove it."
+                f"{source} row {self.missing[0]} lacks a user or an item ({self.num_missing} such rows): remove it."
             )
         return self
 

@@ -244,9 +244,8 @@ def check_interactions(
     leaked = _leaked_bundles(folder, users, answered, num_bundles, seed)
     if leaked is not None and leaked.is_refused and not allow_leakage:
         raise BundleMLLMError(
-            f"The interactions of {folder.path} encode held-out bundles, so what is learned of users would contain "
-            f"the answers: {leaked}. Remove the interactions table or the users that are bundles, or pass "
-            "allow_leakage=True (--allow-leakage) to use it nevertheless."
+            f"The interactions of {folder.path} encode held-out bundles, the answers: {leaked}. Remove the table or "
+            "the users that are bundles, or pass allow_leakage=True (--allow-leakage) to use it nevertheless."
         )
     return leaked
 

@@ -51,14 +51,12 @@ def read_question_manifest(path: str | os.PathLike) -> dict[str, Any]:
         expected, made = content["sha256"], content["made"]
     except (ValueError, KeyError, TypeError) as error:
         raise BundleMLLMError(
-            f"{note} does not hold how {path} was made ({type(error).__name__}: {error}): delete it, or make the "
-            "questions again."
+            f"{note} does not hold how {path} was made ({error!r}): delete it, or make the questions again."
         ) from error
     if expected != manifest["sha256"]:
         raise BundleMLLMError(
-            f"{path} is not the file that {note} describes (SHA-256 {manifest['sha256'][:12]}…, not "
-            f"{str(expected)[:12]}…), so it was changed after it was made: make it again, or delete the note if the "
-            "change is meant."
+            f"{path} is not the file that {note} describes ({manifest['sha256'][:12]}…, not {str(expected)[:12]}…): "
+            "it was changed after it was made: make it again, or delete the note if the change is meant."
         )
     return {**manifest, "made": made}
 

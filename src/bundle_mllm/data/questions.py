@@ -162,8 +162,7 @@ def sample_training_questions(
         _check_num_candidates(number)
         if number > MAX_OPTIONS:
             raise BundleMLLMError(
-                f"A training question cannot have {number} candidates, since its answer is one of the letters A to Z: "
-                f"choose {MIN_CANDIDATES} to {MAX_OPTIONS}."
+                f"A training question cannot have {number} candidates, with letters A to Z: choose 2 to {MAX_OPTIONS}."
             )
     if least > greatest:
         raise BundleMLLMError(f"num_candidates is {least} to {greatest}, an empty range: write ({greatest}, {least}).")
@@ -178,9 +177,7 @@ def sample_training_questions(
     }
     usable = [bundle for bundle in bundles if len(bundle.items) >= 2]
     if not usable:
-        raise BundleMLLMError(
-            f"None of the {len(bundles)} training bundles has two items, so no question can be made: add bundles."
-        )
+        raise BundleMLLMError(f"None of the {len(bundles)} training bundles has two items for a question: add some.")
     for bundle in usable:
         samplers[fold_of[bundle.bundle_id]].check(bundle, greatest)
     rows_of = [catalog.rows(bundle.items) for bundle in usable]
@@ -265,13 +262,10 @@ def _to_question(record: Mapping[str, Any], catalog: ItemCatalog, where: str) ->
     if not partial:
         raise BundleMLLMError(f"{where} shows no item, so there is nothing to complete: give `partial` an item.")
     if shown := [item_id for item_id in candidates if item_id in partial]:
-        raise BundleMLLMError(
-            f"{where} offers {shown[0]!r}, which is in `partial` already: remove it from `partial` or `candidates`."
-        )
+        raise BundleMLLMError(f"{where} offers {shown[0]!r}, which is in `partial` already: remove one.")
     if not isinstance(answer_index, int) or isinstance(answer_index, bool) or not 0 <= answer_index < len(candidates):
         raise BundleMLLMError(
-            f"{where} has the answer_index {answer_index!r} for {len(candidates)} candidates: "
-            f"use 0 to {len(candidates) - 1}."
+            f"{where} has the answer_index {answer_index!r} for {(n := len(candidates))} candidates: use 0 to {n - 1}."
         )
     if record.get("answer") is not None:
         answer = to_id(record["answer"], f"{where}, `answer`,")
@@ -288,6 +282,5 @@ def _to_question(record: Mapping[str, Any], catalog: ItemCatalog, where: str) ->
 def _check_num_candidates(num_candidates: int, where: str = "A question") -> None:
     if num_candidates < MIN_CANDIDATES:
         raise BundleMLLMError(
-            f"{where} cannot have {num_candidates} candidates, since there would be nothing to choose: give "
-            f"{MIN_CANDIDATES} or more."
+            f"{where} cannot have {num_candidates} candidates, since there would be nothing to choose: give 2 or more."
         )

@@ -149,12 +149,10 @@ def _iter_jsonl(stream: TextIO, path: Path) -> Iterator[dict[str, Any]]:
             record = json.loads(line)
         except json.JSONDecodeError as error:
             raise BundleMLLMError(
-                f"{path} line {number} is not JSON ({error.msg} at column {error.colno}): correct or remove the line."
+                f"{path} line {number} is not JSON ({error.msg} at column {error.colno}): correct it."
             ) from error
         if not isinstance(record, dict):
-            raise BundleMLLMError(
-                f"{path} line {number} is a {type(record).__name__}, not an object: write one {{…}} per line."
-            )
+            raise BundleMLLMError(f"{path} line {number} is a {type(record).__name__}, not an object: write {{…}}.")
         yield record
 
 
@@ -276,5 +274,5 @@ def _to_json(value: Any, path: Path, number: int) -> str:
         return json.dumps(value, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise BundleMLLMError(
-            f"{path} row {number} cannot be written as JSON ({error}): use text, finite numbers, lists and null."
+            f"{path} row {number} cannot be written as JSON ({error}): use finite numbers and text."
         ) from error

@@ -28,8 +28,7 @@ def load_matrix(path: str | os.PathLike) -> torch.Tensor:
     _check_values(matrix, str(path))
     if bad := (~matrix.isfinite().all(dim=1)).nonzero()[:, 0].tolist():
         raise BundleMLLMError(
-            f"{path} holds NaN or infinity in {len(bad)} rows (the first is row {bad[0]}), which would spoil every "
-            "score that depends on them: repair these rows."
+            f"{path} holds NaN or infinity in {len(bad)} rows (first row {bad[0]}), which spoil scores: repair them."
         )
     return matrix.detach()
 
@@ -64,9 +63,8 @@ def _load(path: str | os.PathLike) -> Any:
     except Exception as error:  # a damaged pickle can fail in any way
         if refused := re.search(r"GLOBAL ([\w.]+)", str(error)):
             raise BundleMLLMError(
-                f"{path} holds the Python object {refused[1]} beside tensors. Loading it could run foreign code, so "
-                "it is not loaded: save the tensors alone."
+                f"{path} holds the Python object {refused[1]}, which could run foreign code: save tensors alone."
             ) from error
         raise BundleMLLMError(
-            f"{path} is no file of tensors, or damaged or incomplete ({type(error).__name__}): download it again."
+            f"{path} is no file of tensors, or damaged ({type(error).__name__}): copy it again."
         ) from error

@@ -76,8 +76,7 @@ def collect_items(
             first, first_plain, first_paths = first_of[item_id]
             if plain != first_plain:
                 raise BundleMLLMError(
-                    f"{where} contradicts row {first} about the item {item_id!r}, so it is unclear which to keep: "
-                    "remove one, or give it another id."
+                    f"{where} contradicts row {first} about the item {item_id!r}: remove one, or give it another id."
                 )
             same = media == first_paths
             further = "further pictures or sounds of an item, left out"
@@ -167,15 +166,12 @@ def settle_bundles(
         else:
             members[bundle_id] = items
     if not members:
-        raise BundleMLLMError(
-            f"{source} has no bundle of two known items, so there is nothing to learn: check the ids."
-        )
+        raise BundleMLLMError(f"{source} has no bundle of two known items to learn from: check the ids.")
     given = {bundle_id: split for bundle_id in members if (split := raw[bundle_id].split) is not None}
     if given and len(given) < len(members):
         lacking = [bundle_id for bundle_id in members if bundle_id not in given]
         raise BundleMLLMError(
-            f"{source} gives a split for some bundles and none for {len(lacking)}, such as {lacking[0]!r}: give every "
-            "bundle one, or none."
+            f"{source} gives some bundles a split and none for {len(lacking)}, as {lacking[0]!r}: split all or none."
         )
     split_of = given or split_bundles(members, fractions=fractions, seed=seed)
     settled = [Bundle(key, items, split_of[key], raw[key].name) for key, items in members.items()]

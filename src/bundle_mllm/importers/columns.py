@@ -46,9 +46,7 @@ class Columns:
         self.of = {field: column for field, column in columns.items() if column is not None}
         self._field_of = {column: field for field, column in self.of.items()}
         if len(self._field_of) < len(self.of):
-            raise BundleMLLMError(
-                f"Two fields of the {table} are mapped to one column ({self.of}): map each to its own."
-            )
+            raise BundleMLLMError(f"Two fields of the {table} are mapped to one column ({self.of}): keep one.")
 
     def name(self, field: str) -> str:
         """Return the column of a field."""

@@ -101,8 +101,7 @@ def _load(source: str | os.PathLike, tables: Mapping[str, str], revision: str | 
             }
     except (DatasetsError, OSError, ValueError, RuntimeError, TypeError) as error:
         raise BundleMLLMError(
-            f"`datasets` cannot load {source} ({error}): give the name of a data set on the Hub, which must be in "
-            "reach, or a folder of `save_to_disk` or of data files."
+            f"`datasets` cannot load {source} ({error}): give a data set of the Hub, or a folder of `save_to_disk`."
         ) from error
     for table, name in names.items():
         if table not in loaded and (table in tables or table != "interactions"):

@@ -195,8 +195,7 @@ def _read_catalog(path: Path, num_items: int) -> ItemCatalog:
         entry = info.get(index)
         if not isinstance(entry, dict) or not isinstance(title := entry.get(TITLE), str):
             raise BundleMLLMError(
-                f'{path} has no {TITLE} for the item {index!r}: write "{index}": {{"{TITLE}": "..."}} for each of the '
-                f"{num_items} items of count.json."
+                f"{path} has no {TITLE} for the item {index!r}: give one for each of the {num_items} items."
             )
         others = {name: value for name, value in entry.items() if name != TITLE and name not in _OWN_FIELDS}
         records.append({"item_id": index, "title": title, **others})
@@ -215,8 +214,7 @@ def _to_bundles(folder: Path, parts: Mapping[str, Mapping[int, list[int]]], cata
         for bundle in shown.keys() ^ answers.keys():
             have, lack = ("input", "gt") if bundle in shown else ("gt", "input")
             raise BundleMLLMError(
-                f"{folder / f'bi_{part}_{have}.txt'} has the bundle {bundle}, but bi_{part}_{lack}.txt lacks it, so a "
-                "part of it is missing: copy both files again."
+                f"{folder}/bi_{part}_{have}.txt has the bundle {bundle}, which bi_{part}_{lack}.txt lacks: copy both."
             )
         members[split] = {bundle: items + answers[bundle] for bundle, items in shown.items()}
     records = (
@@ -249,9 +247,7 @@ def _read_questions(
 ) -> tuple[list[Question], int]:
     """Return the questions, and how many repeated wrong options were dropped."""
     if num_candidates < MIN_CANDIDATES:
-        raise BundleMLLMError(
-            f"{path} has {num_candidates} candidates per question, so there is nothing to choose: move it away."
-        )
+        raise BundleMLLMError(f"{path} has {num_candidates} candidates per question, nothing to choose: move it away.")
     questions: list[Question] = []
     number_of: defaultdict[int, Iterator[int]] = defaultdict(count)
     num_repeated = 0
@@ -318,8 +314,7 @@ def _iter_lists(
         index, *items = line
         if not 0 <= index < num_owners:
             raise BundleMLLMError(
-                f"{where} has the {owner} {index}, but count.json has {num_owners}, 0 to {num_owners - 1}: "
-                "the two files are not of one data set."
+                f"{where} has the {owner} {index}, but count.json has {num_owners}: use files of one data set."
             )
         if not items and not may_be_empty:
             raise BundleMLLMError(f"{where} has the {owner} {index} without items: remove the line.")
@@ -331,8 +326,7 @@ def _check_items(items: list[Any], num_items: int, where: str) -> None:
     for item in items:
         if type(item) is not int or not 0 <= item < num_items:
             raise BundleMLLMError(
-                f"{where} has the item {item!r}, but the {num_items} items of count.json are 0 to {num_items - 1}: "
-                "correct it."
+                f"{where} has the item {item!r}, but those of count.json are 0 to {num_items - 1}: correct it."
             )
 
 
@@ -340,8 +334,7 @@ def _read_features(path: Path, num_items: int) -> torch.Tensor:
     features = load_matrix(path)
     if len(features) != num_items:
         raise BundleMLLMError(
-            f"{path} has {len(features)} rows, but count.json has {num_items} items, so rows and items do not match: "
-            "use files of one data set."
+            f"{path} has {len(features)} rows, but count.json has {num_items} items: use files of one data set."
         )
     return features
 

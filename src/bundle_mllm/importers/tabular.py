@@ -90,7 +90,6 @@ def _find_tables(source: Path, tables: Mapping[str, str]) -> dict[str, Path]:
             raise BundleMLLMError(f"There is no file {path}: correct the name that `tables` gives for {table}.")
         elif table != "interactions":
             raise BundleMLLMError(
-                f"{source} holds no table {table} ({', '.join(table + suffix for suffix in SUFFIXES)}): add it, or "
-                f"name its file, such as {table}=FILE."
+                f"{source} holds no table {table} ({', '.join(SUFFIXES)}): add it, or name it: {table}=FILE."
             )
     return paths

@@ -74,8 +74,7 @@ def bayes_optimal(
     if negatives != "uniform" or made.get("split") == "train":
         raise BundleMLLMError(
             f"{questions_path} has {negatives} negatives and split {made.get('split', 'unknown')} (by the note beside "
-            "it), and the best possible answer is known for uniform ones about held-out bundles only: make the "
-            "questions with `bundle-mllm questions --negatives uniform --split test`."
+            "it): make questions with `bundle-mllm questions --negatives uniform --split test`."
         )
     process = GenerativeProcess.load(data, signals)
     catalog = ItemCatalog.load(data)
@@ -109,8 +108,7 @@ def share_of_bayes_optimal(metrics: str | os.PathLike, best: str | os.PathLike) 
     used = [results["questions"]["sha256"] for results in (of_model, of_best)]
     if used[0] != used[1]:
         raise BundleMLLMError(
-            f"{metrics} and {best} are about different question files (SHA-256 {used[0][:12]}… and {used[1][:12]}…), "
-            "so they cannot be compared: use one question file for both."
+            f"{metrics} and {best} are about different question files ({used[0][:12]}…, {used[1][:12]}…): use one."
         )
     accuracy, best_of = of_model["hit_rate@1"], of_best["bayes_optimal"]
     return {

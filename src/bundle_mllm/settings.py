@@ -40,12 +40,9 @@ class Settings:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            value, hint = getattr(self, field.name), field_types(type(self))[field.name]
-            if isinstance(field.default_factory, type) and not isinstance(value, field.default_factory):
-                value = _fit_group(field.default_factory(), value, field.name)
-            else:
-                value = fit(field.name, value, hint)
-            object.__setattr__(self, field.name, value)
+            default = None if field.default_factory is dataclasses.MISSING else field.default_factory()
+            hint = field_types(type(self))[field.name]
+            object.__setattr__(self, field.name, fit(field.name, getattr(self, field.name), hint, default))
 
 
 def configured_by(settings_type: Callable[P, S]) -> Callable[[Callable[[S], R]], Callable[P, R]]:
@@ -112,27 +109,18 @@ def with_overrides(settings: Any, values: Mapping[str, Any], prefix: str = "") -
     for name, value in values.items():
         if name not in types:
             raise BundleMLLMError(f"Unknown setting {prefix + name!r}: the settings here are {', '.join(types)}.")
-        if dataclasses.is_dataclass(types[name]) and not isinstance(value, types[name]):
-            changes[name] = _fit_group(getattr(settings, name), value, prefix + name)
-        else:
-            changes[name] = fit(prefix + name, value, types[name])
+        changes[name] = fit(prefix + name, value, types[name], getattr(settings, name))
     return dataclasses.replace(settings, **changes)
 
 
-def _fit_group(settings: Any, value: Any, name: str) -> Any:
-    """Return a nested dataclass with the values of a mapping."""
-    if not isinstance(value, Mapping):
-        raise BundleMLLMError(f"{name} is a group of settings; give a mapping, not {value!r}.")
-    return with_overrides(settings, value, prefix=f"{name}.")
-
-
-def fit(name: str, value: Any, hint: Any) -> Any:
-    """Bring a value, such as YAML or a caller gives it, to a field's type (path, tuple, number, choice).
+def fit(name: str, value: Any, hint: Any, default: Any = None) -> Any:
+    """Bring a value, such as YAML or a caller gives it, to a field's type (path, tuple, number, choice, group).
 
     Args:
         name: How the field is called in messages.
         value: The value.
         hint: The type; of several the first that fits, and a misfit is refused by the last.
+        default: Of a group, the settings that a mapping changes.
 
     Raises:
         BundleMLLMError: If it does not fit.
@@ -146,6 +134,10 @@ def fit(name: str, value: Any, hint: Any) -> Any:
             with suppress(BundleMLLMError):
                 return fit(name, value, other)
         return fit(name, value, last)
+    if dataclasses.is_dataclass(default) and isinstance(hint, type) and not isinstance(value, hint):
+        if not isinstance(value, Mapping):
+            raise BundleMLLMError(f"{name} is a group of settings; give a mapping, not {value!r}.")
+        return with_overrides(default, value, prefix=f"{name}.")
     if kind is Literal:
         if value not in inner:
             raise BundleMLLMError(f"{name} must be one of {', '.join(map(repr, inner))}, not {value!r}.")

@@ -56,6 +56,8 @@ def parse_options(
         marks: list[Any] = [tyro.conf.arg(help=_docstrings(owner).get(field.name), metavar=metavar)]
         if metavar:
             marks.append(tyro.conf.Positional)
+        if field.name.startswith("no_"):
+            marks.append(tyro.conf.FlagCreatePairsOff)
         if default is None:
             hint = hint | None
             marks.append(tyro.conf.DisallowNone)  # leave the option out

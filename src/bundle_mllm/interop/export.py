@@ -364,9 +364,10 @@ def _record(
         "max_prompt_tokens": processor.max_length,
         "conversational": processor.is_conversational,
         "prompt_template": body.replace("\0partial", "{partial}").replace("\0options", "{options}"),
-        "partial_item_template": processor.partial_item_template,
-        "option_template": processor.option_template,
-        "item_separator_text": processor.item_separator_text,
+        **{
+            name: getattr(processor, name)
+            for name in ("partial_item_template", "option_template", "item_separator_text")
+        },
         "letters": _letters(processor),
     }
 

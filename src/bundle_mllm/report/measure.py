@@ -16,7 +16,7 @@ from typing import Any
 
 from transformers.utils import logging
 
-from bundle_mllm.data.files import without_nan, write_json
+from bundle_mllm.data.files import read_json, without_nan, write_json
 from bundle_mllm.data.folder import DatasetFolder
 from bundle_mllm.device import choose_device
 from bundle_mllm.errors import BundleMLLMError
@@ -177,7 +177,7 @@ class MeasuredModel:
     def _base_model(self) -> str | None:
         """Return the base model of the run's record; of a folder of this machine its name alone."""
         path = self.path / RUN_RECORD
-        record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        record = read_json(path) if path.is_file() else {}
         base = record.get("settings", {}).get("base_model")
         if base is not None and record.get("base_model_is_folder", Path(base).exists()):
             return Path(base).name

@@ -91,6 +91,17 @@ def test_of_a_long_list_the_ranker_sees_the_retrievers_best_and_all_others_keep_
     assert completion.answer.exp().sum() == approx(1)
 
 
+@torch.no_grad()
+def test_the_unrestricted_choice_in_a_long_list_is_the_candidate_whose_letter_the_ranker_saw():
+    completer = make_completer()
+    shown = score(completer, QUESTION, max_options=3).scores["ranker"].isfinite().nonzero().flatten().tolist()
+    prompt = {**QUESTION, "candidates": [QUESTION["candidates"][i] for i in shown]}
+    inputs = completer.processor(prompt, return_tensors="pt")
+    letter = completer.processor.answer_token_ids(3)[2]
+    completer.ranker.lm_head.weight.data[letter] = 100 * completer.ranker.model(**inputs).last_hidden_state[0, -1]
+    assert score(completer, QUESTION, max_options=3).unrestricted_choice == shown[2] != 2
+
+
 def test_the_processor_knows_how_many_options_its_ranker_was_trained_on(completer):
     shorter = BundleCompleter(make_processor(max_options=3), completer.ranker, completer.retriever)
     assert_close(score(shorter, QUESTION).answer, score(completer, QUESTION, max_options=3).answer)

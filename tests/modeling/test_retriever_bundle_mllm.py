@@ -208,7 +208,7 @@ def test_a_catalog_can_be_searched_while_the_model_trains():
     expected = model.retrieve(torch.tensor([[0, 5]]), top_k=5)
     model.train()
     for scale in (1.0, -1.0):  # weights change between two searches
-        model.towers.logit_scale.mul_(scale)
+        model.towers.maps["visual"].linear.weight.mul_(scale)
         found = model.retrieve(torch.tensor([[0, 5]]), top_k=5)
         assert model.training
         assert torch.allclose(found.scores, expected.scores, atol=1e-5) == (scale == 1)
@@ -278,11 +278,12 @@ def test_a_saved_retriever_loads_with_the_auto_classes_and_answers_the_same(tmp_
 
 def test_what_a_catalog_does_not_fit_is_refused():
     model = make_retriever(("textual",))
-    features, _ = model.catalog.rows()
+    features, before = {n: m[:9] for n, m in model.catalog.rows()[0].items()}, model.state_dict()
     with pytest.raises(ValueError, match=r"memberships \['user_item'\]"):
         model.set_catalog(features, memberships={"user_item": make_pairs(GROUPS["user_item"])})
     with pytest.raises(ValueError, match="some pairs have no item"):
-        model.set_catalog(features, memberships={"textual": make_pairs([[NUM_ITEMS]])})
+        model.set_catalog(features, memberships={"textual": make_pairs([[9]])})
+    assert all(torch.equal(model.state_dict()[name], value) for name, value in before.items())
     with pytest.raises(ValueError, match="temperature 0"):
         BundleRetrieverConfig(temperature=0)
     with pytest.raises(ValueError, match=r"format_version 99.*update"):

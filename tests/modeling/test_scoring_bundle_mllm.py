@@ -61,6 +61,18 @@ def test_the_unrestricted_choice_is_the_letter_if_one_is_the_most_likely_token()
         model.lm_head.weight.data[token] = kept
 
 
+@torch.no_grad()
+def test_the_unrestricted_choice_is_that_of_the_questions_own_order():
+    processor, question = make_processor(), QUESTIONS[0]
+    model = make_model(separator_token_id=processor.separator_token_id)
+    [_, order] = candidate_orders(3, 2, 0, question["question_id"])
+    moved = {**question, "candidates": [question["candidates"][i] for i in order]}
+    own, other = (model.model(**processor(q, return_tensors="pt")).last_hidden_state[0, -1] for q in (question, moved))
+    model.lm_head.weight.data[processor.answer_token_ids(3)[2]] = 100 * (own - other)  # C wins in the own order alone
+    [found] = RankerScorer(model, processor, 8).in_one_prompt([question], 2)
+    assert found.unrestricted_choice == 2
+
+
 def test_groups_give_every_candidate_a_probability_and_depend_on_the_seed(parts):
     question = {"question_id": "q", "partial": ["i0"], "candidates": ITEM_IDS[1:]}
     scorer = RankerScorer(*parts, 4)

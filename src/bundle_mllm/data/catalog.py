@@ -11,11 +11,10 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any, overload
 
 from bundle_mllm.data.records import require_fields, to_id, to_text
-from bundle_mllm.data.tables import find_table, iter_records, write_records
+from bundle_mllm.data.tables import iter_records, table_at, write_records
 from bundle_mllm.errors import BundleMLLMError
 
 _TEXT_FIELDS = ("title", "description", "category", "image", "audio")
@@ -93,16 +92,7 @@ class ItemCatalog(Sequence[Item]):
         Raises:
             BundleMLLMError: If there is no such table, or for what [`~ItemCatalog.from_records`] refuses.
         """
-        path = Path(path_or_folder)
-        if not path.exists():
-            raise BundleMLLMError(f"There is no file or folder {path}: check the path.")
-        if path.is_dir():
-            folder, path = path, find_table(path, "items")
-            if path is None:
-                raise BundleMLLMError(
-                    f"{folder} holds no items file: add items.jsonl, .jsonl.gz, .csv, .csv.gz or .parquet, "
-                    "one row per item with at least `item_id`."
-                )
+        path = table_at(path_or_folder, "items", "one row per item with at least `item_id`")
         return cls.from_records(iter_records(path), source=str(path))
 
     def save(self, path: str | os.PathLike) -> None:

@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from bundle_mllm.data.files import atomic_path, require_folder, sha256
+from bundle_mllm.data.files import atomic_path, read_json, require_folder, sha256
 from bundle_mllm.errors import BundleMLLMError
 
 KNOWN_MODALITIES = ("acoustic", "bundle_item", "textual", "user_item", "visual")
@@ -54,14 +54,7 @@ class FeatureMatrix:
         return self.shape[0]
 
     def read(self, runs: Sequence[tuple[int, int]]) -> torch.Tensor:
-        """Read runs of rows as one new tensor `[n, width]` of the file's dtype.
-
-        Args:
-            runs: First row and number of rows of each run, all below `len(self)`.
-
-        Raises:
-            BundleMLLMError: If the file has been cut since it was opened.
-        """
+        """Read runs of rows (first row and number, below `len(self)`) as one new tensor `[n, width]` of its dtype."""
         rows = torch.empty(sum(number for _, number in runs), self.shape[1], dtype=self.dtype)
         size, at = self.shape[1] * self.dtype.itemsize, 0  # in bytes
         target = rows.view(torch.uint8).numpy().data.cast("B") if len(rows) else memoryview(b"")
@@ -274,11 +267,7 @@ def _write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
 
 
 def features_path(folder: str | os.PathLike, name: str) -> Path:
-    """Return where the features of a name belong (see [`write_modality`]); the folder need not exist.
-
-    Raises:
-        BundleMLLMError: If the name is malformed, or another file of the same modality is in the way.
-    """
+    """Return where the features of a name belong, see [`write_modality`]; refuse a second file of its modality."""
     folder = Path(folder)
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         raise BundleMLLMError(f"{name!r} cannot name features: use lower-case letters, digits and underscores.")
@@ -295,11 +284,7 @@ def _modality_of(stem: str) -> str:
 
 
 def find_features(folder: Path) -> dict[str, Path]:
-    """Return the features file of each modality.
-
-    Raises:
-        BundleMLLMError: If there is no such folder, or it holds two files of one modality.
-    """
+    """Return the features file of each modality; refuse a folder with two files of one modality."""
     require_folder(folder, "check the path, or encode some features first")
     files: dict[str, Path] = {}
     for path in sorted(folder.glob("[!.]*.safetensors")):
@@ -359,19 +344,10 @@ def _check_finite(modality: str, values: torch.Tensor, index: torch.Tensor) -> N
 
 
 def read_feature_manifest(folder: Path) -> dict[str, Any]:
-    """Return the entry of each modality in the manifest of a features folder; nothing if there is none.
-
-    Raises:
-        BundleMLLMError: If the manifest is malformed.
-    """
+    """Return the entry of each modality in the manifest of a features folder; nothing if there is none."""
     path = folder / MANIFEST
-    if not path.is_file():
-        return {}
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise BundleMLLMError(f"{path} is not JSON ({error}): delete it, or encode the features again.") from error
-    if not isinstance(manifest, dict) or not all(
+    manifest = read_json(path) if path.is_file() else {}
+    if not all(
         isinstance(entry, dict) and isinstance(entry.get("provenance", {}), dict) for entry in manifest.values()
     ):
         raise BundleMLLMError(f"{path} does not map modalities to objects: delete it, or encode again.")

@@ -139,7 +139,7 @@ class OutOfFoldFeatures:
         features_folder = folder.path / "features"
         if not (identity := _identity(features_folder, self.modality)):
             raise BundleMLLMError(
-                f"{features_folder} has no {self.modality!r} in its manifest: write these features first."
+                f"{features_folder} has no {self.modality!r} in its manifest: write the features first."
             )
         path = _path(features_folder, self.modality)
         tensors = {

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from bundle_mllm.data.catalog import ItemCatalog
 from bundle_mllm.data.files import atomic_path
 from bundle_mllm.data.records import require_fields, to_id, to_text
-from bundle_mllm.data.tables import BATCH_ROWS, find_table, iter_columns, iter_records, suffix_of
+from bundle_mllm.data.tables import BATCH_ROWS, iter_columns, iter_records, suffix_of, table_at
 from bundle_mllm.errors import BundleMLLMError
 
 if TYPE_CHECKING:
@@ -61,14 +61,7 @@ class Interactions:
             BundleMLLMError: If there is no such table, a row lacks a user or an item, or for what
                 [`~Interactions.read`] refuses.
         """
-        path = Path(path_or_folder)
-        if not path.is_file():
-            folder, path = path, find_table(path, "interactions")
-            if path is None:
-                raise BundleMLLMError(
-                    f"{folder} holds no interactions file, so nothing is known of its users: add interactions.csv "
-                    "with `user_id` and `item_id`, or leave the user_item modality out."
-                )
+        path = table_at(path_or_folder, "interactions", "with `user_id` and `item_id`, or do without user_item")
         return cls.read(path, catalog)._complete(path)
 
     @classmethod

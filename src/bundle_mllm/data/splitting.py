@@ -92,15 +92,9 @@ def near_duplicate_groups(
 def held_out_near_duplicates(
     bundles: Mapping[str, Collection[str]], split_of: Mapping[str, str], min_jaccard: float = NEAR_DUPLICATE
 ) -> list[str]:
-    """Find the bundles of validation and test that have a near-duplicate in another split.
+    """Return the ids of validation and test bundles that have a near-duplicate in another split.
 
-    Args:
-        bundles: The items of each bundle, by bundle id.
-        split_of: The split of each bundle.
-        min_jaccard: The similarity from which bundles are near-duplicates, in (0, 1].
-
-    Returns:
-        Their ids, in the order of `bundles`. None, if [`split_bundles`] made the splits.
+    Arguments are those of [`near_duplicate_groups`]. There are none if [`split_bundles`] made the splits.
     """
     sets = _Sets.build(bundles)
     bit = np.array([1 << SPLITS.index(split_of[bundle_id]) for bundle_id in bundles], dtype=np.uint8)  # [num_bundles]
@@ -139,16 +133,10 @@ def _quotas(number: int, fractions: Sequence[float]) -> list[int]:
 
 @dataclass(frozen=True, eq=False)
 class _Sets:
-    """The distinct item sets of some bundles; bundles with the same items share one.
+    """The distinct item sets of some bundles; bundles with the same items share one."""
 
-    Attributes:
-        matrix: `[num_sets, num_items]`, 1 where a set has an item. Items are numbered from rare to frequent and
-            sorted within a row.
-        set_of: The set of each bundle, `[num_bundles]`.
-    """
-
-    matrix: csr_matrix
-    set_of: np.ndarray
+    matrix: csr_matrix  # [num_sets, num_items], 1 where a set has an item: from rare to frequent, sorted within a row
+    set_of: np.ndarray  # [num_bundles], the set of each bundle
 
     @classmethod
     def build(cls, bundles: Mapping[str, Collection[str]]) -> _Sets:

@@ -80,11 +80,7 @@ def iter_columns(
 
 @contextmanager
 def open_text(path: Path) -> Iterator[TextIO]:
-    """Open a CSV or JSON Lines file, packed or not, to read its text.
-
-    Raises:
-        BundleMLLMError: While it is read, if it is not UTF-8 text or not a complete gzip file.
-    """
+    """Open a CSV or JSON Lines file, packed or not; refuse, while it is read, what is no UTF-8 text or cut gzip."""
     opener = gzip.open if path.name.endswith(".gz") else open
     try:
         with opener(path, "rt", encoding="utf-8-sig", newline="") as stream:
@@ -120,17 +116,22 @@ def write_records(path: str | os.PathLike, rows: Iterable[Mapping[str, Any]]) ->
 
 
 def find_table(folder: str | os.PathLike, stem: str) -> Path | None:
-    """Return the only file `stem` of a folder with one of `SUFFIXES`, or `None` if there is none.
-
-    Raises:
-        BundleMLLMError: If the folder does not exist or holds several such files.
-    """
+    """Return the only file `stem` of a folder with one of `SUFFIXES`, or `None`; refuse several such files."""
     folder = require_folder(folder)
     tables = [path for suffix in SUFFIXES if (path := folder / f"{stem}{suffix}").is_file()]
     if len(tables) > 1:
         names = " and ".join(path.name for path in tables)
         raise BundleMLLMError(f"{folder} holds {names}, so it is unclear which one to read: keep one of them.")
     return tables[0] if tables else None
+
+
+def table_at(path_or_folder: str | os.PathLike, stem: str, content: str) -> Path:
+    """Return a table that is given by its own path, or the table `stem` of a folder; refuse a folder without it."""
+    path = Path(path_or_folder)
+    table = path if path.is_file() else find_table(path, stem)
+    if table is None:
+        raise BundleMLLMError(f"{path} holds no {stem} file: add {stem}.jsonl, .csv or .parquet, {content}.")
+    return table
 
 
 def suffix_of(path: Path) -> str:

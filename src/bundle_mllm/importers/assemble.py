@@ -148,9 +148,6 @@ def settle_bundles(
     """Keep the known items of each bundle, leave out bundles of fewer than two, and split the rest.
 
     Splits that the source gives are kept; without any, near-duplicates stay on one side (see `split_bundles`).
-
-    Raises:
-        BundleMLLMError: If only some bundles have a split, or none is left.
     """
     members: dict[str, tuple[str, ...]] = {}
     for bundle_id, bundle in raw.items():
@@ -177,11 +174,10 @@ def settle_bundles(
     settled = [Bundle(key, items, split_of[key], raw[key].name) for key, items in members.items()]
     train, validation, test = (tuple(bundle for bundle in settled if bundle.split == split) for split in SPLITS)
     bundles = BundleSplits(train, validation, test)
+    shares = dict(zip(SPLITS, (1.0, 1.0, 1.0) if given else fractions, strict=True))
     if given:
         warn_of_near_duplicates(bundles, notes)
-        shares = dict.fromkeys(SPLITS, 1.0)
     else:
-        shares = dict(zip(SPLITS, fractions, strict=True))
         most = max(abs(len(bundles[split]) - share * len(members)) for split, share in shares.items())
         if most >= max(1, 0.01 * len(members)):
             notes.warn(
@@ -229,11 +225,7 @@ def write_dataset(
     interactions: Interactions | None,
     notes: ImportNotes,
 ) -> ImportSummary:
-    """Write `items.jsonl`, `bundles.jsonl` and `interactions.parquet` to a folder that becomes `output_dir`.
-
-    Raises:
-        BundleMLLMError: If the import is strict and something would be lost.
-    """
+    """Write `items.jsonl`, `bundles.jsonl` and `interactions.parquet` to a folder that becomes `output_dir`."""
     checked = notes.check()
     catalog.save(folder / "items.jsonl")
     bundles.save(folder / "bundles.jsonl")
@@ -272,10 +264,8 @@ def _to_split(value: Any, where: str) -> str | None:
 
 
 def _holds_bytes(value: Any) -> bool:
-    if isinstance(value, Mapping):
-        return any(map(_holds_bytes, value.values()))
-    if isinstance(value, list | tuple):
-        return any(map(_holds_bytes, value))
+    if isinstance(value, Mapping | list | tuple):
+        return any(map(_holds_bytes, value.values() if isinstance(value, Mapping) else value))
     return isinstance(value, bytes | bytearray | memoryview)
 
 

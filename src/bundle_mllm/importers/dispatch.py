@@ -56,11 +56,7 @@ def import_dataset(settings: ImportSettings) -> ImportSummary:
 
 
 def parse_pairs(option: str, pairs: Sequence[str]) -> dict[str, str]:
-    """Read `NAME=VALUE` texts, as the command line has them; `option` is what the error message calls them.
-
-    Raises:
-        BundleMLLMError: If one is not of this form or repeats a name.
-    """
+    """Read `NAME=VALUE` texts, as the command line has them; the message of an error calls them `option`."""
     values: dict[str, str] = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")

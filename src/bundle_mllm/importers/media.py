@@ -14,18 +14,16 @@ from typing import Any
 from bundle_mllm.importers.summary import ImportNotes
 
 FOLDERS = {"image": "images", "audio": "audio"}
-_MAGIC = (
-    (b"\xff\xd8\xff", ".jpg"),
-    (b"\x89PNG\r\n\x1a\n", ".png"),
-    (b"GIF8", ".gif"),
-    (b"BM", ".bmp"),
-    (b"II*\0", ".tif"),
-    (b"MM\0*", ".tif"),
-    (b"fLaC", ".flac"),
-    (b"OggS", ".ogg"),
-    (b"ID3", ".mp3"),
-    (b"\xff\xfb", ".mp3"),
-)
+_MAGIC = {
+    ".jpg": (b"\xff\xd8\xff",),
+    ".png": (b"\x89PNG\r\n\x1a\n",),
+    ".gif": (b"GIF8",),
+    ".bmp": (b"BM",),
+    ".tif": (b"II*\0", b"MM\0*"),
+    ".flac": (b"fLaC",),
+    ".ogg": (b"OggS",),
+    ".mp3": (b"ID3", b"\xff\xfb"),
+}
 _RIFF = {b"WEBP": ".webp", b"WAVE": ".wav"}
 _SUFFIX = re.compile(r"\.[a-z0-9]{1,5}")
 
@@ -51,16 +49,13 @@ class MediaFolder:
         self._source_of: dict[str, Path | int] = {}
 
     def __call__(self, kind: str, row: int, value: Any, item: str) -> str | None:
-        """Store the picture or sound of one item.
+        """Store the picture or sound of one item, and return its path in the dataset folder, or `None`.
 
         Args:
             kind: `"image"` or `"audio"`.
             row: The item's row, which names a file that is given by its bytes.
             value: A path, or, as in `Image` and `Audio` columns of `datasets`, a mapping of `bytes` and `path`.
             item: What to call the item in the notes.
-
-        Returns:
-            The path of the stored file, relative to the dataset folder, or `None`.
         """
         data, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (None, value)
         if isinstance(value, bytes):
@@ -130,7 +125,7 @@ def _suffix(data: bytes, path: str | None) -> str:
     """Return the suffix that fits the first bytes of a file, else that of its path, else `.bin`."""
     if data[:4] == b"RIFF" and data[8:12] in _RIFF:
         return _RIFF[data[8:12]]
-    for magic, suffix in _MAGIC:
+    for suffix, magic in _MAGIC.items():
         if data.startswith(magic):
             return suffix
     suffix = PurePosixPath(path or "").suffix.lower()

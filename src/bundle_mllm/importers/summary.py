@@ -45,14 +45,7 @@ class ImportNotes:
     def add(
         self, what: str, examples: str | Iterable[str] = (), *, count: int | None = None, harmless: bool = False
     ) -> None:
-        """Count cases of one kind.
-
-        Args:
-            what: What they are and what becomes of them, in words shared by all like cases.
-            examples: Where they are, or the first few of them.
-            count: How many they are; by default as many as examples.
-            harmless: Whether nothing is lost.
-        """
+        """Count cases of one kind, see [`ImportNote`]; there are as many as examples if `count` is not given."""
         examples = [examples] if isinstance(examples, str) else list(examples)
         count = len(examples) if count is None else count
         if count:
@@ -65,11 +58,7 @@ class ImportNotes:
         self.warnings.append(text)
 
     def check(self) -> tuple[ImportNote, ...]:
-        """Return all notes, those of losses first.
-
-        Raises:
-            BundleMLLMError: If the import is strict and something would be lost.
-        """
+        """Return all notes, those of losses first; refuse losses if the import is strict."""
         notes = sorted(self._notes.values(), key=lambda note: note.harmless)
         lost = [note for note in notes if not note.harmless]
         if self.strict and lost:

@@ -26,12 +26,7 @@ CANDIDATES_AT_ONCE = 2_560
 
 
 class UnavailableError(BundleMLLMError):
-    """A dataset folder lacks the data that a baseline needs.
-
-    Args:
-        problem: What is missing and where.
-        remedy: What to add.
-    """
+    """A dataset folder lacks the data that a baseline needs: what is missing and where, and what to add."""
 
     def __init__(self, problem: str, remedy: str):
         super().__init__(f"{problem}: {remedy}, or leave this baseline out.")
@@ -39,13 +34,7 @@ class UnavailableError(BundleMLLMError):
 
 @dataclass(frozen=True, eq=False)
 class QuestionBatch:
-    """Questions without their answers, as rows of the catalog.
-
-    Attributes:
-        partials: The rows shown in each question.
-        candidates: The rows to choose from in each question.
-        num_items: Length of the catalog.
-    """
+    """The items shown in questions and the candidates, as rows of a catalog of so many items, without the answers."""
 
     partials: Sequence[Sequence[int]]
     candidates: Sequence[Sequence[int]]

@@ -12,6 +12,7 @@ the scores relate to these questions as those of the final fit to held-out ones.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 
 import numpy as np
 from sklearn.ensemble import HistGradientBoostingClassifier
@@ -102,12 +103,10 @@ class BoostedRanker:
     ) -> dict[str, Baseline]:
         fitted = {}
         for name in make:
-            baseline = make[name]()
-            try:
+            with suppress(UnavailableError):
+                baseline = make[name]()
                 baseline.fit(folder, bundles)
-            except UnavailableError:
-                continue
-            fitted[name] = baseline
+                fitted[name] = baseline
         return fitted
 
     def _inputs(self, batch: QuestionBatch, simple: Mapping[str, Baseline]) -> np.ndarray:

@@ -33,15 +33,7 @@ logger = logging.get_logger(__name__)
 
 @dataclass(frozen=True)
 class BaselineResult:
-    """The measurement of one baseline.
-
-    Attributes:
-        name: Its name.
-        metrics: Its metrics; `None` if it was skipped.
-        skipped: The reason, if it was skipped.
-        seconds: Time of fitting and scoring.
-        path: The metrics file, if one was written.
-    """
+    """The metrics of one baseline or the reason why it was skipped, the time of fitting and scoring, and its file."""
 
     name: str
     metrics: dict[str, Any] | None

@@ -65,14 +65,9 @@ BASELINES: Mapping[str, BaselineEntry] = {
 
 
 def resolve_names(names: Sequence[str], folder: DatasetFolder) -> dict[str, bool]:
-    """Resolve the requested names.
+    """Return the requested names, each once, and whether each was named (rather than included by `all`).
 
-    Args:
-        names: Names of baselines; `all` includes each that needs no model of its own.
-        folder: The dataset folder, for its modalities.
-
-    Returns:
-        The names, each once, and whether each was named (rather than included by `all`).
+    `all` includes each that needs no model of its own, and similarity by each modality of the folder.
 
     Raises:
         BundleMLLMError: If a name is unknown or incomplete.
@@ -101,13 +96,7 @@ def resolve_names(names: Sequence[str], folder: DatasetFolder) -> dict[str, bool
 
 
 def make_baseline(name: str, folder: DatasetFolder, seed: int = 0) -> Baseline:
-    """Make a baseline, not yet fitted.
-
-    Args:
-        name: A name that [`resolve_names`] returned, other than `llm:MODEL`.
-        folder: The dataset folder to be fitted to.
-        seed: Of random methods.
-    """
+    """Make a baseline, not yet fitted, by a name that [`resolve_names`] returned, other than `llm:MODEL`."""
     if name.startswith(f"{SIMILARITY}:"):
         return BaselineEntry("similarity", "FeatureCosine").load()(name.partition(":")[2])
     entry = BASELINES[name]

@@ -59,14 +59,9 @@ class ItemEncoder(Protocol):
         dim: Length of a vector.
     """
 
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def modality(self) -> str: ...
-
-    @property
-    def dim(self) -> int: ...
+    name: str
+    modality: str
+    dim: int
 
     def encode(self, folder: DatasetFolder, progress: Progress | None = None) -> Encoded:
         """Encode all items of a folder; the same folder gives the same bytes."""
@@ -75,21 +70,12 @@ class ItemEncoder(Protocol):
 
 @dataclass(frozen=True)
 class IssueGroup:
-    """All issues of one modality with the same reason.
-
-    Attributes:
-        reason: The cause.
-        used: Whether the items have features nevertheless.
-        count: Number of items.
-        first: The first few paths.
-    """
+    """The number of issues of one modality with the same reason, and the first few paths; see `ItemIssue`."""
 
     reason: str
     used: bool
     count: int
     first: tuple[str, ...]
-
-    NUM_FIRST = 3
 
     def __str__(self) -> str:
         more = ", …" if self.count > len(self.first) else ""
@@ -101,8 +87,5 @@ def group_issues(issues: Iterable[ItemIssue]) -> tuple[IssueGroup, ...]:
     paths_of: dict[tuple[bool, str], list[str]] = {}
     for issue in issues:
         paths_of.setdefault((issue.used, issue.reason), []).append(issue.path)
-    groups = [
-        IssueGroup(reason, used, len(paths), tuple(paths[: IssueGroup.NUM_FIRST]))
-        for (used, reason), paths in paths_of.items()
-    ]
+    groups = [IssueGroup(reason, used, len(paths), tuple(paths[:3])) for (used, reason), paths in paths_of.items()]
     return tuple(sorted(groups, key=lambda group: (group.used, -group.count, group.reason)))

@@ -101,10 +101,6 @@ class BatchEncoder(ABC):
 class Sources:
     """What an encoder reads of each item of a folder.
 
-    Args:
-        field: The encoder's field.
-        folder: The folder.
-
     Attributes:
         root: The folder, links resolved; `None` if the sources are texts.
         of_item: A path relative to the folder, a text, or `None`, for each item of the catalog.
@@ -121,6 +117,10 @@ class Sources:
         with ThreadPoolExecutor(_DIGESTING_THREADS) as pool:
             return b"".join(pool.map(lambda row: digest_source(self.root, self.of_item[row] or "")[0], rows))
 
+    def sha256(self, digests: bytes) -> str:
+        """Return SHA-256 over `rows` and the digests of their sources."""
+        return hashlib.sha256(np.asarray(self.rows, dtype="<i8").tobytes() + digests).hexdigest()
+
 
 def cut(entries: Sequence[_T], size: int) -> list[Sequence[_T]]:
     """Cut a sequence into parts of a length, the last of them maybe shorter."""
@@ -129,7 +129,7 @@ def cut(entries: Sequence[_T], size: int) -> list[Sequence[_T]]:
 
 @dataclass(frozen=True)
 class Rows:
-    """Features of some items, and the digests of their sources.
+    """Features of some items.
 
     Attributes:
         features: `[n, dim]` float32; zero where absent.
@@ -201,13 +201,11 @@ def put_together(
 
 @dataclass(frozen=True)
 class Batch:
-    """The content of some items, ready to be embedded.
+    """The content of some items, ready to be embedded; `digests` and `issues` as in `Rows`.
 
     Attributes:
         inputs: Arguments of `embed`, by name, `[windows of all items, …]` each; empty if nothing could be read.
         counts: `[n]` int64, number of windows per item; 0 where absent.
-        digests: As in `Rows`.
-        issues: As in `Rows`.
     """
 
     inputs: dict[str, torch.Tensor]
@@ -267,41 +265,27 @@ def read_batch(reader: Callable[[Any], Reading], root: Path | None, sources: Seq
 
 
 def digest_source(root: Path | None, source: str) -> tuple[bytes, Path | str]:
-    """Return the digest of an item's source, and where it is.
+    """Return SHA-256 of a text, and the text; or of a file's bytes, and the file below `root`.
 
-    Args:
-        root: The dataset folder, links resolved; `None` if the source is a text.
-        source: The text, or a path relative to the folder.
-
-    Returns:
-        SHA-256 of the file's bytes or of the text, and the file, the text, or the reason why the file cannot be opened
-        (then the digest is that of the reason, so that a file which appears later counts as a change).
+    If the file cannot be opened, both are of the reason, so that a file which appears later counts as a change.
     """
     if root is None:
         return hashlib.sha256(source.encode()).digest(), source
+    reason = "not a path that can be followed"
     try:
-        file = _inside(root, source)
-        return bytes.fromhex(sha256(file)), file
-    except UnreadableFileError as error:
-        reason = str(error)
-    except OSError:
-        reason = "cannot be opened"
-    return hashlib.sha256(reason.encode()).digest(), reason
-
-
-def _inside(root: Path, path: str) -> Path:
-    """Return the file that `path` names, if it exists and lies inside `root`, links followed."""
-    try:
-        file = (root / path).resolve()
+        file = (root / source).resolve()
         if not file.is_relative_to(root):
-            raise UnreadableFileError("the path leaves the dataset folder")
-        if not file.is_file():
-            raise UnreadableFileError("no such file")
-        if file.stat().st_size == 0:
-            raise UnreadableFileError("the file is empty")
-    except (OSError, ValueError, RuntimeError) as error:  # A name too long, a NUL in it, a loop of links.
-        raise UnreadableFileError("not a path that can be followed") from error
-    return file
+            reason = "the path leaves the dataset folder"
+        elif not file.is_file():
+            reason = "no such file"
+        elif file.stat().st_size == 0:
+            reason = "the file is empty"
+        else:
+            reason = "cannot be opened"
+            return bytes.fromhex(sha256(file)), file
+    except (OSError, ValueError, RuntimeError):  # A name too long, a NUL in it, a loop of links; no permission.
+        pass
+    return hashlib.sha256(reason.encode()).digest(), reason
 
 
 def read_batches(

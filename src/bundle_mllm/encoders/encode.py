@@ -9,14 +9,13 @@ import hashlib
 import json
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from bundle_mllm.data.features import (
@@ -56,14 +55,12 @@ class ModalitySummary:
         modality: Name of the modality.
         encoder: Name of the encoder.
         dim: Length of a vector.
-        num_items: Number of items of the catalog.
+        num_items: Length of the catalog.
         num_present: Number of items that have features.
         issues: Unusable and unusual sources by reason; an item without a source is absent and no issue.
         up_to_date: Whether the features existed already, made of the same sources.
-        num_folds: Number of folds of the training bundles with out-of-fold features; `None` if the encoder makes none,
-            0 if there are fewer bundles than folds.
-        kept: Name of the file, if the modality was not requested and another encoder had made its features; all else
-            is then unknown.
+        num_folds: Number of out-of-fold features; `None` if the encoder makes none, 0 if there are too few bundles.
+        kept: Name of the file, if another encoder had made the features and none was requested; the rest is unknown.
     """
 
     modality: str
@@ -91,19 +88,15 @@ class ModalitySummary:
 
 @configured_by(EncodingSettings)
 def encode_folder(settings: EncodingSettings) -> dict[str, ModalitySummary]:
-    """Write `features/<modality>.safetensors` for each requested modality.
+    """Write `features/<modality>.safetensors` for each requested modality; see `EncodingSettings`.
 
-    An item whose file cannot be read is absent in that modality and an issue in the summary; the run goes on. A killed
-    run continues when it is started again with the same arguments, and ends with the bytes of an uninterrupted one.
-    Features that were made by the same encoder of the same items and files are left as they are; to compare, the files
-    are read, but not decoded. Under `accelerate launch` the processes share the work, and must share the folder.
-
-    Args:
-        settings: Whose fields are the arguments: see `EncodingSettings`.
+    An item whose file cannot be read is absent in that modality and an issue in the summary; the run goes on. A
+    continued run ends with the bytes of an uninterrupted one. Features that were made by the same encoder of the same
+    items and files are left as they are; to compare, the files are read, but not decoded.
 
     Returns:
-        One summary per modality, in the order in which they were made; under `accelerate launch`, nothing in processes
-        other than the main one.
+        One summary per modality, in the order in which they were made; under `accelerate launch`, only in the main
+        process.
 
     Raises:
         BundleMLLMError: If an encoder is unknown, a model cannot be loaded, there is nothing to encode, requested
@@ -251,7 +244,7 @@ class _Run:
             )
         encoded = put_together(encoder, self.folder, sources, zip(shards.rows, parts, strict=True))
         digests = b"".join(part.digests.numpy().tobytes() for part in parts)
-        summary = self._write(encoder, encoded, {**identity, "sources_sha256": _sources_sha256(sources.rows, digests)})
+        summary = self._write(encoder, encoded, {**identity, "sources_sha256": sources.sha256(digests)})
         shards.delete()
         return summary
 
@@ -273,13 +266,10 @@ class _Run:
             or entry.get("file") != path.name
             or not path.is_file()
             or entry.get("sha256") != sha256(path)
+            or (sources and provenance.get("sources_sha256") != sources.sha256(sources.digests(sources.rows)))
             or "issues" not in provenance
         ):
             return None
-        if sources is not None:
-            digests = sources.digests(sources.rows)
-            if provenance.get("sources_sha256") != _sources_sha256(sources.rows, digests):
-                return None
         issues = tuple(IssueGroup(**{**group, "first": tuple(group["first"])}) for group in provenance["issues"])
         self._refuse(encoder.modality, issues)
         if entry.get("items_hash") != self.folder.catalog.content_hash:
@@ -327,11 +317,6 @@ class _Run:
                 f"{modality}: {'; '.join(map(str, issues))}. `strict` allows none of that, so no features were "
                 "written: mend or remove the sources, or encode without `strict`."
             )
-
-
-def _sources_sha256(rows: Sequence[int], source_digests: bytes) -> str:
-    """Return SHA-256 over the rows of items with a source and the digests of their sources."""
-    return hashlib.sha256(np.asarray(rows, dtype="<i8").tobytes() + source_digests).hexdigest()
 
 
 def _tables_sha256(folder: DatasetFolder) -> str:

@@ -120,11 +120,7 @@ def _rename(source: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def _config(weights: dict[str, torch.Tensor]) -> ClapConfig:
-    """Read the sizes of both towers off the shapes of their weights.
-
-    Raises:
-        KeyError: If a weight is missing.
-    """
+    """Read the sizes of both towers off the shapes of their weights; a missing one raises a `KeyError`."""
     from transformers import ClapConfig
 
     def count(pattern: str) -> int:

@@ -56,14 +56,9 @@ class LightGCN:
         return "lightgcn-1" if self == LightGCN() else f"lightgcn-1 {self}"
 
     def fit(self, groups: ItemGroups, progress: Callable[[int, int], None] | None = None) -> np.ndarray:
-        """Train the embeddings of a graph and return those of the items.
+        """Train the embeddings of a graph and return those of the items, propagated (eq. 8).
 
-        Args:
-            groups: The edges of items and groups.
-            progress: Called with (steps done, steps in all).
-
-        Returns:
-            `[num_items, dim]` float32, propagated (eq. 8); zero for items without an edge.
+        They are `[num_items, dim]` float32, zero for items without an edge; `progress` counts steps.
         """
         if not len(groups):
             return np.zeros((groups.num_items, self.dim), dtype=np.float32)
@@ -97,7 +92,7 @@ def _mean_of_powers(values: torch.Tensor, adjacency: torch.Tensor, num_layers: i
 
 
 def propagate(embeddings: torch.Tensor, adjacency: torch.Tensor, num_layers: int) -> torch.Tensor:
-    """Return the mean over layers 0 … L of A^k E, with the gradient that follows from A = A'.
+    """Return the mean over layers 0 … L of A^k E, with the gradient that follows from A = A': `[num_nodes, dim]`.
 
     Eq. 7 of the paper, E^(k+1) = A E^(k), and eq. 8 (as eq. 4) with the paper's weights 1 / (L + 1).
 
@@ -105,9 +100,6 @@ def propagate(embeddings: torch.Tensor, adjacency: torch.Tensor, num_layers: int
         embeddings: `[num_nodes, dim]`, layer 0.
         adjacency: `[num_nodes, num_nodes]` symmetric sparse CSR; see [`normalized_adjacency`].
         num_layers: L.
-
-    Returns:
-        `[num_nodes, dim]`.
     """
     return _LayerMean.apply(embeddings, adjacency, num_layers)  # pyright: ignore[reportReturnType]
 
@@ -115,11 +107,7 @@ def propagate(embeddings: torch.Tensor, adjacency: torch.Tensor, num_layers: int
 def normalized_adjacency(groups: ItemGroups) -> torch.Tensor:
     """Return D^(-1/2) A D^(-1/2) of the bipartite graph (eq. 6 and 7); nodes are groups, then items.
 
-    Args:
-        groups: The edges of items and groups.
-
-    Returns:
-        `[num_nodes, num_nodes]` float32 CSR; the rows of nodes without an edge are empty.
+    It is `[num_nodes, num_nodes]` float32 CSR; the rows of nodes without an edge are empty.
     """
     of_group, of_item = (np.maximum(degrees, 1) ** -0.5 for degrees in (groups.group_sizes, groups.groups_per_node))
     edges = sparse.csr_array(sparse.diags_array(of_group) @ groups.csr().T @ sparse.diags_array(of_item))

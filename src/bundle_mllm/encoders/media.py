@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from PIL import Image
+from PIL.ImageFile import ImageFile
 
 if TYPE_CHECKING:
-    from PIL import Image
-    from PIL.ImageFile import ImageFile
     from soundfile import SoundFile
 
 MAX_PIXELS = 64_000_000
@@ -27,13 +27,13 @@ SILENCE = 1e-4
 _UNKNOWN_FORMAT = 1  # libsndfile's error code
 _FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TGA", "TIFF", "WEBP")
 _UPRIGHT = {  # EXIF orientation to what turns the picture upright
-    2: "FLIP_LEFT_RIGHT",
-    3: "ROTATE_180",
-    4: "FLIP_TOP_BOTTOM",
-    5: "TRANSPOSE",
-    6: "ROTATE_270",
-    7: "TRANSVERSE",
-    8: "ROTATE_90",
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
 }
 _DAMAGE = (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, struct.error, zlib.error)
 _SUFFIXES = {  # libsndfile's name of a format to the suffixes under which it is expected
@@ -65,8 +65,6 @@ def read_picture(path: Path, *, draft: int | None = None) -> tuple[Image.Image, 
     Raises:
         UnreadableFileError: If the file is no picture, damaged, above 64 million pixels or of an absurd shape.
     """
-    from PIL import Image
-
     try:
         with Image.open(path, formats=_formats()) as image:
             if image.width * image.height > MAX_PIXELS:
@@ -95,8 +93,6 @@ def read_picture(path: Path, *, draft: int | None = None) -> tuple[Image.Image, 
 @lru_cache(maxsize=1)
 def _formats() -> tuple[str, ...]:
     """Return the formats to try: those of pixels; EPS, for one, would run a program."""
-    from PIL import Image
-
     Image.init()
     return tuple(name for name in _FORMATS if name in Image.OPEN)
 
@@ -119,18 +115,13 @@ def _is_deep(image: ImageFile) -> bool:
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
-    from PIL import Image
-
     try:
-        name = _UPRIGHT.get(image.getexif().get(0x0112, 1))
+        return _UPRIGHT.get(image.getexif().get(0x0112, 1))
     except _DAMAGE:  # Broken EXIF spoils no pixel.
         return None
-    return None if name is None else Image.Transpose[name]
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    from PIL import Image
-
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         values = np.nan_to_num(np.asarray(image, dtype=np.float64))
         top = values.max(initial=0)

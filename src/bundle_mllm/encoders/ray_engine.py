@@ -37,7 +37,7 @@ def embed_on_ray(
     batches: Sequence[Sequence[int]],
     batch_size: int,
 ) -> Iterator[tuple[int, Rows]]:
-    """Encode batches on a Ray cluster, or on this machine without one.
+    """Encode batches on a Ray cluster, or on this machine without one; see [`batches.embed_batches`].
 
     Args:
         make: Makes the encoder on the machine that runs it.

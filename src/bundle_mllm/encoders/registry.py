@@ -18,12 +18,9 @@ from bundle_mllm.errors import BundleMLLMError
 
 @dataclass(frozen=True)
 class EncoderEntry:
-    """Where the code of an encoder is.
+    """Where the code of an encoder is: a module of this package, and what makes the encoder.
 
-    Attributes:
-        module: Module of this package.
-        maker: Its class or function that makes the encoder: called with nothing, or with a model and a device.
-        example: A model, for encoders that take one.
+    It is called with nothing or, where there is an `example` of a model, with a model and a device.
     """
 
     module: str

@@ -147,8 +147,8 @@ class BundleItemEncoder(GroupEncoder):
         """Fit again without each fold of the training bundles.
 
         Args:
-            folder: The folder.
-            features: `[num_items, dim]`, the result of `encode` for all its training bundles.
+            folder: Whose training bundles to use.
+            features: `[num_items, dim]`, the result of `encode` for all of them.
             progress: Called with (folds done, folds in all).
 
         Returns:
@@ -220,16 +220,10 @@ def _with_popularity(factors: np.ndarray, counts: np.ndarray) -> Encoded:
 
 
 def truncated_svd(matrix: sparse.csr_array, dim: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the largest singular values and their right vectors; the same matrix gives the same bytes.
+    """Return the `dim` largest singular values `[kept]`, falling, and their right vectors `[kept, columns]`.
 
-    In each vector, the entry of largest size is positive.
-
-    Args:
-        matrix: `[rows, columns]`.
-        dim: How many at most; values that are zero are left out.
-
-    Returns:
-        Values `[kept]`, falling, and vectors `[kept, columns]`.
+    Values that are zero are left out. In each vector, the entry of largest size is positive; the same matrix gives the
+    same bytes.
     """
     smaller = min(matrix.shape)  # pyright: ignore[reportArgumentType]  # two dimensions
     kept = min(dim, smaller)

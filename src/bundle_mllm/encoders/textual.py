@@ -56,13 +56,9 @@ class TfidfEncoder:
 
 
 def tfidf(counts: list[Counter[str]]) -> sparse.csr_array:
-    """Weigh the words of texts.
+    """Weigh the words of texts, given how often each occurs: `[num_texts, num_words]`, rows of length 1 (or 0).
 
-    Args:
-        counts: How often each word occurs, for each text.
-
-    Returns:
-        `[num_texts, num_words]`, rows of length 1 (or 0); columns are the words of two texts or more, sorted.
+    Columns are the words of two texts or more, sorted.
     """
     frequency = Counter(word for count in counts for word in count)
     vocabulary = {word: column for column, word in enumerate(sorted(w for w, n in frequency.items() if n > 1))}

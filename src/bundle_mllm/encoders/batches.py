@@ -168,18 +168,18 @@ class Rows:
         )
 
     def to_tensors(self) -> dict[str, torch.Tensor]:
-        """Return everything as tensors, for a file or another machine."""
+        """Return everything as tensors, for a file."""
         return {
             "features": self.features,
             "present": self.present.to(torch.uint8),
             "digests": self.digests,
-            "issues": _to_tensor(self.issues),
+            "issues": torch.frombuffer(bytearray(json.dumps(self.issues).encode()), dtype=torch.uint8),
         }
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, torch.Tensor]) -> Rows:
         """Undo `to_tensors`."""
-        issues = _from_tensor(tensors["issues"])
+        issues = tuple(tuple(issue) for issue in json.loads(tensors["issues"].numpy().tobytes()))
         return cls(tensors["features"], tensors["present"].bool(), tensors["digests"], issues)
 
 
@@ -216,25 +216,6 @@ class Batch:
     def pin_memory(self) -> Batch:
         """Called by torch's DataLoader: page-locked inputs reach a GPU while it computes."""
         return replace(self, inputs={name: value.pin_memory() for name, value in self.inputs.items()})
-
-    def to_tensors(self) -> dict[str, torch.Tensor]:
-        """Return everything as tensors, for another machine."""
-        inputs = {f"inputs.{name}": value.contiguous() for name, value in self.inputs.items()}
-        return {"counts": self.counts, "digests": self.digests, "issues": _to_tensor(self.issues), **inputs}
-
-    @classmethod
-    def from_tensors(cls, tensors: Mapping[str, torch.Tensor]) -> Batch:
-        """Undo `to_tensors`."""
-        inputs = {name.removeprefix("inputs."): v for name, v in tensors.items() if name.startswith("inputs.")}
-        return cls(inputs, tensors["counts"], tensors["digests"], _from_tensor(tensors["issues"]))
-
-
-def _to_tensor(issues: Sequence[tuple[int, str, bool]]) -> torch.Tensor:
-    return torch.frombuffer(bytearray(json.dumps(issues).encode()), dtype=torch.uint8)
-
-
-def _from_tensor(issues: torch.Tensor) -> tuple[tuple[int, str, bool], ...]:
-    return tuple(tuple(issue) for issue in json.loads(issues.numpy().tobytes()))
 
 
 def read_source(reader: Callable[[Any], Reading], root: Path | None, source: str) -> tuple[bytes, Reading | str]:

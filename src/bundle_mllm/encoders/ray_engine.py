@@ -9,10 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from safetensors.torch import load, save
 
 from bundle_mllm.device import choose_device
-from bundle_mllm.encoders.batches import Batch, BatchEncoder, Rows, Sources, embed_batch, read_batch
+from bundle_mllm.encoders.batches import BatchEncoder, Rows, Sources, embed_batch, read_batch
 from bundle_mllm.errors import BundleMLLMError
 
 
@@ -23,11 +22,8 @@ class EmbedActor:
         self._encoder, self._batch_size = make(choose_device(device)), batch_size
 
     def __call__(self, rows: dict[str, Any]) -> dict[str, Any]:
-        payloads = []
-        for payload in rows["payload"]:
-            batch = Batch.from_tensors(load(bytes(payload)))
-            payloads.append(save(embed_batch(self._encoder, batch, self._batch_size).to_host().to_tensors()))
-        return {"number": rows["number"], "payload": payloads}
+        embedded = [embed_batch(self._encoder, batch, self._batch_size).to_host() for batch in rows["batch"]]
+        return {"number": rows["number"], "rows": embedded}
 
 
 def embed_on_ray(
@@ -67,7 +63,7 @@ def embed_on_ray(
     reader, root = encoder.reader, sources.root
 
     def read(row: dict[str, Any]) -> dict[str, Any]:
-        return {"number": row["number"], "payload": save(read_batch(reader, root, row["sources"]).to_tensors())}
+        return {"number": row["number"], "batch": read_batch(reader, root, row["sources"])}
 
     named = [
         {"number": number, "sources": [sources.of_item[row] or "" for row in rows]}
@@ -85,4 +81,4 @@ def embed_on_ray(
         )
     )
     for row in results.iter_rows():
-        yield int(row["number"]), Rows.from_tensors(load(bytes(row["payload"])))
+        yield int(row["number"]), row["rows"]

@@ -13,13 +13,9 @@ from typing import Any
 
 
 def lazy_names(package: str, file: str) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
-    """Return `__getattr__`, `__dir__` and `__all__` of a package.
+    """Return `__getattr__`, `__dir__` and `__all__` of a package, given its `__name__` and `__file__`.
 
     Type checkers read the block as it stands, so that every name is written once.
-
-    Args:
-        package: The package's `__name__`.
-        file: Its `__file__`.
     """
     module_of = {
         name.asname or name.name: statement.module

@@ -94,12 +94,7 @@ def read_overrides(path: Path) -> dict[str, Any]:
 
 
 def with_overrides(settings: Any, values: Mapping[str, Any], prefix: str = "") -> Any:
-    """Return a copy of a dataclass with (nested) values replaced.
-
-    Args:
-        settings: An instance of a dataclass.
-        values: New values by field name; a mapping for a nested dataclass.
-        prefix: How the settings are called in messages.
+    """Return a copy of a dataclass with values replaced by field name, of a nested one by a mapping.
 
     Raises:
         BundleMLLMError: If a name is not a field, or a value does not fit the field's type.
@@ -119,7 +114,7 @@ def fit(name: str, value: Any, hint: Any, default: Any = None) -> Any:
     Args:
         name: How the field is called in messages.
         value: The value.
-        hint: The type; of several the first that fits, and a misfit is refused by the last.
+        hint: The type; of several the first that fits, and the message about a misfit is of the last.
         default: Of a group, the settings that a mapping changes.
 
     Raises:

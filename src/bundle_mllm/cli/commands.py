@@ -95,7 +95,7 @@ def _evaluate(
         raise BundleMLLMError("There is nothing to evaluate: give --model OUT, --baselines all, or both.")
     if model is None and (mask or permute):
         raise BundleMLLMError("--mask and --permute change what a model sees, but there is none: give --model OUT.")
-    rows: dict[str, tuple[Mapping[str, Any], float | None]] = {}
+    rows: dict[str, Any] = {}  # metrics and seconds
     if model is not None:
         from bundle_mllm.evaluation.evaluate import evaluate
 

@@ -7,11 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from bundle_mllm.settings import Settings
-
-Signal = Literal["title", "media", "user_item", "bundle_item"]
+from bundle_mllm.synthetic.settings import Domain, Signal
 
 
 @dataclass(frozen=True)
@@ -20,7 +18,7 @@ class DemoSettings(Settings):
 
     output_dir: Path
     """Receives data/ (the invented dataset folder), model/ (the trained model folder) and demo.json."""
-    domain: Literal["fashion", "playlist"] = "fashion"
+    domain: Domain = "fashion"
     """Outfits with pictures, or playlists with sounds."""
     seed: int = 0
     """Seed of data, training and questions."""
@@ -36,7 +34,7 @@ class SyntheticCatalogSettings(Settings):
     """The only signal that shows which items go together: titles, pictures or sounds, interactions, or nothing but the
     training bundles (which always do: train without `bundle_item` for the other three). If not given, titles, pictures
     or sounds, and interactions each show a part of it, as in the demo."""
-    domain: Literal["fashion", "playlist"] = "fashion"
+    domain: Domain = "fashion"
     """Items with pictures (fashion) or sounds (playlist)."""
     seed: int = 0
     """The same seed gives the same files, byte by byte."""

@@ -84,7 +84,8 @@ def export_stock(settings: ExportSettings) -> Path:
         used = _keep_modalities(model, settings.modalities)
         _check(model, processor, model_dir)
         tokenizer, first_item_id = stock_tokenizer(processor.tokenizer, model.config.num_items)
-        record = {**_record(model, processor, model_dir, used, first_item_id), "left_behind": left_behind}
+        source = Path(model_dir).resolve().name if Path(model_dir).exists() else str(model_dir)
+        record = {"source": source, **_record(model, processor, used, first_item_id), "left_behind": left_behind}
         items = {item_id: processor.item_text(item_id) for item_id in processor.item_ids}
         probes, never_id = _probe(model, processor, record, items, model_dir)
         set_chat_template(tokenizer, processor, [(probe.message, probe.ids) for probe in probes])
@@ -340,13 +341,9 @@ def _inexact(problem: str) -> BundleMLLMError:
 
 
 def _record(
-    model: BundleMLLMForCausalLM,
-    processor: BundleMLLMProcessor,
-    model_dir: str | Path,
-    modalities: list[str],
-    first_item_id: int,
+    model: BundleMLLMForCausalLM, processor: BundleMLLMProcessor, modalities: list[str], first_item_id: int
 ) -> dict[str, Any]:
-    """Return what `bundle_mllm_export.json` holds."""
+    """Return what `bundle_mllm_export.json` holds of model and processor."""
     nouns = {"item_noun": processor.item_noun, "bundle_noun": processor.bundle_noun}
     body = processor.prompt_template.format(
         instruction=processor.instruction.format(**nouns), partial="\0partial", options="\0options", **nouns
@@ -354,7 +351,6 @@ def _record(
     body = body.strip() if processor.is_conversational else body + processor.answer_cue
     body = body.replace("{", "{{").replace("}", "}}")
     return {
-        "source": Path(model_dir).resolve().name if Path(model_dir).exists() else str(model_dir),
         "bundle_mllm_version": version("bundle-mllm"),
         "dtype": str(model.dtype).removeprefix("torch."),
         "modalities": modalities,
@@ -364,10 +360,9 @@ def _record(
         "max_prompt_tokens": processor.max_length,
         "conversational": processor.is_conversational,
         "prompt_template": body.replace("\0partial", "{partial}").replace("\0options", "{options}"),
-        **{
-            name: getattr(processor, name)
-            for name in ("partial_item_template", "option_template", "item_separator_text")
-        },
+        "partial_item_template": processor.partial_item_template,
+        "option_template": processor.option_template,
+        "item_separator_text": processor.item_separator_text,
         "letters": _letters(processor),
     }
 

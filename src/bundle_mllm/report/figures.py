@@ -36,11 +36,7 @@ HIT_RATE, RANDOM_TIES = "hit_rate@1", "hit_rate@1_random_ties"
 
 
 def check_drawable() -> None:
-    """Refuse to begin where figures could not be drawn in the end.
-
-    Raises:
-        BundleMLLMError: If matplotlib is not installed.
-    """
+    """Refuse to begin where figures could not be drawn in the end, since matplotlib is not installed."""
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
@@ -50,14 +46,7 @@ def check_drawable() -> None:
 
 
 def draw(section: str, rows: Sequence[Row], chances: Mapping[str, float], path: Path) -> None:
-    """Draw a section.
-
-    Args:
-        section: One of `FIGURES`.
-        rows: Its rows.
-        chances: By question set, what guessing would reach.
-        path: The PNG file to write.
-    """
+    """Draw the rows of a section (one of `FIGURES`) as a PNG; `chances` has what guessing reaches, by question set."""
     import matplotlib
 
     with matplotlib.rc_context(STYLE):
@@ -175,8 +164,8 @@ def _position(rows: Sequence[Row], chances: Mapping[str, float]) -> Figure:
     figure, [axes] = _panels(1, len(groups), height=2.9, sharey="row")
     series = (("share_right", "answer stands there", GRAY), ("share_of_answers", "ranker chooses it", COLORS[0]))
     for ax, (group, members) in zip(axes, groups.items(), strict=True):
-        for number, (name, label, color) in enumerate(series):
-            places = [place + 0.38 * (number - 0.5) for place in range(len(members))]
+        for shift, (name, label, color) in zip((-0.19, 0.19), series, strict=True):
+            places = [place + shift for place in range(len(members))]
             ax.bar(places, [row[name] for row in members], 0.36, color=color, label=label)
         known = [(place, row["accuracy"]) for place, row in enumerate(members) if row["accuracy"] is not None]
         label = "hit_rate@1 where the answer stands there"

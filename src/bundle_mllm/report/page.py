@@ -114,15 +114,7 @@ SECTIONS = {
 
 
 def write_page(report: Mapping[str, Any], folder: Path) -> Path:
-    """Write `report.html`.
-
-    Args:
-        report: What `report.json` holds.
-        folder: The report's folder, with its figures; it receives the page.
-
-    Returns:
-        The page.
-    """
+    """Write `report.html` from what `report.json` holds into the report's folder, with the figures in it."""
     sections = []
     for name, text in SECTIONS.items():
         if (section := report["sections"].get(name)) is not None:

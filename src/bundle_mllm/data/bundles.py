@@ -110,10 +110,8 @@ class BundleSplits:
             return cls.from_records(iter_records(path), catalog, source=str(path))
         files = find_bundles(path)
         if not files:
-            raise BundleMLLMError(
-                f"{path} holds no bundles file: add bundles.jsonl, .jsonl.gz, .csv, .csv.gz or .parquet, "
-                "one row per bundle with `bundle_id`, `items` and `split`."
-            )
+            needed = "one row per bundle with `bundle_id`, `items` and `split`"
+            raise BundleMLLMError(f"{path} holds no bundles file: add bundles.jsonl, .csv or .parquet, {needed}.")
         return cls._from_rows((row for file, split in files for row in _iter_rows(file, split)), catalog)
 
     def save(self, path: str | os.PathLike) -> None:
@@ -139,10 +137,7 @@ def find_bundles(folder: str | os.PathLike) -> list[tuple[Path, str | None]]:
 
     Returns:
         The files, if any, each with the split that its name gives: none for `bundles.jsonl`, `"train"` for
-        `bundles/train.parquet`.
-
-    Raises:
-        BundleMLLMError: If the folder has both, or several files of one name.
+        `bundles/train.parquet`. A folder that has both is refused.
     """
     whole, parts = find_table(folder, "bundles"), Path(folder) / "bundles"
     files: list[tuple[Path, str | None]] = [

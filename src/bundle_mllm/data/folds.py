@@ -40,9 +40,6 @@ def assign_folds(bundles: Mapping[str, Collection[str]], num_folds: int, *, seed
 
     Returns:
         The fold of each bundle, in the order of `bundles`. Fold 0 has the largest group of near-duplicates.
-
-    Raises:
-        BundleMLLMError: If there are fewer than two folds.
     """
     if num_folds < 2:
         raise BundleMLLMError(f"{num_folds} folds leave nothing to fit without: choose 2 or more.")
@@ -119,9 +116,7 @@ class OutOfFoldFeatures:
             return None
         again = f"so training questions would use features that do not fit: encode {modality!r} again"
         if not count_folds(folder.path / "features", modality):
-            raise BundleMLLMError(
-                f"{path} belongs to other features than the {modality!r} of the folder, or is damaged, {again}."
-            )
+            raise BundleMLLMError(f"{path} is damaged or belongs to other features of the folder, {again}.")
         with safe_open(path, framework="pt") as file:
             fold_of_bundle = json.loads(bytes(file.get_tensor("folds").numpy()))
             features, present = file.get_tensor("features"), file.get_tensor("present").bool()

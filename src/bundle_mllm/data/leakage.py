@@ -10,7 +10,7 @@ published tables are bundle membership) contain the answers of held-out question
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import get_args
@@ -39,13 +39,7 @@ Scorer = Callable[[list[int], list[int]], np.ndarray]
 
 @dataclass(frozen=True)
 class Accuracy:
-    """The share of questions that are answered, one question per bundle.
-
-    Attributes:
-        value: The share; a tie of n candidates counts 1/n.
-        se: Its standard error.
-        num_questions: How many questions there were.
-    """
+    """The share of questions that are answered, and its standard error; a tie of n candidates counts 1/n."""
 
     value: float
     se: float
@@ -73,6 +67,11 @@ class AccuracyGap:
     validation: Accuracy
 
     @property
+    def is_measured(self) -> bool:
+        """Whether there were questions of both kinds."""
+        return min(self.train.num_questions, self.validation.num_questions) > 0
+
+    @property
     def gap(self) -> float:
         """How much better training questions are answered."""
         return self.train.value - self.validation.value
@@ -85,12 +84,10 @@ class AccuracyGap:
     @property
     def is_large(self) -> bool:
         """Whether the gap is too large for chance, and to ignore."""
-        measured = min(self.train.num_questions, self.validation.num_questions) > 0
-        return measured and self.gap > max(GAP, GAP_ERRORS * self.gap_se)
+        return self.is_measured and self.gap > max(GAP, GAP_ERRORS * self.gap_se)
 
     def __str__(self) -> str:
-        measured = self.train.num_questions and self.validation.num_questions
-        gap = f"{self.gap:+.3f} ± {self.gap_se:.3f}" if measured else "-"
+        gap = f"{self.gap:+.3f} ± {self.gap_se:.3f}" if self.is_measured else "-"
         mark = "   <- large gap" if self.is_large else ""
         return f"{self.name:28} {self.negatives:8} {self.train!s:15} {self.validation!s:15} {gap}{mark}"
 
@@ -194,11 +191,10 @@ def measure_leakage(
     """
     check_at_least("num_questions", num_questions, 1, "nothing would be measured")
     questions = cache(lambda split, negatives: _questions(folder, split, negatives, num_questions, seed))
-    catalog = folder.catalog
 
     def measure(name: str, scorer: Scorer) -> list[AccuracyGap]:
         def accuracy(split: str, negatives: Negatives) -> Accuracy:
-            return _accuracy(questions(split, negatives), catalog, scorer)
+            return _summary(_hits(questions(split, negatives), folder.catalog, scorer))
 
         return [AccuracyGap(name, n, accuracy("train", n), accuracy("validation", n)) for n in get_args(Negatives)]
 
@@ -240,7 +236,7 @@ def check_interactions(
     if (users := _users(folder)) is None:
         return None
     questions = _questions(folder, "validation", "hard", num_bundles, seed)
-    answered = _accuracy(questions, folder.catalog, _shared_users_scorer(users))
+    answered = _summary(_hits(questions, folder.catalog, _shared_users_scorer(users)))
     leaked = _leaked_bundles(folder, users, answered, num_bundles, seed)
     if leaked is not None and leaked.is_refused and not allow_leakage:
         raise BundleMLLMError(
@@ -289,10 +285,6 @@ def _cross_fitted_accuracy(
     return _summary(hits)
 
 
-def _accuracy(questions: Sequence[Question], catalog: ItemCatalog, scorer: Scorer) -> Accuracy:
-    return _summary(list(_hits(questions, catalog, scorer)))
-
-
 def _hits(questions: Sequence[Question], catalog: ItemCatalog, scorer: Scorer) -> Iterator[float]:
     for question in questions:
         scores = scorer(catalog.rows(question.partial), catalog.rows(question.candidates))
@@ -300,8 +292,8 @@ def _hits(questions: Sequence[Question], catalog: ItemCatalog, scorer: Scorer) -
         yield float(best[question.answer_index] / best.sum())
 
 
-def _summary(hits: Sequence[float]) -> Accuracy:
-    if not hits:
+def _summary(hits: Iterable[float]) -> Accuracy:
+    if not (hits := list(hits)):
         return Accuracy(float("nan"), float("nan"), 0)
     spread = np.std(hits, ddof=1) if len(hits) > 1 else 0.5
     return Accuracy(float(np.mean(hits)), float(spread / np.sqrt(len(hits))), len(hits))

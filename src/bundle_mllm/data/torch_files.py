@@ -16,11 +16,7 @@ from bundle_mllm.errors import BundleMLLMError
 
 
 def load_matrix(path: str | os.PathLike) -> torch.Tensor:
-    """Read a file that holds one matrix `[rows, columns]`, floating point and finite, to the CPU.
-
-    Raises:
-        BundleMLLMError: If the file is missing, damaged or holds something else.
-    """
+    """Read a file of one matrix `[rows, columns]`, floating point and finite, to the CPU; refuse anything else."""
     matrix = _load(path)
     if not isinstance(matrix, torch.Tensor) or matrix.ndim != 2:
         kind = f"a tensor of {matrix.ndim} dimensions" if isinstance(matrix, torch.Tensor) else type(matrix).__name__
@@ -34,11 +30,7 @@ def load_matrix(path: str | os.PathLike) -> torch.Tensor:
 
 
 def load_weights(path: str | os.PathLike) -> dict[str, torch.Tensor]:
-    """Read a file that maps names to weights (a state dictionary), floating point and finite, to the CPU.
-
-    Raises:
-        BundleMLLMError: If the file is missing, damaged or holds something else.
-    """
+    """Read a file that maps names to weights, floating point and finite, to the CPU; refuse anything else."""
     weights = _load(path)
     if not isinstance(weights, dict) or not all(
         isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in weights.items()

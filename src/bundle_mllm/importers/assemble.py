@@ -55,9 +55,6 @@ def collect_items(
         source: What error messages call the records.
         notes: Receives what was left out or repaired.
         store_media: Puts pictures and sounds into the dataset folder; `None` leaves the paths as they are.
-
-    Raises:
-        BundleMLLMError: If a record is malformed; the message names the row.
     """
     first_of: dict[str, tuple[int, dict[str, Any], dict[str, Any]]] = {}  # row, fields, paths of media
     left_out: set[str] = set()
@@ -99,19 +96,12 @@ def collect_items(
 
 
 def collect_bundles(records: Iterable[Mapping[str, Any]], source: str) -> dict[str, RawBundle]:
-    """Gather the bundles of a table that has a list of items per row, or one row per bundle and item.
+    """Gather the bundles of a table by id: a list of items per row, or one row per bundle and item.
 
     Args:
         records: Mappings with `bundle_id` and either `items` (a list, or a JSON list as text) or `item_id`;
-            optionally `split` (see `SPLIT_NAMES`) and `name`.
+            optionally `split` (see `SPLIT_NAMES`) and `name`. The rows of a bundle must agree on these.
         source: What error messages call the records.
-
-    Returns:
-        The bundles by id, in order of first appearance.
-
-    Raises:
-        BundleMLLMError: If a record is malformed, a bundle with a list is repeated, or the rows of a bundle disagree
-            on its split or name; the message names the row.
     """
     bundles: dict[str, RawBundle] = {}
     for number, record in enumerate(records, start=1):
@@ -124,10 +114,8 @@ def collect_bundles(records: Iterable[Mapping[str, Any]], source: str) -> dict[s
         split, name = _to_split(record.get("split"), where), to_text(record.get("name"), "name", where)
         bundle = bundles.setdefault(bundle_id, RawBundle(split=split, name=name))
         if (split, name) != (bundle.split, bundle.name):
-            raise BundleMLLMError(
-                f"{where} has split {split!r} and name {name!r}, but an earlier row of the bundle has "
-                f"{bundle.split!r} and {bundle.name!r}: make them agree."
-            )
+            earlier = f"an earlier row of the bundle has {bundle.split!r} and {bundle.name!r}: make them agree"
+            raise BundleMLLMError(f"{where} has split {split!r} and name {name!r}, but {earlier}.")
         bundle.items += (
             to_ids(record["items"], "items", where)
             if whole
@@ -203,16 +191,11 @@ def warn_of_near_duplicates(bundles: BundleSplits, notes: ImportNotes) -> None:
 
 def note_interactions(interactions: Interactions, source: str, notes: ImportNotes) -> None:
     """Note what reading interactions left out."""
-    notes.add(
-        "interactions with an item that the catalog lacks, left out",
-        (f"{source} row {row}: item {item_id!r}" for row, item_id in interactions.unknown),
-        count=interactions.num_unknown,
-    )
-    notes.add(
-        "interactions that lack a user or an item, left out",
-        (f"{source} row {row}" for row in interactions.missing),
-        count=interactions.num_missing,
-    )
+    unknown = (f"{source} row {row}: item {item_id!r}" for row, item_id in interactions.unknown)
+    what = "interactions with an item that the catalog lacks, left out"
+    notes.add(what, unknown, count=interactions.num_unknown)
+    missing = (f"{source} row {row}" for row in interactions.missing)
+    notes.add("interactions that lack a user or an item, left out", missing, count=interactions.num_missing)
     what = "interactions that repeat a pair of user and item, counted once"
     notes.add(what, count=interactions.num_repeated, harmless=True)
 

@@ -96,9 +96,8 @@ def read_official_items(folder: str | os.PathLike, modalities: Iterable[str] = M
     catalog = _read_catalog(folder / "item_info.json", num_items)
     files = {modality: _find_one(folder, MODALITIES[modality]) for modality in modalities}
     name = _find_one(folder, MODALITIES["bundle_item"]).name.removesuffix(BUNDLE_ITEM_FEATURES)
-    return OfficialItems(
-        name, catalog, {modality: _read_features(path, num_items) for modality, path in files.items()}, files
-    )
+    features = {modality: _read_features(path, num_items) for modality, path in files.items()}
+    return OfficialItems(name, catalog, features, files)
 
 
 def read_official(folder: str | os.PathLike) -> OfficialData:
@@ -331,8 +330,7 @@ def _check_items(items: list[Any], num_items: int, where: str) -> None:
 
 
 def _read_features(path: Path, num_items: int) -> torch.Tensor:
-    features = load_matrix(path)
-    if len(features) != num_items:
+    if len(features := load_matrix(path)) != num_items:
         raise BundleMLLMError(
             f"{path} has {len(features)} rows, but count.json has {num_items} items: use files of one data set."
         )

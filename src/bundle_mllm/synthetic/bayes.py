@@ -91,9 +91,7 @@ def bayes_optimal(
 def share_of_bayes_optimal(metrics: str | os.PathLike, best: str | os.PathLike) -> dict[str, float]:
     """Compute how much of the Bayes-optimal accuracy a model reached.
 
-    Args:
-        metrics: A metrics file of `evaluate`.
-        best: The metrics file that `bayes_optimal` wrote on the same question file.
+    `best` is the metrics file that `bayes_optimal` wrote on the same question file.
 
     Returns:
         `accuracy` (hit rate at 1); `share`, which is `accuracy` by the expected Bayes-optimal one, and its `share_se`;

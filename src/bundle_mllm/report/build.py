@@ -6,7 +6,6 @@ Knows nothing about training.
 from __future__ import annotations
 
 import platform
-import re
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -23,7 +22,7 @@ from bundle_mllm.report.baselines import load_baselines
 from bundle_mllm.report.figures import check_drawable, draw
 from bundle_mllm.report.measure import PERMUTED, WHOLE, MeasuredModel
 from bundle_mllm.report.page import describe_figure, write_page
-from bundle_mllm.report.questions import make_question_sets, open_question_sets
+from bundle_mllm.report.questions import file_name, make_question_sets, open_question_sets
 from bundle_mllm.report.settings import ReportSettings
 from bundle_mllm.settings import as_dict, configured_by
 
@@ -133,7 +132,7 @@ def _names(models: Sequence[Path]) -> list[str]:
     """Return the folders' own names, with a number where several have the same."""
     names: list[str] = []
     for path in models:
-        name = re.sub(r"[^\w.-]+", "_", path.resolve().name) or "model"
+        name = file_name(path.resolve().name) or "model"
         alike = sum(other == name or other.startswith(f"{name} (") for other in names)
         names.append(f"{name} ({alike + 1})" if alike else name)
     return names
@@ -141,14 +140,10 @@ def _names(models: Sequence[Path]) -> list[str]:
 
 def _check_target(target: Path) -> None:
     """Refuse a folder that something else than a report lies in."""
-    problem, own = None, {"questions", "measured", "figures", REPORT, "report.html"}
-    if target.is_file():
-        problem = "is a file"
-    elif target.exists() and (
-        other := sorted(p.name for p in target.iterdir() if p.name not in own and p.name[0] != ".")
-    ):
-        problem = f"holds {other[0]!r}"
-    if problem is not None:
+    own = {"questions", "measured", "figures", REPORT, "report.html"}
+    others = sorted(path.name for path in target.glob("[!.]*") if path.name not in own)
+    if target.is_file() or others:
+        problem = f"holds {others[0]!r}" if others else "is a file"
         raise BundleMLLMError(
             f"{target} {problem} and is no report's folder, so files could be overwritten: give a new --output-dir."
         )

@@ -6,7 +6,6 @@ Knows nothing about how the figures look.
 from __future__ import annotations
 
 import json
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
@@ -30,7 +29,7 @@ from bundle_mllm.evaluation.settings import ScoringOptions
 from bundle_mllm.model_folder import HISTORIES, RUN_RECORD, STAGE_ONE_MODEL, fingerprint, load_completer
 from bundle_mllm.modeling.completion_bundle_mllm import BundleCompleter
 from bundle_mllm.modeling.ranking_bundle_mllm import GROUP_SIZE, num_prompts
-from bundle_mllm.report.questions import QuestionSet
+from bundle_mllm.report.questions import QuestionSet, file_name
 from bundle_mllm.report.settings import ReportSettings
 
 logger = logging.get_logger(__name__)
@@ -74,7 +73,7 @@ class MeasuredModel:
                 "train`, or what `hf download` made of a published model."
             )
         self.path, self.name, self.fingerprint, self.folder, self.options = path, name, digest, folder, options
-        self.results, self.key = target / "measured" / _slug(name), {"model": digest, **key}
+        self.results, self.key = target / "measured" / file_name(name), {"model": digest, **key}
         self.scoring = ScoringOptions(batch_size=options.batch_size, device=str(choose_device(options.device)))
         self.seconds: dict[str, float] = {}
 
@@ -199,7 +198,7 @@ class MeasuredModel:
         self, variant: str, opened: Callable[[], BundleCompleter], questions: QuestionSet, changed: Key
     ) -> dict[str, list[ScoredQuestion]]:
         """Read the scored questions of a variant back, or score them and write their metrics."""
-        step, path = f"{variant}, {questions.name}", self.results / f"{_slug(variant)}.{questions.name}.json"
+        step, path = f"{variant}, {questions.name}", self.results / f"{file_name(variant)}.{questions.name}.json"
         key = self._key(variant, {"questions": questions.sha256, **changed})
         with suppress(BundleMLLMError, KeyError, TypeError, ValueError):  # missing, or cut short: it is measured again
             parts = list(load_results(path)[0]["parts"])
@@ -229,7 +228,7 @@ class MeasuredModel:
 
     def _step(self, step: str, options: Key, compute: Callable[[], Any]) -> Any:
         """Return what a step measured before, or measure it and write that down."""
-        path, key = self.results / f"{_slug(step)}.json", self._key(step, options)
+        path, key = self.results / f"{file_name(step)}.json", self._key(step, options)
         with suppress(OSError, ValueError, KeyError, TypeError):
             known = json.loads(path.read_text(encoding="utf-8"))
             if known["report"] == key:
@@ -243,7 +242,3 @@ class MeasuredModel:
 
     def _key(self, step: str, changed: Key) -> Key:
         return json.loads(json.dumps({"step": step, **self.key, **changed}))
-
-
-def _slug(name: str) -> str:
-    return re.sub(r"[^\w.-]+", "_", name)

@@ -61,7 +61,7 @@ def open_question_sets(paths: Sequence[Path], folder: DatasetFolder) -> list[Que
     sets: dict[str, QuestionSet] = {}
     for path in paths:
         manifest = read_question_manifest(path)
-        name = re.sub(r"[^\w.-]+", "_", path.name.split(".")[0]) or "questions"
+        name = file_name(path.name.split(".")[0]) or "questions"
         if name in sets:
             raise BundleMLLMError(
                 f"Two question files are called {name!r}, so a figure could not tell them apart: rename one."
@@ -95,3 +95,8 @@ def make_question_sets(target: Path, folder: DatasetFolder, options: QuestionOpt
         write_question_manifest(path, {"split": options.split, **made, "max_questions": options.max_questions})
         paths.append(path)
     return paths
+
+
+def file_name(name: str) -> str:
+    """Return a name with an underscore in place of what does not belong in the name of a file."""
+    return re.sub(r"[^\w.-]+", "_", name)

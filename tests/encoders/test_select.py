@@ -8,7 +8,8 @@ from torch import ones
 from bundle_mllm.data import DatasetFolder, features, write_records
 from bundle_mllm.data.features import write_modality
 from bundle_mllm.encoders import ImageDescriptor, encode_folder
-from bundle_mllm.encoders.select import MARK, available, requested
+from bundle_mllm.encoders.encode import MARK
+from bundle_mllm.encoders.registry import available, requested
 from bundle_mllm.encoders.settings import EncoderOptions
 from bundle_mllm.errors import BundleMLLMError
 

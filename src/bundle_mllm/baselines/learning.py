@@ -119,13 +119,10 @@ class NetworkBaseline(ABC):
         held_out: Sequence[list[int]],
         num_items: int,
     ) -> None:
-        """Make a network and train it; the global random state of torch stays as it is.
+        """Make a network and train it on the rows of each bundle's items, two or more.
 
-        Args:
-            make: Makes the network.
-            training: The rows of each bundle's items, two or more.
-            held_out: Those of the bundles that decide when to stop; without any, all passes are made.
-            num_items: Length of the catalog.
+        The held-out bundles decide when to stop; without any, all passes are made. The global random state of torch
+        stays as it is.
         """
         schedule, rng = self.schedule, np.random.default_rng(self.seed)
         check = [_make_batch(part, num_items, schedule, rng) for part in cut(held_out, 256)]

@@ -89,15 +89,10 @@ class _ItemEncoder(nn.Module):
         self.scale = nn.Parameter(torch.ones(len(widths) + 1))
 
     def forward(self, inputs: Sequence[torch.Tensor], trained: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Encode items.
+        """Encode items: `[n, dim]`, zero for an item without any vector.
 
-        Args:
-            inputs: Features of each modality, `[n, width]`.
-            trained: `[n]` number of each item's embedding, 0 where it has none.
-            mask: `[n, modalities + 1]` which of them count, the embedding last.
-
-        Returns:
-            `[n, dim]`; zero for an item without any.
+        `inputs` are the features of each modality `[n, width]`, `trained` the number of each item's embedding `[n]`,
+        and `mask` which of them count, `[n, modalities + 1]`, the embedding last.
         """
         each = zip(self.project, self.bend, inputs, strict=True)
         vectors = [project(values) + bend(values) for project, bend, values in each]

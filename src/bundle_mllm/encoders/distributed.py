@@ -29,13 +29,7 @@ _PATIENCE = timedelta(days=2)
 
 @dataclass(frozen=True)
 class Process:
-    """This process among those that share the work.
-
-    Attributes:
-        device: Where this process computes.
-        index: Its number, from 0.
-        count: Number of processes.
-    """
+    """This process among those that share the work: where it computes, its number from 0, and how many there are."""
 
     device: torch.device
     index: int = 0
@@ -46,8 +40,7 @@ class Process:
     def join(cls, device: str | torch.device | None) -> Process:
         """Join the other processes; a single process needs nothing of accelerate.
 
-        Args:
-            device: Where to compute; by default the GPU that `accelerate launch` gives to this process.
+        Without a device, this process computes on the GPU that `accelerate launch` gives to it.
 
         Raises:
             BundleMLLMError: If accelerate finds fewer processes than were launched.

@@ -17,11 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 
 from bundle_mllm.data.features import (
     FITTED_TO,
     MANIFEST,
     features_path,
+    find_features,
     read_feature_manifest,
     renew_items_hash,
     write_modality,
@@ -34,15 +36,16 @@ from bundle_mllm.data.tables import find_table
 from bundle_mllm.encoders.base import Encoded, IssueGroup, ItemEncoder, Progress, group_issues
 from bundle_mllm.encoders.batches import BatchEncoder, Rows, Sources, embed_batches, put_together
 from bundle_mllm.encoders.distributed import Process
-from bundle_mllm.encoders.registry import make_encoder
+from bundle_mllm.encoders.registry import available, make_encoder, requested
 from bundle_mllm.encoders.relational import BundleItemEncoder
-from bundle_mllm.encoders.select import MARK, available, existing, requested
 from bundle_mllm.encoders.settings import EncodingSettings
 from bundle_mllm.encoders.shards import Shards
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.settings import configured_by
 
 PARTIAL = ".partial"
+MARK = "encoded_by"
+"""Metadata key for the encoder in features files that `encode` made, so that no others are replaced."""
 _FORMAT = 2  # of the files in PARTIAL
 _ABANDONED = 3600  # seconds; no file takes that long to write
 
@@ -150,7 +153,7 @@ class _Run:
         features, modality = self._features, encoder.modality
         if features.exists() and not features.is_dir():
             raise BundleMLLMError(f"{features} is not a folder, so no features can be written there: move it away.")
-        path, made_by = existing(features, modality) or (None, None)
+        path, made_by = _existing(features, modality) or (None, None)
         if path is not None and not is_named and made_by != encoder.name:
             return path.name
         features_path(features, modality)
@@ -333,3 +336,23 @@ def _log_issues(folder: DatasetFolder) -> tuple[IssueGroup, ...]:
         return ()
     reason = "records of the user log whose item the catalog lacks"
     return (IssueGroup(reason, False, log.num_unknown, tuple(item_id for _, item_id in log.unknown)),)
+
+
+def _existing(features: Path, modality: str) -> tuple[Path, str | None] | None:
+    """Return the file of a modality's features, if there is one, and the encoder that `encode` made it with, if any.
+
+    The mark in the file counts, since the manifest is written after it; the manifest does where the file is unreadable
+    or has no mark.
+    """
+    path = find_features(features).get(modality) if features.is_dir() else None
+    if path is None:
+        return None
+    entry = read_feature_manifest(features).get(modality, {})
+    provenance = entry.get("provenance", {}) if entry.get("file") == path.name else {}
+    recorded = provenance.get("encoder") if "sources_sha256" in provenance else None
+    try:
+        with safe_open(path, framework="pt") as file:
+            mark = (file.metadata() or {}).get(MARK)
+    except SafetensorError:
+        return path, recorded
+    return path, mark or (recorded if recorded and entry.get("sha256") == sha256(path) else None)

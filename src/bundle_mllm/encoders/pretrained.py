@@ -104,14 +104,9 @@ def loading(what: str) -> Iterator[None]:
 def load_tower(
     load: Callable[..., Any], source: str, *, what: str, may_lack: tuple[str, ...] = (), **options: Any
 ) -> nn.Module:
-    """Load a transformers model in float32, and refuse one of which a weight would be random.
+    """Load a transformers model in float32 by a class's `from_pretrained`, and refuse one with a random weight.
 
-    Args:
-        load: A class's `from_pretrained`.
-        source: Name or folder.
-        what: Its name in error messages.
-        may_lack: Beginnings of the names of weights that are not used; missing ones become zero, the same each time.
-        **options: Passed on.
+    Weights whose names begin as in `may_lack` are not used; missing ones become zero, the same each time.
 
     Raises:
         BundleMLLMError: If the model cannot be loaded, or its checkpoint lacks a weight.

@@ -1,18 +1,22 @@
-"""Find an encoder by a short text: `descriptor`, `open_clip:ViT-B-32/laion2b_s34b_b79k`, `transformers:NAME`, …
+"""Find encoders by short texts (`descriptor`, `open_clip:ViT-B-32/laion2b_s34b_b79k`, …), or by a folder's data.
 
-Knows nothing about how an encoder works; imports only the requested one.
+Knows nothing about how an encoder works; imports the models of the requested ones only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from operator import attrgetter
 
 import torch
 
+from bundle_mllm.data.folder import DatasetFolder
+from bundle_mllm.data.tables import find_table
 from bundle_mllm.encoders.base import ItemEncoder
+from bundle_mllm.encoders.relational import NUM_FOLDS
+from bundle_mllm.encoders.settings import EncoderOptions
 from bundle_mllm.errors import BundleMLLMError
 
 
@@ -55,6 +59,16 @@ ENCODERS: Mapping[str, Mapping[str, EncoderEntry]] = {
 """Every encoder by modality and name."""
 
 
+DEFAULTS: Mapping[str, str] = {
+    "visual": "descriptor",
+    "acoustic": "descriptor",
+    "textual": "tfidf",
+    "user_item": "lightgcn",
+    "bundle_item": "svd",
+}
+"""The default encoder of each modality; none of them needs a download."""
+
+
 def make_encoder(modality: str, spec: str | ItemEncoder, device: torch.device) -> ItemEncoder:
     """Make the encoder that a spec names; an encoder is returned as it is.
 
@@ -83,3 +97,40 @@ def make_encoder(modality: str, spec: str | ItemEncoder, device: torch.device) -
         raise BundleMLLMError(f"There is no {modality} encoder {spec!r}: choose from {known}.")
     make = attrgetter(entry.maker)(import_module(f"{__package__}.{entry.module}"))
     return make(model, device) if entry.example else make()
+
+
+def requested(options: EncoderOptions) -> list[tuple[str, str | ItemEncoder]]:
+    """Return (modality, spec or encoder) for each that is named."""
+    named = {"visual": options.visual, "acoustic": options.acoustic, "textual": options.textual}
+    selected = [(modality, spec) for modality, spec in named.items() if spec is not None]
+    relational = options.relational
+    if isinstance(relational, str):
+        relational = [part.strip() for part in relational.split(",") if part.strip()]
+    elif not isinstance(relational, Sequence):
+        relational = [] if relational is None else [relational]
+    for spec in relational:
+        modality, _, method = spec.partition(":") if isinstance(spec, str) else (spec.modality, "", spec)
+        selected.append((modality, method))
+    return selected
+
+
+def available(folder: DatasetFolder) -> list[tuple[str, str]]:
+    """Return (modality, spec of `DEFAULTS`) for each modality that a folder has data of.
+
+    Raises:
+        BundleMLLMError: If it has none.
+    """
+    has = {
+        "visual": any(item.image for item in folder.catalog),
+        "acoustic": any(item.audio for item in folder.catalog),
+        "textual": any(item.text for item in folder.catalog),
+        "user_item": find_table(folder.path, "interactions") is not None,
+        "bundle_item": len(folder.bundles.train) >= NUM_FOLDS,  # fewer are not cross-fitted
+    }
+    selected = [(modality, spec) for modality, spec in DEFAULTS.items() if has[modality]]
+    if not selected:
+        raise BundleMLLMError(
+            f"{folder.path} has nothing to encode: its items have neither `image` nor `audio` nor text, it has no "
+            f"interactions table and fewer than {NUM_FOLDS} training bundles; add one of them."
+        )
+    return selected

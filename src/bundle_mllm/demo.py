@@ -38,13 +38,13 @@ def demo_run(data: Path, output_dir: Path, seed: int) -> RunConfig:
     """Return the demo's training run: the default recipe for `scratch`, shortened to minutes."""
     run = default_run(SCRATCH, data=data, output_dir=output_dir)
     same: dict[str, Any] = {"hard_fraction": 0.0, "num_candidates": (8, 10)}
-    short: dict[str, Any] = {**same, "warm_start_steps": 300, "num_validations": 3}
+    short: dict[str, Any] = {**same, "warm_start_steps": 200, "num_validations": 3}
     return replace(
         run,
         seed=seed,
         validation_questions=200,
-        retriever=replace(run.retriever, steps=300, num_questions=12_000, **same),
-        stage_one=replace(run.stage_one, num_questions=4_800, **short),
+        retriever=replace(run.retriever, steps=200, num_questions=12_000, dropout=0.2, **same),
+        stage_one=replace(run.stage_one, num_questions=2_400, **short),
         stage_two=replace(run.stage_two, num_questions=9_600, **short),
     )
 

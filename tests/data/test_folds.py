@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from bundle_mllm.data import DatasetFolder, write_records
+from bundle_mllm.data import Bundle, DatasetFolder, write_records
 from bundle_mllm.data.features import write_modality
 from bundle_mllm.data.folds import OutOfFoldFeatures, assign_folds, count_folds, part_bundles, remove_folds
 from bundle_mllm.errors import BundleMLLMError
@@ -70,6 +70,18 @@ def test_parts_of_bundles_are_disjoint_and_leave_no_near_duplicate_behind(tmp_pa
     for part in parts:
         assert not {sets[b] for b in part} & {sets[b] for b in sets if b not in part}
     assert part_bundles(bundles[::-1], (0.1, 0.2)) == parts
+
+
+def test_parts_of_bundles_may_leave_near_duplicates_behind():
+    bundles = [
+        Bundle(f"b{number}", (f"i{number // 2}", f"j{number // 2}"), "train") for number in range(60)
+    ]  # 30 pairs
+    parts = part_bundles(bundles, (0.1, 0.2), near_duplicates_together=False)
+    assert (len(parts[0]), len(parts[1])) == (6, 12) and not parts[0] & parts[1]
+    twins = {bundle_id: f"b{int(bundle_id[1:]) ^ 1}" for bundle_id in parts[0]}
+    assert any(twin not in parts[0] for twin in twins.values())
+    together = part_bundles(bundles, (0.1,))[0]
+    assert all(f"b{int(bundle_id[1:]) ^ 1}" in together for bundle_id in together)
 
 
 def test_parts_of_bundles_are_whole_folds_of_out_of_fold_features_from_the_last_on(tmp_path):

@@ -10,6 +10,7 @@ quarter of real outfits have one, which would give the answer away.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -52,9 +53,13 @@ def assign_folds(bundles: Mapping[str, Collection[str]], num_folds: int, *, seed
 
 
 def part_bundles(
-    bundles: Iterable[Bundle], shares: Sequence[float], *, out_of_fold: OutOfFoldFeatures | None = None
+    bundles: Iterable[Bundle],
+    shares: Sequence[float],
+    *,
+    out_of_fold: OutOfFoldFeatures | None = None,
+    near_duplicates_together: bool = True,
 ) -> list[set[str]]:
-    """Set parts of the training bundles aside; near-duplicates stay together.
+    """Set parts of the training bundles aside.
 
     The parts are whole folds, from the last on: the first holds the largest group of near-duplicates, which may be all
     bundles of one kind.
@@ -63,14 +68,20 @@ def part_bundles(
         bundles: The training bundles.
         shares: About which share each part has, such as `(0.1, 0.2)`.
         out_of_fold: Features whose folds are used; ten new folds if not given.
+        near_duplicates_together: False for data whose validation bundles have near-duplicates among the training
+            bundles: then the parts have them, too, and are as easy as validation.
 
     Returns:
         The ids of the bundles of each part; the parts are disjoint, and the same bundles give the same parts.
     """
-    if out_of_fold is not None:
-        fold_of: Mapping[str, int] = out_of_fold.fold_of_bundle
+    members = {bundle.bundle_id: bundle.items for bundle in bundles}
+    if not near_duplicates_together:
+        in_order = sorted(members, key=lambda bundle_id: hashlib.sha256(bundle_id.encode()).digest())
+        fold_of: Mapping[str, int] = {
+            bundle_id: place * 10 // len(members) for place, bundle_id in enumerate(in_order)
+        }
     else:
-        fold_of = assign_folds({bundle.bundle_id: bundle.items for bundle in bundles}, 10, seed=0)
+        fold_of = assign_folds(members, 10, seed=0) if out_of_fold is None else out_of_fold.fold_of_bundle
     num_folds = max(fold_of.values(), default=-1) + 1
     end, parts = num_folds, []
     for share in shares:

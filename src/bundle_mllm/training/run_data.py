@@ -18,6 +18,7 @@ from bundle_mllm.data.features import FeatureStore
 from bundle_mllm.data.folder import DatasetFolder
 from bundle_mllm.data.folds import OutOfFoldFeatures, part_bundles
 from bundle_mllm.data.questions import Question, make_questions, sample_training_questions, spread
+from bundle_mllm.data.splitting import held_out_near_duplicates
 from bundle_mllm.evaluation.metrics import compute_metrics, log_likelihood
 from bundle_mllm.evaluation.scoring import score_questions
 from bundle_mllm.modeling.completion_bundle_mllm import BundleCompleter
@@ -82,7 +83,10 @@ class RunData:
         """Held-out bundles and those of the stacker."""
         bundles = self.folder.bundles.train
         if self.holds_out and self.features is not None:  # without features there is no retriever
-            held_out, stacking = part_bundles(bundles, (HELD_OUT, STACKING), out_of_fold=self.out_of_fold)
+            together = not self._near_duplicates_cross_splits()
+            held_out, stacking = part_bundles(
+                bundles, (HELD_OUT, STACKING), out_of_fold=self.out_of_fold, near_duplicates_together=together
+            )
             if any(len(bundle.items) >= 2 for bundle in bundles if bundle.bundle_id not in held_out):
                 return held_out, stacking
             logger.warning(
@@ -90,6 +94,17 @@ class RunData:
                 "ranker and retriever are joined with equal weights: add bundles."
             )
         return set(), part_bundles(bundles, (STACKING,), out_of_fold=self.out_of_fold)[0]
+
+    def _near_duplicates_cross_splits(self) -> bool:
+        """Return whether more than a tenth of the validation bundles have a near-duplicate among the training bundles.
+
+        The held-out bundles have to be as new to the models as validation bundles are: a ranker that has memorized
+        bundles is right about their near-duplicates, and only about these.
+        """
+        splits = self.folder.bundles
+        split_of = {bundle.bundle_id: split for split in ("train", "validation") for bundle in splits[split]}
+        members = {bundle.bundle_id: bundle.items for split in ("train", "validation") for bundle in splits[split]}
+        return len(held_out_near_duplicates(members, split_of)) > 0.1 * len(splits.validation)
 
     @property
     def held_out(self) -> set[str]:

@@ -16,9 +16,9 @@ def test_the_demo_has_576_items_and_a_catalog_of_one_signal_864():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"domain": "music"}, "no domain 'music'.*fashion, playlist"),
-        ({"signals": {"smell": 4}}, "no signal 'smell'.*title, media, user_item, bundle_item"),
-        ({"seed": -1}, "seed -1 is negative"),
+        ({"domain": "music"}, "domain is 'music': choose one of 'fashion', 'playlist'"),
+        ({"signals": {"smell": 4}}, "signal is 'smell': choose one of 'title', 'media', 'user_item', 'bundle_item'"),
+        ({"seed": -1}, "seed is -1, so nothing can be drawn"),
         ({"theme_purity": 1.5}, "theme purity is 1.5"),
         ({"theme_purity": 0.0}, "theme purity is 0.0"),
         ({"num_train": 0}, "cannot have 0 for num_train: choose 1 to 100,000"),

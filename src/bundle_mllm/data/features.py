@@ -33,11 +33,7 @@ class FeatureMatrix:
     """A matrix in a safetensors file of which single rows are read.
 
     Rows are read and not mapped: the kernel maps up to two megabytes around a row that is touched, so that a hundred
-    random questions made a map of 2 GB resident as a whole.
-
-    Args:
-        path: A file whose header has been checked.
-        name: The tensor in it, of two dimensions.
+    random questions made a map of 2 GB resident as a whole. The file's header must have been checked.
     """
 
     def __init__(self, path: Path, name: str):

@@ -72,13 +72,11 @@ class DatasetFolder:
         """
         from bundle_mllm.data.features import FeatureStore
 
-        folder = self.path / "features"
+        folder, train = self.path / "features", self.bundles.train_sha256 if self.bundles.train else None
         if modalities is None and not any(folder.glob("[!.]*.safetensors")):
             return None
-        hashes = {"items_hash": self.catalog.content_hash}
-        if self.bundles.train:
-            hashes["train_sha256"] = self.bundles.train_sha256
-        return FeatureStore.open(folder, len(self.catalog), modalities, **hashes)
+        of_items = self.catalog.content_hash
+        return FeatureStore.open(folder, len(self.catalog), modalities, items_hash=of_items, train_sha256=train)
 
     def tables(self) -> list[Path]:
         """Return the files of items and bundles; the bundles may be one table per split."""

@@ -53,12 +53,7 @@ class Accuracy:
 class AccuracyGap:
     """How well one modality, or shared users, alone answer training and validation questions.
 
-    Attributes:
-        name: A modality, with "(cross-fitted)" where training questions use its out-of-fold features; or
-            "shared users".
-        negatives: The kind of wrong options.
-        train: About training bundles.
-        validation: About validation bundles.
+    `name` is "shared users", or a modality, with "(cross-fitted)" where training questions use out-of-fold features.
     """
 
     name: str
@@ -224,7 +219,7 @@ def check_interactions(
         folder: The dataset folder.
         allow_leakage: Refuse nothing.
         num_bundles: At most this many held-out bundles are examined.
-        seed: Chooses them.
+        seed: The same seed chooses the same bundles.
 
     Returns:
         What was measured, or `None` if the folder has no interactions or no held-out bundles.

@@ -21,14 +21,8 @@ SUFFIX = ".json"
 def write_question_manifest(path: str | os.PathLike, made: Mapping[str, Any]) -> Path:
     """Write the note beside a question file: its SHA-256 and how it was made.
 
-    The same file and settings give the same bytes: nothing in the note depends on time or place.
-
-    Args:
-        path: An existing question file.
-        made: The settings that make it again, such as split, number of candidates, negatives and seed.
-
-    Returns:
-        The note's path.
+    `made` are the settings that make it again, such as split, negatives and seed. Nothing in the note depends on time
+    or place. Returns the path of the note.
     """
     note = manifest_path(path)
     with atomic_path(note) as temporary:

@@ -45,7 +45,7 @@ class ItemGroups:
     node_of_item: np.ndarray | None = None
 
     def __post_init__(self) -> None:
-        width = int(self.groups.max(initial=-1)) + 1
+        width = self.num_groups
         keys = np.asarray(self.nodes, dtype=np.int64) * width + self.groups
         if not np.all(np.diff(keys) > 0):
             keys = np.unique(keys)

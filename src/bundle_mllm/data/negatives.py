@@ -26,11 +26,6 @@ class NegativeSampler:
     comes first and the pool is taken from the order of the whole catalog.
 
     The answer is at a random position of its pool; in the middle, its popularity would give it away.
-
-    Args:
-        catalog: The items to draw from.
-        train: The training bundles, in which frequencies are counted.
-        seed: Orders items of equal frequency.
     """
 
     def __init__(self, catalog: ItemCatalog, train: Iterable[Bundle], seed: int):
@@ -60,17 +55,9 @@ class NegativeSampler:
             )
 
     def draw(self, answer: int, bundle: Set[int], number: int, hard: bool, rng: random.Random) -> list[int]:
-        """Draw negatives, of which there must be enough (see [`~NegativeSampler.check`]).
+        """Draw `number` distinct rows outside the bundle, which must be there (see [`~NegativeSampler.check`]).
 
-        Args:
-            answer: The row of the answer.
-            bundle: The rows of the whole bundle, with the answer.
-            number: How many negatives to draw.
-            hard: Whether they resemble the answer.
-            rng: The source of randomness.
-
-        Returns:
-            `number` distinct rows outside the bundle, in random order.
+        `bundle` has the rows of the whole bundle, with the answer; `hard` rows resemble the answer.
         """
         pool = self._hard_pool(answer, len(bundle), number, rng) if hard else self._rows
         size, taken, negatives = len(pool), set(bundle), []

@@ -51,19 +51,10 @@ def iter_records(path: str | os.PathLike, delimiter: str = ",") -> Iterator[dict
 def iter_columns(
     path: str | os.PathLike, names: Mapping[str, str], needed: Sequence[str], delimiter: str = ","
 ) -> Iterator[pyarrow.RecordBatch]:
-    """Read some columns of a CSV or Parquet table, many rows at a time.
+    """Read columns of a CSV or Parquet table, many rows at a time; CSV cells are text, and an empty cell is null.
 
-    Args:
-        path: The table.
-        names: The column of each field, by the name that the field has in the batches.
-        needed: The fields that the table must have.
-        delimiter: What separates the cells of a CSV file.
-
-    Returns:
-        Batches of the fields that the table has. CSV cells are text, and an empty cell is null.
-
-    Raises:
-        BundleMLLMError: If the file or a column is missing, or the table is malformed.
+    `names` has the column of each field, by the name that the field has in the batches; `needed` are those that the
+    table must have.
     """
     path, suffix = _table(path)
     fields: list[str] = []

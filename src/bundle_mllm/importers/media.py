@@ -54,12 +54,12 @@ class MediaFolder:
         Args:
             kind: `"image"` or `"audio"`.
             row: The item's row, which names a file that is given by its bytes.
-            value: A path, or, as in `Image` and `Audio` columns of `datasets`, a mapping of `bytes` and `path`.
+            value: A path, or bytes, or, as in `Image` and `Audio` columns of `datasets`, a mapping of both.
             item: What to call the item in the notes.
         """
-        data, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (None, value)
-        if isinstance(value, bytes):
-            data, path = value, None
+        given = {"bytes" if isinstance(value, bytes) else "path": value}
+        both: dict[str, Any] = value if isinstance(value, dict) else given
+        data, path = both.get("bytes"), both.get("path")
         if data is not None:
             return self._write(kind, row, data, path, item)
         if isinstance(path, str) and path.strip():

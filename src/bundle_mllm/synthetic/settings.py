@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from bundle_mllm.errors import BundleMLLMError
+from bundle_mllm.errors import BundleMLLMError, check_at_least, check_choice
 
 Domain = Literal["fashion", "playlist"]
 Signal = Literal["title", "media", "user_item", "bundle_item"]
@@ -72,14 +72,10 @@ class SyntheticSettings:
         return self.num_themes * self.values_per_level * NUM_KINDS * NUM_COPIES
 
     def __post_init__(self) -> None:
-        for name, value, known in (
-            ("domain", self.domain, get_args(Domain)),
-            *(("signal", signal, get_args(Signal)) for signal in self.signals),
-        ):
-            if value not in known:
-                raise BundleMLLMError(f"There is no {name} {value!r} to draw: choose one of {', '.join(known)}.")
-        if self.seed < 0:
-            raise BundleMLLMError(f"The seed {self.seed} is negative, so nothing can be drawn: choose 0 or more.")
+        check_choice("The domain", self.domain, get_args(Domain))
+        for signal in self.signals:
+            check_choice("A signal", signal, get_args(Signal))
+        check_at_least("The seed", self.seed, 0, "nothing can be drawn")
         if not 0 < self.theme_purity <= 1:
             raise BundleMLLMError(f"The theme purity is {self.theme_purity}, no probability above 0: choose 0.9.")
         members = NUM_COPIES * self.values_per_level

@@ -8,17 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
+from transformers import AutoConfig, ClapFeatureExtractor, ClapModel
 
 from bundle_mllm.encoders.batches import Reading
 from bundle_mllm.encoders.media import read_sound
 from bundle_mllm.encoders.pretrained import PretrainedEncoder, load_tower, loading, source_name
 from bundle_mllm.errors import BundleMLLMError
-
-if TYPE_CHECKING:
-    from transformers import ClapFeatureExtractor, ClapModel
 
 MAX_WINDOWS = 30
 
@@ -74,8 +71,6 @@ class ClapEncoder(PretrainedEncoder):
         Raises:
             BundleMLLMError: If the model cannot be loaded or is no CLAP model.
         """
-        from transformers import AutoConfig, ClapFeatureExtractor, ClapModel
-
         what = f"The acoustic encoder 'clap:{model}'"
         with loading(what):
             config = AutoConfig.from_pretrained(model)

@@ -8,15 +8,12 @@ from __future__ import annotations
 import re
 from math import isqrt
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from transformers import ClapConfig, ClapFeatureExtractor, ClapModel
 
 from bundle_mllm.errors import BundleMLLMError
-
-if TYPE_CHECKING:
-    from transformers import ClapConfig, ClapFeatureExtractor, ClapModel
 
 _AUDIO, _TEXT = "audio_model.audio_encoder.", "text_model."
 _FUSION = f"{_AUDIO}patch_embed.mel_conv2d.weight"
@@ -55,8 +52,6 @@ def import_checkpoint(path: str) -> tuple[ClapModel, ClapFeatureExtractor]:
     Raises:
         BundleMLLMError: If the file is missing, damaged or of another architecture.
     """
-    from transformers import ClapModel
-
     source = _read(path)
     weights = _rename(source)
     try:
@@ -121,7 +116,6 @@ def _rename(source: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def _config(weights: dict[str, torch.Tensor]) -> ClapConfig:
     """Read the sizes of both towers off the shapes of their weights; a missing one raises a `KeyError`."""
-    from transformers import ClapConfig
 
     def count(pattern: str) -> int:
         return len({match[1] for name in weights if (match := re.match(pattern, name))})
@@ -161,8 +155,6 @@ def _config(weights: dict[str, torch.Tensor]) -> ClapConfig:
 
 def _extractor(source: dict[str, torch.Tensor], is_fused: bool, path: str) -> ClapFeatureExtractor:
     """Return the extractor of laion-clap's mel spectrograms, whose filters must be those that the file holds."""
-    from transformers import ClapFeatureExtractor
-
     extractor = ClapFeatureExtractor(
         frequency_min=50, frequency_max=14_000, truncation="fusion" if is_fused else "rand_trunc", padding="repeatpad"
     )

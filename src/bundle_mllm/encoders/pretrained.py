@@ -14,7 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.constants import HF_HUB_CACHE
+from huggingface_hub.file_download import repo_folder_name
 from torch import nn
+from transformers.utils import logging
 
 from bundle_mllm.encoders.batches import BatchEncoder, Reading
 from bundle_mllm.errors import BundleMLLMError
@@ -82,8 +85,6 @@ def loading(what: str) -> Iterator[None]:
     Raises:
         BundleMLLMError: If the block raises anything.
     """
-    from transformers.utils import logging
-
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # it lists the weights of towers that are not wanted
     try:
@@ -127,9 +128,6 @@ def load_tower(
 
 def hub_commit(source: str) -> str | None:
     """Return the commit that a model's name refers to in the Hub's cache, or `None`."""
-    from huggingface_hub.constants import HF_HUB_CACHE
-    from huggingface_hub.file_download import repo_folder_name
-
     if Path(source).exists():
         return None
     reference = Path(HF_HUB_CACHE) / repo_folder_name(repo_id=source, repo_type="model") / "refs" / "main"

@@ -20,16 +20,10 @@ def answer(folder: str, questions: list[dict[str, Any]]) -> dict[str, Any]:
 
         step = "AutoConfig.from_pretrained"
         config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
-        step = "AutoProcessor.from_pretrained"
-        AutoProcessor.from_pretrained(folder, trust_remote_code=True)
-        if config.model_type == "bundle_retriever":
-            step = "AutoModel.from_pretrained"
-            AutoModel.from_pretrained(folder, trust_remote_code=True)
-        else:
-            step = "AutoTokenizer.from_pretrained"
-            AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
-            step = "AutoModelForCausalLM.from_pretrained"
-            AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+        is_retriever = config.model_type == "bundle_retriever"
+        for auto in (AutoProcessor, *((AutoModel,) if is_retriever else (AutoTokenizer, AutoModelForCausalLM))):
+            step = f"{auto.__name__}.from_pretrained"
+            auto.from_pretrained(folder, trust_remote_code=True)
         if (Path(folder) / "retriever").is_dir():
             step = 'AutoModel.from_pretrained(..., subfolder="retriever")'
             AutoModel.from_pretrained(folder, subfolder="retriever", trust_remote_code=True)
@@ -44,9 +38,6 @@ def answer(folder: str, questions: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    request_file, response_file = sys.argv[1:]
-    with open(request_file, encoding="utf-8") as file:
-        request = json.load(file)
-    response = answer(request["folder"], request["questions"])
-    with open(response_file, "w", encoding="utf-8") as file:
-        json.dump(response, file)
+    request_file, response_file = map(Path, sys.argv[1:])
+    response = answer(**json.loads(request_file.read_text(encoding="utf-8")))
+    response_file.write_text(json.dumps(response), encoding="utf-8")

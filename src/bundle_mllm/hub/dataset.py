@@ -30,14 +30,7 @@ from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.hub.card import card_template, check_license, split_name
 from bundle_mllm.hub.integrity import check_safe
 from bundle_mllm.hub.records import FEATURES, FEATURES_METADATA
-from bundle_mllm.hub.repository import (
-    CARD,
-    METADATA,
-    PublishReport,
-    link_or_copy,
-    place_tensors,
-    read_header,
-)
+from bundle_mllm.hub.repository import CARD, PublishReport, link_or_copy, place_tensors, read_tensors
 from bundle_mllm.hub.schema import rebuild
 from bundle_mllm.hub.settings import LICENSE_UNKNOWN, DatasetPublishSettings
 from bundle_mllm.hub.upload import check_repo_id, publish_folder
@@ -261,8 +254,7 @@ def _place_features(data: DatasetFolder, target: Path) -> list[str]:
             if path.stem not in store.modalities:
                 continue
             OutOfFoldFeatures.load(data, path.stem)  # refuses versions of other features, which no training could use
-        notes = read_header(path)[0].get(METADATA)
-        metadata = rebuild(notes if isinstance(notes, dict) else {}, FEATURES_METADATA)
+        metadata = rebuild(read_tensors(path)[1], FEATURES_METADATA)
         place_tensors(path, target / "features" / path.relative_to(folder), metadata)
     if (folder / MANIFEST).exists():
         write_json(target / "features" / MANIFEST, rebuild(read_json(folder / MANIFEST), FEATURES))

@@ -12,7 +12,7 @@ from pathlib import Path
 from bundle_mllm import modeling
 from bundle_mllm.data.files import read_json
 from bundle_mllm.errors import BundleMLLMError
-from bundle_mllm.hub.repository import METADATA, read_header
+from bundle_mllm.hub.repository import read_tensors
 from bundle_mllm.modeling.configuration_bundle_mllm import BundleRetrieverConfig
 from bundle_mllm.modeling.pipeline_bundle_mllm import RETRIEVER_FOLDER
 
@@ -35,8 +35,7 @@ def check_complete(folder: Path) -> None:
         _check_files(folder, _NEEDED_OF_RANKER)
     for part in (folder, folder / RETRIEVER_FOLDER):
         if part.is_dir():
-            _check_files(part, ("config.json",))
-            _check_files(part, _needed_code(part))
+            _check_files(part, ("config.json", *_needed_code(part)))
             check_weights(part)
 
 
@@ -51,11 +50,10 @@ def check_safe(folder: Path) -> None:
         with open(path, "rb") as file:
             start = file.read(4)
         if path.suffix == ".safetensors":
-            _tensor_names(path)  # the length of its header may look like a pickle's first bytes
+            read_tensors(path)  # the length of its header may look like a pickle's first bytes
         elif path.suffix in _PICKLES or start[:2] in _PICKLE_STARTS or start == _ZIP_START:
             raise BundleMLLMError(
-                f"{path} may be a pickle, which runs code on whoever loads it: leave it out, and save weights as "
-                "safetensors."
+                f"{path} may be a pickle, which runs code when loaded: remove it, and save weights as safetensors."
             )
 
 
@@ -69,7 +67,7 @@ def check_code(folder: Path) -> None:
         own = _CODE / path.name
         if not own.is_file() or own.read_bytes() != path.read_bytes():
             raise BundleMLLMError(
-                f"{path} is not the code of this version of bundle-mllm, and would run on whoever loads the folder: "
+                f"{path} is not the code of this version of bundle-mllm, and would run when the folder is loaded: "
                 "load and save the model with this version, which writes its code anew."
             )
 
@@ -80,19 +78,14 @@ def check_weights(folder: Path) -> None:
     Raises:
         BundleMLLMError: If there are none, or one is missing or cut short.
     """
-    files = {path.name: _tensor_names(path) for path in sorted(folder.glob("*.safetensors"))}
+    files = {path.name: read_tensors(path)[0] for path in sorted(folder.glob("*.safetensors"))}
     if not files:
-        raise BundleMLLMError(
-            f"{folder} holds no *.safetensors file, so there are no weights: save the model there with "
-            "save_pretrained."
-        )
+        raise BundleMLLMError(f"{folder} holds no *.safetensors, so there are no weights: save the model there.")
     for path in sorted(folder.glob("*.safetensors.index.json")):
         for tensor, name in read_json(path).get("weight_map", {}).items():
             if tensor not in files.get(name, ()):
-                raise BundleMLLMError(
-                    f"{path} places {tensor} in {name}, which {'lacks it' if name in files else 'is missing'}, "
-                    "so the weights are not complete: save the model again."
-                )
+                problem = "lacks it" if name in files else "is missing"
+                raise BundleMLLMError(f"{path} lists {tensor} in {name}, which {problem}: save the model again.")
 
 
 def _check_files(folder: Path, names: Sequence[str]) -> None:
@@ -100,8 +93,7 @@ def _check_files(folder: Path, names: Sequence[str]) -> None:
         if not (folder / name).is_file():
             hint = " It holds an adapter only: merge it first." if (folder / "adapter_config.json").exists() else ""
             raise BundleMLLMError(
-                f"{folder} has no {name}, so it would not load:{hint} give the output folder of `bundle-mllm train`, "
-                "or one that model and processor were saved in."
+                f"{folder} has no {name}, so it would not load:{hint} give the output folder of `bundle-mllm train`."
             )
 
 
@@ -114,19 +106,3 @@ def _needed_code(folder: Path) -> list[str]:
             imported = _SIBLING.findall((_CODE / f"{name}.py").read_text(encoding="utf-8"))
             needed += [sibling for sibling in dict.fromkeys(imported) if sibling not in needed]
     return [f"{name}.py" for name in needed]
-
-
-def _tensor_names(path: Path) -> list[str]:
-    """Return the tensors of a safetensors file after comparing its header with its size."""
-    header, start = read_header(path)
-    try:
-        tensors = {name: int(entry["data_offsets"][1]) for name, entry in header.items() if name != METADATA}
-    except (KeyError, TypeError, IndexError, ValueError) as error:
-        raise BundleMLLMError(f"{path} has a header that lists no tensors ({error}): save it again.") from error
-    size, expected = path.stat().st_size, start + max(tensors.values(), default=0)
-    if size != expected:
-        raise BundleMLLMError(
-            f"{path} has {size} bytes and its header {expected}, so weights are missing or foreign: copy or save it "
-            "again."
-        )
-    return list(tensors)

@@ -11,11 +11,14 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from glob import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from safetensors import SafetensorError, safe_open
 
 from bundle_mllm.errors import BundleMLLMError
 
@@ -25,12 +28,8 @@ if TYPE_CHECKING:
 CARD = "README.md"
 MARKER = ".bundle-mllm-repository"
 """Names a folder that was written here and may be written again; it is never uploaded."""
-METADATA = "__metadata__"
-"""Key of the free text in the header of a safetensors file."""
-
 _TEMPORARY, _OLD = ".bundle-mllm.tmp", ".bundle-mllm.old"
 _ABANDONED = 24 * 3600  # seconds after which an unfinished folder belongs to a process that was killed
-_LONGEST_HEADER = 100_000_000  # the limit of the safetensors library
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ def write_repository(
     check: Callable[[Path], None],
     sources: Mapping[str, Path] | None = None,
 ) -> None:
-    """Write a repository folder, in place of the one that an earlier call wrote.
+    """Write a repository folder, instead of the one that an earlier call wrote.
 
     What a killed process left is brought back by the next call, or deleted after a day. Of two calls at a time, the
     first to end writes the folder.
@@ -78,8 +77,8 @@ def write_repository(
         source: What it is made from, so that this is never overwritten.
         write: Fills an empty folder.
         check: Verifies the filled folder. When one of the two fails, `folder` stays as it was.
-        sources: Where the files come from, by their path in the repository, if they have other names there; may be
-            filled by `write`. Errors name these, since that is where something can be corrected.
+        sources: Files that have other names in the repository, by their path there; may be filled by `write`. Errors
+            name these.
 
     Raises:
         BundleMLLMError: If `folder` holds something else, is or contains `source` or lies in it, was written by
@@ -87,13 +86,9 @@ def write_repository(
     """
     final, origin = folder.resolve(), source.resolve()
     if origin.is_relative_to(final):
-        raise BundleMLLMError(
-            f"The repository would be written over {source}, which it is made from: give another --output-dir."
-        )
+        raise BundleMLLMError(f"{source} would be written over by its own repository: give another --output-dir.")
     if final.is_relative_to(origin):
-        raise BundleMLLMError(
-            f"{folder} lies in {source}, which the repository is made from: give an --output-dir outside of it."
-        )
+        raise BundleMLLMError(f"{folder} lies in {source}, which it is made from: give an --output-dir outside of it.")
     _clean_up(final)
     before = _identity(final)
     if final.exists() and not (final / MARKER).is_file() and (not final.is_dir() or any(final.iterdir())):
@@ -118,7 +113,7 @@ def write_repository(
 
 
 def _replace(final: Path, before: object, temporary: Path, old: Path) -> None:
-    """Put a finished folder in the place of the one that was there at the start, or of nothing."""
+    """Give a finished folder its name, which the folder of the start had, or none."""
     try:
         if before is not None:
             os.replace(final, old)
@@ -128,8 +123,7 @@ def _replace(final: Path, before: object, temporary: Path, old: Path) -> None:
         os.replace(temporary, final)  # fails where another call has put a folder
     except OSError as error:
         raise BundleMLLMError(
-            f"{final} was written by another call meanwhile, whose files stay: repeat this one, or give another "
-            "--output-dir."
+            f"{final} was written by another call meanwhile, whose files stay: repeat this, or change --output-dir."
         ) from error
     shutil.rmtree(old, ignore_errors=True)
 
@@ -165,45 +159,35 @@ def link_or_copy(source: Path, target: Path) -> None:
     """Copy a file; weights and features as a hard link where that is possible, so that they take no disk space."""
     target.parent.mkdir(parents=True, exist_ok=True)
     source = source.resolve()  # a link to a symbolic link would be uploaded as that
-    if source.suffix == ".safetensors":  # written anew when changed; text may be edited in place, in both folders
-        try:
-            os.link(source, target)
-            return
-        except OSError:
-            pass
+    if source.suffix == ".safetensors":  # written anew when changed; text may be edited, in both folders
+        with suppress(OSError):
+            return os.link(source, target)
     shutil.copyfile(source, target)
 
 
 def place_tensors(source: Path, target: Path, metadata: Mapping[str, str]) -> None:
     """Copy a safetensors file with this metadata and no other; a hard link where the file has it already."""
-    header, start = read_header(source)
-    if header.get(METADATA) in (metadata, None):
+    if read_tensors(source)[1] in (metadata, {}):
         return link_or_copy(source, target)
-    text = json.dumps({METADATA: metadata, **{k: v for k, v in header.items() if k != METADATA}}).encode()
-    text += b" " * (-len(text) % 8)  # tensors stay aligned
     target.parent.mkdir(parents=True, exist_ok=True)
     with open(source, "rb") as old, open(target, "wb") as new:
+        header = json.loads(old.read(int.from_bytes(old.read(8), "little")))
+        text = json.dumps({**header, "__metadata__": metadata}).encode()
+        text += b" " * (-len(text) % 8)  # tensors stay aligned
         new.write(len(text).to_bytes(8, "little") + text)
-        old.seek(start)
         shutil.copyfileobj(old, new, 1 << 24)
 
 
-def read_header(path: Path) -> tuple[dict[str, Any], int]:
-    """Read the header of a safetensors file.
-
-    Returns:
-        The header, and where the tensors start.
+def read_tensors(path: Path) -> tuple[set[str], dict[str, str]]:
+    """Return the names of the tensors and the free text of a safetensors file; the library checks that it is whole.
 
     Raises:
-        BundleMLLMError: If there is none, or it is longer than the file.
+        BundleMLLMError: If it is not.
     """
-    size = path.stat().st_size
-    with open(path, "rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        try:
-            header = json.loads(file.read(length)) if 8 + length <= size and length <= _LONGEST_HEADER else None
-        except ValueError:
-            header = None
-    if not isinstance(header, dict):
-        raise BundleMLLMError(f"{path} has no readable header, so it is no whole safetensors file: save it again.")
-    return header, 8 + length
+    try:
+        with safe_open(path, "np") as file:
+            return set(file.keys()), file.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise BundleMLLMError(
+            f"{path} is no whole safetensors file ({error}), so weights are missing or foreign: copy or save it again."
+        ) from error

@@ -18,6 +18,12 @@ from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.hub.repository import PublishReport, matches, repository_files, write_repository
 from bundle_mllm.hub.settings import RepositoryOptions
 
+_FIXES = {
+    401: "The token is not valid: run `hf auth login`, or set HF_TOKEN to one with write access.",
+    403: "The token may not write there: use one with write access, of an account that owns the name.",
+}
+_REPEAT = "Check the network, then repeat the command: what has arrived is not sent again."
+
 
 def check_repo_id(repo_id: str) -> None:
     """Check that a name can be one of a repository, with its owner.
@@ -35,20 +41,6 @@ def check_repo_id(repo_id: str) -> None:
             f"{repo_id!r} is not the name of a Hub repository ({problem}): write owner/name, with letters, digits, "
             '"-", "_" and ".", such as my-org/outfits.'
         )
-
-
-def check_login() -> str:
-    """Ask the Hub who the token belongs to.
-
-    Returns:
-        The name of the account.
-
-    Raises:
-        BundleMLLMError: If there is no token, the Hub does not accept it, or it cannot be reached.
-    """
-    api = HfApi()
-    with explained(api, "log in"):
-        return api.whoami()["name"]
 
 
 def publish_folder(
@@ -72,11 +64,11 @@ def publish_folder(
         repo_id: The repository, `owner/name`.
         options: See `RepositoryOptions`.
         write: See `write_repository`, like `check` and `sources`.
-        check: Verifies the filled folder.
+        check: See there.
         repo_type: "model" or "dataset".
         written: Patterns of the files that this package writes. Those of the repository that the folder no longer has,
             such as the shards of earlier weights, are deleted. Others stay.
-        sources: Where the files come from.
+        sources: See there.
 
     Returns:
         The files with their sizes, and the commit.
@@ -85,42 +77,38 @@ def publish_folder(
         BundleMLLMError: If the folder cannot be written, the Hub cannot be reached or refuses something, or the
             repository is public and is to be private.
     """
+    api = HfApi()
     if not options.dry_run:
-        check_login()  # before the minutes that verifying a large model takes
+        with _explained(api.endpoint, "log in"):
+            api.whoami()  # before the minutes that verifying a large model takes
     beside = source.resolve()
     folder = options.output_dir or beside.with_name(f"{beside.name}-hub")
     write_repository(folder, source, write, check, sources)
     report = PublishReport(repo_id, folder, repository_files(folder))
     if options.dry_run:
         return report
-    api = HfApi()
-    with explained(api, f"publish {repo_id}"):
+    with _explained(api.endpoint, f"publish {repo_id}"):
         api.create_repo(repo_id, repo_type=repo_type, private=True if options.private else None, exist_ok=True)
         if options.private and not api.repo_info(repo_id, repo_type=repo_type).private:
             raise BundleMLLMError(
-                f"{repo_id} exists and is public, so --private would not hide anything: make it private in its "
-                f"settings on {api.endpoint}, or choose another name. Nothing was uploaded."
+                f"{repo_id} exists and is public, so --private would not hide it: make it private in its settings on "
+                f"{api.endpoint}, or choose another name. Nothing was uploaded."
             )
         present = api.list_repo_files(repo_id, repo_type=repo_type)
         obsolete = [name for name in present if name not in report.files and matches(name, written)]
         # Not `upload_folder`: where hf_xet is installed that makes several commits of a large folder, and between two
         # of them the repository would be neither the old one nor the new one.
-        commit = api.create_commit(
-            repo_id,
-            [
-                *(CommitOperationDelete(name) for name in obsolete),
-                *(CommitOperationAdd(name, folder / name) for name in sorted(report.files)),
-            ],
-            repo_type=repo_type,
-            commit_message=options.commit_message,
-        )
+        changes = [
+            *(CommitOperationDelete(name) for name in obsolete),
+            *(CommitOperationAdd(name, folder / name) for name in sorted(report.files)),
+        ]
+        commit = api.create_commit(repo_id, changes, repo_type=repo_type, commit_message=options.commit_message)
     return replace(report, commit_url=commit.commit_url)
 
 
 @contextmanager
-def explained(api: HfApi, what: str) -> Iterator[None]:
+def _explained(where: str, what: str) -> Iterator[None]:
     """Turn whatever goes wrong on the way to the Hub into a `BundleMLLMError` that names the endpoint and the fix."""
-    where = api.endpoint
     try:
         yield
     except BundleMLLMError:
@@ -133,18 +121,11 @@ def explained(api: HfApi, what: str) -> Iterator[None]:
     except OfflineModeIsEnabled as error:
         raise BundleMLLMError(f"HF_HUB_OFFLINE is set, so {where} is not reached: unset it to {what}.") from error
     except Exception as error:  # the client raises what its transport raises, and that has changed before
-        status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
         causes = [error, error.__cause__] if isinstance(error, RuntimeError) else [error]
         reasons = [" ".join((str(cause) or type(cause).__name__).split()) for cause in causes if cause]
         reason = " ".join(text if text.endswith((".", "!", "?")) else f"{text}." for text in reasons)
-        if status == 401:
-            fix = "The token is not valid: run `hf auth login`, or set HF_TOKEN to one with write access."
-        elif status == 403:
-            fix = "The token may not write there: use one with write access, of an account that owns the name."
-        elif isinstance(error, ValueError):
-            fix = "Correct what it names."
-        else:
-            fix = "Check the network, then repeat the command: what has arrived is not sent again."
+        other = "Correct what it names." if isinstance(error, ValueError) else _REPEAT
+        fix = _FIXES.get(error.response.status_code, other) if isinstance(error, HfHubHTTPError) else other
         raise BundleMLLMError(
             f"Could not {what} on {where}: {reason} {fix} Files become visible together, once all have arrived."
         ) from error

@@ -25,8 +25,6 @@ from bundle_mllm.hub.integrity import check_complete, check_safe
 from bundle_mllm.model_folder import load_completer
 from bundle_mllm.modeling.completion_bundle_mllm import BundleCompleter
 
-PARTS = ("ranker", "retriever")
-
 TOLERANCES = {torch.float32: 1e-5, torch.float64: 1e-5}
 """Largest accepted difference of probabilities. Weights in half precision keep 8 to 11 bits, and another number of
 threads may round the last of them differently: 0.01 for these."""
@@ -51,10 +49,7 @@ class Verification:
 
 
 def verify_repository(
-    folder: str | os.PathLike,
-    questions: Sequence[Mapping[str, Any]] | None = None,
-    *,
-    seed: int = 0,
+    folder: str | os.PathLike, questions: Sequence[Mapping[str, Any]] | None = None, *, seed: int = 0
 ) -> Verification:
     """Load a model repository in a process that cannot see this package, and compare its scores with this process.
 
@@ -87,8 +82,7 @@ def verify_repository(
     if not largest <= tolerance:
         raise BundleMLLMError(
             f"{folder} answers differently without this package: scores differ by up to {largest:.2g}, more than "
-            f"{tolerance:g}, so its users would not get the model that was measured. The code in the folder is "
-            "probably of another version: load and save the model with this one."
+            f"{tolerance:g}, so users would not get the model that was measured: load and save it with this version."
         )
     return Verification(len(questions), largest)
 
@@ -102,8 +96,8 @@ def sample_questions(completer: BundleCompleter, *, seed: int = 0, number: int =
     processor = completer.processor
     if processor.num_items < 3:
         raise BundleMLLMError(
-            f"The catalog has {processor.num_items} items and a question needs three, so the folder cannot be "
-            "verified: publish it with the catalog it was trained on."
+            f"The catalog has {processor.num_items} items and a question needs three, so nothing can be verified: "
+            "publish it with the catalog it was trained on."
         )
     rng, longest = random.Random(seed), getattr(processor, "max_options", 4)
     questions: list[dict[str, list]] = []
@@ -119,17 +113,17 @@ def sample_questions(completer: BundleCompleter, *, seed: int = 0, number: int =
 
 def _difference(expected: list[dict[str, Any]], answered: list[dict[str, Any]]) -> float:
     """Return the largest difference of a probability: of the answer, and of each model alone."""
-    probabilities = [
-        {answer["letter"]: [answer["score"], *map(answer["explanation"].get, PARTS)] for answer in answers}
+    one, other = (
+        {
+            (answer["letter"], name): value
+            for answer in answers
+            for name in ("score", "ranker", "retriever")
+            if (value := {**answer["explanation"], **answer}.get(name)) is not None
+        }
         for answers in (expected, answered)
-    ]
-    if probabilities[0].keys() != probabilities[1].keys():
-        return math.nan
-    pairs = (
-        pair for letter, row in probabilities[0].items() for pair in zip(row, probabilities[1][letter], strict=True)
     )
-    differences = [0.0 if one is None and other is None else abs(one - other) for one, other in pairs]
-    return math.nan if any(map(math.isnan, differences)) else max(differences)
+    differences = [abs(one[key] - other[key]) for key in one.keys() & other.keys()]
+    return math.nan if one.keys() != other.keys() or any(map(math.isnan, differences)) else max(differences)
 
 
 def _score_in_clean_process(folder: Path, questions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -153,14 +147,12 @@ def _score_in_clean_process(folder: Path, questions: Sequence[Mapping[str, Any]]
         if process.returncode or not response.exists():
             last = " ".join(process.stderr.strip().splitlines()[-1:]) or "no message; it may have run out of memory"
             raise BundleMLLMError(
-                f"{folder} could not be tried without this package: the process ended with status "
-                f"{process.returncode} ({last})."
+                f"{folder} was not tried without this package: the process ended with {process.returncode} ({last})."
             )
         outcome = json.loads(response.read_text(encoding="utf-8"))
     if "error" in outcome:
         raise BundleMLLMError(
             f"{folder} does not load without this package: {outcome['step']} failed with "
-            f"{' '.join(outcome['error'].split())[:600]} Load and save the model with this version of the package, "
-            "which writes the code anew."
+            f"{' '.join(outcome['error'].split())[:600]} Load and save the model with this version."
         )
     return outcome

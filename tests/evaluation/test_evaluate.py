@@ -183,7 +183,7 @@ def test_an_item_that_the_model_lacks_is_an_error(model, tiny_data, write_questi
 @pytest.mark.parametrize(
     ("output", "message"),
     [
-        (".", "is a folder, so no metrics can be written there: give the name of a file"),
+        (".", "is a folder, so no metrics can be written there: give a file"),
         ("taken.json", "taken.questions.jsonl is a folder"),
         ("q.jsonl/metrics.json", "cannot be written"),
         ("q.jsonl", "would overwrite .*q.jsonl, which the questions are in"),

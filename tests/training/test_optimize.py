@@ -1,5 +1,6 @@
 """The plain loop: it goes down a loss, and leaves model and random state as they were."""
 
+import pytest
 import torch
 from torch import nn
 
@@ -18,6 +19,13 @@ def test_no_steps_change_nothing():
     parameter = nn.Parameter(torch.ones(2))
     minimize(lambda: parameter.sum(), [{"params": [parameter], "lr": 0.1, "weight_decay": 0.1}], 0, "bar")
     assert parameter.tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("steps", [*range(1, 13), 20, 100])
+def test_every_number_of_steps_has_a_schedule(steps):
+    parameter = nn.Parameter(torch.tensor([3.0]))
+    minimize(lambda: parameter.square().sum(), [{"params": [parameter], "lr": 0.1, "weight_decay": 0.0}], steps, "bar")
+    assert 0 < parameter.item() < 3
 
 
 def test_only_the_given_parameters_require_gradients_for_a_while():

@@ -105,13 +105,9 @@ def permuted(
             rows = model.catalog_rows()
             for kind in ("features", "present"):
                 rows[kind] = {n: m[permutation] if n in moved else m for n, m in rows[kind].items()}
-            if "memberships" in rows:
-                rows["memberships"] = {
-                    name: pairs._replace(node_of_item=pairs.node_of_item[permutation])
-                    if _modality_of(name) in moved
-                    else pairs
-                    for name, pairs in rows["memberships"].items()
-                }
+            for name, pairs in rows.get("memberships", {}).items():
+                if _modality_of(name) in moved:
+                    rows["memberships"][name] = pairs._replace(node_of_item=pairs.node_of_item[permutation])
             _replace(model, rows)
         yield completer
 

@@ -5,8 +5,9 @@ Knows nothing about models, prompts or files.
 
 from __future__ import annotations
 
+import dataclasses
 import string
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -33,9 +34,9 @@ def compute_slices(
 
     Args:
         questions: The questions.
-        scored: What was said to each, in the same order.
+        scored: Their scores, in the same order.
         train_items: The items of all training bundles; without them there is no slice `answer`.
-        max_options: Longest list that was asked in one prompt.
+        max_options: Longest list in one prompt.
 
     Returns:
         `{slice: {value: metrics}}`, with the metrics named in `SLICE_METRICS`:
@@ -43,13 +44,16 @@ def compute_slices(
         - `answer`: `cold` (the answer is in no training bundle) or `warm`;
         - `partial_length`: how many items are shown: `1` to `5`, `6-10`, `11+`;
         - `num_candidates`: how many candidates there are;
-        - `position`: the letter of the answer in the question's own order (questions asked in one prompt: in groups a
+        - `position`: the letter of the answer in the question's own order (questions in one prompt: in groups a
           candidate has other letters than in its list).
     """
     labels: dict[str, Sequence[str | None]] = {
         "partial_length": [_length(len(question.partial)) for question in questions],
         "num_candidates": [str(len(question.candidates)) for question in questions],
-        "position": [_letter(question, max_options) for question in questions],
+        "position": [
+            string.ascii_uppercase[question.answer_index] if len(question.candidates) <= max_options else None
+            for question in questions
+        ],
     }
     if train_items is not None:
         known = frozenset(train_items)
@@ -60,12 +64,12 @@ def compute_slices(
 def position_bias(scored: Sequence[ScoredQuestion], *, max_options: int = MAX_OPTIONS) -> dict[str, Any]:
     """Measure how much the place of a candidate in its list matters, where only the candidate should.
 
-    It is measured on what was said to each question in its own order; averaging over orders hides it, as it should.
-    Questions that were ranked in groups, where a candidate has other letters than in its list, are left out.
+    It is measured on the scores of each question's own order, since the mean over orders hides it. Questions that were
+    ranked in groups, where a candidate has other letters than in its list, are left out.
 
     Args:
-        scored: What was said to each question.
-        max_options: Longest list that was asked in one prompt.
+        scored: The scored questions.
+        max_options: Longest list in one prompt.
 
     Returns:
         - `accuracy_by_letter`: by letter, the share of hits among the questions whose answer stands there;
@@ -73,27 +77,27 @@ def position_bias(scored: Sequence[ScoredQuestion], *, max_options: int = MAX_OP
         - `share_right`: by letter, how often the right option does;
         - `share_distance`: half the sum of their absolute differences (total variation): 0 without bias, 1 at most;
 
-        and for questions that were asked in several orders, comparing each further order with the question's own:
+        and for questions that were scored in several orders, comparing each further order with the question's own:
 
         - `probability_change`: half the sum of absolute differences of the options' probabilities, on average;
         - `answer_change`: how often another candidate is best;
         - `hit_rate@1_own_order`: the share of hits in the question's own order alone.
 
-        Empty if no question was asked in one prompt.
+        Empty if no question was scored in one prompt.
     """
     lettered = [question for question in scored if len(question.scores) <= max_options]
     if not lettered:
         return {}
     own = [_own_order(question) for question in lettered]
-    said = Counter(int(np.argmax(question.scores)) for question in own)
+    chosen = Counter(int(np.argmax(question.scores)) for question in own)
     right = Counter(question.answer_index for question in own)
     hits = Counter(question.answer_index for question in own if question.hit)
     accuracy = {string.ascii_uppercase[i]: hits[i] / right[i] for i in sorted(right)}
     shares = {
-        name: {string.ascii_uppercase[i]: counts[i] / len(lettered) for i in range(max(said | right) + 1)}
-        for name, counts in (("share_of_answers", said), ("share_right", right))
+        name: {string.ascii_uppercase[i]: counts[i] / len(lettered) for i in range(max(chosen | right) + 1)}
+        for name, counts in (("share_of_answers", chosen), ("share_right", right))
     }
-    distance = sum(abs(said[i] - right[i]) for i in said | right) / (2 * len(lettered))
+    distance = sum(abs(chosen[i] - right[i]) for i in chosen | right) / (2 * len(lettered))
     return {"accuracy_by_letter": accuracy, **shares, "share_distance": distance, **_changes(lettered)}
 
 
@@ -115,23 +119,16 @@ def _changes(scored: Sequence[ScoredQuestion]) -> dict[str, float]:
 
 
 def _own_order(question: ScoredQuestion) -> ScoredQuestion:
-    """Return what was said to the question in its own order alone."""
-    if not question.per_order_scores:
-        return question
-    return ScoredQuestion(
-        question.question_id,
-        question.bundle_id,
-        question.answer_index,
-        question.per_order_scores[0],
-        question.unrestricted_choice,
-    )
+    """Return the question with the scores of its own order alone."""
+    own = next(iter(question.per_order_scores), question.scores)
+    return dataclasses.replace(question, scores=own, per_order_scores=())
 
 
 def _by_label(labels: Sequence[str | None], scored: Sequence[ScoredQuestion]) -> dict[str, dict[str, float | int]]:
-    members: dict[str, list[ScoredQuestion]] = {}
+    members: dict[str, list[ScoredQuestion]] = defaultdict(list)
     for label, question in zip(labels, scored, strict=True):
         if label is not None:
-            members.setdefault(label, []).append(question)
+            members[label].append(question)
     computed = {label: compute_metrics(members[label], probabilities=False) for label in sorted(members, key=_order)}
     return {label: {name: metrics[name] for name in SLICE_METRICS} for label, metrics in computed.items()}
 
@@ -144,8 +141,3 @@ def _order(label: str) -> tuple[int, str]:
 
 def _length(number: int) -> str:
     return str(number) if number <= 5 else "6-10" if number <= 10 else "11+"
-
-
-def _letter(question: Question, max_options: int) -> str | None:
-    in_one_prompt = len(question.candidates) <= max_options
-    return string.ascii_uppercase[question.answer_index] if in_one_prompt else None

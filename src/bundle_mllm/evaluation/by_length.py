@@ -69,17 +69,16 @@ def accuracy_by_num_candidates(
             questions_per_bundle=1,
             seed=seed,
         )
-        alone = {"ranker": completer.ranker, "retriever": completer.retriever}
-        for method, part, limit, prompts in (
-            ("one prompt", "ranker", MAX_OPTIONS, 1),
-            ("groups", "ranker", group_size, num_prompts(size, group_size)),
-            ("retriever", "retriever", MAX_OPTIONS, 0),
-            ("both", "both", MAX_OPTIONS, 1),
+        for method, part, limit, prompts, applies in (
+            ("one prompt", "ranker", MAX_OPTIONS, 1, size <= MAX_OPTIONS),
+            ("groups", "ranker", group_size, num_prompts(size, group_size), size > group_size),
+            ("retriever", "retriever", MAX_OPTIONS, 0, True),
+            ("both", "both", MAX_OPTIONS, 1, True),
         ):
-            fits = size <= limit if method == "one prompt" else size > limit if method == "groups" else True
-            if part not in completer.parts or not fits:
+            if part not in completer.parts or not applies:
                 continue
-            scorer = completer if part == "both" else BundleCompleter(completer.processor, **{part: alone[part]})
+            alone = {} if part == "both" else {part: getattr(completer, part)}
+            scorer = BundleCompleter(completer.processor, **alone) if alone else completer
             options = ScoringOptions(batch_size=batch_size, max_options=limit, group_size=group_size, seed=seed)
             scored = score_questions(scorer, questions, options, progress=progress)[part]
             rows.append({"num_candidates": size, "method": method, "prompts": prompts} | compute_metrics(scored))

@@ -29,15 +29,8 @@ from bundle_mllm.settings import configured_by
 if TYPE_CHECKING:
     from bundle_mllm.modeling.completion_bundle_mllm import BundleCompleter
 
-SUMMARY = (
-    "hit_rate@1",
-    "hit_rate@1_random_ties",
-    "hit_rate@3",
-    "hit_rate@5",
-    "mrr",
-    "valid_ratio",
-    "calibration_error",
-)
+_MAIN = ("hit_rate@1", "hit_rate@1_random_ties", "hit_rate@3", "hit_rate@5", "mrr", "valid_ratio", "calibration_error")
+SUMMARY = tuple(name for metric in _MAIN for name in (metric, f"{metric}_se"))
 """Metrics of each part, with standard errors, in the metrics of the whole."""
 
 
@@ -106,10 +99,8 @@ def describe_parts(
         part: {"part": part, **describe(manifest, questions, answers, train_items, max_options=max_options), **shared}
         for part, answers in scored.items()
     }
-    kept = [name for metric in SUMMARY for name in (metric, f"{metric}_se")]
-    metrics[answer_part(metrics)]["parts"] = {
-        part: {name: values[name] for name in kept} for part, values in metrics.items()
-    }
+    parts = {part: {name: values[name] for name in SUMMARY} for part, values in metrics.items()}
+    metrics[answer_part(metrics)]["parts"] = parts
     return metrics
 
 
@@ -168,7 +159,7 @@ def describe(
 
     Returns:
         `questions` (path and SHA-256 of the file, fewest and most candidates of a question and, where a note beside
-        the file says so, how it was made), the metrics of `compute_metrics`, `random_hit_rate@1` (what guessing would
+        the file holds it, how it was made), the metrics of `compute_metrics`, `random_hit_rate@1` (what guessing would
         reach), `slices` of `compute_slices` and `position` of `position_bias`.
     """
     sizes = [len(question.candidates) for question in questions]
@@ -183,9 +174,7 @@ def describe(
 
 def load_train_items(data: Path, catalog: ItemCatalog) -> frozenset[str] | None:
     """Return the items of all training bundles of a dataset folder; `None` if it has none: no item is cold then."""
-    if not find_bundles(data):
-        return None
-    return warm_items(BundleSplits.load(data, catalog))
+    return warm_items(BundleSplits.load(data, catalog)) if find_bundles(data) else None
 
 
 def warm_items(bundles: BundleSplits) -> frozenset[str] | None:

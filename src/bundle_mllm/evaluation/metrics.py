@@ -16,7 +16,7 @@ CALIBRATION_BINS = 15
 """Bins of equal width of the calibration error (Guo et al., ICML 2017)."""
 
 
-class Asked(Protocol):
+class QuestionLike(Protocol):
     """What is known of a question besides the scores of its candidates, as in `bundle_mllm.data.Question`."""
 
     @property
@@ -31,7 +31,7 @@ class Asked(Protocol):
 
 @dataclass(frozen=True)
 class ScoredQuestion:
-    """What a model, or any other method, said to one question."""
+    """The scores of one question's candidates, by a model or any other method."""
 
     question_id: str
     bundle_id: str
@@ -41,8 +41,8 @@ class ScoredQuestion:
     unrestricted_choice: int | None
     """Index of the option whose letter is the most likely next token of the whole vocabulary; None if none is."""
     per_order_scores: tuple[tuple[float, ...], ...] = ()
-    """Where a question was asked in several candidate orders: the log-probabilities under each, of which
-    `scores` is the mean; candidates in the order of the question, the question's own order first."""
+    """Of a question scored in several candidate orders: the log-probabilities under each, of which `scores` is the
+    mean; candidates in the order of the question, the question's own order first."""
 
     @property
     def hit(self) -> bool:
@@ -66,7 +66,7 @@ class ScoredQuestion:
         return self.num_better + (self.num_tied + 1) / 2
 
 
-def as_scored(questions: Sequence[Asked], scores: Sequence[Sequence[float]]) -> list[ScoredQuestion]:
+def as_scored(questions: Sequence[QuestionLike], scores: Sequence[Sequence[float]]) -> list[ScoredQuestion]:
     """Put plain scores into the form that every metric takes.
 
     Args:
@@ -81,13 +81,13 @@ def as_scored(questions: Sequence[Asked], scores: Sequence[Sequence[float]]) -> 
         ValueError: The numbers of questions, scores or candidates differ, or a score is not finite.
     """
     if len(questions) != len(scores):
-        raise ValueError(f"there are {len(questions)} questions but {len(scores)} lists of scores: give one for each.")
+        raise ValueError(f"There are {len(questions)} questions but {len(scores)} lists of scores: give one for each.")
     scored = []
     for question, row in zip(questions, scores, strict=True):
         row = tuple(float(score) for score in row)
         if len(row) != len(question.candidates):
             raise ValueError(
-                f"question {question.question_id!r} has {len(question.candidates)} candidates but {len(row)} scores, "
+                f"Question {question.question_id!r} has {len(question.candidates)} candidates but {len(row)} scores, "
                 "so it is unclear whose they are: give one score per candidate."
             )
         _check_numbers(question.question_id, row)
@@ -121,7 +121,7 @@ def compute_metrics(scored: Sequence[ScoredQuestion], *, probabilities: bool = T
     `num_questions` and `num_bundles` are counts.
 
     Args:
-        scored: What was said to the questions.
+        scored: The scored questions.
         probabilities: Whether the scores are log-probabilities up to a constant; if not, `calibration_error` is
             left out.
 
@@ -143,8 +143,8 @@ def question_values(scored: Sequence[ScoredQuestion], *, probabilities: bool = T
     """Return what each question adds to each metric of [`compute_metrics`].
 
     Returns:
-        Arrays [n] whose mean is the metric. NaN stands for a question that is not in the denominator. What a question
-        adds to `calibration_error` is the difference of confidence and hit, with the sign that its bin has.
+        Arrays `[n]` whose mean is the metric. NaN stands for a question that is not in the denominator. What one adds
+        to `calibration_error` is the difference of confidence and hit, with the sign that its bin has.
 
     Raises:
         ValueError: There is no question, or a score is not finite.
@@ -182,12 +182,12 @@ def paired_differences(
 ) -> dict[str, dict[str, float]]:
     """Compare two methods on the same questions.
 
-    Both are asked the same, so what makes a question easy or hard for both cancels out: the standard error is that of
-    the differences question by question, clustered by bundle, and mostly smaller than those of the two metrics.
+    What makes a question easy or hard for both cancels out: the standard error is that of the differences question by
+    question, clustered by bundle, and mostly smaller than those of the two metrics.
 
     Args:
-        a: What one method said.
-        b: What the other said to the same questions, in any order.
+        a: Questions scored by one method.
+        b: The same questions scored by the other, in any order.
         probabilities: Whether both give log-probabilities; see [`compute_metrics`].
 
     Returns:
@@ -200,36 +200,38 @@ def paired_differences(
     other = {question.question_id: question for question in b}
     if len(a) != len(b) or {q.question_id for q in a} != other.keys():
         raise ValueError(
-            f"one run has {len(a)} questions and the other {len(b)}, and they are not the same ones, so they cannot "
+            f"One run has {len(a)} questions and the other {len(b)}, and they are not the same ones, so they cannot "
             "be paired: evaluate both on one question file."
         )
     b = [other[question.question_id] for question in a]
     for one, two in zip(a, b, strict=True):
-        key = [(q.bundle_id, q.answer_index, len(q.scores)) for q in (one, two)]
-        if key[0] != key[1]:
+        if len({(q.bundle_id, q.answer_index, len(q.scores)) for q in (one, two)}) > 1:
             raise ValueError(
-                f"question {one.question_id!r} is about another bundle, answer or number of candidates in the second "
+                f"Question {one.question_id!r} is about another bundle, answer or number of candidates in the second "
                 "run, so its scores cannot be paired: evaluate both on one question file."
             )
     values_a, values_b = (question_values(run, probabilities=probabilities) for run in (a, b))
     bundles = [question.bundle_id for question in a]
     result = {}
-    for name in values_a:
-        mean_a, mean_b = _mean(values_a[name]), _mean(values_b[name])
-        error = clustered_standard_error(_influence(values_a[name]) - _influence(values_b[name]), bundles)
-        difference = mean_a - mean_b
-        z = difference / error if error > 0 else math.nan
-        result[name] = {"a": mean_a, "b": mean_b, "difference": difference, "se": error, "z": z}
+    for name, of_a in values_a.items():
+        mean_a, mean_b = _mean(of_a), _mean(values_b[name])
+        error = clustered_standard_error(_influence(of_a) - _influence(values_b[name]), bundles)
+        z = (mean_a - mean_b) / error if error > 0 else math.nan
+        result[name] = {"a": mean_a, "b": mean_b, "difference": mean_a - mean_b, "se": error, "z": z}
     return result
+
+
+def validation_figures(scored: Sequence[ScoredQuestion]) -> dict[str, float | int]:
+    """Return the figures of a validation: the main metrics, and the log-likelihood of the answers."""
+    metrics = compute_metrics(scored)
+    kept = ("hit_rate@1", "hit_rate@1_se", "mrr", "valid_ratio", "num_questions", "num_bundles")
+    return {name: metrics[name] for name in kept} | {"log_likelihood": log_likelihood(scored)}
 
 
 def log_likelihood(scored: Sequence[ScoredQuestion]) -> float:
     """Return the mean log-probability of the answer among the options (natural logarithm)."""
-    total = 0.0
-    for question in scored:
-        logits = np.asarray(question.scores)
-        total += float(logits[question.answer_index] - np.logaddexp.reduce(logits))
-    return total / len(scored)
+    total = sum(question.scores[question.answer_index] - np.logaddexp.reduce(question.scores) for question in scored)
+    return float(total) / len(scored)
 
 
 def clustered_standard_error(values: np.ndarray, clusters: Sequence[str]) -> float:
@@ -238,8 +240,8 @@ def clustered_standard_error(values: np.ndarray, clusters: Sequence[str]) -> flo
     `sqrt(G / (G - 1) * sum_g (sum_{i in g} (x_i - mean))^2) / n` with `G` clusters (the sandwich estimator of a mean).
 
     Args:
-        values: [n] floats.
-        clusters: [n] names; questions about one bundle share a cluster.
+        values: `[n]` floats.
+        clusters: `[n]` names; questions about one bundle share a cluster.
 
     Returns:
         The standard error; NaN when there is a single cluster.
@@ -255,7 +257,7 @@ def clustered_standard_error(values: np.ndarray, clusters: Sequence[str]) -> flo
 def _check_numbers(question_id: str, scores: Sequence[float]) -> None:
     if not all(map(math.isfinite, scores)):
         raise ValueError(
-            f"question {question_id!r} has scores that are not finite, so its answer has no rank: repair the method "
+            f"Question {question_id!r} has scores that are not finite, so its answer has no rank: repair the method "
             "that scored it, and give a low score to what is unlikely."
         )
 
@@ -266,7 +268,7 @@ def _mean(values: np.ndarray) -> float:
 
 
 def _influence(values: np.ndarray) -> np.ndarray:
-    """Return values [n] whose standard error is that of the mean of the counted (not NaN) values.
+    """Return values `[n]` whose standard error is that of the mean of the counted (not NaN) values.
 
     With all counted these are deviations from the mean; else the linearization of the ratio of two sums.
     """

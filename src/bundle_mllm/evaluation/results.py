@@ -1,6 +1,6 @@
 """Metrics files: what was measured on which question file, with every question's scores beside it; and comparing two.
 
-Knows nothing about models or how questions are asked.
+Knows nothing about models or prompts.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from bundle_mllm.data.tables import iter_records, write_records
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.evaluation.metrics import ScoredQuestion, paired_differences
 
+_FIELDS = ("question_id", "bundle_id", "answer_index", "rank", "scores", "unrestricted_choice")
+
 
 def save_results(path: str | os.PathLike, metrics: Mapping[str, Any], scored: Sequence[ScoredQuestion]) -> None:
     """Write a metrics file and, beside it, the scores of every question.
@@ -28,11 +30,12 @@ def save_results(path: str | os.PathLike, metrics: Mapping[str, Any], scored: Se
             order of the question) and `unrestricted_choice`.
         metrics: The metrics; `questions` must be the question file's, see `read_question_manifest`. What is not
             defined (NaN) is written as null. `results` is added: name and SHA-256 of the file of scores.
-        scored: What was said to the questions.
+        scored: The scored questions.
     """
     path = Path(path)
     rows = _rows_path(path)
-    write_records(rows, map(_to_record, scored))
+    records = ({name: getattr(question, name) for name in _FIELDS} for question in scored)
+    write_records(rows, records)
     write_json(path, {**metrics, "results": {"path": rows.name, "sha256": sha256(rows)}})
 
 
@@ -52,13 +55,11 @@ def check_writable(path: str | os.PathLike, questions: str | os.PathLike) -> Non
     for file in (path, _rows_path(path)):
         if file.resolve() in kept:
             raise BundleMLLMError(
-                f"Metrics in {path} would overwrite {file}, which the questions are in: give another file, such as "
-                "metrics.json."
+                f"Metrics in {path} would overwrite {file}, which the questions are in: give another file."
             )
         if file.is_dir():
             raise BundleMLLMError(
-                f"{file} is a folder, so no metrics can be written there: give the name of a file that is not taken, "
-                "such as metrics.json."
+                f"{file} is a folder, so no metrics can be written there: give a file, such as metrics.json."
             )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -77,7 +78,7 @@ def load_results(path: str | os.PathLike) -> tuple[dict[str, Any], list[ScoredQu
         path: A metrics file that [`save_results`] wrote.
 
     Returns:
-        The metrics, and what was said to each question.
+        The metrics, and the scored questions.
 
     Raises:
         BundleMLLMError: A file is missing or malformed, or the scores are those of another run.
@@ -95,7 +96,8 @@ def load_results(path: str | os.PathLike) -> tuple[dict[str, Any], list[ScoredQu
     if not rows.is_file() or sha256(rows) != expected:
         problem = "is another file than" if rows.exists() else "is missing, which holds"
         raise BundleMLLMError(f"{rows} {problem} the scores that {path} was computed from: evaluate again.")
-    return metrics, [_from_record(record) for record in iter_records(rows)]
+    records = ({name: record[name] for name in _FIELDS if name != "rank"} for record in iter_records(rows))
+    return metrics, [ScoredQuestion(**{**record, "scores": tuple(record["scores"])}) for record in records]
 
 
 def compare_metrics(a: str | os.PathLike, b: str | os.PathLike) -> dict[str, Any]:
@@ -117,8 +119,8 @@ def compare_metrics(a: str | os.PathLike, b: str | os.PathLike) -> dict[str, Any
     if used[0]["sha256"] != used[1]["sha256"]:
         raise BundleMLLMError(
             f"{a} was measured on {used[0].get('path')} (SHA-256 {used[0]['sha256'][:12]}…) and {b} on "
-            f"{used[1].get('path')} ({used[1]['sha256'][:12]}…), so a difference would say nothing about the models: "
-            "evaluate both on one question file."
+            f"{used[1].get('path')} ({used[1]['sha256'][:12]}…), so a difference would be one of questions: evaluate "
+            "both on one question file."
         )
     probabilities = all("calibration_error" in metrics for metrics in (metrics_a, metrics_b))
     differences = paired_differences(scored_a, scored_b, probabilities=probabilities)
@@ -132,24 +134,3 @@ def part_path(path: Path, part: str) -> Path:
 
 def _rows_path(path: Path) -> Path:
     return path.with_name(path.name.removesuffix(".json") + ".questions.jsonl")
-
-
-def _to_record(question: ScoredQuestion) -> dict[str, Any]:
-    return {
-        "question_id": question.question_id,
-        "bundle_id": question.bundle_id,
-        "answer_index": question.answer_index,
-        "rank": question.rank,
-        "scores": list(question.scores),
-        "unrestricted_choice": question.unrestricted_choice,
-    }
-
-
-def _from_record(record: Mapping[str, Any]) -> ScoredQuestion:
-    return ScoredQuestion(
-        record["question_id"],
-        record["bundle_id"],
-        record["answer_index"],
-        tuple(record["scores"]),
-        record["unrestricted_choice"],
-    )

@@ -41,13 +41,10 @@ def score_questions(
         BundleMLLMError: If an option is out of range, a prompt is too long, an item is unknown or there twice, or a
             score is not finite.
     """
-    options = ScoringOptions() if options is None else options
+    options = options or ScoringOptions()
     completions = _score(completer, questions, options, progress)
     scored = {
-        part: [
-            _scored(question, completion, part) for question, completion in zip(questions, completions, strict=True)
-        ]
-        for part in completer.parts
+        part: [_scored(*pair, part) for pair in zip(questions, completions, strict=True)] for part in completer.parts
     }
     if "both" in scored:  # of a long list the ranker was shown the retriever's best: alone it has to rank all
         long = [i for i, completion in enumerate(completions) if completion.scores["ranker"].isinf().any()]

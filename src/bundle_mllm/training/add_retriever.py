@@ -5,7 +5,6 @@ Knows nothing about how the ranker was trained.
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import shutil
 from pathlib import Path
@@ -15,15 +14,12 @@ from bundle_mllm.data.files import new_folder, require_folder
 from bundle_mllm.data.folder import DatasetFolder
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.model_folder import check_same_items, load_ranker
-from bundle_mllm.modeling.completion_bundle_mllm import BundleCompleter
 from bundle_mllm.modeling.pipeline_bundle_mllm import RETRIEVER_FOLDER
 from bundle_mllm.modeling.retriever_bundle_mllm import BundleRetriever
 from bundle_mllm.settings import configured_by
-from bundle_mllm.training.combine import fit_combination
 from bundle_mllm.training.config import AddRetrieverSettings
-from bundle_mllm.training.memberships import load_memberships
-from bundle_mllm.training.ranker import score_held_out
-from bundle_mllm.training.retriever import fit_retriever, new_retriever
+from bundle_mllm.training.ranker import join
+from bundle_mllm.training.retriever import make_retriever
 from bundle_mllm.training.run import limited_threads
 from bundle_mllm.training.run_data import RunData
 
@@ -53,39 +49,9 @@ def add_retriever(settings: AddRetrieverSettings) -> dict[str, dict[str, Any]]:
             "give the dataset folder that the ranker was made for."
         )
     check_same_items(ranker, processor, settings.model)
-    store = data.features
-    if store is None:
-        raise BundleMLLMError(
-            f"{settings.data} has no item features, so there is nothing to retrieve by: write features/*.safetensors "
-            "first (bundle-mllm encode)."
-        )
     with limited_threads(settings.num_threads):
-        memberships = load_memberships(
-            data.folder,
-            settings.retriever.memberships,
-            list(store.modalities),
-            data.out_of_fold,
-            allow_leakage=settings.allow_leakage,
-        )
-        retriever = new_retriever(store, memberships, settings.retriever, seed=settings.seed)
-        scores = fit_retriever(
-            retriever,
-            data.catalog,
-            data.retriever_questions(),
-            settings.retriever,
-            stacking_bundles=data.stacking_bundles,
-            held_out_questions=data.held_out_questions,
-            out_of_fold=data.out_of_fold,
-            seed=settings.seed + 1,
-        )
-        figures: dict[str, dict[str, Any]] = {}
-        if data.held_out_questions:
-            answers = [question.answer_index for question in data.held_out_questions]
-            combination = fit_combination(score_held_out(ranker, processor, data), scores, answers)
-            retriever.config.ranker_weight = combination.ranker_weight
-            retriever.config.temperature = combination.temperature
-            figures["combination"] = dataclasses.asdict(combination)
-        figures |= data.validate(BundleCompleter(processor, ranker=ranker, retriever=retriever))
+        retriever, held_out_scores = make_retriever(data)
+        figures = join(ranker, processor, retriever, held_out_scores, data)
     retriever.config.items_hash = processor.items_hash
     _replace_retriever(settings.model, retriever)
     return figures

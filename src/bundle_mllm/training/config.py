@@ -146,18 +146,10 @@ class StageTwoConfig(StageConfig):
     trains: tuple[ParameterGroup, ...] = ("fusion", "projector", "separator")
 
 
-@dataclass(frozen=True)
-class RunConfig(Settings):
-    """A whole run: data folder in, model folder out."""
+@dataclass(frozen=True, kw_only=True)
+class InputOptions(Settings):
+    """What the models are trained and validated on."""
 
-    data: Path
-    """Dataset folder (items, bundles, features)."""
-    output_dir: Path
-    """Where the model folder is written. A killed run started again with the same arguments continues."""
-    base_model: str = SCRATCH
-    """Hub name or local folder of a causal LM, "scratch", or "none" for a retriever alone."""
-    no_retriever: bool = False
-    """Train the ranker alone, the paper's system."""
     modalities: tuple[str, ...] | None = None
     """Feature files to use, by modality name; all that the data folder holds if not given."""
     allow_leakage: bool = False
@@ -174,23 +166,52 @@ class RunConfig(Settings):
     """Questions about held-out training bundles on which the weight of the ranker beside the retriever is fitted."""
     num_threads: int | None = None
     """CPU threads that one operation may use; PyTorch's choice if not given."""
+    retriever: RetrieverSettings = field(default_factory=RetrieverSettings)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.num_threads is not None and self.num_threads < 1:
+            raise BundleMLLMError(f"num_threads is {self.num_threads}: give 1 or more, or leave it out.")
+        retriever = self.retriever
+        if unknown := sorted(set(retriever.memberships) - set(MEMBERSHIPS)):
+            raise BundleMLLMError(
+                f"retriever.memberships are {list(retriever.memberships)}, of which {unknown} have no groups that "
+                f"items could share: choose from {', '.join(MEMBERSHIPS)}."
+            )
+        if retriever.steps < 0 or min(retriever.num_questions, retriever.batch_size) < 1:
+            raise BundleMLLMError(
+                f"retriever.steps is {retriever.steps}, num_questions {retriever.num_questions} and batch_size "
+                f"{retriever.batch_size}: give 0 or more steps, and 1 or more of the others."
+            )
+        _check_num_candidates("retriever", retriever.num_candidates)
+
+
+@dataclass(frozen=True)
+class RunConfig(InputOptions):
+    """A whole run: data folder in, model folder out."""
+
+    data: Path
+    """Dataset folder (items, bundles, features)."""
+    output_dir: Path
+    """Where the model folder is written. A killed run started again with the same arguments continues."""
+    base_model: str = SCRATCH
+    """Hub name or local folder of a causal LM, "scratch", or "none" for a retriever alone."""
+    no_retriever: bool = False
+    """Train the ranker alone, the paper's system."""
     dtype: Literal["float32", "bfloat16", "auto"] = "auto"
     """Precision in which a downloaded backbone is loaded; "scratch" is float32."""
-    retriever: RetrieverSettings = field(default_factory=RetrieverSettings)
+    retriever: RetrieverSettings = field(default_factory=RetrieverSettings, kw_only=True)
     fusion: FusionSettings = field(default_factory=FusionSettings)
     stage_one: StageOneConfig = field(default_factory=StageOneConfig)
     stage_two: StageTwoConfig = field(default_factory=StageTwoConfig)
 
     def __post_init__(self):
         super().__post_init__()
-        if self.num_threads is not None and self.num_threads < 1:
-            raise BundleMLLMError(f"num_threads is {self.num_threads}: give 1 or more, or leave it out.")
         if not self.trains_ranker and not self.trains_retriever:
             raise BundleMLLMError(
                 f'base_model is "{NO_RANKER}" and the retriever is left out, so nothing would be trained: give a base '
                 "model, or keep the retriever."
             )
-        check_retriever(self.retriever)
         for name in ("stage_one", "stage_two"):
             _check_stage(name, getattr(self, name))
 
@@ -206,54 +227,17 @@ class RunConfig(Settings):
 
 
 @dataclass(frozen=True)
-class AddRetrieverSettings(Settings):
-    """Add a retriever to the folder of a ranker that was made elsewhere (`trl sft`, `convert`, the Hub)."""
+class AddRetrieverSettings(InputOptions):
+    """Add a retriever to the folder of a ranker that was made elsewhere (`trl sft`, `convert`, the Hub).
+
+    The ranker may have seen the bundles that its weight is fitted on, which overstates its weight.
+    """
 
     model: Path
     """Model folder of the ranker; the retriever is written to its `retriever/`."""
     data: Path
     """Dataset folder with the same items in the same order."""
-    modalities: tuple[str, ...] | None = None
-    """Feature files to use, by modality name; all that the data folder holds if not given."""
-    allow_leakage: bool = False
-    """Take a user log even if held-out bundles are among its users."""
-    seed: int = 0
-    """Seed of new weights, sampled questions, their order and dropout."""
-    max_partial: int = 10
-    """Most items of a partial bundle that a question shows."""
-    validation_questions: int = 400
-    """Validation questions (half uniform, half hard negatives) that the figures are of."""
-    validation_candidates: int = 10
-    """Options of each validation question."""
-    combination_questions: int = 400
-    """Questions about training bundles on which the weight of the ranker is fitted. The ranker may have seen these
-    bundles, which overstates its weight."""
-    num_threads: int | None = None
-    """CPU threads that one operation may use; PyTorch's choice if not given."""
-    retriever: RetrieverSettings = field(default_factory=RetrieverSettings)
-
-    def __post_init__(self):
-        super().__post_init__()
-        check_retriever(self.retriever)
-
-
-def check_retriever(settings: RetrieverSettings) -> None:
-    """Refuse settings of which no retriever can be trained.
-
-    Raises:
-        BundleMLLMError: If a membership is unknown or a number is out of range.
-    """
-    if unknown := sorted(set(settings.memberships) - set(MEMBERSHIPS)):
-        raise BundleMLLMError(
-            f"retriever.memberships are {list(settings.memberships)}, of which {unknown} have no groups that items "
-            f"could share: choose from {', '.join(MEMBERSHIPS)}."
-        )
-    if settings.steps < 0 or min(settings.num_questions, settings.batch_size) < 1:
-        raise BundleMLLMError(
-            f"retriever.steps is {settings.steps}, num_questions {settings.num_questions} and batch_size "
-            f"{settings.batch_size}: give 0 or more steps, and 1 or more of the others."
-        )
-    _check_num_candidates("retriever", settings.num_candidates)
+    retriever: RetrieverSettings = field(default_factory=RetrieverSettings, kw_only=True)
 
 
 def _check_stage(name: str, stage: StageConfig) -> None:

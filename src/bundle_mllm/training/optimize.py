@@ -25,7 +25,9 @@ def minimize(loss: Callable[[], torch.Tensor], groups: Sequence[dict[str, Any]],
     """
     optimizer = torch.optim.AdamW([dict(group) for group in groups])  # it writes into the groups
     rates = [group["lr"] for group in groups]
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=max(2, steps), pct_start=0.1)
+    total = max(2, steps)
+    rising = 0.2 if total == 10 else 0.1  # OneCycleLR divides by the length of the rise, 0.1 * total - 1
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=total, pct_start=rising)
     for _ in tqdm(range(steps), desc=name):
         value = loss()
         optimizer.zero_grad()

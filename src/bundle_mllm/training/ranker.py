@@ -1,11 +1,12 @@
-"""Build the ranker that a run starts from, and score the held-out questions by the one that it ends with.
+"""Build the ranker that a run starts from, and join the one that it ends with to a retriever.
 
 Knows nothing about stages or optimizers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from typing import Any
 
 import torch
 
@@ -16,7 +17,9 @@ from bundle_mllm.modeling.completion_bundle_mllm import BundleCompleter
 from bundle_mllm.modeling.item_processing_bundle_mllm import BundleItemProcessor
 from bundle_mllm.modeling.modeling_bundle_mllm import BundleMLLMForCausalLM
 from bundle_mllm.modeling.processing_bundle_mllm import BundleMLLMProcessor
+from bundle_mllm.modeling.retriever_bundle_mllm import BundleRetriever
 from bundle_mllm.settings import SCRATCH
+from bundle_mllm.training.combine import fit_combination
 from bundle_mllm.training.config import RunConfig
 from bundle_mllm.training.run_data import RunData
 from bundle_mllm.training.scratch import scratch_backbone
@@ -60,9 +63,36 @@ def longest_list(config: RunConfig) -> int:
     return max(3, *lists) if lists else MAX_OPTIONS
 
 
-def score_held_out(
-    ranker: BundleMLLMForCausalLM, processor: BundleItemProcessor, data: RunData
-) -> Sequence[Sequence[float]]:
+def join(
+    ranker: BundleMLLMForCausalLM,
+    processor: BundleItemProcessor,
+    retriever: BundleRetriever,
+    held_out_scores: list[list[float]],
+    data: RunData,
+) -> dict[str, dict[str, Any]]:
+    """Fit the weight of the ranker and the temperature, which the retriever's configuration keeps.
+
+    Args:
+        ranker: The ranker.
+        processor: Its processor.
+        retriever: Its configuration is changed.
+        held_out_scores: Its scores of the held-out questions, made before it was trained on their bundles.
+        data: The data of the run.
+
+    Returns:
+        The `Combination` under "combination", and the validation figures of each part.
+    """
+    figures: dict[str, dict[str, Any]] = {}
+    if data.held_out_questions:
+        answers = [question.answer_index for question in data.held_out_questions]
+        combination = fit_combination(score_held_out(ranker, processor, data), held_out_scores, answers)
+        retriever.config.ranker_weight = combination.ranker_weight
+        retriever.config.temperature = combination.temperature
+        figures["combination"] = dataclasses.asdict(combination)
+    return figures | data.validate(BundleCompleter(processor, ranker=ranker, retriever=retriever))
+
+
+def score_held_out(ranker: BundleMLLMForCausalLM, processor: BundleItemProcessor, data: RunData) -> list[list[float]]:
     """Score the candidates of the held-out questions, each with the out-of-fold features of its bundle's fold."""
     questions, folds = data.held_out_questions, data.out_of_fold
     completer = BundleCompleter(processor, ranker=ranker)

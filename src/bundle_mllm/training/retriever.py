@@ -1,6 +1,6 @@
 """Train a retriever: towers, then the stacker on bundles that the towers have not seen, then the towers on all.
 
-Knows nothing about language models, prompts or files.
+Knows nothing about language models or prompts.
 """
 
 from __future__ import annotations
@@ -14,14 +14,53 @@ from bundle_mllm.data.catalog import ItemCatalog
 from bundle_mllm.data.features import FeatureStore
 from bundle_mllm.data.folds import OutOfFoldFeatures
 from bundle_mllm.data.questions import Question
+from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.modeling.groups_bundle_mllm import ItemPairs
 from bundle_mllm.modeling.retriever_bundle_mllm import BundleRetriever, BundleRetrieverConfig
 from bundle_mllm.training.config import RetrieverSettings
+from bundle_mllm.training.memberships import load_memberships
 from bundle_mllm.training.optimize import minimize, training_only
 from bundle_mllm.training.out_of_fold import QuestionRows, fold_rows
+from bundle_mllm.training.run_data import RunData
 
 STATISTICS_OF = 4_096
 """Questions whose co-occurrence gives the stacker the mean and standard deviation of its inputs."""
+
+
+def make_retriever(data: RunData) -> tuple[BundleRetriever, list[list[float]]]:
+    """Train a retriever on the data of a run.
+
+    Returns:
+        The retriever, and the scores of the held-out questions; see `fit_retriever`.
+
+    Raises:
+        BundleMLLMError: If there are no features, or the user log encodes held-out bundles.
+    """
+    settings, seed, store = data.settings.retriever, data.settings.seed, data.features
+    if store is None:
+        raise BundleMLLMError(
+            f"{data.folder.path} has no item features, so there is nothing to retrieve by: write "
+            "features/*.safetensors first (bundle-mllm encode)."
+        )
+    memberships = load_memberships(
+        data.folder,
+        settings.memberships,
+        list(store.modalities),
+        data.out_of_fold,
+        allow_leakage=data.settings.allow_leakage,
+    )
+    retriever = new_retriever(store, memberships, settings, seed=seed)
+    scores = fit_retriever(
+        retriever,
+        data.catalog,
+        data.retriever_questions(),
+        settings,
+        stacking_bundles=data.stacking_bundles,
+        held_out_questions=data.held_out_questions,
+        out_of_fold=data.out_of_fold,
+        seed=seed + 1,
+    )
+    return retriever, scores
 
 
 def new_retriever(

@@ -18,7 +18,6 @@ from transformers.utils import logging
 
 from bundle_mllm.data.files import new_folder
 from bundle_mllm.data.folder import DatasetFolder
-from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.model_folder import STAGE_ONE_MODEL, load_completer, load_ranker, save_completer, save_model
 from bundle_mllm.modeling.completion_bundle_mllm import BundleCompleter
 from bundle_mllm.modeling.item_processing_bundle_mllm import BundleItemProcessor
@@ -26,12 +25,10 @@ from bundle_mllm.modeling.modeling_bundle_mllm import BundleMLLMForCausalLM
 from bundle_mllm.modeling.processing_bundle_mllm import BundleMLLMProcessor
 from bundle_mllm.modeling.retriever_bundle_mllm import BundleRetriever
 from bundle_mllm.settings import SCRATCH, with_overrides
-from bundle_mllm.training.combine import fit_combination
 from bundle_mllm.training.config import RunConfig, StageConfig, default_run
-from bundle_mllm.training.memberships import load_memberships
-from bundle_mllm.training.ranker import build_ranker, score_held_out
+from bundle_mllm.training.ranker import build_ranker, join
 from bundle_mllm.training.record import RunRecord
-from bundle_mllm.training.retriever import fit_retriever, new_retriever
+from bundle_mllm.training.retriever import make_retriever
 from bundle_mllm.training.run_data import RunData
 from bundle_mllm.training.stage import BEST, StageQuestions, run_stage
 
@@ -99,31 +96,10 @@ def train_retriever(config: RunConfig, data: RunData, record: RunRecord) -> None
     folder = config.output_dir / "training" / "retriever"
     if (folder / "model").exists():
         return
-    store = data.features
-    if store is None:
-        if not config.trains_ranker:
-            raise BundleMLLMError(
-                f"{config.data} has no item features, so there is nothing to retrieve by: write features/*.safetensors"
-                " first (bundle-mllm encode)."
-            )
+    if data.features is None and config.trains_ranker:
         logger.warning(f"{config.data} has no item features, so no retriever is trained: encode them for one.")
         return
-    settings = config.retriever
-    memberships = load_memberships(
-        data.folder, settings.memberships, list(store.modalities), data.out_of_fold, allow_leakage=config.allow_leakage
-    )
-    retriever = new_retriever(store, memberships, settings, seed=config.seed)
-    scores = fit_retriever(
-        retriever,
-        data.catalog,
-        data.retriever_questions(),
-        settings,
-        stacking_bundles=data.stacking_bundles,
-        held_out_questions=data.held_out_questions,
-        out_of_fold=data.out_of_fold,
-        seed=config.seed + 1,
-    )
-    record["held_out_scores_of_retriever"] = scores
+    retriever, record["held_out_scores_of_retriever"] = make_retriever(data)
     completer = BundleCompleter(data.item_processor(), retriever=retriever)
     if figures := data.validate(completer):
         record["retriever"] = figures["retriever"]
@@ -201,25 +177,14 @@ def combine(config: RunConfig, data: RunData, record: RunRecord) -> None:
         ranker, processor = load_ranker(training / "stage_two" / "model")
     if (training / "retriever" / "model").exists():
         retriever = load_completer(training / "retriever" / "model").retriever
-    completer = BundleCompleter(processor, ranker=ranker, retriever=retriever)
     if ranker is not None and retriever is not None:
-        if data.held_out_questions:
-            combination = fit_combination(
-                score_held_out(ranker, processor, data),
-                record["held_out_scores_of_retriever"],
-                [question.answer_index for question in data.held_out_questions],
-            )
-            retriever.config.ranker_weight = combination.ranker_weight
-            retriever.config.temperature = combination.temperature
-            record["combination"] = dataclasses.asdict(combination)
-        figures = data.validate(completer)
-        if "both" in figures:
-            record["both"] = figures["both"]
-        for part, metrics in figures.items():
-            record.print_figures(part, metrics)
+        figures = join(ranker, processor, retriever, record["held_out_scores_of_retriever"], data)
+        record.update({name: figures[name] for name in ("combination", "both") if name in figures})
+        for part in [part for part in figures if part != "combination"]:
+            record.print_figures(part, figures[part])
     record.write()
     with new_folder(final) as temporary:
-        save_completer(completer, temporary)
+        save_completer(BundleCompleter(processor, ranker=ranker, retriever=retriever), temporary)
 
 
 def finish(out: Path, record: RunRecord) -> None:

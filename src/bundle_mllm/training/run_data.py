@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Protocol
 
 from transformers.utils import logging
 
@@ -19,36 +18,17 @@ from bundle_mllm.data.folder import DatasetFolder
 from bundle_mllm.data.folds import OutOfFoldFeatures, part_bundles
 from bundle_mllm.data.questions import Question, make_questions, sample_training_questions, spread
 from bundle_mllm.data.splitting import held_out_near_duplicates
-from bundle_mllm.evaluation.metrics import compute_metrics, log_likelihood
+from bundle_mllm.evaluation.metrics import validation_figures
 from bundle_mllm.evaluation.scoring import score_questions
 from bundle_mllm.modeling.completion_bundle_mllm import BundleCompleter
 from bundle_mllm.modeling.item_processing_bundle_mllm import BundleItemProcessor
-from bundle_mllm.training.config import RetrieverSettings, StageConfig
+from bundle_mllm.training.config import InputOptions, StageConfig
 from bundle_mllm.training.out_of_fold import load_out_of_fold
 
 logger = logging.get_logger(__name__)
 
 HELD_OUT, STACKING = 0.1, 0.2
 """Shares of the training bundles: held out until both models are joined, and seen by the stacker alone at first."""
-
-
-class RunSettings(Protocol):
-    """The settings of a run, or of adding a retriever, that decide which questions are drawn."""
-
-    @property
-    def modalities(self) -> tuple[str, ...] | None: ...
-    @property
-    def seed(self) -> int: ...
-    @property
-    def max_partial(self) -> int: ...
-    @property
-    def validation_questions(self) -> int: ...
-    @property
-    def validation_candidates(self) -> int: ...
-    @property
-    def combination_questions(self) -> int: ...
-    @property
-    def retriever(self) -> RetrieverSettings: ...
 
 
 class RunData:
@@ -60,7 +40,7 @@ class RunData:
         holds_out: Whether a tenth of the training bundles is kept from both models.
     """
 
-    def __init__(self, settings: RunSettings, folder: DatasetFolder, *, holds_out: bool = True):
+    def __init__(self, settings: InputOptions, folder: DatasetFolder, *, holds_out: bool = True):
         self.settings, self.folder, self.holds_out = settings, folder, holds_out
 
     @property
@@ -102,8 +82,9 @@ class RunData:
         bundles is right about their near-duplicates, and only about these.
         """
         splits = self.folder.bundles
-        split_of = {bundle.bundle_id: split for split in ("train", "validation") for bundle in splits[split]}
-        members = {bundle.bundle_id: bundle.items for split in ("train", "validation") for bundle in splits[split]}
+        bundles = [(bundle, split) for split in ("train", "validation") for bundle in splits[split]]
+        members = {bundle.bundle_id: bundle.items for bundle, _ in bundles}
+        split_of = {bundle.bundle_id: split for bundle, split in bundles}
         return len(held_out_near_duplicates(members, split_of)) > 0.1 * len(splits.validation)
 
     @property
@@ -203,12 +184,7 @@ class RunData:
         if not self.validation_questions:
             return {}
         scored = score_questions(completer, self.validation_questions)
-        figures = {}
-        for part, questions in scored.items():
-            metrics = compute_metrics(questions)
-            kept = ("hit_rate@1", "hit_rate@1_se", "mrr", "valid_ratio", "num_questions", "num_bundles")
-            figures[part] = {name: metrics[name] for name in kept} | {"log_likelihood": log_likelihood(questions)}
-        return figures
+        return {part: validation_figures(questions) for part, questions in scored.items()}
 
     def item_processor(self) -> BundleItemProcessor:
         """Return a processor of the items alone."""

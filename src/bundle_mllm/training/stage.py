@@ -23,7 +23,7 @@ from bundle_mllm.data.catalog import ItemCatalog
 from bundle_mllm.data.files import atomic_path
 from bundle_mllm.data.folds import OutOfFoldFeatures
 from bundle_mllm.data.questions import Question
-from bundle_mllm.evaluation.metrics import compute_metrics, log_likelihood
+from bundle_mllm.evaluation.metrics import validation_figures
 from bundle_mllm.evaluation.scoring import score_questions
 from bundle_mllm.evaluation.settings import ScoringOptions
 from bundle_mllm.modeling.completion_bundle_mllm import BundleCompleter
@@ -90,7 +90,13 @@ def run_stage(
     processor.show_items = stage.shows_items
     check_lengths([*questions.train, *questions.validation], processor, catalog)
     with fold_rows(model.model.catalog, questions.out_of_fold):
-        _warm_start(model, processor, stage, catalog, questions, seed)
+        if steps := stage.warm_start_steps:
+            model.cpu()  # after stage one it may be on a GPU
+            if stage.shows_items:
+                rows = QuestionRows(questions.warm_start, catalog, questions.out_of_fold)
+                warm_start_items(model, rows, steps=steps, seed=seed)
+            else:
+                warm_start_words(model, processor, catalog, questions.bundles, steps=steps, seed=seed)
         trainer = _trainer(model, processor, stage, catalog, questions, folder, seed)
         resume_from = _last_complete_checkpoint(folder)
         trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
@@ -100,25 +106,6 @@ def run_stage(
     with atomic_path(folder / HISTORY) as temporary:
         temporary.write_text(json.dumps(history, indent=1) + "\n", encoding="utf-8")
     return merge_lora(trained), [entry for entry in history if "validation_hit_rate@1" in entry]
-
-
-def _warm_start(
-    model: BundleMLLMForCausalLM,
-    processor: BundleMLLMProcessor,
-    stage: StageConfig,
-    catalog: ItemCatalog,
-    questions: StageQuestions,
-    seed: int,
-) -> None:
-    steps = stage.warm_start_steps
-    if not steps:
-        return
-    model.cpu()  # after stage one it may be on a GPU
-    if stage.shows_items:
-        rows = QuestionRows(questions.warm_start, catalog, questions.out_of_fold)
-        warm_start_items(model, rows, steps=steps, seed=seed)
-    else:
-        warm_start_words(model, processor, catalog, questions.bundles, steps=steps, seed=seed)
 
 
 def _trainer(
@@ -210,26 +197,17 @@ class KeepBest(TrainerCallback):
         entry: dict[str, Any] = {"step": state.global_step}
         if self.questions:
             completer = BundleCompleter(self.processor, ranker=model)
-            options = ScoringOptions(batch_size=args.train_batch_size)
-            scored = score_questions(completer, self.questions, options)["ranker"]
-            metrics = compute_metrics(scored)
-            entry |= {f"validation_{name}": metrics[name] for name in _LOGGED}
-            entry["validation_log_likelihood"] = log_likelihood(scored)
-        if not self._beaten(state, entry):
+            scored = score_questions(completer, self.questions, ScoringOptions(batch_size=args.train_batch_size))
+            entry |= {f"validation_{name}": value for name, value in validation_figures(scored["ranker"]).items()}
+        names = ("validation_hit_rate@1", "validation_log_likelihood")
+        ranks = [tuple(each[name] for name in names) for each in [*state.log_history, entry] if names[0] in each]
+        if names[0] not in entry or all(ranks[-1] > earlier for earlier in ranks[:-1]):
             save_trainable(model, self.folder / BEST)
         state.log_history.append(entry)
         checkpoint = self.folder / f"checkpoint-{state.global_step}"
         state.save_to_json(str(checkpoint / "trainer_state.json"))  # with the entry, so that a resumed run knows it
         with atomic_path(checkpoint / COMPLETE) as temporary:
             temporary.write_text(json.dumps(entry) + "\n", encoding="utf-8")
-
-    def _beaten(self, state: TrainerState, entry: dict[str, Any]) -> bool:
-        names = ("validation_hit_rate@1", "validation_log_likelihood")
-        if names[0] not in entry:
-            return False
-        rank = tuple(entry[name] for name in names)
-        earlier = (tuple(e[name] for name in names) for e in state.log_history if names[0] in e)
-        return any(best >= rank for best in earlier)
 
 
 class StageProgress(ProgressCallback):
@@ -252,22 +230,15 @@ class StageProgress(ProgressCallback):
     ) -> None:
         """Show the last loss and the last validation."""
         if self.training_bar is not None:
-            shown = {}
-            for entry in state.log_history:
-                shown |= {short: entry[name] for short, name in _SHOWN.items() if name in entry}
+            names = {"loss": "loss", "validation_hit_rate@1": "validation"}
+            shown = {names[name]: entry[name] for entry in state.log_history for name in names if name in entry}
             self.training_bar.set_postfix(shown)
-
-
-_LOGGED = ("hit_rate@1", "hit_rate@1_se", "mrr", "valid_ratio", "num_questions", "num_bundles")
-_SHOWN = {"loss": "loss", "validation": "validation_hit_rate@1"}
 
 
 def _last_complete_checkpoint(folder: Path) -> Path | None:
     """Return the newest complete checkpoint and delete what a kill left half written."""
-    complete = []
-    for checkpoint in folder.glob("checkpoint-*"):
-        if (checkpoint / COMPLETE).exists():
-            complete.append(checkpoint)
-        else:
-            shutil.rmtree(checkpoint)
+    checkpoints = set(folder.glob("checkpoint-*"))
+    complete = {checkpoint for checkpoint in checkpoints if (checkpoint / COMPLETE).exists()}
+    for interrupted in checkpoints - complete:
+        shutil.rmtree(interrupted)
     return max(complete, key=lambda path: int(path.name.rsplit("-", 1)[-1]), default=None)

@@ -13,7 +13,7 @@ import torch
 from .item_processing_bundle_mllm import BundleItemProcessor
 from .questions_bundle_mllm import check_scores, field
 from .ranking_bundle_mllm import GROUP_SIZE, MAX_OPTIONS, round_sizes
-from .scoring_bundle_mllm import RankerScorer, RankerScores
+from .scoring_bundle_mllm import RankerScorer, RankerScores, select
 
 NUM_RETRIEVED = 100
 """Items that a whole catalog is narrowed down to, unless more are wanted."""
@@ -77,7 +77,7 @@ class BundleCompleter:
                 if self.modalities.setdefault(name, width) != width:
                     raise ValueError(
                         f"Ranker and retriever read {name!r} features of {self.modalities[name]} and {width} columns, "
-                        "so one item could not be given to both: make the retriever again for this ranker."
+                        "so no item fits both: make the retriever again for this ranker."
                     )
         processor.modalities, processor.other_modalities = dict(self.models[0].config.modalities), self.modalities
 
@@ -121,26 +121,30 @@ class BundleCompleter:
         num_items = BundleItemProcessor(item_ids, titles).num_items  # refuses wrong ids before anything is changed
         if unknown := sorted(set(features) - set(self.modalities)):
             raise ValueError(
-                f"set_catalog got features of {unknown}, which no model here reads: they read "
-                f"{sorted(self.modalities)}; drop them, or load the models with these modalities."
+                f"set_catalog got features of {unknown}, which no model here reads: drop them, or load models that "
+                f"read more than {sorted(self.modalities)}."
             )
         for name, matrix in features.items():
             if len(matrix) != num_items:
                 raise ValueError(
-                    f"There are {num_items} item ids but {len(matrix)} rows of {name!r} features, so features "
-                    "would be assigned to the wrong items: give one row per id."
+                    f"There are {num_items} item ids but {len(matrix)} rows of {name!r} features, so items would get "
+                    "those of others: give one row per id."
                 )
+        present = present or {}
         before = [(model, model.config.items_hash, model.catalog_rows()) for model in self.models]
         try:
             for model in self.models:
-                known = model.config.modalities
+                if not (known := model.config.modalities):
+                    continue
                 own = {name: matrix for name, matrix in features.items() if name in known}
-                masks = {name: mask for name, mask in (present or {}).items() if name in known}
-                if known and not own:
-                    own = {name: torch.zeros(num_items, width) for name, width in known.items()}
-                    masks = {name: torch.zeros(num_items, dtype=torch.bool) for name in known}
-                if known:
-                    model.set_catalog(own, masks, **({"memberships": memberships} if model is self.retriever else {}))
+                masks = {name: mask for name, mask in present.items() if name in known}
+                if not own:  # no item has any modality of this model
+                    name, width = next(iter(known.items()))
+                    own, masks = (
+                        {name: torch.zeros(num_items, width)},
+                        {name: torch.zeros(num_items, dtype=torch.bool)},
+                    )
+                model.set_catalog(own, masks, **({"memberships": memberships} if model is self.retriever else {}))
         except BaseException:
             for model, items_hash, rows in before:
                 if rows["features"]:
@@ -195,25 +199,29 @@ class BundleCompleter:
         limit = max_options or getattr(self.processor, "max_options", MAX_OPTIONS)
         if not 3 <= limit <= MAX_OPTIONS:
             raise ValueError(f"max_options is {limit}, but options are lettered A to Z: choose 3 to {MAX_OPTIONS}.")
-        size_of_groups: int = group_size or min(GROUP_SIZE, limit)
-        round_sizes(MAX_OPTIONS, size_of_groups)  # refuses a wrong size before anything runs
+        group_size = group_size or min(GROUP_SIZE, limit)
+        round_sizes(MAX_OPTIONS, group_size)  # refuses a wrong size before anything runs
         modes = [model.training for model in self.models]
         for model in self.models:
             model.eval()
         try:
             questions, retrieved, terms = self._retrieve(questions, num_retrieved, return_terms)
-            if self.ranker is None:
-                ranked: list[tuple[list[int], RankerScores] | None] = [None] * len(questions)
-            else:
+            ranked: list[tuple[list[int], RankerScores] | None] = [None] * len(questions)
+            if self.ranker is not None:
                 scorer = RankerScorer(self.ranker, self.processor, batch_size, progress)
-                ranked = self._rank(scorer, questions, retrieved, limit, size_of_groups, permutations, seed)
+                shown = self._shown(questions, retrieved, limit)
+                short = [i for i, members in shown.items() if len(members) <= limit]
+                long = [i for i in shown if len(shown[i]) > limit]
+                prompts = [select(questions[i], shown[i]) for i in short]
+                scored = scorer.in_one_prompt(prompts, permutations, seed)
+                scored += scorer.in_groups([questions[i] for i in long], group_size, permutations, seed)
+                for i, scores in zip(short + long, scored, strict=True):
+                    ranked[i] = shown[i], scores
         finally:
             for model, mode in zip(self.models, modes, strict=True):
                 model.train(mode)
-        return [
-            self._join(question["candidates"], of_ranker, of_retriever, of_terms)
-            for question, of_ranker, of_retriever, of_terms in zip(questions, ranked, retrieved, terms, strict=True)
-        ]
+        parts = zip(questions, ranked, retrieved, terms, strict=True)
+        return [self._join(question["candidates"], *of_question) for question, *of_question in parts]
 
     def check(self, question: Any) -> None:
         """Refuse a question that cannot be scored, before its batch runs.
@@ -245,12 +253,11 @@ class BundleCompleter:
         Returns:
             The candidates, best first: see `describe`.
         """
-        if field(question, "candidates") is None and top_k is not None:
+        is_open = field(question, "candidates") is None
+        if is_open and top_k is not None:
             options.setdefault("num_retrieved", max(top_k, NUM_RETRIEVED))
         [completion] = self.score([question], return_terms=explain, **options)
-        return self.describe(
-            completion, letters=field(question, "candidates") is not None, top_k=top_k, explain=explain
-        )
+        return self.describe(completion, letters=not is_open, top_k=top_k, explain=explain)
 
     def describe(
         self, completion: Completion, *, letters: bool = True, top_k: int | None = None, explain: bool = False
@@ -264,21 +271,22 @@ class BundleCompleter:
         candidates = completion.candidates
         letters = letters and len(candidates) <= MAX_OPTIONS
         probabilities = completion.answer.exp().tolist()
-        order = sorted(range(len(candidates)), key=lambda i: -probabilities[i])[:top_k]
         answers = []
-        for i in order:
-            entry = candidates[i]
-            item_id = entry.get("item_id") if isinstance(entry, Mapping) else entry
-            answer = {
-                "item_id": item_id,
-                "title": self.processor.title(entry),
+        for i in sorted(range(len(candidates)), key=lambda i: -probabilities[i])[:top_k]:
+            answer: dict[str, Any] = {
+                "item_id": _item_id(candidates[i]),
+                "title": self.processor.title(candidates[i]),
                 "letter": chr(65 + i) if letters else None,
+                "score": probabilities[i],
             }
-            answer["score"] = probabilities[i]
             if explain:
-                parts = {name: float(logs[i].exp()) for name, logs in completion.scores.items() if name != "both"}
-                terms = {name: float(values[i]) for name, values in (completion.terms or {}).items()}
-                answer["explanation"] = {**parts, **({"retriever_terms": terms} if terms else {})}
+                answer["explanation"] = {
+                    name: float(logs[i].exp()) for name, logs in completion.scores.items() if name != "both"
+                }
+                if completion.terms:
+                    answer["explanation"]["retriever_terms"] = {
+                        name: float(values[i]) for name, values in completion.terms.items()
+                    }
             answers.append(answer)
         return answers
 
@@ -291,16 +299,16 @@ class BundleCompleter:
             partial, candidates = self.processor.read_question(question)
             if candidates is None and self.retriever is None:
                 candidates = list(self._others(partial))
-            question_id = field(question, "question_id")
-            complete.append({"question_id": question_id, "partial": partial, "candidates": candidates})
+            complete.append(
+                {"question_id": field(question, "question_id"), "partial": partial, "candidates": candidates}
+            )
         logs: list[torch.Tensor | None] = [None] * len(complete)
         terms: list[dict[str, torch.Tensor] | None] = [None] * len(complete)
         if self.retriever is None:
             return complete, logs, terms
-        modalities = self.retriever.config.modalities
         open_questions = [i for i, question in enumerate(complete) if question["candidates"] is None]
         for chunk in _split(open_questions, QUESTIONS_AT_ONCE // 4):
-            batch = self._rows([complete[i] for i in chunk], modalities)
+            batch = self._rows([complete[i] for i in chunk])
             batch.pop("option_rows")
             allowed = self._allowed([complete[i]["partial"] for i in chunk])
             found = self.retriever.retrieve(**batch, top_k=num_retrieved, allowed=allowed)
@@ -311,7 +319,7 @@ class BundleCompleter:
                 check_scores(complete[i], of_question.tolist())
         given = [i for i in range(len(complete)) if logs[i] is None]
         for chunk in _split(given + (open_questions if return_terms else []), QUESTIONS_AT_ONCE):
-            output = self.retriever(**self._rows([complete[i] for i in chunk], modalities), return_terms=return_terms)
+            output = self.retriever(**self._rows([complete[i] for i in chunk]), return_terms=return_terms)
             for row, i in enumerate(chunk):
                 count = len(complete[i]["candidates"])
                 scores = output.scores[row, :count].double().cpu()
@@ -323,7 +331,7 @@ class BundleCompleter:
 
     def _others(self, partial: Sequence[Any]) -> Iterator[str]:
         """Yield the items of the catalog that the partial bundle does not hold."""
-        held = {entry.get("item_id") if isinstance(entry, Mapping) else entry for entry in partial}
+        held = set(map(_item_id, partial))
         return (item_id for item_id in self.processor.item_ids if item_id not in held)
 
     def _allowed(self, partials: Sequence[Sequence[Any]]) -> torch.Tensor | None:
@@ -340,21 +348,14 @@ class BundleCompleter:
         allowed[tuple(zip(*held, strict=True))] = False
         return allowed
 
-    def _rows(self, questions: Sequence[Any], modalities: Mapping[str, int]) -> dict[str, Any]:
-        batch = self.processor.option_rows(questions, modalities)
+    def _rows(self, questions: Sequence[Any]) -> dict[str, Any]:
+        batch = self.processor.option_rows(questions, self.retriever.config.modalities)
         return {name: v.to(self.retriever.device) if torch.is_tensor(v) else v for name, v in batch.items()}
 
-    def _rank(
-        self,
-        scorer: RankerScorer,
-        questions: Sequence[dict[str, Any]],
-        retrieved: Sequence[torch.Tensor | None],
-        limit: int,
-        group_size: int,
-        permutations: int,
-        seed: int,
-    ) -> list[tuple[list[int], RankerScores] | None]:
-        """Return which candidates the ranker scored, and its scores of these; `None` where the retriever suffices."""
+    def _shown(
+        self, questions: Sequence[dict[str, Any]], retrieved: Sequence[torch.Tensor | None], limit: int
+    ) -> dict[int, list[int]]:
+        """Return which candidates of each question the ranker scores; no entry where the retriever suffices."""
         shown: dict[int, list[int]] = {}
         for i, (question, logs) in enumerate(zip(questions, retrieved, strict=True)):
             count = len(question["candidates"])
@@ -362,15 +363,7 @@ class BundleCompleter:
                 shown[i] = sorted(logs.topk(limit).indices.tolist())
             elif count >= 2 or logs is None:
                 shown[i] = list(range(count))
-        short = [i for i, members in shown.items() if len(members) <= limit]
-        long = [i for i in shown if len(shown[i]) > limit]
-        prompts = [
-            {**questions[i], "candidates": [questions[i]["candidates"][member] for member in shown[i]]} for i in short
-        ]
-        scored = dict(zip(short, scorer.in_one_prompt(prompts, permutations, seed), strict=True))
-        groups = scorer.in_groups([questions[i] for i in long], group_size, permutations, seed)
-        scored |= zip(long, groups, strict=True)
-        return [(shown[i], scored[i]) if i in shown else None for i in range(len(questions))]
+        return shown
 
     def _join(
         self,
@@ -387,15 +380,16 @@ class BundleCompleter:
         alone[0, members], alone[1:, members] = answers.log_probabilities, answers.orders
         scores, orders = {**scores, "ranker": alone[0]}, {"ranker": alone[1:]}
         if retrieved is not None:
-            own, both = retrieved[members], retrieved.repeat(len(alone), 1)
-            both[:, members] = own.logsumexp(dim=-1) + self._mix(alone[:, members], own)
+            own, both, config = retrieved[members], retrieved.repeat(len(alone), 1), self.retriever.config
+            mixed = (config.ranker_weight * alone[:, members] + own) / config.temperature
+            both[:, members] = own.logsumexp(dim=-1) + mixed.log_softmax(dim=-1)
             scores["both"], orders["both"] = both[0], both[1:]
         choice = None if answers.unrestricted_choice is None else members[answers.unrestricted_choice]
         return Completion(candidates, scores, orders, choice, terms)
 
-    def _mix(self, ranker: torch.Tensor, retriever: torch.Tensor) -> torch.Tensor:
-        config = self.retriever.config
-        return ((config.ranker_weight * ranker + retriever) / config.temperature).log_softmax(dim=-1)
+
+def _item_id(entry: Any) -> str | None:
+    return entry.get("item_id") if isinstance(entry, Mapping) else entry
 
 
 def _split(indices: list[int], size: int) -> list[list[int]]:

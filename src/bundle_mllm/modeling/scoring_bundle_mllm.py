@@ -45,11 +45,7 @@ class RankerScorer:
     """
 
     def __init__(
-        self,
-        ranker: Any,
-        processor: Any,
-        batch_size: int,
-        progress: Callable[[Iterable[int]], Iterable[int]] = iter,
+        self, ranker: Any, processor: Any, batch_size: int, progress: Callable[[Iterable[int]], Iterable[int]] = iter
     ):
         self.ranker, self.processor, self.batch_size, self.progress = ranker, processor, batch_size, progress
 
@@ -65,21 +61,17 @@ class RankerScorer:
             candidate_orders(len(field(q, "candidates")), permutations, seed, str(field(q, "question_id")))
             for q in questions
         ]
-        prompts = [
-            _select(question, order)
-            for question, question_orders in zip(questions, orders, strict=True)
-            for order in question_orders
-        ]
+        prompts = [select(q, order) for q, of_question in zip(questions, orders, strict=True) for order in of_question]
         answers = iter(self._letter_logits(prompts))
         scored = []
         for question_orders in orders:
             table = torch.empty(len(question_orders), len(question_orders[0]), dtype=torch.float64)
-            choice = None
+            choices = []
             for number, order in enumerate(question_orders):
-                logits, letter = next(answers)
+                logits, choice = next(answers)
                 table[number, order] = logits.double().log_softmax(dim=-1)
-                choice = letter if number == 0 else choice
-            scored.append(RankerScores(table.mean(dim=0), table, choice))
+                choices.append(choice)
+            scored.append(RankerScores(table.mean(dim=0), table, choices[0]))
         return scored
 
     def in_groups(
@@ -90,7 +82,7 @@ class RankerScorer:
         for chunk in _chunks(questions, group_size):
 
             def score(groups: list[tuple[int, list[int]]], chunk: Sequence[Any] = chunk) -> list[list[float]]:
-                prompts = [_select(chunk[index], members) for index, members in groups]
+                prompts = [select(chunk[index], members) for index, members in groups]
                 return [logits.tolist() for logits, _ in self._letter_logits(prompts)]
 
             sizes = [len(field(question, "candidates")) for question in chunk]
@@ -120,8 +112,7 @@ class RankerScorer:
                 letters = self.processor.answer_token_ids(len(prompts[i]["candidates"]))
                 letter_logits = logits[row, letters]
                 check_scores(prompts[i], letter_logits.tolist())
-                choice = letters.index(most_likely[row]) if most_likely[row] in letters else None
-                answers[i] = letter_logits, choice
+                answers[i] = letter_logits, letters.index(most_likely[row]) if most_likely[row] in letters else None
         return [answers[i] for i in range(len(prompts))]
 
 
@@ -156,14 +147,10 @@ def candidate_orders(num_candidates: int, permutations: int, seed: int, question
     return orders
 
 
-def _select(question: Any, order: Sequence[int]) -> dict[str, Any]:
+def select(question: Any, order: Sequence[int]) -> dict[str, Any]:
     """Return a question with some of its candidates, in another order."""
-    candidates = field(question, "candidates")
-    return {
-        "question_id": field(question, "question_id"),
-        "partial": field(question, "partial"),
-        "candidates": [candidates[i] for i in order],
-    }
+    fields = {name: field(question, name) for name in ("question_id", "partial", "candidates")}
+    return {**fields, "candidates": [fields["candidates"][i] for i in order]}
 
 
 def _chunks(questions: Sequence[Any], group_size: int) -> list[list[Any]]:
@@ -180,4 +167,4 @@ def _chunks(questions: Sequence[Any], group_size: int) -> list[list[Any]]:
     return chunks
 
 
-__all__ = ["RankerScorer", "RankerScores", "candidate_orders"]
+__all__ = ["RankerScorer", "RankerScores", "candidate_orders", "select"]

@@ -30,10 +30,9 @@ class BundlePreTrainedModel(PreTrainedModel):
     def from_pretrained(
         cls, pretrained_model_name_or_path, *args: Any, output_loading_info: bool = False, **kwargs: Any
     ) -> Any:
-        """Load a saved model, strictly.
+        """Load a saved model, strictly: weights that are missing, left over or of another shape are errors.
 
-        Weights that are missing, left over or of another shape are errors, unless `key_mapping` says that the file
-        holds something else (for example a stock backbone).
+        They are not if `key_mapping` says that the file holds something else (for example a stock backbone).
 
         Raises:
             ValueError: If the checkpoint does not hold exactly the weights of this model.

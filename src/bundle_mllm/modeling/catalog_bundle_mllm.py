@@ -116,9 +116,8 @@ class BundleMLLMItemCatalog(nn.Module):
             present = torch.tensor([[name in given for name in self.modalities]] * num_rows)
         if present.shape != (num_rows, len(self.modalities)):
             raise ValueError(
-                f"extra_items['present'] has shape {list(present.shape)}, so it cannot mask the features of "
-                f"{num_rows} items: give one row per item and one column for each of {list(self.modalities)}, in this "
-                "order."
+                f"extra_items['present'] has shape {list(present.shape)}, so it cannot mask {num_rows} items: give "
+                f"one row per item and one column for each of {list(self.modalities)}, in this order."
             )
         features = {
             name: given[name].to(device) if name in given else torch.zeros(num_rows, width, device=device)
@@ -127,10 +126,7 @@ class BundleMLLMItemCatalog(nn.Module):
         return features, present.to(device=device, dtype=torch.bool)
 
     def replace(
-        self,
-        features: dict[str, torch.Tensor],
-        present: dict[str, torch.Tensor] | None,
-        dtype: torch.dtype,
+        self, features: dict[str, torch.Tensor], present: dict[str, torch.Tensor] | None, dtype: torch.dtype
     ) -> None:
         """Replace all rows. New items are new rows; nothing is resized or retrained.
 
@@ -149,7 +145,7 @@ class BundleMLLMItemCatalog(nn.Module):
         _check_features(features, self.modalities, num_items, "set_catalog")
         device, present = self.present.device, present or {}
         matrices: dict[str, torch.Tensor] = {}
-        mask: list[torch.Tensor] = []
+        columns: list[torch.Tensor] = []
         if unknown := sorted(set(present) - set(features)):
             raise ValueError(f"set_catalog got a presence mask for {unknown}, but no features: give both or neither.")
         for name, width in self.modalities.items():
@@ -161,8 +157,8 @@ class BundleMLLMItemCatalog(nn.Module):
                 column = present[name].to(device="cpu", dtype=torch.bool)
                 if column.shape != (num_items,):
                     raise ValueError(
-                        f"The presence mask of {name!r} has shape {list(column.shape)}, so it cannot mask "
-                        f"the features of {num_items} items: give one value per item."
+                        f"The presence mask of {name!r} has shape {list(column.shape)}, so it cannot mask {num_items} "
+                        "items: give one value per item."
                     )
             if matrix.dtype.itemsize > dtype.itemsize or not matrix.is_floating_point():
                 matrix = matrix.to(dtype)
@@ -173,10 +169,10 @@ class BundleMLLMItemCatalog(nn.Module):
                     "every question that shows them would score NaN: repair them or mark these items as not present."
                 )
             matrices[name] = matrix
-            mask.append(column)
+            columns.append(column)
         for name, matrix in matrices.items():  # not before all are known to fit
             setattr(self.features, name, matrix)
-        self.present = torch.stack(mask, dim=1).to(device)
+        self.present = torch.stack(columns, dim=1).to(device)
 
     def rows(self) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
         """Return features and presence mask of each modality, as `replace` takes them."""

@@ -45,7 +45,7 @@ class _BundleConfig(PreTrainedConfig):
                 f"This model folder has format_version {version}, and this code reads {FORMAT_VERSION}: {fix}."
             )
         kwargs["auto_map"] = {
-            name: list(ref) if isinstance(ref, list) else ref for name, ref in self.auto_classes.items()
+            name: [*ref] if isinstance(ref, list) else ref for name, ref in self.auto_classes.items()
         }
         super().__post_init__(**kwargs)
         self.modalities = {name: self.modalities[name] for name in sorted(self.modalities or {})}
@@ -58,7 +58,7 @@ class _BundleConfig(PreTrainedConfig):
             if isinstance(width, bool) or not isinstance(width, int) or width < 1:
                 raise ValueError(
                     f"Modality {name!r} has width {width!r}, so no encoder can be built for it: give the number of "
-                    "columns of its feature matrix, a positive integer."
+                    "columns of its features."
                 )
         if self.num_items < 0:
             raise ValueError(f"num_items is {self.num_items}; a catalog has 0 or more rows: give their number.")
@@ -76,51 +76,33 @@ class _BundleConfig(PreTrainedConfig):
 
 
 class BundleMLLMConfig(_BundleConfig):
-    r"""Describe the ranker, `BundleMLLMForCausalLM`.
+    """Describe the ranker, `BundleMLLMForCausalLM`.
 
     Args:
-        text_config (`dict` or `PreTrainedConfig`, *optional*, defaults to a Llama configuration):
-            Configuration of the backbone, the base model of any text `AutoModelForCausalLM`.
-        num_items (`int`, *optional*, defaults to 0):
-            Number of rows of the item catalog. `set_catalog` keeps it up to date.
-        items_hash (`str`, *optional*):
-            `items_hash` of the processor whose items the rows are, so that a permuted or edited list of items is
-            noticed. Saving model and processor together sets it; `set_catalog` removes it. Not checked without.
-        modalities (`dict[str, int]`, *optional*, defaults to no modality):
-            Width of the item features of each modality. Kept in alphabetical order: that is the order of the
+        text_config: Configuration of the backbone, the base model of any text `AutoModelForCausalLM` (default: Llama).
+        num_items: Number of rows of the item catalog. `set_catalog` keeps it up to date.
+        items_hash: `items_hash` of the processor whose items the rows are, so that a permuted or edited list of items
+            is noticed. Saving model and processor together sets it; `set_catalog` removes it. Not checked without.
+        modalities: Width of the item features of each modality. Kept in alphabetical order: that is the order of the
             columns of every presence mask, and JSON does not keep any other.
-        mlp_modalities (`list[str]`, *optional*, defaults to visual, acoustic and textual):
-            The modalities whose features are L2-normalized and encoded by a three-layer MLP (`c_encoder` in the
-            official code); every other one passes a linear map (`bi_transformation`, `cf_transformation` there).
-        fusion_hidden_size (`int`, *optional*, defaults to 64):
-            Common width of the modalities in the fusion (official code).
-        mlp_hidden_size (`int`, *optional*, defaults to 256):
-            Width of the last hidden layer of the MLP (official code); the first is as wide as the features.
-        projector_hidden_size (`int`, *optional*, defaults to twice `fusion_hidden_size`):
-            Hidden width of the projector (official code).
-        fusion_layer_norm (`bool`, *optional*, defaults to `False`):
-            Whether a layer norm without parameters precedes the attention (`layernorm` in the official `components`).
-        fusion_value_map (`bool`, *optional*, defaults to `False`):
-            Whether the attention values are projected (`w_v` in the official `components`).
-        standardize_features (`bool`, *optional*, defaults to `False`):
-            Whether features are standardized by the mean and standard deviation of the catalog before they are
-            encoded (ours; `set_catalog(..., fit_statistics=True)` computes them, and they are saved with the model).
-        normalize_item_embeddings (`bool`, *optional*, defaults to `False`):
-            Whether an RMS norm follows the projector, so that an item token has the scale of the backbone's embeddings
-            (ours).
-        item_token_offset (`int`, *optional*, defaults to `1 << 20`):
-            First id of the virtual item vocabulary: id `item_token_offset + k` is row `k` of the catalog.
-        separator_token_id (`int`, *optional*):
-            Id that stands for the soft separator. Without one the separator is never shown.
-        head_bias (`bool`, *optional*, defaults to `False`):
-            Whether the language-model head has a bias (Phi, GPT-J).
-        tie_word_embeddings (`bool`, *optional*):
-            Whether the head shares the backbone's input embedding. Follows `text_config` unless given.
-        freeze_backbone (`bool`, *optional*, defaults to `False`):
-            Whether backbone and head are frozen after loading, so that fusion, projector and separator train alone.
-
-        format_version (`int`, *optional*, defaults to 2):
-            Layout of the model folder; a newer one is refused.
+        mlp_modalities: The modalities whose features are L2-normalized and encoded by a three-layer MLP (`c_encoder`
+            in the official code); any other passes a linear map (`bi_transformation`, `cf_transformation` there).
+        fusion_hidden_size: Common width of the modalities in the fusion (official code).
+        mlp_hidden_size: Width of the MLP's last hidden layer (official code); the first is as wide as the features.
+        projector_hidden_size: Hidden width of the projector; by default twice `fusion_hidden_size` (official code).
+        fusion_layer_norm: Whether a layer norm without parameters precedes the attention (`layernorm` in the official
+            `components`).
+        fusion_value_map: Whether the attention values are projected (`w_v` in the official `components`).
+        standardize_features: Whether features are standardized by the mean and standard deviation of the catalog
+            before they are encoded (ours; `set_catalog(..., fit_statistics=True)` computes both, and they are saved).
+        normalize_item_embeddings: Whether an RMS norm follows the projector, so that an item token has the scale of
+            the backbone's embeddings (ours).
+        item_token_offset: First id of the virtual item vocabulary: id `item_token_offset + k` is row `k`.
+        separator_token_id: Id that stands for the soft separator. Without one the separator is never shown.
+        head_bias: Whether the language-model head has a bias (Phi, GPT-J).
+        tie_word_embeddings: Whether the head shares the backbone's input embedding; by default as in `text_config`.
+        freeze_backbone: Whether backbone and head are frozen after loading; fusion, projector and separator train.
+        format_version: Layout of the model folder; a newer one is refused.
 
     Raises:
         ValueError: If a modality has an unusable name or width, a size is not positive, the virtual item vocabulary
@@ -164,39 +146,29 @@ class BundleMLLMConfig(_BundleConfig):
         vocab_size = self.text_config.get_text_config().vocab_size
         if self.item_token_offset < vocab_size:
             raise ValueError(
-                f"item_token_offset is {self.item_token_offset}, inside the backbone's vocabulary of {vocab_size} "
-                "tokens, so text would be read as items: choose an offset of at least the vocabulary size."
+                f"item_token_offset is {self.item_token_offset}, so some of the backbone's {vocab_size} text tokens "
+                "would be read as items: choose an offset of at least their number."
             )
 
 
 class BundleRetrieverConfig(_BundleConfig):
-    r"""Describe the retriever, `BundleRetriever` (ours).
+    """Describe the retriever, `BundleRetriever` (ours).
 
     Args:
-        num_items (`int`, *optional*, defaults to 0):
-            Number of rows of the item catalog. `set_catalog` keeps it up to date.
-        items_hash (`str`, *optional*):
-            `items_hash` of the processor whose items the rows are; see `BundleMLLMConfig`.
-        modalities (`dict[str, int]`, *optional*, defaults to no modality):
-            Width of the item features of each modality, in alphabetical order.
-        memberships (`dict[str, int]`, *optional*, defaults to none):
-            Number of item-group pairs of each kind of group: "bundle_item" (training bundles), "bundle_category"
-            (training bundles of all items of an item's category), "user_item" (users), "textual" (words).
-            `set_catalog` keeps the numbers up to date.
-        hidden_size (`int`, *optional*, defaults to 64):
-            Width of the vectors of the two towers; the stacker's layers have half of it.
-        dropout (`float`, *optional*, defaults to 0.5):
-            Dropout of content features, which overfit, and of their hidden units in the towers.
-        collaborative_dropout (`float`, *optional*, defaults to 0.1):
-            The same for modalities that are memberships of bundles or users: out-of-fold features do not overfit, and
-            lose by more dropout.
-        ranker_weight (`float`, *optional*, defaults to 1.0):
-            Weight of the ranker's log-probabilities when a completer joins both models; fitted on training bundles
-            that neither model has seen.
-        temperature (`float`, *optional*, defaults to 1.0):
-            Divisor of the joined log-probabilities, fitted together with `ranker_weight`.
-        format_version (`int`, *optional*, defaults to 2):
-            Layout of the model folder; a newer one is refused.
+        num_items: Number of rows of the item catalog. `set_catalog` keeps it up to date.
+        items_hash: `items_hash` of the processor whose items the rows are; see `BundleMLLMConfig`.
+        modalities: Width of the item features of each modality, kept in alphabetical order.
+        memberships: Number of item-group pairs of each kind of group: "bundle_item" (training bundles),
+            "bundle_category" (training bundles of all items of an item's category), "user_item" (users), "textual"
+            (words). `set_catalog` keeps the numbers up to date.
+        hidden_size: Width of the vectors of the two towers; the stacker's layers have half of it.
+        dropout: Dropout of content features, which overfit, and of their hidden units in the towers.
+        collaborative_dropout: The same for modalities that are memberships of bundles or users: out-of-fold features
+            do not overfit, and lose by more dropout.
+        ranker_weight: Weight of the ranker's log-probabilities when a completer joins both models; fitted on training
+            bundles that neither model has seen.
+        temperature: Divisor of the joined log-probabilities, fitted together with `ranker_weight`.
+        format_version: Layout of the model folder; a newer one is refused.
 
     Raises:
         ValueError: If a modality has an unusable name or width, a size, weight or temperature is out of range, or the
@@ -227,8 +199,8 @@ class BundleRetrieverConfig(_BundleConfig):
                 raise ValueError(f"{name} is {value}, which is no share of units to drop: give 0 or more, below 1.")
         if not self.ranker_weight >= 0 or not self.temperature > 0:
             raise ValueError(
-                f"ranker_weight is {self.ranker_weight} and temperature {self.temperature}, so joined scores would "
-                "not be probabilities: give a weight of 0 or more and a positive temperature."
+                f"ranker_weight is {self.ranker_weight} and temperature {self.temperature}, so joined scores would be "
+                "no probabilities: give a weight of 0 or more and a positive temperature."
             )
 
 

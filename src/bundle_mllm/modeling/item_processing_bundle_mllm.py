@@ -51,12 +51,11 @@ class BundleItemProcessor(ProcessorMixin):
         rows = {item_id: row for row, item_id in enumerate(item_ids)}
         if len(item_ids) != len(titles):
             raise ValueError(
-                f"There are {len(item_ids)} item ids but {len(titles)} titles, so titles would be assigned to the "
-                'wrong items: give one title per id, "" where there is none.'
+                f"There are {len(item_ids)} item ids but {len(titles)} titles, so items would get those of others: "
+                'give one title per id, "" where there is none.'
             )
         if len(rows) != len(item_ids):
-            seen: set[str] = set()
-            repeated = next(item_id for item_id in item_ids if item_id in seen or seen.add(item_id))
+            repeated = next(item_id for row, item_id in enumerate(item_ids) if rows[item_id] != row)
             raise ValueError(f"The item id {repeated!r} occurs twice, so it names no single row: make the ids unique.")
         self.item_ids, self.titles, self._rows = item_ids, titles, rows
         self._items_hash: tuple[tuple, tuple, str] | None = None
@@ -79,10 +78,7 @@ class BundleItemProcessor(ProcessorMixin):
         return hashed[2]
 
     def check_model(self, config: Any) -> None:
-        """Refuse a model that was saved with other items than those of this processor.
-
-        Args:
-            config: The configuration of a ranker or a retriever.
+        """Refuse the configuration of a model that was saved with other items than those of this processor.
 
         Raises:
             ValueError: If it has another number of items, or other items, as far as it records them.
@@ -96,19 +92,15 @@ class BundleItemProcessor(ProcessorMixin):
             raise ValueError(
                 f"{ITEMS_FILE} does not hold the items the model was saved with (SHA-256 {self.items_hash[:8]}..., "
                 f"not {config.items_hash[:8]}...), so ids would name the wrong rows: restore the file; or, if only "
-                "titles or ids were edited and the rows are the same, load model and processor each by "
-                "from_pretrained and save both by bundle_mllm.save_model."
+                "titles or ids were edited, load model and processor each by from_pretrained and save both by "
+                "bundle_mllm.save_model."
             )
 
     def __contains__(self, item_id: Any) -> bool:
         return item_id in self._rows
 
     def row(self, item_id: str) -> int:
-        """Return the catalog row of an item.
-
-        Raises:
-            ValueError: If the catalog does not hold it.
-        """
+        """Return the catalog row of an item; an unknown one is a `ValueError`."""
         if item_id not in self._rows:
             raise ValueError(unknown_item(item_id, self.num_items))
         return self._rows[item_id]
@@ -118,14 +110,7 @@ class BundleItemProcessor(ProcessorMixin):
         return entry.get("title") or "" if isinstance(entry, Mapping) else self.titles[self.row(entry)]
 
     def read_question(self, question: Any) -> tuple[Sequence, Sequence | None]:
-        """Return partial bundle and candidates of a question once every entry is known to be an item.
-
-        Returns:
-            Both lists; `None` for candidates that are left out, which stands for the whole catalog.
-
-        Raises:
-            ValueError: If an entry is unknown, malformed or there twice.
-        """
+        """Return partial bundle and candidates of a question; see the function of this name."""
         return read_question(question, self._rows)
 
     def option_rows(self, questions: Sequence[Any], modalities: Mapping[str, int] | None = None) -> BatchEncoding:
@@ -142,19 +127,16 @@ class BundleItemProcessor(ProcessorMixin):
         Raises:
             ValueError: As in `read_question`, or if a feature vector cannot be read.
         """
+        read = [self.read_question(question) for question in questions]
         extra: list[Mapping] = []
 
         def rows(entries: Sequence) -> list[int]:
-            numbers = []
-            for entry in entries:
-                if isinstance(entry, Mapping):
-                    numbers.append(self.num_items + len(extra))
-                    extra.append(entry)
-                else:
-                    numbers.append(self._rows[entry])
-            return numbers
+            before = self.num_items + len(extra)
+            dicts = [entry for entry in entries if isinstance(entry, Mapping)]
+            extra.extend(dicts)
+            numbers = iter(range(before, before + len(dicts)))
+            return [next(numbers) if isinstance(entry, Mapping) else self._rows[entry] for entry in entries]
 
-        read = [self.read_question(question) for question in questions]
         encoded: dict[str, Any] = {
             "partial_rows": _pad([rows(partial) for partial, _ in read]),
             "option_rows": _pad([rows(candidates or ()) for _, candidates in read]),
@@ -223,10 +205,8 @@ class BundleItemProcessor(ProcessorMixin):
 
 
 def _pad(rows: list[list[int]]) -> torch.Tensor:
-    longest = max(map(len, rows), default=0)
-    return torch.tensor([row + [-1] * (longest - len(row)) for row in rows], dtype=torch.long).reshape(
-        len(rows), longest
-    )
+    width = max(map(len, rows), default=0)
+    return torch.tensor([row + [-1] * (width - len(row)) for row in rows], dtype=torch.long).view(len(rows), width)
 
 
 __all__ = ["BundleItemProcessor"]

@@ -104,8 +104,8 @@ class BundleMLLMModel(BundleMLLMPreTrainedModel):
         per_layer_size = getattr(config.text_config, "hidden_size_per_layer_input", 0)  # Gemma 3n, small Gemma 4
         if per_layer_size and "per_layer_inputs" in inspect.signature(self.language_model.forward).parameters:
             raise ValueError(
-                f"the backbone {config.text_config.model_type!r} embeds input_ids again in every layer, and an item "
-                "has no id there, so items could not be read: choose a backbone that works from inputs_embeds alone."
+                f"The backbone {config.text_config.model_type!r} embeds input_ids again in every layer, so items "
+                "could not be read: choose a backbone that works from inputs_embeds alone."
             )
         self.build_item_modules()
         self.post_init()
@@ -136,21 +136,20 @@ class BundleMLLMModel(BundleMLLMPreTrainedModel):
         """Replace the rows of the item catalog. New items are new rows; nothing is resized or retrained.
 
         Args:
-            features: `[num_items, width]` of each modality, any float type (kept, unless wider than the fusion's). A
-                modality that is left out is absent for every item.
+            features: `[num_items, width]` of each modality; see `BundleMLLMItemCatalog.replace`.
             present: `[num_items]` of each modality, true where an item has it. All true where left out.
             fit_statistics: Also set the mean and standard deviation used by `standardize_features`. Leave it off when
                 a trained model gets new items.
 
         Raises:
             ValueError: If a modality is unknown, a shape is wrong, a value is not finite in a present row, or
-                statistics are asked of a configuration without `standardize_features`.
+                statistics are wanted of a configuration without `standardize_features`.
         """
         statistics = self.fusion.statistics
         if fit_statistics and statistics is None:
             raise ValueError(
-                "fit_statistics=True, but the configuration has standardize_features=False, so the statistics would "
-                "not be used: set standardize_features=True when the model is created, or drop fit_statistics."
+                "fit_statistics=True has no use in a model with standardize_features=False: drop it, or create the "
+                "model with standardize_features=True."
             )
         self.catalog.replace(features, present, self.fusion.no_features.weight.dtype)
         self.config.num_items, self.config.items_hash = self.catalog.num_items, None
@@ -158,14 +157,9 @@ class BundleMLLMModel(BundleMLLMPreTrainedModel):
             statistics.fit(self.catalog)
 
     def get_item_embeddings(self, rows: torch.Tensor, extra_items: dict | None = None) -> torch.Tensor:
-        """Embed items as the backbone sees them: `projector(fusion(features[rows]))`.
+        """Embed the items of rows `[n]` as the backbone sees them, `[n, embedding_size]`: fusion, then projector.
 
-        Args:
-            rows: [n] rows of the catalog (then of `extra_items`).
-            extra_items: See `forward`.
-
-        Returns:
-            [n, embedding_size]
+        Rows beyond the catalog are those of `extra_items`; see `forward`.
         """
         return self.projector(self.fusion(*self.catalog.gather(rows, extra_items)))
 
@@ -199,15 +193,14 @@ class BundleMLLMModel(BundleMLLMPreTrainedModel):
         if row >= num_rows:
             count = int((input_ids >= offset + num_rows).sum())
             raise ValueError(
-                f"{count} item tokens point past the catalog (row {row} of {num_rows}: {self.catalog.num_rows} "
-                f"in the catalog and {num_extra} extra), so they have no features: use the processor that was saved "
-                "with this model, pass extra_items, or call set_catalog with all items."
+                f"{count} item tokens point past the catalog (row {row} of {num_rows}: {self.catalog.num_rows} in the "
+                f"catalog and {num_extra} extra), so they have no features: use the processor that was saved with "
+                "this model, pass extra_items, or call set_catalog with all items."
             )
         if text_id >= vocab_size:
             raise ValueError(
-                f"token id {text_id} is neither text (below {vocab_size}), nor the separator "
-                f"({self.config.separator_token_id}), nor an item (from {offset}), so it has no embedding: use the "
-                "tokenizer that was saved with this model."
+                f"token id {text_id} is neither text (below {vocab_size}), nor an item (from {offset}), nor the "
+                f"separator ({self.config.separator_token_id}): use the tokenizer that was saved with this model."
             )
 
     @can_return_tuple
@@ -232,9 +225,8 @@ class BundleMLLMModel(BundleMLLMPreTrainedModel):
             cache: Keys and values of the backbone for earlier positions.
             past_key_values: The name of `cache` before transformers 5.24.
             inputs_embeds: [batch, length, embedding_size], instead of `input_ids`.
-            extra_items: Items that the catalog does not hold, for this call only: `{"features": {modality: [n,
-                width]}, "present": [n, num_modalities] bool}` (`present` may be left out). Row `j` of them has the id
-                `item_token_offset + num_items + j`.
+            extra_items: Items that the catalog does not hold, for this call only; see `BundleMLLMItemCatalog.gather`.
+                Row `j` of them has the id `item_token_offset + num_items + j`.
             positions_to_keep: [batch, kept] of each row; all if not given. A head then reads no other position.
             **kwargs: Passed to the backbone.
 
@@ -242,10 +234,10 @@ class BundleMLLMModel(BundleMLLMPreTrainedModel):
             The output of the backbone, with `last_hidden_state` [batch, length or kept, hidden_size].
 
         Raises:
-            ValueError: Both or neither of `input_ids` and `inputs_embeds`, or an id without a row.
+            ValueError: If both or neither of `input_ids` and `inputs_embeds` are given, or an id has no row.
         """
         if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("give exactly one of input_ids and inputs_embeds: the model embeds one sequence.")
+            raise ValueError("The model embeds one sequence: give exactly one of input_ids and inputs_embeds.")
         if input_ids is not None:
             inputs_embeds = self.embed(input_ids, extra_items)
         if position_ids is not None:
@@ -289,14 +281,14 @@ class BundleMLLMForCausalLM(BundleMLLMPreTrainedModel, GenerationMixin):
             The model, in evaluation mode, on the backbone's device and in its dtype.
 
         Raises:
-            ValueError: The backbone is built in a way that this class would not reproduce.
+            ValueError: If the backbone is built in a way that this class would not reproduce.
         """
         base: Any = backbone.base_model
         head, name = backbone.get_output_embeddings(), type(backbone).__name__
         if base is backbone or not isinstance(head, nn.Linear):
             raise ValueError(
-                f"{name} is no causal language model with a linear head, so there is nothing to score letters with: "
-                "load the backbone by AutoModelForCausalLM."
+                f"{name} is no causal language model with a linear head, so letters would have no score: load the "
+                "backbone by AutoModelForCausalLM."
             )
         embedding = base.get_input_embeddings()
         base.config.name_or_path = ""  # it would be saved, and may be a folder of this machine
@@ -309,13 +301,10 @@ class BundleMLLMForCausalLM(BundleMLLMPreTrainedModel, GenerationMixin):
         config.dtype = embedding.weight.dtype
         with torch.device("meta"), init.meta_device_safe_creation_ops():
             model = cls(config)
-        shapes = [{key: value.shape for key, value in part.state_dict().items()} for part in (base, head)]
-        if shapes != [
-            {key: value.shape for key, value in part.state_dict().items()}
-            for part in (model.model.language_model, model.lm_head)
-        ]:
+        pairs = ((base, model.model.language_model), (head, model.lm_head))
+        if any(_shapes(part) != _shapes(built) for part, built in pairs):
             raise ValueError(
-                f"the weights of this {name} are not those its configuration describes, so it could not be loaded "
+                f"The weights of this {name} are not those its configuration describes, so it could not be loaded "
                 "again after saving: merge adapters first, and load it by AutoModelForCausalLM."
             )
         model.model.language_model, model.lm_head = base, head
@@ -381,52 +370,29 @@ class BundleMLLMForCausalLM(BundleMLLMPreTrainedModel, GenerationMixin):
         extra_items: dict | None = None,
         **kwargs,
     ) -> tuple | CausalLMOutputWithPast:
-        """Return next-token logits, and the loss where labels are given; see `BundleMLLMModel.forward`.
+        """Return next-token logits, and the loss where labels are given.
 
-        Args:
-            input_ids: [batch, length]
-            attention_mask: [batch, length]
-            position_ids: [batch, length]
-            cache: Keys and values of the backbone for earlier positions.
-            past_key_values: The name of `cache` before transformers 5.24.
-            inputs_embeds: [batch, length, embedding_size], instead of `input_ids`.
-            labels: [batch, length], -100 where a token is not to be learned (item and separator tokens always).
-            logits_to_keep: Number of last positions, or the positions, to return logits for; 0 for all.
-            extra_items: Items of this call only.
-            **kwargs: Passed to the backbone and the loss.
+        Arguments are those of `BundleMLLMModel.forward`, others go to the backbone and the loss; `labels` `[batch,
+        length]` are -100 where a token is not to be learned (item and separator tokens always), and `logits_to_keep`
+        is the number of last positions, or the positions, to return logits for; 0 for all.
 
         Returns:
-            Loss and logits [batch, length or logits_to_keep, vocab_size].
+            Loss and logits `[batch, length or logits_to_keep, vocab_size]`.
         """
         loss_kwargs = {key: kwargs.pop(key) for key in ("num_items_in_batch", "shift_labels") if key in kwargs}
-        outputs = self.model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            cache=_one_cache(cache, past_key_values),
-            inputs_embeds=inputs_embeds,
-            extra_items=extra_items,
-            **kwargs,
-        )
+        cache = _one_cache(cache, past_key_values)
+        inputs = {"inputs_embeds": inputs_embeds, "extra_items": extra_items, "cache": cache, **kwargs}
+        outputs = self.model(input_ids, attention_mask, position_ids, **inputs)
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self._finish_logits(self.lm_head(outputs.last_hidden_state[:, keep]))
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1], **loss_kwargs)
-        return CausalLMOutputWithPast(
-            loss=loss,
-            logits=logits,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-            **{CACHE: outputs.get(CACHE)},
-        )
+        of_backbone = {"hidden_states": outputs.hidden_states, "attentions": outputs.attentions}
+        return CausalLMOutputWithPast(loss=loss, logits=logits, **of_backbone, **{CACHE: outputs.get(CACHE)})
 
     def option_logits(
-        self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        option_token_ids: torch.Tensor,
-        **kwargs,
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, option_token_ids: torch.Tensor, **kwargs
     ) -> torch.Tensor:
         """Score the options of each question: one forward pass, the last hidden state times a few rows of the head.
 
@@ -475,6 +441,10 @@ class BundleMLLMForCausalLM(BundleMLLMPreTrainedModel, GenerationMixin):
             cap = getattr(text_config, name, None)
             logits = logits if cap is None else cap * torch.tanh(logits / cap)
         return logits
+
+
+def _shapes(module: nn.Module) -> dict[str, torch.Size]:
+    return {key: value.shape for key, value in module.state_dict().items()}
 
 
 def _one_cache(cache: Cache | None, past_key_values: Cache | None) -> Cache | None:

@@ -49,36 +49,29 @@ class BundleCompletionPipeline(Pipeline):
         super().__init__(*args, **kwargs)
         if self.processor is None:
             raise ValueError(
-                "The pipeline has no processor, so it cannot read questions: give the model's folder, or pass "
-                "processor=BundleMLLMProcessor.from_pretrained(folder) beside the model."
+                "The pipeline has no processor, so it cannot read questions: give the model's folder, or a processor "
+                "beside the model."
             )
         if self.model.config.model_type == "bundle_retriever":
             self.completer = BundleCompleter(self.processor, retriever=self.model)
             self.feature_extractor = self.processor  # without it or a tokenizer, transformers refuses batches
         else:
-            retriever = load_retriever(
-                self.model.config._name_or_path, revision=getattr(self.model.config, "_commit_hash", None)
-            )
+            config = self.model.config
+            retriever = load_retriever(config._name_or_path, revision=getattr(config, "_commit_hash", None))
             self.completer = BundleCompleter(self.processor, ranker=self.model, retriever=retriever)
             self.completer.to(self.device)
 
     def _sanitize_parameters(
-        self,
-        top_k: int | None = None,
-        group_size: int | None = None,
-        explain: bool | None = None,
-        **unknown: Any,
+        self, top_k: int | None = None, group_size: int | None = None, explain: bool | None = None, **unknown: Any
     ) -> tuple[dict, dict, dict]:
         unknown.pop("local_files_only", None)  # transformers leaves it among the parameters
         if unknown:
             raise ValueError(
-                f"bundle-completion has no parameters {sorted(unknown)}; it has top_k, group_size, explain and "
-                "batch_size."
+                f"bundle-completion has no parameters {sorted(unknown)}: use top_k, group_size, explain, batch_size."
             )
         if top_k is not None and (isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1):
             raise ValueError(
-                f"top_k is {shorten(top_k)}, which is no number of candidates to keep: give an integer of at least 1, "
-                "or leave it out."
+                f"top_k is {shorten(top_k)}, which is no number of candidates to keep: give 1 or more, or none."
             )
         if group_size is not None:
             round_sizes(MAX_OPTIONS, group_size)  # refuses a wrong size before anything runs
@@ -104,11 +97,10 @@ class BundleCompletionPipeline(Pipeline):
 
     def _forward(self, inputs: dict[str, Any], **parameters: Any) -> dict[str, Any]:
         questions = inputs["questions"] if isinstance(inputs["questions"], list) else [inputs["questions"]]
-        options: dict[str, Any] = {"return_terms": parameters.get("explain", False)}
-        if "group_size" in parameters:
-            options["group_size"] = parameters["group_size"]
+        options: dict[str, Any] = {name: parameters[name] for name in ("group_size",) if name in parameters}
         if "top_k" in parameters:
             options["num_retrieved"] = max(parameters["top_k"], NUM_RETRIEVED)
+        options["return_terms"] = parameters.get("explain", False)
         return {"questions": questions, "completions": self.completer.score(questions, **options)}
 
     def postprocess(self, outputs: dict[str, Any], **parameters: Any) -> list[dict[str, Any]]:
@@ -141,14 +133,11 @@ class BundleCompletionPipeline(Pipeline):
 
 
 def load_retriever(name: str, **kwargs: Any) -> BundleRetriever | None:
-    """Load the retriever that stands beside a ranker.
+    """Load the retriever that stands beside a ranker, if there is one.
 
     Args:
         name: Model folder or Hub repository of the ranker.
         **kwargs: For `from_pretrained`, such as `revision`.
-
-    Returns:
-        The retriever, or `None` if there is none.
     """
     if not os.path.isdir(name) and (not name or os.path.isabs(name) or name.count("/") > 1):
         return None  # a model in memory, or of a folder that is gone
@@ -164,9 +153,7 @@ def load_retriever(name: str, **kwargs: Any) -> BundleRetriever | None:
     )
     if config is None:
         return None
-    BundleRetriever.register_for_auto_class(
-        "AutoModel"
-    )  # its code is then saved with it, with and without the package
+    BundleRetriever.register_for_auto_class("AutoModel")  # so that its code is saved with it, package or not
     return BundleRetriever.from_pretrained(name, subfolder=RETRIEVER_FOLDER, **kwargs).eval()
 
 

@@ -27,10 +27,7 @@ _TEMPLATES = {
 class BundleMLLMProcessor(BundleItemProcessor):
     """Write bundle questions as prompts, over the items of one catalog.
 
-    A question is a mapping with `partial` and `candidates`, or an object with these attributes. Their entries are
-    item ids, or, for items that the catalog does not hold, `{"title": str, "features": {modality: vector}}`; one of
-    the two may be left out, and an `"item_id"` may be added. No item may be there twice. The other keys of question
-    files are allowed and ignored.
+    Questions and their items are those of `BundleItemProcessor`; a prompt has 2 to 26 candidates.
 
     Args:
         tokenizer: A `BundleMLLMTokenizerFast`.
@@ -55,7 +52,7 @@ class BundleMLLMProcessor(BundleItemProcessor):
         chat_template: Set by transformers; the tokenizer's.
 
     Raises:
-        ValueError: Ids and titles of different number, a repeated id, or a template with an unknown field.
+        ValueError: If ids and titles differ in number, an id is repeated, or a template has an unknown field.
     """
 
     def __init__(
@@ -83,20 +80,13 @@ class BundleMLLMProcessor(BundleItemProcessor):
         super().__init__(
             item_ids, titles, modalities, tokenizer=tokenizer, chat_template=chat_template or tokenizer.chat_template
         )
-        self.max_length = max_length
-        self.max_options = max_options
-        self.show_items = show_items
-        self.conversational = conversational
-        self.item_noun = item_noun
-        self.bundle_noun = bundle_noun
-        self.instruction = instruction
-        self.prompt_template = prompt_template
-        self.partial_item_template = partial_item_template
-        self.option_template = option_template
-        self.item_separator_text = item_separator_text
-        self.item_template = item_template
-        self.untitled_text = untitled_text
-        self.answer_cue = answer_cue
+        self.max_length, self.max_options = max_length, max_options
+        self.show_items, self.conversational = show_items, conversational
+        self.item_noun, self.bundle_noun = item_noun, bundle_noun
+        self.instruction, self.prompt_template = instruction, prompt_template
+        self.partial_item_template, self.option_template = partial_item_template, option_template
+        self.item_separator_text, self.item_template = item_separator_text, item_template
+        self.untitled_text, self.answer_cue = untitled_text, answer_cue
         self._check_wording()
         self._letters: dict[str, tuple[str, list[int]]] = {}
 
@@ -133,9 +123,6 @@ class BundleMLLMProcessor(BundleItemProcessor):
             titles: Their titles.
             item_token_offset: Id of item 0, as in the model's configuration.
             **fields: Other fields of the processor: wording, `max_length`, `modalities`.
-
-        Returns:
-            The processor.
         """
         if not isinstance(tokenizer, BundleMLLMTokenizerFast):
             tokenizer = BundleMLLMTokenizerFast.from_tokenizer(tokenizer, item_token_offset)
@@ -175,8 +162,8 @@ class BundleMLLMProcessor(BundleItemProcessor):
             dict items are shown (numbered through the batch).
 
         Raises:
-            ValueError: An item is unknown, malformed or there twice, a feature vector cannot be read, the number of
-                options is not 2 to 26, or the prompt is longer than `max_length`.
+            ValueError: If an item is unknown, malformed or there twice, a feature vector cannot be read, the number
+                of options is not 2 to 26, or the prompt is longer than `max_length`.
         """
         if text is not None:
             texts = [text] if isinstance(text, str) else text
@@ -190,8 +177,8 @@ class BundleMLLMProcessor(BundleItemProcessor):
         for question, ids in zip(batch, input_ids, strict=True):
             if self.max_length is not None and len(ids) > self.max_length:
                 raise ValueError(
-                    f"{describe(question)} has {len(ids)} tokens, the backbone reads {self.max_length}, so a part "
-                    "would be lost: ask with fewer items or shorter titles."
+                    f"{describe(question)} has {len(ids)} tokens, and the backbone reads {self.max_length}, so a part "
+                    "would be lost: give fewer items or shorter titles."
                 )
         # The backend is never told to pad or truncate: that is state of the tokenizer, which other threads share.
         encoded = BatchEncoding({"input_ids": input_ids, "attention_mask": [[1] * len(ids) for ids in input_ids]})
@@ -202,13 +189,10 @@ class BundleMLLMProcessor(BundleItemProcessor):
         return encoded
 
     def render(self, question: Any, show_items: bool | None = None) -> str:
-        """Write one question as the text of its prompt.
+        """Write one question as the text of its prompt; errors are those of `__call__`.
 
         Tokenized with special tokens it begins with exactly one beginning-of-sequence token, if the tokenizer has that
         habit.
-
-        Raises:
-            ValueError: As in `__call__`.
         """
         return self._render(question, show_items, [])
 
@@ -217,11 +201,10 @@ class BundleMLLMProcessor(BundleItemProcessor):
         if candidates is None or not 2 <= len(candidates) <= len(LETTERS):
             raise ValueError(
                 f"The question has {len(candidates or ())} candidates, but options are lettered A to Z: give 2 to 26 "
-                'of them, for example {"partial": ["i1"], "candidates": ["i2", "i3"]}, or use the pipeline, which '
-                "ranks longer lists and whole catalogs."
+                "of them, or use the pipeline, which ranks longer lists and whole catalogs."
             )
         show_items = self.show_items if show_items is None else show_items
-        lines = [
+        numbered = [
             self.partial_item_template.format(number=number, item=self._item(entry, show_items, extra))
             for number, entry in enumerate(partial, start=1)
         ]
@@ -229,7 +212,7 @@ class BundleMLLMProcessor(BundleItemProcessor):
             self.option_template.format(letter=letter, item=self._item(entry, show_items, extra))
             for letter, entry in zip(LETTERS, candidates, strict=False)
         ]
-        return self._layout(self.item_separator_text.join(lines), self.item_separator_text.join(options))
+        return self._layout(self.item_separator_text.join(numbered), self.item_separator_text.join(options))
 
     def _layout(self, partial: str, options: str) -> str:
         nouns = {"item_noun": self.item_noun, "bundle_noun": self.bundle_noun}
@@ -246,11 +229,7 @@ class BundleMLLMProcessor(BundleItemProcessor):
         return text + self.answer_cue
 
     def item_text(self, item_id: str, show_items: bool | None = None) -> str:
-        """Return one item of the catalog as prompts write it, for example `linen shirt<|item_separator|><|item_42|>`.
-
-        Raises:
-            ValueError: The catalog does not hold it.
-        """
+        """Return one item of the catalog as prompts write it, for example `shirt<|item_separator|><|item_42|>`."""
         return self._item(item_id, self.show_items if show_items is None else show_items, [])
 
     def _item(self, entry: Any, show_items: bool, extra: list[Mapping]) -> str:
@@ -283,9 +262,9 @@ class BundleMLLMProcessor(BundleItemProcessor):
         ids = self._letters_in_context()[1]
         if len(ids) < num_candidates:
             raise ValueError(
-                f"After a prompt this tokenizer writes only the first {len(ids)} answer letters as single, distinct "
-                f"tokens that end the text, but {num_candidates} are needed, so options could not be told apart: set "
-                "another answer_cue, or add_eos_token=False if the tokenizer appends tokens."
+                f"After a prompt only the first {len(ids)} answer letters are single, distinct tokens that end the "
+                f"text, so {num_candidates} options could not be told apart: set another answer_cue, or "
+                "add_eos_token=False if the tokenizer appends tokens."
             )
         return ids[:num_candidates]
 
@@ -314,12 +293,10 @@ class BundleMLLMProcessor(BundleItemProcessor):
 
     def apply_chat_template(self, conversation: list, **kwargs: Any) -> Any:
         """Apply the tokenizer's chat template, with text parts joined and a batch dimension (what TRL expects)."""
-        messages = [
-            message
-            if isinstance(message["content"], str)
-            else {**message, "content": "".join(part["text"] for part in message["content"])}
-            for message in conversation
-        ]
+        messages = [dict(message) for message in conversation]
+        for message in messages:
+            if not isinstance(message["content"], str):
+                message["content"] = "".join(part["text"] for part in message["content"])
         tokenize = kwargs.pop("tokenize", False)
         return self.tokenizer.apply_chat_template([messages] if tokenize else messages, tokenize=tokenize, **kwargs)
 

@@ -13,6 +13,7 @@ QUESTION_KEYS = ("partial", "candidates", "question_id", "bundle_id", "answer_in
 """`partial` and `candidates` are read; question files have the others beside them."""
 _ITEM_FIELDS = (("title", str, '"linen shirt"'), ("features", Mapping, '{"visual": [...]}'), ("item_id", str, '"i1"'))
 _ITEM_KEYS = tuple(key for key, _, _ in _ITEM_FIELDS)
+_AS_DICT = 'the item itself as {"title": ..., "features": {...}}'
 _LONGEST_NAME = 60
 
 
@@ -22,16 +23,11 @@ def field(question: Any, name: str) -> Any:
 
 
 def check_keys(question: Any) -> None:
-    """Refuse a mapping with keys that would be ignored.
-
-    Raises:
-        ValueError: There is one.
-    """
+    """Refuse a mapping with keys that would be ignored."""
     if isinstance(question, Mapping) and (unknown := [key for key in question if key not in QUESTION_KEYS]):
         raise ValueError(
-            f"The question has the keys {shorten(unknown)}, which would be ignored: it consists of partial and "
-            f"candidates (and may have {', '.join(QUESTION_KEYS[2:])}), while top_k, group_size and batch_size are "
-            "parameters, given beside it to the pipeline."
+            f"The question has the keys {shorten(unknown)}, which would be ignored: use {', '.join(QUESTION_KEYS)}; "
+            "top_k, group_size and batch_size are parameters, given beside it to the pipeline."
         )
 
 
@@ -51,36 +47,35 @@ def read_question(question: Any, known: Collection[str]) -> tuple[Sequence, Sequ
     check_keys(question)
     partial = _entries(question, "partial")
     candidates = None if field(question, "candidates") is None else _entries(question, "candidates")
-    shown: set[str] = set()
+    in_partial: set[str] = set()
     for name, entries in (("partial", partial), ("candidates", candidates or ())):
-        before, seen = frozenset(shown), shown if name == "partial" else set()
+        seen: set[str] = set()
         for entry in entries:
             item_id = _check_item(entry, known)
-            if item_id is None:
-                continue
             if item_id in seen:
                 raise ValueError(
                     f"Item {shorten(item_id)} is more than once in {name} of the question, so it would be counted "
                     "twice: keep one."
                 )
-            if item_id in before:
+            if item_id in in_partial:
                 raise ValueError(
-                    f"Item {shorten(item_id)} is in the partial bundle already and among the candidates, too: remove "
-                    "it from one of them."
+                    f"Item {shorten(item_id)} is in the partial bundle already, so it cannot complete it: remove it "
+                    "from the partial bundle or from the candidates."
                 )
-            seen.add(item_id)
+            seen |= set() if item_id is None else {item_id}
+        in_partial = seen
     return partial, candidates
 
 
 def read_features(entry: Mapping, modalities: Mapping[str, int]) -> dict[str, torch.Tensor]:
-    """Return the features of a dict item as vectors [width] (float32).
+    """Return the features of a dict item as vectors `[width]` (float32).
 
     Args:
         entry: The item.
         modalities: Width of each modality.
 
     Raises:
-        ValueError: The model has no such modality, or a vector is not of finite numbers or not of its width.
+        ValueError: If the model has no such modality, or a vector is not of finite numbers or not of its width.
     """
     features = {}
     for name, value in (entry.get("features") or {}).items():
@@ -89,44 +84,36 @@ def read_features(entry: Mapping, modalities: Mapping[str, int]) -> dict[str, to
                 f"Item {name_of(entry)} has features of {shorten(name)}, which this model cannot read: it has "
                 f"{sorted(modalities)}; drop them."
             )
+        which, width = f"The {name!r} features of item {name_of(entry)}", modalities[name]
         try:
             vector = torch.as_tensor(value, dtype=torch.float32)
         except (TypeError, ValueError, RuntimeError, OverflowError):
             raise ValueError(
-                f"The {name!r} features of item {name_of(entry)} are {shorten(value)}, which cannot be read: give a "
-                f"vector of {modalities[name]} numbers, or leave the modality out."
+                f"{which} are {shorten(value)}, which cannot be read: give a vector of {width} numbers, or leave the "
+                "modality out."
             ) from None
-        if vector.shape != (modalities[name],):
+        if vector.shape != (width,):
             raise ValueError(
-                f"The {name!r} features of item {name_of(entry)} have shape {list(vector.shape)}, expected "
-                f"[{modalities[name]}]: encode the item by the encoder this model was trained with."
+                f"{which} have shape {list(vector.shape)}, expected [{width}]: encode the item by the encoder this "
+                "model was trained with."
             )
         if not vector.norm().isfinite():
             problem = "too large" if vector.isfinite().all() else "not finite"
             raise ValueError(
-                f"The {name!r} features of item {name_of(entry)} are {problem} ({shorten(vector.tolist())}), so "
-                "scores would mean nothing: repair them, or leave the modality out."
+                f"{which} are {problem} ({shorten(vector.tolist())}), so scores would mean nothing: repair them, or "
+                "leave the modality out."
             )
         features[name] = vector
     return features
 
 
 def check_scores(question: Any, scores: Sequence[float]) -> None:
-    """Refuse scores that rank nothing.
-
-    Args:
-        question: What was asked.
-        scores: One per candidate.
-
-    Raises:
-        ValueError: One is not finite.
-    """
-    bad = [score for score in scores if not math.isfinite(score)]
-    if bad:
+    """Refuse scores `[num_candidates]` that are not finite, since they rank nothing."""
+    if bad := [score for score in scores if not math.isfinite(score)]:
         raise ValueError(
             f"{len(bad)} of the {len(scores)} options of {describe(question)} have the score {bad[0]}, so they cannot "
-            "be ranked: the model's weights are not finite, or the features of its items too large: repair "
-            "these features, or take a model whose training did not diverge."
+            "be ranked: repair the features of these items if they are too large, or take a model whose weights are "
+            "finite."
         )
 
 
@@ -149,8 +136,11 @@ def name_of(entry: Any) -> str:
 def shorten(value: Any) -> str:
     """Return the representation of a value, cut to what a line of a message can hold."""
     if isinstance(value, str):
-        return repr(value if len(value) <= _LONGEST_NAME else value[: _LONGEST_NAME - 3] + "...")
-    text = " ".join(repr(value).split())
+        return repr(_cut(value))
+    return _cut(" ".join(repr(value).split()))
+
+
+def _cut(text: str) -> str:
     return text if len(text) <= _LONGEST_NAME else text[: _LONGEST_NAME - 3] + "..."
 
 
@@ -176,14 +166,11 @@ def _check_item(entry: Any, known: Collection[str]) -> str | None:
             raise ValueError(unknown_item(entry, len(known)))
         return entry
     if not isinstance(entry, Mapping):
-        raise ValueError(
-            f"{shorten(entry)} is no item: give its id as text, or the item itself as "
-            '{"title": ..., "features": {...}}.'
-        )
+        raise ValueError(f"{shorten(entry)} is no item: give its id as text, or {_AS_DICT}.")
     if unknown := [key for key in entry if key not in _ITEM_KEYS]:
         raise ValueError(
-            f"Item {name_of(entry)} has the keys {shorten(unknown)}, which would be ignored: an item has "
-            f"{', '.join(_ITEM_KEYS)}; rename or drop them."
+            f"Item {name_of(entry)} has the keys {shorten(unknown)}, which would be ignored: rename them to one of "
+            f"{', '.join(_ITEM_KEYS)}, or drop them."
         )
     for key, kind, example in _ITEM_FIELDS:
         if entry.get(key) is not None and not isinstance(entry[key], kind):
@@ -194,15 +181,14 @@ def _check_item(entry: Any, known: Collection[str]) -> str | None:
     for text in (entry.get("item_id"), entry.get("title")):
         if isinstance(text, str) and any("\ud800" <= character <= "\udfff" for character in text):
             raise ValueError(
-                f"Item {name_of(entry)} has half a character in {shorten(text)}, which no tokenizer reads: it was "
-                "probably cut inside an emoji; cut it elsewhere."
+                f"Item {name_of(entry)} has half a character in {shorten(text)}, which no tokenizer reads: cut it "
+                "elsewhere, not inside an emoji."
             )
     item_id = entry.get("item_id")
     if not entry.get("title") and not entry.get("features"):
+        fix = "give a title or features, or the plain id of an item of the catalog"
         if item_id in known:
             fix = f"give the plain id {shorten(item_id)} for the item of the catalog, or add title or features"
-        else:
-            fix = "give a title or features, or the plain id of an item of the catalog"
         raise ValueError(
             f"Item {shorten(dict(entry))} has neither title nor features, so nothing would be known about it: {fix}."
         )
@@ -213,7 +199,7 @@ def unknown_item(item_id: Any, num_items: int) -> str:
     """Return the message about an id that no catalog row has."""
     return (
         f"Item {shorten(item_id)} is not among the {num_items} items of this catalog, so nothing is known about it: "
-        'check the id, or give the item itself as {"title": ..., "features": {...}}.'
+        f"check the id, or give {_AS_DICT}."
     )
 
 

@@ -111,7 +111,7 @@ class BundleCompleter:
         Args:
             item_ids: Ids of the items.
             titles: Their titles.
-            features: `[num_items, width]` of each modality.
+            features: `[num_items, width]` of each modality; see `BundleMLLMItemCatalog.replace`.
             present: `[num_items]` of each modality.
             memberships: See `BundleRetriever.set_catalog`; items are in no group if not given.
 
@@ -169,23 +169,19 @@ class BundleCompleter:
         return_terms: bool = False,
         progress: Callable[[Iterable[int]], Iterable[int]] = iter,
     ) -> list[Completion]:
-        """Score the candidates of every question.
+        """Score the candidates of every question; return one `Completion` for each, in their order.
 
         Args:
             questions: The questions; see `BundleItemProcessor`.
             batch_size: Prompts per forward pass of the ranker.
-            permutations: In how many orders of its candidates the ranker scores each question (see
-                `candidate_orders`), at as many times the cost; the mean of their log-probabilities counts.
+            permutations: In how many orders of its candidates the ranker scores each question, at as many times the
+                cost; the mean of their log-probabilities counts. See `candidate_orders`.
             max_options: Longest list of candidates in one prompt, 3 to 26; by default the processor's.
-            group_size: Most candidates of a group where lists are ranked in groups; by default 10, or `max_options` if
-                that is less.
+            group_size: Most candidates of a group where lists are ranked in groups; by default up to 10.
             num_retrieved: How many items are returned for a question without candidates.
             seed: Of the candidate orders and groups.
             return_terms: Whether to return what each part of the retriever adds.
             progress: Wraps the batches of the ranker, for a progress bar.
-
-        Returns:
-            One `Completion` per question, in their order.
 
         Raises:
             ValueError: If an option is out of range, an item is unknown or there twice, a prompt is too long, or a
@@ -224,11 +220,7 @@ class BundleCompleter:
         return [self._join(question["candidates"], *of_question) for question, *of_question in parts]
 
     def check(self, question: Any) -> None:
-        """Refuse a question that cannot be scored, before its batch runs.
-
-        Raises:
-            ValueError: As in `score`.
-        """
+        """Refuse a question that cannot be scored, before its batch runs; errors are those of `score`."""
         partial, candidates = self.processor.read_question(question)
         if self.ranker is not None:
             shown = self._others(partial) if candidates is None else candidates
@@ -251,7 +243,7 @@ class BundleCompleter:
             **options: See `score`.
 
         Returns:
-            The candidates, best first: see `describe`.
+            The candidates, best first; see `describe`.
         """
         is_open = field(question, "candidates") is None
         if is_open and top_k is not None:
@@ -280,13 +272,10 @@ class BundleCompleter:
                 "score": probabilities[i],
             }
             if explain:
-                answer["explanation"] = {
-                    name: float(logs[i].exp()) for name, logs in completion.scores.items() if name != "both"
-                }
-                if completion.terms:
-                    answer["explanation"]["retriever_terms"] = {
-                        name: float(values[i]) for name, values in completion.terms.items()
-                    }
+                logs = {name: values for name, values in completion.scores.items() if name != "both"}
+                answer["explanation"] = {name: float(values[i].exp()) for name, values in logs.items()}
+                terms = {name: float(values[i]) for name, values in (completion.terms or {}).items()}
+                answer["explanation"] |= {"retriever_terms": terms} if terms else {}
             answers.append(answer)
         return answers
 
@@ -299,9 +288,8 @@ class BundleCompleter:
             partial, candidates = self.processor.read_question(question)
             if candidates is None and self.retriever is None:
                 candidates = list(self._others(partial))
-            complete.append(
-                {"question_id": field(question, "question_id"), "partial": partial, "candidates": candidates}
-            )
+            fields = {"question_id": field(question, "question_id"), "partial": partial, "candidates": candidates}
+            complete.append(fields)
         logs: list[torch.Tensor | None] = [None] * len(complete)
         terms: list[dict[str, torch.Tensor] | None] = [None] * len(complete)
         if self.retriever is None:

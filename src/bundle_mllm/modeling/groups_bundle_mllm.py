@@ -52,15 +52,7 @@ class BundleRetrieverGroups(nn.Module):
         return len(self.groups)
 
     def replace(self, num_items: int, pairs: ItemPairs | None) -> None:
-        """Replace all pairs.
-
-        Args:
-            num_items: Length of the catalog.
-            pairs: The pairs; `None` for no pair.
-
-        Raises:
-            ValueError: If a node or an item has no place in the catalog.
-        """
+        """Replace all pairs by those of a catalog of `num_items` items, or by none; see `checked_pairs` for errors."""
         nodes, groups, node_of_item, fold_of_group = checked_pairs(num_items, pairs)
         device = self.offsets.device
         self.node_of_item = node_of_item.to(device=device, dtype=torch.int32)
@@ -68,20 +60,15 @@ class BundleRetrieverGroups(nn.Module):
         self.offsets = _offsets(pairs_by_node[0], num_items)
         self.groups = pairs_by_node[1].int()
         self.sizes = pairs_by_node[1].bincount()[pairs_by_node[1]].int() if len(nodes) else self.groups.clone()
-        self.register_buffer(
-            "fold_of_group", None if fold_of_group is None else fold_of_group.to(device), persistent=False
-        )
+        folds = None if fold_of_group is None else fold_of_group.to(device)
+        self.register_buffer("fold_of_group", folds, persistent=False)
         self._inverse = None
 
     def pairs(self) -> ItemPairs:
         """Return all pairs, as `replace` takes them."""
         nodes = torch.arange(len(self.offsets) - 1, device=self.offsets.device)
-        return ItemPairs(
-            nodes.repeat_interleave(self.offsets.diff()),
-            self.groups.long(),
-            self.node_of_item.long(),
-            self.fold_of_group,
-        )
+        nodes = nodes.repeat_interleave(self.offsets.diff())
+        return ItemPairs(nodes, self.groups.long(), self.node_of_item.long(), self.fold_of_group)
 
     def degree(self, rows: torch.Tensor) -> torch.Tensor:
         """Return the number of groups `[n]` of the items in catalog rows `[n]`."""
@@ -97,8 +84,7 @@ class BundleRetrieverGroups(nn.Module):
 
         Args:
             rows: `[n]`
-            num_rows: Rows of the catalog, those of folds included (`BundleMLLMItemCatalog.num_rows`); a row beyond
-                them is in no group.
+            num_rows: `BundleMLLMItemCatalog.num_rows`, folds included; a row beyond them is in no group.
 
         Returns:
             The number of groups of each row `[n]`; and for every pair `[num_pairs]` each the index below n (rising),
@@ -114,10 +100,7 @@ class BundleRetrieverGroups(nn.Module):
         return owner.bincount(minlength=len(rows)), owner, group, size
 
     def members(self, groups: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Read the items of the given groups.
-
-        Args:
-            groups: `[n]`
+        """Read the items of the given groups `[n]`.
 
         Returns:
             For every item `[num_members]` each the index below n (rising), the catalog row, the group's size in nodes
@@ -176,13 +159,13 @@ def checked_pairs(
     is_whole = nodes.shape == groups.shape and (len(nodes) == 0 or int(torch.minimum(nodes, groups).min()) >= 0)
     if not is_whole or (len(nodes) and int(nodes.max()) >= num_items):
         raise ValueError(
-            f"A membership has {len(nodes)} rows and {len(groups)} groups for {num_items} items, so some pairs "
-            "have no item: give one catalog row per group, from 0 to the number of items less one, and groups from 0."
+            f"A membership has {len(nodes)} rows and {len(groups)} groups for {num_items} items, so some pairs have "
+            "no item: give one catalog row below the number of items per group, and groups from 0."
         )
     if node_of_item.shape != (num_items,) or bool(((node_of_item < -1) | (node_of_item >= num_items)).any()):
         raise ValueError(
-            f"node_of_item has shape {list(node_of_item.shape)} for {num_items} items, or a node outside -1 … "
-            "num_items - 1, so some items would be in the groups of others: give one node per item."
+            f"node_of_item has shape {list(node_of_item.shape)} for {num_items} items, or a node outside -1 to "
+            f"{num_items - 1}, so some items would be in the groups of others: give one node per item."
         )
     return nodes, groups, node_of_item, fold_of_group
 

@@ -31,8 +31,7 @@ def round_sizes(num_candidates: int, group_size: int = GROUP_SIZE) -> list[int]:
     """
     if not 3 <= group_size <= MAX_OPTIONS:
         raise ValueError(
-            f"group_size is {group_size}, but a group is a prompt with lettered options that leaves none alone: "
-            f"give 3 to {MAX_OPTIONS}."
+            f"group_size is {group_size}, but a group is a prompt of lettered options: give 3 to {MAX_OPTIONS}."
         )
     sizes = [num_candidates]
     while sizes[-1] > group_size:
@@ -63,7 +62,7 @@ def rank_in_groups(
     Args:
         score: Scores groups: given `(list, candidates)` pairs, the positions of lists in `num_candidates` and of
             candidates in their lists, it returns one logit per candidate of each.
-        num_candidates: How many candidates each list has; the rounds of all lists are asked together.
+        num_candidates: How many candidates each list has; the rounds of all lists run together.
         group_size: Most candidates of a group, 3 to 26; see `round_sizes` for what a ranking costs.
         seed: Orders the candidates; the same seed gives the same groups.
 

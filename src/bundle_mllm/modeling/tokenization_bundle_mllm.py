@@ -28,9 +28,7 @@ class BundleMLLMTokenizerFast(PreTrainedTokenizerFast):
 
     @classmethod
     def from_tokenizer(
-        cls,
-        tokenizer: PreTrainedTokenizerBase,
-        item_token_offset: int = _DEFAULT_OFFSET,
+        cls, tokenizer: PreTrainedTokenizerBase, item_token_offset: int = _DEFAULT_OFFSET
     ) -> "BundleMLLMTokenizerFast":
         """Extend a backbone's tokenizer; the original stays as it is.
 
@@ -43,12 +41,12 @@ class BundleMLLMTokenizerFast(PreTrainedTokenizerFast):
             The tokenizer, with a placeholder and the soft separator as two more special tokens.
 
         Raises:
-            ValueError: The tokenizer is not a fast one, or item ids would fall into its vocabulary.
+            ValueError: If the tokenizer is not a fast one, or item ids would fall into its vocabulary.
         """
         if not isinstance(tokenizer, PreTrainedTokenizerFast):
             raise ValueError(
-                f"{type(tokenizer).__name__} is not backed by a tokenizer.json, so item tokens cannot be placed by "
-                "character offsets: load the tokenizer through AutoTokenizer with use_fast=True."
+                f"{type(tokenizer).__name__} has no tokenizer.json, so item tokens cannot be placed by character "
+                "offsets: load the tokenizer through AutoTokenizer with use_fast=True."
             )
         added = (ITEM_PLACEHOLDER, ITEM_SEPARATOR)
         if item_token_offset < len(tokenizer) + len(added):
@@ -58,10 +56,9 @@ class BundleMLLMTokenizerFast(PreTrainedTokenizerFast):
             )
         # The backend object is copied (it serializes itself to JSON), so that the original gains no tokens.
         backend = type(tokenizer.backend_tokenizer).from_str(tokenizer.backend_tokenizer.to_str())
-        inherited: dict = {} if tokenizer.chat_template is None else {"chat_template": tokenizer.chat_template}
-        inherited |= {
-            name: tokenizer.init_kwargs[name] for name in INHERITED_SETTINGS if name in tokenizer.init_kwargs
-        }
+        inherited = {name: tokenizer.init_kwargs[name] for name in INHERITED_SETTINGS if name in tokenizer.init_kwargs}
+        if tokenizer.chat_template is not None:
+            inherited["chat_template"] = tokenizer.chat_template
         extended = cls(
             tokenizer_object=backend,
             **inherited,
@@ -72,10 +69,7 @@ class BundleMLLMTokenizerFast(PreTrainedTokenizerFast):
             model_input_names=["input_ids", "attention_mask"],
             item_token_offset=item_token_offset,
         )
-        extended.add_tokens(
-            [AddedToken(text, special=True, normalized=False) for text in added],
-            special_tokens=True,
-        )
+        extended.add_tokens([AddedToken(text, special=True, normalized=False) for text in added], special_tokens=True)
         if extended.pad_token is None:
             extended.pad_token = extended.eos_token or extended.unk_token
         return extended
@@ -127,7 +121,7 @@ class BundleMLLMTokenizerFast(PreTrainedTokenizerFast):
             return super()._encode_plus(text, text_pair, return_tensors=return_tensors, **kwargs)
         if kwargs.get("is_split_into_words"):
             raise ValueError(
-                "the words hold item tokens, which is_split_into_words=True cannot place: give the whole text instead."
+                "The words hold item tokens, which is_split_into_words=True cannot place: give the whole text instead."
             )
         single = isinstance(text, str)
         batch = [text] if single else list(text)
@@ -170,8 +164,8 @@ class BundleMLLMTokenizerFast(PreTrainedTokenizerFast):
                 row = replaced[parts[position]].rows.get(spans[position][0])
                 if row is None:
                     raise ValueError(
-                        f"the text holds {ITEM_PLACEHOLDER!r}, which names no item, so its row is unknown: write "
-                        "<|item_K|> for row K, and pass the words of users through escape()."
+                        f"The text holds {ITEM_PLACEHOLDER!r}, which names no item: write <|item_K|> for row K, and "
+                        "pass the words of users through escape()."
                     )
                 ids[position] = self.item_token_offset + row
 
@@ -191,8 +185,8 @@ class BundleMLLMTokenizerFast(PreTrainedTokenizerFast):
         parts = text.split(ITEM_PLACEHOLDER)
         if len(parts) != len(rows) + 1:
             raise ValueError(
-                f"the tokens spell {ITEM_PLACEHOLDER!r} beside {len(rows)} items, so the items have no certain place "
-                "in the text: decode the parts between the items one by one."
+                f"The tokens spell {ITEM_PLACEHOLDER!r} beside {len(rows)} items, which then have no certain place in "
+                "the text: decode the parts between the items one by one."
             )
         return parts[0] + "".join(self.item_token(row) + part for row, part in zip(rows, parts[1:], strict=True))
 

@@ -7,24 +7,22 @@ from torch import nn
 from bundle_mllm.training.optimize import minimize, training_only
 
 
-def test_the_parameters_of_a_group_go_down_the_loss():
+def test_the_parameters_go_down_the_loss():
     parameter = nn.Parameter(torch.tensor([3.0, -2.0]))
-    group = {"params": [parameter], "lr": 0.1, "weight_decay": 0.0}
-    minimize(lambda: parameter.square().sum(), [group], 100, "bar")
+    minimize(lambda: parameter.square().sum(), [parameter], 100, "bar", lr=0.1, weight_decay=0.0)
     assert parameter.abs().max() < 0.5
-    assert set(group) == {"params", "lr", "weight_decay"}  # the caller's dictionary is not written into
 
 
 def test_no_steps_change_nothing():
     parameter = nn.Parameter(torch.ones(2))
-    minimize(lambda: parameter.sum(), [{"params": [parameter], "lr": 0.1, "weight_decay": 0.1}], 0, "bar")
+    minimize(lambda: parameter.sum(), [parameter], 0, "bar", lr=0.1, weight_decay=0.1)
     assert parameter.tolist() == [1, 1]
 
 
 @pytest.mark.parametrize("steps", [*range(1, 13), 20, 100])
 def test_every_number_of_steps_has_a_schedule(steps):
     parameter = nn.Parameter(torch.tensor([3.0]))
-    minimize(lambda: parameter.square().sum(), [{"params": [parameter], "lr": 0.1, "weight_decay": 0.0}], steps, "bar")
+    minimize(lambda: parameter.square().sum(), [parameter], steps, "bar", lr=0.1, weight_decay=0.0)
     assert 0 < parameter.item() < 3
 
 

@@ -67,13 +67,11 @@ def masked(completer: BundleCompleter, mask: Sequence[str]) -> Iterator[BundleCo
         for model in completer.models:
             rows = model.catalog_rows()
             rows["present"] = {name: known & (name not in mask) for name, known in rows["present"].items()}
-            if "memberships" in rows:
-                groups = rows["memberships"].items()
-                rows["memberships"] = {name: pairs for name, pairs in groups if _modality_of(name) not in mask}
+            for name in [name for name in rows.get("memberships", ()) if _modality_of(name) in mask]:
+                del rows["memberships"][name]
             _replace(model, rows)
-        processor = completer.processor.without_titles() if TITLES in mask else completer.processor
-        for model in completer.models:
             model.config.items_hash = None
+        processor = completer.processor.without_titles() if TITLES in mask else completer.processor
         yield BundleCompleter(processor, completer.ranker, completer.retriever)
 
 

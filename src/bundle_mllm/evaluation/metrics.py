@@ -8,25 +8,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+if TYPE_CHECKING:
+    from bundle_mllm.data.questions import Question
+
 CALIBRATION_BINS = 15
 """Bins of equal width of the calibration error (Guo et al., ICML 2017)."""
-
-
-class QuestionLike(Protocol):
-    """What is known of a question besides the scores of its candidates, as in `bundle_mllm.data.Question`."""
-
-    @property
-    def question_id(self) -> str: ...
-    @property
-    def bundle_id(self) -> str: ...
-    @property
-    def candidates(self) -> Sequence[str]: ...
-    @property
-    def answer_index(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -66,7 +56,7 @@ class ScoredQuestion:
         return self.num_better + (self.num_tied + 1) / 2
 
 
-def as_scored(questions: Sequence[QuestionLike], scores: Sequence[Sequence[float]]) -> list[ScoredQuestion]:
+def as_scored(questions: Sequence[Question], scores: Sequence[Sequence[float]]) -> list[ScoredQuestion]:
     """Put plain scores into the form that every metric takes.
 
     Args:

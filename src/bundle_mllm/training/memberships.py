@@ -29,7 +29,7 @@ def load_memberships(
     *,
     allow_leakage: bool = False,
 ) -> dict[str, ItemPairs]:
-    """Return the pairs of item and group of each kind of membership that the folder has.
+    """Return the pairs of item and group of each kind of membership that the folder has, by its name.
 
     A kind is used only beside its modality: "bundle_item" and "bundle_category" with `bundle_item` features, and so
     on. Training bundles are left out if the folder has no out-of-fold features: a training question would find its own
@@ -41,9 +41,6 @@ def load_memberships(
         modalities: The modalities of the retriever.
         out_of_fold: The folds of the training bundles.
         allow_leakage: Take a user log that encodes held-out bundles, too.
-
-    Returns:
-        By name, the pairs as `BundleRetriever.set_catalog` takes them.
 
     Raises:
         BundleMLLMError: If the user log encodes held-out bundles; see `check_interactions`.

@@ -5,29 +5,37 @@ Knows nothing about models or data.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import nn
 from tqdm.auto import tqdm
 
 
-def minimize(loss: Callable[[], torch.Tensor], groups: Sequence[dict[str, Any]], steps: int, name: str) -> None:
+def minimize(
+    loss: Callable[[], torch.Tensor],
+    parameters: Iterable[nn.Parameter],
+    steps: int,
+    name: str,
+    *,
+    lr: float,
+    weight_decay: float,
+) -> None:
     """Take optimizer steps down a loss.
 
     Args:
         loss: Returns the loss of a new batch.
-        groups: Parameter groups of AdamW, each with its highest learning rate `lr` and `weight_decay`.
-        steps: How many.
+        parameters: What is trained.
+        steps: Number of steps.
         name: What the progress bar shows.
+        lr: Highest learning rate.
+        weight_decay: AdamW's weight decay.
     """
-    optimizer = torch.optim.AdamW([dict(group) for group in groups])  # it writes into the groups
-    rates = [group["lr"] for group in groups]
+    optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay)
     total = max(2, steps)
     rising = 0.2 if total == 10 else 0.1  # OneCycleLR divides by the length of the rise, 0.1 * total - 1
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=total, pct_start=rising)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=total, pct_start=rising)
     for _ in tqdm(range(steps), desc=name):
         value = loss()
         optimizer.zero_grad()

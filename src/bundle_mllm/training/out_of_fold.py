@@ -23,12 +23,7 @@ logger = logging.get_logger(__name__)
 
 
 def load_out_of_fold(data: DatasetFolder, modalities: Sequence[str]) -> OutOfFoldFeatures | None:
-    """Read the out-of-fold features of `bundle_item`; `None`, with a warning, if a model uses it without any.
-
-    Args:
-        data: The dataset folder.
-        modalities: What the model uses.
-    """
+    """Read the out-of-fold features of `bundle_item`; `None`, with a warning, if a model uses it without any."""
     features = OutOfFoldFeatures.load(data, BUNDLE_ITEM) if BUNDLE_ITEM in modalities else None
     if features is None and BUNDLE_ITEM in modalities:
         logger.warning(

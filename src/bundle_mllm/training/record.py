@@ -22,17 +22,8 @@ from bundle_mllm.model_folder import RUN_RECORD
 from bundle_mllm.settings import as_dict
 from bundle_mllm.training.config import RunConfig
 
-PACKAGES = (
-    "bundle-mllm",
-    "torch",
-    "transformers",
-    "trl",
-    "peft",
-    "datasets",
-    "accelerate",
-    "safetensors",
-    "tokenizers",
-)
+_PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "safetensors", "tokenizers")
+PACKAGES = ("bundle-mllm", *_PACKAGES)
 
 
 class RunRecord(UserDict):
@@ -65,8 +56,7 @@ class RunRecord(UserDict):
             return cls(out, values)
         if out.exists() and any(out.iterdir()):
             raise BundleMLLMError(
-                f"{out} is not empty and holds no {RUN_RECORD}: files in it could be overwritten. Use another "
-                "--output-dir."
+                f"{out} is not empty and holds no {RUN_RECORD}, so its files could be lost: use another --output-dir."
             )
         values = {
             "settings": settings,

@@ -146,13 +146,7 @@ def fit_towers(
 ) -> None:
     """Train the towers to give the answer the highest score among the options (cross-entropy).
 
-    Args:
-        retriever: Its towers are changed in place.
-        rows: The questions.
-        among: Indices of the questions to draw batches from.
-        settings: Steps, batches, learning rate.
-        generator: Draws the batches.
-        seed: Seed of dropout.
+    Batches are drawn by `generator` from the questions with the indices `among`; `seed` is that of dropout.
     """
 
     def loss() -> torch.Tensor:
@@ -161,7 +155,7 @@ def fit_towers(
 
     parameters = list(retriever.towers.parameters())
     with training_only(retriever, parameters, seed):
-        minimize(loss, [_group(parameters, settings)], settings.steps, "retriever: towers")
+        minimize(loss, parameters, settings.steps, "retriever: towers", **_rates(settings))
 
 
 def fit_stacker(
@@ -186,7 +180,7 @@ def fit_stacker(
     parameters = list(retriever.stacker.parameters())
     with training_only(retriever, parameters, seed):
         retriever.eval()  # no dropout: the stacker weighs the scores as they will be
-        minimize(loss, [_group(parameters, settings)], settings.steps // 2, "retriever: stacker")
+        minimize(loss, parameters, settings.steps // 2, "retriever: stacker", **_rates(settings))
 
 
 @torch.no_grad()
@@ -204,5 +198,5 @@ def _draw(among: torch.Tensor, number: int, generator: torch.Generator) -> torch
     return among[torch.randint(len(among), (number,), generator=generator)]
 
 
-def _group(parameters: list[torch.nn.Parameter], settings: RetrieverSettings) -> dict:
-    return {"params": parameters, "lr": settings.learning_rate, "weight_decay": settings.weight_decay}
+def _rates(settings: RetrieverSettings) -> dict[str, float]:
+    return {"lr": settings.learning_rate, "weight_decay": settings.weight_decay}

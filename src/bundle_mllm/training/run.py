@@ -80,8 +80,7 @@ def train(config: RunConfig | None = None, **fields: Any) -> Path:
 def first_ranker(config: RunConfig, data: RunData) -> Ranker | None:
     """Build the ranker that stage one starts from, before anything is trained: a mistake in the settings ends the run.
 
-    Returns:
-        The ranker and its processor; `None` if the run trains none, or stage one is over.
+    `None` if the run trains none, or stage one is over.
     """
     if not config.trains_ranker or (config.output_dir / STAGE_ONE_MODEL).exists():
         return None

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from functools import cached_property
+from typing import Any
 
 from transformers.utils import logging
 
@@ -106,11 +107,11 @@ class RunData:
         """Sample the training questions of a stage, whole batches of them."""
         return self._sample(
             self.ranker_bundles,
-            stage.max_steps * stage.step_size,
-            stage.num_candidates,
-            stage.hard_fraction,
-            seed,
+            num_questions=stage.max_steps * stage.step_size,
+            num_candidates=stage.num_candidates,
+            hard_fraction=stage.hard_fraction,
             shows_items=stage.shows_items,
+            seed=seed,
         )
 
     def retriever_questions(self) -> list[Question]:
@@ -118,42 +119,30 @@ class RunData:
         settings = self.settings.retriever
         return self._sample(
             self.folder.bundles.train,
-            settings.num_questions,
-            settings.num_candidates,
-            settings.hard_fraction,
-            self.settings.seed + 1,
+            num_questions=settings.num_questions,
+            num_candidates=settings.num_candidates,
+            hard_fraction=settings.hard_fraction,
+            seed=self.settings.seed + 1,
         )
 
     @cached_property
     def held_out_questions(self) -> list[Question]:
         """Sample questions about the held-out bundles, half of them with hard negatives."""
         bundles = [bundle for bundle in self.folder.bundles.train if bundle.bundle_id in self.held_out]
-        bundles = [bundle for bundle in bundles if len(bundle.items) >= 2]
-        number = self.settings.validation_candidates
-        return self._sample(bundles, self.settings.combination_questions, (number, number), 0.5, self.settings.seed)
+        return self._sample(
+            [bundle for bundle in bundles if len(bundle.items) >= 2],
+            num_questions=self.settings.combination_questions,
+            num_candidates=(self.settings.validation_candidates,) * 2,
+            hard_fraction=0.5,
+            seed=self.settings.seed,
+        )
 
-    def _sample(
-        self,
-        bundles: Sequence[Bundle],
-        num_questions: int,
-        num_candidates: tuple[int, int],
-        hard_fraction: float,
-        seed: int,
-        shows_items: bool = True,
-    ) -> list[Question]:
-        if not bundles or not num_questions:
+    def _sample(self, bundles: Sequence[Bundle], shows_items: bool = True, **options: Any) -> list[Question]:
+        if not bundles or not options["num_questions"]:
             return []
         folds = self.out_of_fold if shows_items else None
-        return sample_training_questions(
-            bundles,
-            self.catalog,
-            num_questions=num_questions,
-            num_candidates=num_candidates,
-            hard_fraction=hard_fraction,
-            max_partial=self.settings.max_partial,
-            fold_of_bundle=None if folds is None else folds.fold_of_bundle,
-            seed=seed,
-        )
+        options |= {"max_partial": self.settings.max_partial, "fold_of_bundle": folds and folds.fold_of_bundle}
+        return sample_training_questions(bundles, self.catalog, **options)
 
     @cached_property
     def validation_questions(self) -> list[Question]:

@@ -3,10 +3,9 @@
 Knows nothing about stages, features or files of a run.
 
 The Llama's layers come with the package (`scratch.safetensors`, 1 MB; made by
-`training_scripts/pretrain_scratch_backbone.py`). They have learned, on random vectors in place of words and items,
-only what a multiple-choice question is: compare options with what is shown, answer with a letter. They know no word:
-every embedding but those of letters, digits and punctuation is random. Learning that from nothing takes a small
-Llama over an hour of CPU time; a pretrained LLM knows it, too.
+`training_scripts/pretrain_scratch_backbone.py`). They were trained on random vectors in place of words and items, for
+over an hour of CPU time, to answer a multiple-choice question: compare options with what is shown, choose a letter.
+Every embedding but those of letters, digits and punctuation is random.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ import json
 import string
 from collections.abc import Iterable, Iterator
 from importlib.resources import as_file, files
+from itertools import chain, repeat
 
 import torch
 from safetensors import safe_open
@@ -33,21 +33,14 @@ MAX_LENGTH = 4_096
 
 
 def structure_texts() -> Iterator[str]:
-    """Yield the texts around titles: their tokens must be whole, since the pretrained layers know them."""
+    """Yield the texts around titles: their tokens must be whole, as in the pretraining of the layers."""
     yield "Which item completes the bundle?\nBundle:\nOptions:\nAnswer:"
     yield from (f"\n{number}. a" for number in range(1, 31))
     yield from (f"\n{letter}. a {letter}" for letter in string.ascii_uppercase)
 
 
 def train_tokenizer(titles: Iterable[str]) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE on titles; any text can be encoded, and structure tokens are whole.
-
-    Args:
-        titles: Titles of the catalog.
-
-    Returns:
-        The tokenizer, with a vocabulary of at most `VOCAB_SIZE`.
-    """
+    """Train a byte-level BPE on titles, `VOCAB_SIZE` tokens at most; any text can be encoded, structure is whole."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -60,12 +53,7 @@ def train_tokenizer(titles: Iterable[str]) -> PreTrainedTokenizerFast:
     titles = [f" {title}" for title in titles]
     repeats = max(100, len(titles))  # more often than any pair within titles, so that structure is merged first
     structure = " \t".join(structure_texts())
-
-    def corpus() -> Iterator[str]:
-        yield from titles
-        yield from (structure for _ in range(repeats))
-
-    tokenizer.train_from_iterator(corpus(), trainer)
+    tokenizer.train_from_iterator(chain(titles, repeat(structure, repeats)), trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token=PAD, bos_token=BOS, eos_token=EOS, model_max_length=MAX_LENGTH
     )
@@ -81,20 +69,15 @@ def scratch_processor(catalog: ItemCatalog) -> BundleMLLMProcessor:
 def scratch_backbone(
     titles: Iterable[str], *, seed: int
 ) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast, torch.Tensor]:
-    """Make tokenizer and backbone for a catalog.
-
-    Args:
-        titles: Titles of the catalog.
-        seed: Seed of the new embeddings.
+    """Make tokenizer and backbone for the titles of a catalog; the seed is that of the new embeddings.
 
     Returns:
-        The backbone in float32, its tokenizer, and the soft separator [hidden_size] that the layers know.
+        The backbone in float32, its tokenizer, and the soft separator `[hidden_size]` of its pretraining.
     """
     tokenizer = train_tokenizer(titles)
     with as_file(files("bundle_mllm.training") / "scratch.safetensors") as path, safe_open(path, "pt") as weights:
         metadata = weights.metadata()
         tensors = {name: weights.get_tensor(name).float() for name in weights.keys()}  # noqa: SIM118
-    known = json.loads(metadata["tokens"])
     embeddings, head = tensors.pop("embeddings"), tensors.pop("head")
     vocabulary = tokenizer.get_vocab()
     config = LlamaConfig(
@@ -114,12 +97,10 @@ def scratch_backbone(
         raise AssertionError(
             f"scratch.safetensors does not fit LlamaModel: missing {missing}, unexpected {unexpected}"
         )
-    separator = torch.empty(0)
-    for token, vector in zip(known, embeddings, strict=True):
-        if token == SEPARATOR:
-            separator = vector
-        else:
-            backbone.model.embed_tokens.weight.data[vocabulary[token]] = vector
+    vectors = dict(zip(json.loads(metadata["tokens"]), embeddings, strict=True))
+    separator = vectors.pop(SEPARATOR)
+    for token, vector in vectors.items():
+        backbone.model.embed_tokens.weight.data[vocabulary[token]] = vector
     *letters, end, other = head
     backbone.lm_head.weight.data[:] = other
     backbone.lm_head.weight.data[vocabulary[EOS]] = end

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from bundle_mllm.modeling.processing_bundle_mllm import BundleMLLMProcessor
 
 BEST, COMPLETE, HISTORY = "best.safetensors", "validation.json", "history.json"
+_SAME = ("gradient_accumulation_steps", "learning_rate", "lr_scheduler_type", "weight_decay", "max_grad_norm", "bf16")
+"""Settings that have the same name in `SFTConfig`."""
 
 
 @dataclass(frozen=True)
@@ -75,11 +77,11 @@ def run_stage(
     same weights: checkpoints count only once they are complete, and data order and random states are restored.
 
     Args:
-        model: The model to train, in the state in which the stage starts (also when it resumes).
+        model: The model as it is before the stage (also when the stage resumes).
         processor: Its processor; `show_items` is set as the stage shows items.
-        stage: What trains, and how.
+        stage: Settings.
         catalog: The items.
-        questions: What it trains and validates on.
+        questions: What the stage trains and validates on.
         folder: Where checkpoints are kept until the stage is over.
         seed: Seed of data order, dropout and adapter.
 
@@ -124,15 +126,10 @@ def _trainer(
         output_dir=str(folder),
         max_steps=steps,
         per_device_train_batch_size=stage.batch_size,
-        gradient_accumulation_steps=stage.gradient_accumulation_steps,
-        learning_rate=stage.learning_rate,
-        lr_scheduler_type=stage.lr_scheduler_type,
+        **{name: getattr(stage, name) for name in _SAME},
         warmup_steps=math.ceil(stage.warmup_ratio * steps),  # as the Trainer itself reads a fraction
-        weight_decay=stage.weight_decay,
-        max_grad_norm=stage.max_grad_norm,
         activation_checkpointing=stage.gradient_checkpointing,
         dataloader_pin_memory=torch.cuda.is_available(),
-        bf16=stage.bf16,
         seed=seed,
         data_seed=seed,
         train_sampling_strategy="sequential",  # the questions come sampled and ordered
@@ -162,13 +159,10 @@ def _trainer(
 
 
 class AnswerCollator(DataCollatorForLanguageModeling):
-    """TRL's collator, which adds the positions that the loss falls on: the head reads no other.
-
-    Without a GPU TRL scores every position of a prompt over the whole vocabulary and throws most of it away.
-    """
+    """TRL's collator, which adds the positions that the loss falls on: without a GPU TRL's head reads all of them."""
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
-        """Pad a batch, and add `positions_to_keep` and their `shift_labels`, [batch, kept]."""
+        """Pad a batch, and add `positions_to_keep` and their `shift_labels`, `[batch, kept]`."""
         batch = super().torch_call(examples)
         labels = batch["labels"][:, 1:]
         is_scored = labels != IGNORED
@@ -217,17 +211,13 @@ class StageProgress(ProgressCallback):
         super().__init__()
         self.name = name
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Open the bar."""
         super().on_train_begin(args, state, control, **kwargs)
         if self.training_bar is not None:
             self.training_bar.set_description(self.name)
 
-    def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any
-    ) -> None:
+    def on_log(self, args: Any, state: TrainerState, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """Show the last loss and the last validation."""
         if self.training_bar is not None:
             names = {"loss": "loss", "validation_hit_rate@1": "validation"}

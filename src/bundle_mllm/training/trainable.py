@@ -70,15 +70,7 @@ def make_trainable(model: nn.Module, groups: Collection[ParameterGroup], lora: L
 
 
 def lora_targets(model: nn.Module, names: Collection[str] | None) -> list[str]:
-    """Return the full names of the backbone's modules that LoRA adapts.
-
-    Args:
-        model: A `BundleMLLMForCausalLM`.
-        names: Last parts of module names; query and value maps by the names backbones give them, if None.
-
-    Raises:
-        BundleMLLMError: If the backbone has none of them.
-    """
+    """Return the full names of the backbone's modules that LoRA adapts: query and value maps if no names are given."""
     wanted = LORA_TARGET_MODULES if names is None else names
     targets = [
         name

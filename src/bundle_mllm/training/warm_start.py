@@ -2,11 +2,10 @@
 
 Knows nothing about prompts or the backbone's layers.
 
-A pretrained LLM associates "linen" with "sandals" before stage one; random embeddings do not, and learning it through
-the answers of multiple-choice questions is slow. A warm start learns it directly: the mean embedding of some items of
-a training bundle should be closer (by cosine) to an item of the same bundle than to other items (temperature 0.1). For
+The embeddings of a pretrained LLM associate "linen" with "sandals"; random ones do not, and learning it through the
+answers of multiple-choice questions is slow. A warm start learns it directly: the mean embedding of some items of a
+training bundle should be closer (by cosine) to an item of the same bundle than to other items (temperature 0.1). For
 words an item is the mean of its title's tokens; for item tokens it is what fusion and projector make of its features.
-The layers of the scratch backbone read such similarity at once.
 """
 
 from __future__ import annotations
@@ -71,8 +70,7 @@ def warm_start_words(
         return (table[ids.clamp(min=0)] * is_token).sum(1) / is_token.sum(1).clamp(min=1)
 
     rng = np.random.default_rng(seed)
-    groups = [{"params": [table], "lr": 1e-2, "weight_decay": 0.01}]
-    minimize(lambda: _info_nce(embed, members, rng), groups, steps, "warm start of words")
+    minimize(lambda: _info_nce(embed, members, rng), [table], steps, "warm start of words", lr=1e-2, weight_decay=0.01)
     with torch.no_grad():
         norms = embeddings[words].float().norm(dim=-1, keepdim=True)
         embeddings[words] = (functional.normalize(table[words], dim=-1) * norms).to(embeddings.dtype)
@@ -100,8 +98,7 @@ def warm_start_items(model: BundleMLLMForCausalLM, rows: QuestionRows, *, steps:
 
     parameters = [*model.model.fusion.parameters(), *model.model.projector.parameters()]
     with training_only(model, parameters, seed):
-        groups = [{"params": parameters, "lr": 1e-3, "weight_decay": 0.01}]
-        minimize(loss, groups, steps, "warm start of item tokens")
+        minimize(loss, parameters, steps, "warm start of item tokens", lr=1e-3, weight_decay=0.01)
 
 
 def _info_nce(

@@ -1,14 +1,21 @@
-"""What both models share: strict loading, and the initialization of an item catalog.
+"""What both models share: strict loading, and the initialization of linear maps and of an item catalog.
 
 Knows nothing about what either model computes.
 """
 
+import math
 from typing import Any, ClassVar
 
+import torch
 from torch import nn
+from transformers import initialization as init
 from transformers.modeling_utils import PreTrainedModel
 
-from .catalog_bundle_mllm import init_catalog
+from .catalog_bundle_mllm import BundleMLLMItemCatalog, BundleMLLMTable
+
+
+class BundleLinear(nn.Linear):
+    """A linear map that keeps torch's own initialization."""
 
 
 class BundlePreTrainedModel(PreTrainedModel):
@@ -17,9 +24,19 @@ class BundlePreTrainedModel(PreTrainedModel):
     how_to_make: ClassVar[str] = ""
     """What a message about foreign weights adds."""
 
+    @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        init_catalog(module)
+        if isinstance(module, BundleLinear):
+            init.kaiming_uniform_(module.weight, a=math.sqrt(5))
+            bound = max(1, module.in_features) ** -0.5
+            init.uniform_(module.bias, -bound, bound)
+        elif isinstance(module, BundleMLLMTable):
+            for buffer in module.buffers():
+                init.constant_(buffer, module.fill)
+        elif isinstance(module, BundleMLLMItemCatalog):
+            init.zeros_(module.present)
+        else:
+            super()._init_weights(module)
 
     @classmethod
     def may_ignore(cls, key: str) -> bool:
@@ -58,4 +75,4 @@ class BundlePreTrainedModel(PreTrainedModel):
         return (model, info) if output_loading_info else model
 
 
-__all__ = ["BundlePreTrainedModel"]
+__all__ = ["BundleLinear", "BundlePreTrainedModel"]

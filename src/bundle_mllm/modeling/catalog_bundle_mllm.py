@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import initialization as init
 
 
 class BundleMLLMTable(nn.Module):
@@ -52,12 +51,9 @@ class BundleMLLMItemCatalog(nn.Module):
         return self.num_items * (1 + self.num_folds)
 
     def set_folds(self, modality: str, features: torch.Tensor, present: torch.Tensor) -> None:
-        """Add rows with out-of-fold features; they are neither saved nor part of `num_items`.
+        """Add rows with a modality that was fitted without each fold; they are not saved, nor part of `num_items`.
 
-        Args:
-            modality: The modality that was fitted anew without each fold.
-            features: `[num_folds, num_items, width]`
-            present: `[num_folds, num_items]` bool
+        `features` are `[num_folds, num_items, width]`, and `present` is `[num_folds, num_items]` bool.
         """
         table = self.features[modality]
         self.num_folds, self.fold_modality = len(features), modality
@@ -73,12 +69,10 @@ class BundleMLLMItemCatalog(nn.Module):
     def gather(
         self, rows: torch.Tensor, extra_items: dict[str, Any] | None = None
     ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-        """Read the given rows, and no other.
+        """Read the given rows `[n]`, and no other; row `num_rows + j` is row `j` of `extra_items`.
 
-        Args:
-            rows: `[n]` rows of the catalog; row `num_rows + j` is row `j` of `extra_items`.
-            extra_items: Items of this call only, `{"features": {modality: [n, width]}, "present": [n, num_modalities]
-                bool}`; `present` may be left out.
+        Those are items of this call only, `{"features": {modality: [n, width]}, "present": [n, num_modalities] bool}`;
+        `present` may be left out.
 
         Returns:
             The features of each modality `[n, width]`, and the presence mask `[n, num_modalities]`.
@@ -198,19 +192,15 @@ class BundleMLLMFeatureStatistics(nn.Module):
         for column, name in enumerate(catalog.modalities):
             rows = catalog.features[name][catalog.present[:, column]].float()
             if len(rows):
-                std = rows.std(dim=0, correction=0)
-                self.mean[name].copy_(rows.mean(dim=0))
-                self.std[name].copy_(torch.where(std > 1e-6, std, 1.0))
+                mean, std = mean_and_deviation(rows)
+                self.mean[name].copy_(mean)
+                self.std[name].copy_(std)
 
 
-@torch.no_grad()
-def init_catalog(module: nn.Module) -> None:
-    """Fill the buffers of a module of this file with what they hold before `set_catalog` (for `_init_weights`)."""
-    if isinstance(module, BundleMLLMTable):
-        for buffer in module.buffers():
-            init.constant_(buffer, module.fill)
-    elif isinstance(module, BundleMLLMItemCatalog):
-        init.zeros_(module.present)
+def mean_and_deviation(table: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the mean and the standard deviation `[num_columns]` of a table; a constant column has deviation 1."""
+    std = table.std(dim=0, correction=0)
+    return table.mean(dim=0), torch.where(std > 1e-6, std, 1.0)
 
 
 def num_extra_items(extra_items: dict[str, Any]) -> int:
@@ -242,7 +232,7 @@ __all__ = [
     "BundleMLLMFeatureStatistics",
     "BundleMLLMItemCatalog",
     "BundleMLLMTable",
-    "init_catalog",
     "mask_absent",
+    "mean_and_deviation",
     "num_extra_items",
 ]

@@ -140,10 +140,8 @@ class BundleCompleter:
                 masks = {name: mask for name, mask in present.items() if name in known}
                 if not own:  # no item has any modality of this model
                     name, width = next(iter(known.items()))
-                    own, masks = (
-                        {name: torch.zeros(num_items, width)},
-                        {name: torch.zeros(num_items, dtype=torch.bool)},
-                    )
+                    own = {name: torch.zeros(num_items, width)}
+                    masks = {name: torch.zeros(num_items, dtype=torch.bool)}
                 model.set_catalog(own, masks, **({"memberships": memberships} if model is self.retriever else {}))
         except BaseException:
             for model, items_hash, rows in before:
@@ -233,17 +231,14 @@ class BundleCompleter:
     def complete(
         self, question: Any, *, top_k: int | None = None, explain: bool = False, **options: Any
     ) -> list[dict[str, Any]]:
-        """Complete one bundle.
+        """Complete one bundle: return the candidates, best first, as `describe` does.
 
         Args:
             question: The question.
             top_k: How many candidates to return; all that were scored if not given.
-            explain: Whether to add, under "explanation", the probability that each model gives an answer alone, and
-                the terms of the retriever's score.
+            explain: Whether to add the probability that each model gives an answer alone, and the terms of the
+                retriever's score.
             **options: See `score`.
-
-        Returns:
-            The candidates, best first; see `describe`.
         """
         is_open = field(question, "candidates") is None
         if is_open and top_k is not None:
@@ -256,9 +251,8 @@ class BundleCompleter:
     ) -> list[dict[str, Any]]:
         """Return the candidates of a completion as dictionaries, best first.
 
-        Returns:
-            For each `item_id`, `title`, `letter` (its place in the question, up to 26 candidates; else `None`),
-            `score` (its probability) and, if wanted, `explanation`.
+        Each has `item_id`, `title`, `letter` (its place in the question, up to 26 candidates; else `None`), `score`
+        (its probability) and, if wanted, `explanation`.
         """
         candidates = completion.candidates
         letters = letters and len(candidates) <= MAX_OPTIONS

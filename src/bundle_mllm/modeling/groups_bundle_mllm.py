@@ -147,11 +147,7 @@ class BundleRetrieverGroups(nn.Module):
 def checked_pairs(
     num_items: int, pairs: ItemPairs | None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """Return the fields of pairs, with a node for each item.
-
-    Raises:
-        ValueError: If a node or an item has no place in the catalog.
-    """
+    """Return the fields of pairs, with a node for each item, if all are in the catalog; else raise `ValueError`."""
     nothing = torch.zeros(0, dtype=torch.long)
     nodes, groups, node_of_item, fold_of_group = pairs or ItemPairs(nothing, nothing)
     if node_of_item is None:

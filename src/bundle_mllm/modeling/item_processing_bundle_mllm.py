@@ -123,9 +123,6 @@ class BundleItemProcessor(ProcessorMixin):
         Returns:
             `partial_rows` `[batch, max_partial]` and `option_rows` `[batch, max_options]`, -1 for padding; and
             `extra_items` where there are dict items, numbered through the batch from row `num_items` on.
-
-        Raises:
-            ValueError: As in `read_question`, or if a feature vector cannot be read.
         """
         read = [self.read_question(question) for question in questions]
         extra: list[Mapping] = []
@@ -146,11 +143,7 @@ class BundleItemProcessor(ProcessorMixin):
         return BatchEncoding(encoded)
 
     def extra_items(self, entries: Sequence[Mapping], modalities: Mapping[str, int] | None = None) -> dict[str, Any]:
-        """Return dict items as the models take them.
-
-        Args:
-            entries: The items.
-            modalities: Which modalities to read, and their widths; all of the processor's if not given.
+        """Return dict items as the models take them; of the modalities given, or of all of the processor's.
 
         Returns:
             `features` `[n, width]` of each modality, and `present` `[n, num_modalities]`.

@@ -7,16 +7,13 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from .base_bundle_mllm import BundleLinear
 from .catalog_bundle_mllm import BundleMLLMFeatureStatistics, mask_absent
 from .configuration_bundle_mllm import BundleMLLMConfig
 
 
 class BundleMLLMFusionLinear(nn.Linear):
     """A linear map of the fusion; a class of its own because the official code initializes these by Xavier-normal."""
-
-
-class BundleMLLMProjectorLinear(nn.Linear):
-    """A linear map of the projector; keeps torch's own initialization, as in the official code."""
 
 
 class BundleMLLMVector(nn.Embedding):
@@ -73,14 +70,11 @@ class BundleMLLMFusion(nn.Module):
         self.statistics = BundleMLLMFeatureStatistics(config.modalities) if config.standardize_features else None
 
     def forward(self, features: dict[str, torch.Tensor], present: torch.Tensor) -> torch.Tensor:
-        """Fuse n items.
+        """Fuse n items to `[n, fusion_hidden_size]`.
 
         Args:
-            features: [n, width] of each modality; rows of absent modalities are ignored.
-            present: [n, num_modalities], columns in the order of the configuration.
-
-        Returns:
-            [n, fusion_hidden_size]
+            features: `[n, width]` of each modality; rows of absent modalities are ignored.
+            present: `[n, num_modalities]`, columns in the order of the configuration.
         """
         no_features = self.no_features()
         if not self.encoders:
@@ -115,8 +109,8 @@ class BundleMLLMProjector(nn.Module):
 
     def __init__(self, config: BundleMLLMConfig, embedding_size: int):
         super().__init__()
-        self.linear_1 = BundleMLLMProjectorLinear(config.fusion_hidden_size, config.projector_hidden_size)
-        self.linear_2 = BundleMLLMProjectorLinear(config.projector_hidden_size, embedding_size)
+        self.linear_1 = BundleLinear(config.fusion_hidden_size, config.projector_hidden_size)
+        self.linear_2 = BundleLinear(config.projector_hidden_size, embedding_size)
         self.norm = nn.RMSNorm(embedding_size, eps=1e-6) if config.normalize_item_embeddings else nn.Identity()
 
     def forward(self, fused: torch.Tensor) -> torch.Tensor:
@@ -135,10 +129,4 @@ def _l2_normalize(vectors: torch.Tensor) -> torch.Tensor:
     return normalized.to(vectors.dtype)
 
 
-__all__ = [
-    "BundleMLLMFusion",
-    "BundleMLLMFusionLinear",
-    "BundleMLLMProjector",
-    "BundleMLLMProjectorLinear",
-    "BundleMLLMVector",
-]
+__all__ = ["BundleMLLMFusion", "BundleMLLMFusionLinear", "BundleMLLMProjector", "BundleMLLMVector"]

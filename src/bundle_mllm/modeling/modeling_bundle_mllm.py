@@ -4,7 +4,6 @@ Knows nothing about titles, tokenizers, prompts or files of features: it sees id
 """
 
 import inspect
-import math
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -19,13 +18,7 @@ from transformers.utils.generic import can_return_tuple
 from .base_bundle_mllm import BundlePreTrainedModel
 from .catalog_bundle_mllm import BundleMLLMItemCatalog, num_extra_items
 from .configuration_bundle_mllm import BundleMLLMConfig
-from .items_bundle_mllm import (
-    BundleMLLMFusion,
-    BundleMLLMFusionLinear,
-    BundleMLLMProjector,
-    BundleMLLMProjectorLinear,
-    BundleMLLMVector,
-)
+from .items_bundle_mllm import BundleMLLMFusion, BundleMLLMFusionLinear, BundleMLLMProjector, BundleMLLMVector
 
 if TYPE_CHECKING:  # never executed: transformers finds the files that travel with a model by searching for such lines
     from .pipeline_bundle_mllm import BundleCompletionPipeline  # noqa: F401
@@ -64,10 +57,6 @@ class BundleMLLMPreTrainedModel(BundlePreTrainedModel):
             init.xavier_normal_(module.weight)
             if module.bias is not None:
                 init.zeros_(module.bias)
-        elif isinstance(module, BundleMLLMProjectorLinear):
-            init.kaiming_uniform_(module.weight, a=math.sqrt(5))
-            bound = module.in_features**-0.5
-            init.uniform_(module.bias, -bound, bound)
         elif isinstance(module, BundleMLLMVector):
             init.xavier_uniform_(module.weight)
         else:
@@ -138,8 +127,8 @@ class BundleMLLMModel(BundleMLLMPreTrainedModel):
         Args:
             features: `[num_items, width]` of each modality; see `BundleMLLMItemCatalog.replace`.
             present: `[num_items]` of each modality, true where an item has it. All true where left out.
-            fit_statistics: Also set the mean and standard deviation used by `standardize_features`. Leave it off when
-                a trained model gets new items.
+            fit_statistics: Also set the mean and standard deviation used by `standardize_features`; not for new items
+                of a trained model.
 
         Raises:
             ValueError: If a modality is unknown, a shape is wrong, a value is not finite in a present row, or
@@ -164,7 +153,7 @@ class BundleMLLMModel(BundleMLLMPreTrainedModel):
         return self.projector(self.fusion(*self.catalog.gather(rows, extra_items)))
 
     def embed(self, input_ids: torch.Tensor, extra_items: dict | None = None) -> torch.Tensor:
-        """Embed text, separators and items, [batch, length] -> [batch, length, embedding_size].
+        """Embed text, separators and items, `[batch, length]` -> `[batch, length, embedding_size]`.
 
         Only the item rows that occur in `input_ids` are read, each once; without any, features are not touched.
         """
@@ -219,19 +208,19 @@ class BundleMLLMModel(BundleMLLMPreTrainedModel):
         """Run the backbone on text and items.
 
         Args:
-            input_ids: [batch, length]; `item_token_offset + k` is row `k` of the catalog.
-            attention_mask: [batch, length]
-            position_ids: [batch, length]
+            input_ids: `[batch, length]`; `item_token_offset + k` is row `k` of the catalog.
+            attention_mask: `[batch, length]`
+            position_ids: `[batch, length]`
             cache: Keys and values of the backbone for earlier positions.
             past_key_values: The name of `cache` before transformers 5.24.
-            inputs_embeds: [batch, length, embedding_size], instead of `input_ids`.
+            inputs_embeds: `[batch, length, embedding_size]`, instead of `input_ids`.
             extra_items: Items that the catalog does not hold, for this call only; see `BundleMLLMItemCatalog.gather`.
                 Row `j` of them has the id `item_token_offset + num_items + j`.
-            positions_to_keep: [batch, kept] of each row; all if not given. A head then reads no other position.
+            positions_to_keep: `[batch, kept]` of each row; all if not given. A head then reads no other position.
             **kwargs: Passed to the backbone.
 
         Returns:
-            The output of the backbone, with `last_hidden_state` [batch, length or kept, hidden_size].
+            The output of the backbone, with `last_hidden_state` `[batch, length or kept, hidden_size]`.
 
         Raises:
             ValueError: If both or neither of `input_ids` and `inputs_embeds` are given, or an id has no row.
@@ -242,13 +231,14 @@ class BundleMLLMModel(BundleMLLMPreTrainedModel):
             inputs_embeds = self.embed(input_ids, extra_items)
         if position_ids is not None:
             kwargs["position_ids"] = position_ids
-        if (cache := _one_cache(cache, past_key_values)) is not None:
+        if cache is not None and past_key_values is not None:
+            raise ValueError("Both cache and past_key_values are given, two names of one argument: give one.")
+        if (cache := past_key_values if cache is None else cache) is not None:
             kwargs[_cache_name(self.language_model)] = cache
         outputs = self.language_model(inputs_embeds=inputs_embeds, attention_mask=attention_mask, **kwargs)
         if positions_to_keep is not None:
-            outputs.last_hidden_state = outputs.last_hidden_state.take_along_dim(
-                positions_to_keep.unsqueeze(-1), dim=1
-            )
+            places = positions_to_keep.unsqueeze(-1)
+            outputs.last_hidden_state = outputs.last_hidden_state.take_along_dim(places, dim=1)
         return outputs
 
 
@@ -380,8 +370,8 @@ class BundleMLLMForCausalLM(BundleMLLMPreTrainedModel, GenerationMixin):
             Loss and logits `[batch, length or logits_to_keep, vocab_size]`.
         """
         loss_kwargs = {key: kwargs.pop(key) for key in ("num_items_in_batch", "shift_labels") if key in kwargs}
-        cache = _one_cache(cache, past_key_values)
-        inputs = {"inputs_embeds": inputs_embeds, "extra_items": extra_items, "cache": cache, **kwargs}
+        inputs = {"inputs_embeds": inputs_embeds, "extra_items": extra_items, **kwargs}
+        inputs |= {"cache": cache, "past_key_values": past_key_values}
         outputs = self.model(input_ids, attention_mask, position_ids, **inputs)
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self._finish_logits(self.lm_head(outputs.last_hidden_state[:, keep]))
@@ -397,13 +387,13 @@ class BundleMLLMForCausalLM(BundleMLLMPreTrainedModel, GenerationMixin):
         """Score the options of each question: one forward pass, the last hidden state times a few rows of the head.
 
         Args:
-            input_ids: [batch, length] prompts, padded on either side.
-            attention_mask: [batch, length], or `None` without padding.
-            option_token_ids: [K], or [batch, K] for other options in each row: the tokens of the answer letters.
+            input_ids: `[batch, length]` prompts, padded on either side.
+            attention_mask: `[batch, length]`, or `None` without padding.
+            option_token_ids: `[K]`, or `[batch, K]` for other options in each row: the tokens of the answer letters.
             **kwargs: As for `forward`, for example `extra_items`.
 
         Returns:
-            [batch, K] logits, the same numbers as `forward` gives at the last real position.
+            `[batch, K]` logits, the same numbers as `forward` gives at the last real position.
         """
         hidden = self._last_hidden_state(input_ids, attention_mask, **kwargs)  # [B, H]
         options = option_token_ids.expand(hidden.shape[0], -1)  # [B, K]
@@ -418,7 +408,7 @@ class BundleMLLMForCausalLM(BundleMLLMPreTrainedModel, GenerationMixin):
     def last_logits(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs
     ) -> torch.Tensor:
-        """Return the logits of the whole vocabulary at the last real position, [batch, vocab_size]."""
+        """Return the logits of the whole vocabulary at the last real position, `[batch, vocab_size]`."""
         return self._finish_logits(self.lm_head(self._last_hidden_state(input_ids, attention_mask, **kwargs)))
 
     def _last_hidden_state(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, **kwargs):
@@ -445,12 +435,6 @@ class BundleMLLMForCausalLM(BundleMLLMPreTrainedModel, GenerationMixin):
 
 def _shapes(module: nn.Module) -> dict[str, torch.Size]:
     return {key: value.shape for key, value in module.state_dict().items()}
-
-
-def _one_cache(cache: Cache | None, past_key_values: Cache | None) -> Cache | None:
-    if cache is not None and past_key_values is not None:
-        raise ValueError("Both cache and past_key_values are given, two names of one argument: give one.")
-    return past_key_values if cache is None else cache
 
 
 def _cache_name(backbone: nn.Module) -> str:

@@ -32,17 +32,13 @@ def check_keys(question: Any) -> None:
 
 
 def read_question(question: Any, known: Collection[str]) -> tuple[Sequence, Sequence | None]:
-    """Return partial bundle and candidates of a question, of any number, once each entry is known to be an item.
-
-    Args:
-        question: A mapping or an object with `partial` and `candidates`.
-        known: The ids of the catalog.
+    """Return partial bundle and candidates of a question, once each entry is known to be an item.
 
     Returns:
-        Both lists; `None` for candidates that are left out.
+        Both lists; `None` for candidates that are left out, which stands for the whole catalog.
 
     Raises:
-        ValueError: If an entry is no item, or one is there twice (as far as ids tell).
+        ValueError: If an entry is no item, its id is not in `known`, or one is there twice (as far as ids tell).
     """
     check_keys(question)
     partial = _entries(question, "partial")
@@ -68,11 +64,7 @@ def read_question(question: Any, known: Collection[str]) -> tuple[Sequence, Sequ
 
 
 def read_features(entry: Mapping, modalities: Mapping[str, int]) -> dict[str, torch.Tensor]:
-    """Return the features of a dict item as vectors `[width]` (float32).
-
-    Args:
-        entry: The item.
-        modalities: Width of each modality.
+    """Return the features of a dict item as vectors `[width]` (float32), given the width of each modality.
 
     Raises:
         ValueError: If the model has no such modality, or a vector is not of finite numbers or not of its width.

@@ -3,7 +3,6 @@
 Knows nothing about language models, token ids, titles or files.
 """
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -16,7 +15,7 @@ from .base_bundle_mllm import BundlePreTrainedModel
 from .catalog_bundle_mllm import BundleMLLMItemCatalog
 from .configuration_bundle_mllm import CONTENT_BASED, BundleRetrieverConfig
 from .groups_bundle_mllm import BundleRetrieverGroups, ItemPairs, checked_pairs
-from .towers_bundle_mllm import BundleRetrieverLinear, BundleRetrieverStacker, BundleRetrieverTowers
+from .towers_bundle_mllm import BundleRetrieverStacker, BundleRetrieverTowers
 
 if TYPE_CHECKING:  # never executed: transformers finds the files that travel with a model by searching for such lines
     from .pipeline_bundle_mllm import BundleCompletionPipeline  # noqa: F401
@@ -76,11 +75,7 @@ class BundleRetriever(BundlePreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, BundleRetrieverLinear):
-            init.kaiming_uniform_(module.weight, a=math.sqrt(5))
-            bound = max(1, module.in_features) ** -0.5
-            init.uniform_(module.bias, -bound, bound)
-        elif isinstance(module, BundleRetrieverTowers):
+        if isinstance(module, BundleRetrieverTowers):
             init.constant_(module.logit_scale, 5.0)
             init.constant_(module.cosine_weight, 1.0)
         elif isinstance(module, BundleRetrieverStacker):
@@ -113,8 +108,8 @@ class BundleRetriever(BundlePreTrainedModel):
             present: `[num_items]` of each modality.
             memberships: Of each kind of group in `config.memberships` the pairs; items of a kind that is left out are
                 in no group.
-            fit_statistics: Also set the mean and standard deviation of the features. Leave it off when a trained model
-                gets new items.
+            fit_statistics: Also set the mean and standard deviation of the features; not for new items of a trained
+                model.
 
         Raises:
             ValueError: If a modality or membership is unknown, a shape is wrong, or a present value is not finite.
@@ -209,10 +204,6 @@ class BundleRetriever(BundlePreTrainedModel):
         that is, its popularity, its similarity to the partial bundle's items (as in item-based nearest neighbors) and
         the similarity of the group that is most like the partial bundle (as in user-based ones); last, log |P|.
         Memberships in `CONTENT_BASED` lack the first.
-
-        Args:
-            partial_rows: `[batch, max_partial]`, see `forward`.
-            option_rows: `[batch, max_options]`
 
         Returns:
             The table `[batch, max_options, num_columns]` float32, and whether an option shares any group

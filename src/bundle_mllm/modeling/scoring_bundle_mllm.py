@@ -50,13 +50,7 @@ class RankerScorer:
         self.ranker, self.processor, self.batch_size, self.progress = ranker, processor, batch_size, progress
 
     def in_one_prompt(self, questions: Sequence[Any], permutations: int = 1, seed: int = 0) -> list[RankerScores]:
-        """Score questions of up to 26 candidates each.
-
-        Args:
-            questions: The questions.
-            permutations: In how many orders of its candidates each is scored; see `candidate_orders`.
-            seed: Of the orders beyond the first K.
-        """
+        """Score questions of up to 26 candidates each, in `permutations` orders; see `candidate_orders`."""
         orders = [
             candidate_orders(len(field(q, "candidates")), permutations, seed, str(field(q, "question_id")))
             for q in questions
@@ -126,11 +120,7 @@ def candidate_orders(num_candidates: int, permutations: int, seed: int, question
     orders (root mean square .55 and .64, 1.16 and 1.32). Beyond K, shifts of a shuffled list follow, another for every
     K.
 
-    Args:
-        num_candidates: K.
-        permutations: How many orders.
-        seed: Of the shuffled lists.
-        question_id: So that every question is shuffled on its own.
+    `question_id` makes every question be shuffled on its own.
 
     Returns:
         `permutations` lists; `order[position]` is the candidate at that position.

@@ -7,12 +7,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from .catalog_bundle_mllm import BundleMLLMFeatureStatistics, mask_absent
+from .base_bundle_mllm import BundleLinear
+from .catalog_bundle_mllm import BundleMLLMFeatureStatistics, mask_absent, mean_and_deviation
 from .configuration_bundle_mllm import CONTENT_BASED, BundleRetrieverConfig
-
-
-class BundleRetrieverLinear(nn.Linear):
-    """A linear map of the retriever; keeps torch's own initialization."""
 
 
 class BundleRetrieverFeatureMap(nn.Module):
@@ -20,9 +17,9 @@ class BundleRetrieverFeatureMap(nn.Module):
 
     def __init__(self, width: int, out_features: int, dropout: float, hidden_size: int):
         super().__init__()
-        self.linear = BundleRetrieverLinear(width, out_features)
-        self.linear_1 = BundleRetrieverLinear(width, 2 * hidden_size)
-        self.linear_2 = BundleRetrieverLinear(2 * hidden_size, out_features)
+        self.linear = BundleLinear(width, out_features)
+        self.linear_1 = BundleLinear(width, 2 * hidden_size)
+        self.linear_2 = BundleLinear(2 * hidden_size, out_features)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
@@ -55,11 +52,7 @@ class BundleRetrieverTowers(nn.Module):
         self.cosine_weight = nn.Parameter(torch.empty(len(self.maps)))
 
     def forward(self, features: dict[str, torch.Tensor], present: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Encode n items.
-
-        Args:
-            features: `[n, width]` of each modality; rows of absent modalities are ignored.
-            present: `[n, num_modalities]`
+        """Encode n items from the features `[n, width]` of each modality and their presence `[n, num_modalities]`.
 
         Returns:
             Item vectors `[n, D]` float32, the concatenation of the unit key, the unit features of each modality and
@@ -76,15 +69,12 @@ class BundleRetrieverTowers(nn.Module):
         return items, functional.normalize(query, dim=-1)
 
     def pool(self, items: torch.Tensor, queries: torch.Tensor, partial: torch.Tensor) -> torch.Tensor:
-        """Make the vectors of partial bundles from those of their items.
+        """Make the vectors of partial bundles `[batch, D]`, whose product with an item vector is `s(c)`.
 
         Args:
             items: `[n, D]`, from `forward`.
             queries: `[n, hidden_size]`, from `forward`.
             partial: `[batch, max_partial]` indices below n, -1 for padding.
-
-        Returns:
-            `[batch, D]`; its product with an item vector is `s(c)`.
         """
         weights = (partial >= 0).float()  # [batch, max_partial]
         summed = (queries[partial.clamp(min=0)] * weights.unsqueeze(-1)).sum(dim=1)  # [batch, hidden_size]
@@ -121,7 +111,7 @@ class BundleRetrieverStacker(nn.Module):
         self.register_buffer("mean", torch.zeros(num_columns))
         self.register_buffer("std", torch.ones(num_columns))
         width = config.hidden_size // 2 or 1
-        self.slope = BundleRetrieverLinear(1, 1)
+        self.slope = BundleLinear(1, 1)
         self.popularity = _mlp(len(self.popularity_columns), width) if self.popularity_columns else None
         self.co_occurrence = _mlp(num_columns + 1, width)
 
@@ -147,14 +137,14 @@ class BundleRetrieverStacker(nn.Module):
     @torch.no_grad()
     def fit_statistics(self, table: torch.Tensor) -> None:
         """Set mean and deviation to those of a table of co-occurrence `[n, num_columns]`."""
-        std = table.std(dim=0, correction=0)
-        self.mean.copy_(table.mean(dim=0))
-        self.std.copy_(torch.where(std > 1e-6, std, 1.0))
+        mean, std = mean_and_deviation(table)
+        self.mean.copy_(mean)
+        self.std.copy_(std)
 
 
 def _mlp(num_inputs: int, width: int) -> nn.Sequential:
-    first, second = BundleRetrieverLinear(num_inputs, width), BundleRetrieverLinear(width, width)
-    return nn.Sequential(first, nn.GELU(), second, nn.GELU(), BundleRetrieverLinear(width, 1))
+    first, second = BundleLinear(num_inputs, width), BundleLinear(width, width)
+    return nn.Sequential(first, nn.GELU(), second, nn.GELU(), BundleLinear(width, 1))
 
 
-__all__ = ["BundleRetrieverLinear", "BundleRetrieverStacker", "BundleRetrieverTowers"]
+__all__ = ["BundleRetrieverStacker", "BundleRetrieverTowers"]

@@ -139,5 +139,7 @@ def test_options_out_of_range_are_refused(completer, questions, option):
 def test_scores_that_are_not_finite_are_an_error(folders, questions, options):
     completer = load_completer(folders["ranker"])
     completer.ranker.lm_head.weight.data.fill_(torch.nan)
-    with pytest.raises(BundleMLLMError, match=rf"question '{questions[0].bundle_id}-\d+' with .* score nan.*diverge"):
+    with pytest.raises(
+        BundleMLLMError, match=rf"question '{questions[0].bundle_id}-\d+'.* score nan.*weights are finite"
+    ):
         score(completer, questions[:1], **options)

@@ -60,15 +60,8 @@ def accuracy_by_num_candidates(
         raise BundleMLLMError(f"{folder.path} has no {split} bundle of two items: no question can be made.")
     room = len(folder.catalog) - max(len(bundle.items) for bundle in bundles) + 1
     for size in sorted(size for size in set(sizes) if size <= room):
-        questions = make_questions(
-            bundles,
-            folder.catalog,
-            folder.bundles,
-            num_candidates=size,
-            negatives=negatives,
-            questions_per_bundle=1,
-            seed=seed,
-        )
+        how: dict[str, Any] = {"num_candidates": size, "negatives": negatives, "questions_per_bundle": 1, "seed": seed}
+        questions = make_questions(bundles, folder.catalog, folder.bundles, **how)
         for method, part, limit, prompts, applies in (
             ("one prompt", "ranker", MAX_OPTIONS, 1, size <= MAX_OPTIONS),
             ("groups", "ranker", group_size, num_prompts(size, group_size), size > group_size),

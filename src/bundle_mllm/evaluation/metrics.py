@@ -57,18 +57,16 @@ class ScoredQuestion:
 
 
 def as_scored(questions: Sequence[Question], scores: Sequence[Sequence[float]]) -> list[ScoredQuestion]:
-    """Put plain scores into the form that every metric takes.
+    """Put plain scores into the form that every metric takes: one `ScoredQuestion` per question.
+
+    A method that only chooses among the candidates always gives a valid answer: its first best candidate.
 
     Args:
         questions: The questions.
         scores: One list per question, one score per candidate, higher is better.
 
-    Returns:
-        One `ScoredQuestion` per question. A method that only chooses among the candidates always gives a valid
-        answer: its free answer is its first best candidate.
-
     Raises:
-        ValueError: The numbers of questions, scores or candidates differ, or a score is not finite.
+        ValueError: If the numbers of questions, scores or candidates differ, or a score is not finite.
     """
     if len(questions) != len(scores):
         raise ValueError(f"There are {len(questions)} questions but {len(scores)} lists of scores: give one for each.")
@@ -115,11 +113,8 @@ def compute_metrics(scored: Sequence[ScoredQuestion], *, probabilities: bool = T
         probabilities: Whether the scores are log-probabilities up to a constant; if not, `calibration_error` is
             left out.
 
-    Returns:
-        The metrics.
-
     Raises:
-        ValueError: There is no question, or a score is not finite.
+        ValueError: If there is no question, or a score is not finite.
     """
     metrics: dict[str, float | int] = {}
     bundles = [question.bundle_id for question in scored]
@@ -137,7 +132,7 @@ def question_values(scored: Sequence[ScoredQuestion], *, probabilities: bool = T
         to `calibration_error` is the difference of confidence and hit, with the sign that its bin has.
 
     Raises:
-        ValueError: There is no question, or a score is not finite.
+        ValueError: If there is no question, or a score is not finite.
     """
     if not scored:
         raise ValueError("There are no questions, so no metric is defined: give at least one.")
@@ -145,8 +140,7 @@ def question_values(scored: Sequence[ScoredQuestion], *, probabilities: bool = T
         _check_numbers(question.question_id, question.scores)
     places = [(question.num_better, question.num_tied) for question in scored]
 
-    def expected(gain: Callable[[int], float]) -> np.ndarray:
-        """Return the mean gain of the ranks that a tied answer may have."""
+    def expected(gain: Callable[[int], float]) -> np.ndarray:  # the mean gain of the ranks that a tied answer may have
         return np.array([sum(gain(b + i) for i in range(1, t + 1)) / t for b, t in places])
 
     hits = np.array([question.hit for question in scored], dtype=float)
@@ -185,7 +179,7 @@ def paired_differences(
         that is 0).
 
     Raises:
-        ValueError: The questions are not the same.
+        ValueError: If the questions are not the same.
     """
     other = {question.question_id: question for question in b}
     if len(a) != len(b) or {q.question_id for q in a} != other.keys():
@@ -225,16 +219,13 @@ def log_likelihood(scored: Sequence[ScoredQuestion]) -> float:
 
 
 def clustered_standard_error(values: np.ndarray, clusters: Sequence[str]) -> float:
-    """Return the standard error of the mean when values of one cluster are not independent.
+    """Return the standard error of the mean when values of one cluster are not independent; NaN for one cluster.
 
     `sqrt(G / (G - 1) * sum_g (sum_{i in g} (x_i - mean))^2) / n` with `G` clusters (the sandwich estimator of a mean).
 
     Args:
         values: `[n]` floats.
         clusters: `[n]` names; questions about one bundle share a cluster.
-
-    Returns:
-        The standard error; NaN when there is a single cluster.
     """
     _, index = np.unique(np.asarray(clusters, dtype=str), return_inverse=True)
     num_clusters = int(index.max()) + 1

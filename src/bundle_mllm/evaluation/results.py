@@ -42,12 +42,8 @@ def save_results(path: str | os.PathLike, metrics: Mapping[str, Any], scored: Se
 def check_writable(path: str | os.PathLike, questions: str | os.PathLike) -> None:
     """Refuse a place where [`save_results`] could not write, before anything is measured.
 
-    Args:
-        path: Where the metrics are to go.
-        questions: The question file.
-
     Raises:
-        BundleMLLMError: A folder is in the place of a file, the question file or its note would be overwritten, or
+        BundleMLLMError: If a folder is in the place of a file, the question file or its note would be overwritten, or
             files cannot be written there.
     """
     path = Path(path)
@@ -72,16 +68,10 @@ def check_writable(path: str | os.PathLike, questions: str | os.PathLike) -> Non
 
 
 def load_results(path: str | os.PathLike) -> tuple[dict[str, Any], list[ScoredQuestion]]:
-    """Read a metrics file and the scores beside it.
-
-    Args:
-        path: A metrics file that [`save_results`] wrote.
-
-    Returns:
-        The metrics, and the scored questions.
+    """Read a metrics file of [`save_results`], and the scored questions beside it.
 
     Raises:
-        BundleMLLMError: A file is missing or malformed, or the scores are those of another run.
+        BundleMLLMError: If a file is missing or malformed, or the scores are those of another run.
     """
     path = Path(path)
     try:
@@ -112,7 +102,7 @@ def compare_metrics(a: str | os.PathLike, b: str | os.PathLike) -> dict[str, Any
         `difference` (`a` minus `b`), `se` (paired, clustered by bundle) and `z`; see `paired_differences`.
 
     Raises:
-        BundleMLLMError: The runs used different question files, or a file is missing, malformed or of another run.
+        BundleMLLMError: If the runs used different question files, or a file is missing, malformed or of another run.
     """
     (metrics_a, scored_a), (metrics_b, scored_b) = load_results(a), load_results(b)
     used = [metrics["questions"] for metrics in (metrics_a, metrics_b)]

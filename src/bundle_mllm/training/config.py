@@ -209,8 +209,7 @@ class RunConfig(InputOptions):
         super().__post_init__()
         if not self.trains_ranker and not self.trains_retriever:
             raise BundleMLLMError(
-                f'base_model is "{NO_RANKER}" and the retriever is left out, so nothing would be trained: give a base '
-                "model, or keep the retriever."
+                f'base_model is "{NO_RANKER}" without a retriever, so nothing would be trained: choose one of them.'
             )
         for name in ("stage_one", "stage_two"):
             _check_stage(name, getattr(self, name))
@@ -249,8 +248,8 @@ def _check_stage(name: str, stage: StageConfig) -> None:
         raise BundleMLLMError(f"{name}.learning_rate is {stage.learning_rate}: give a positive number, such as 3e-4.")
     if stage.num_questions and not stage.max_steps:
         raise BundleMLLMError(
-            f"{name}.num_questions is {stage.num_questions}, less than one batch of {stage.step_size}: no step would "
-            "run. Raise it, or set it to 0 to skip the stage."
+            f"{name}.num_questions is {stage.num_questions}, less than one batch of {stage.step_size}, so no step "
+            "would run: raise it, or set it to 0 to skip the stage."
         )
     if stage.num_questions and not stage.trains:
         raise BundleMLLMError(f"{name}.trains is empty: name groups, or set num_questions=0.")
@@ -260,8 +259,7 @@ def _check_num_candidates(name: str, num_candidates: tuple[int, int]) -> None:
     low, high = num_candidates
     if not 2 <= low <= high <= 26:
         raise BundleMLLMError(
-            f"{name}.num_candidates is {low}–{high}, but a question has 2 to 26 options (letters A–Z): give the "
-            "fewest and the most, such as 4 20."
+            f"{name}.num_candidates is {low}–{high}, but a question has 2 to 26 options (A–Z): give two, such as 4 20."
         )
 
 

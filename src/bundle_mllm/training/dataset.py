@@ -59,28 +59,19 @@ def training_dataset(
     end = processor.tokenizer.eos_token_id
 
     def encode(batch: dict[str, list[Any]]) -> dict[str, list[list[int]]]:
-        batch_questions = [
-            {"partial": p, "candidates": c} for p, c in zip(batch["partial"], batch["candidates"], strict=True)
-        ]
-        prompts = processor(batch_questions, show_items=shows_items)["input_ids"]
+        rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
         input_ids, labels = [], []
-        for prompt, candidates, index, bundle_id in zip(
-            prompts, batch["candidates"], batch["answer_index"], batch["bundle_id"], strict=True
-        ):
-            answer = [processor.answer_token_ids(len(candidates))[index], end]
-            if offset_of_fold := fold_offset(bundle_id, out_of_fold, num_items):
+        for row, prompt in zip(rows, processor(rows, show_items=shows_items)["input_ids"], strict=True):
+            answer = [processor.answer_token_ids(len(row["candidates"]))[row["answer_index"]], end]
+            if offset_of_fold := fold_offset(row["bundle_id"], out_of_fold, num_items):
                 prompt = [token + offset_of_fold if token >= offset else token for token in prompt]
             input_ids.append([*prompt, *answer])
             labels.append([IGNORED] * len(prompt) + answer)
         return {"input_ids": input_ids, "labels": labels}
 
-    rows = {
-        "partial": [list(q.partial) for q in questions],
-        "candidates": [list(q.candidates) for q in questions],
-        "answer_index": [q.answer_index for q in questions],
-        "bundle_id": [q.bundle_id for q in questions],
-    }
-    return Dataset.from_dict(rows).with_transform(encode)
+    names = ("partial", "candidates", "answer_index", "bundle_id")
+    columns = {name: [getattr(question, name) for question in questions] for name in names}
+    return Dataset.from_dict(columns).with_transform(encode)
 
 
 def batch_by_length(
@@ -105,9 +96,7 @@ def batch_by_length(
 
 
 def check_lengths(questions: Sequence[Question], processor: BundleMLLMProcessor, catalog: ItemCatalog) -> None:
-    """Refuse questions that are longer than the backbone's context before any step is spent on the others.
-
-    Only the longest by characters are tokenized.
+    """Refuse questions that are longer than the backbone's context before any step; tokenizes the longest only.
 
     Raises:
         ValueError: If a prompt is too long; the message names the question and both lengths.
@@ -118,5 +107,4 @@ def check_lengths(questions: Sequence[Question], processor: BundleMLLMProcessor,
 def _length_estimate(catalog: ItemCatalog) -> Callable[[Question], int]:
     """Return what estimates a question's length in characters, without writing its prompt."""
     length = [len(title) + 12 for title in catalog.titles]  # of the title, and what stands around it
-    row = catalog.row
-    return lambda question: sum(length[row(item_id)] for item_id in (*question.partial, *question.candidates))
+    return lambda question: sum(length[row] for row in catalog.rows((*question.partial, *question.candidates)))

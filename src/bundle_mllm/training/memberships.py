@@ -29,18 +29,11 @@ def load_memberships(
     *,
     allow_leakage: bool = False,
 ) -> dict[str, ItemPairs]:
-    """Return the pairs of item and group of each kind of membership that the folder has, by its name.
+    """Return the pairs of item and group of each named kind of membership that the folder has.
 
     A kind is used only beside its modality: "bundle_item" and "bundle_category" with `bundle_item` features, and so
     on. Training bundles are left out if the folder has no out-of-fold features: a training question would find its own
     bundle, and the retriever would learn nothing else.
-
-    Args:
-        data: The dataset folder.
-        names: The kinds wanted.
-        modalities: The modalities of the retriever.
-        out_of_fold: The folds of the training bundles.
-        allow_leakage: Take a user log that encodes held-out bundles, too.
 
     Raises:
         BundleMLLMError: If the user log encodes held-out bundles; see `check_interactions`.

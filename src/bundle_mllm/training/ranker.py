@@ -58,7 +58,7 @@ def build_ranker(config: RunConfig, data: RunData) -> tuple[BundleMLLMForCausalL
 
 
 def longest_list(config: RunConfig) -> int:
-    """Return the longest list of options that some stage trains on: the model does not know letters beyond it."""
+    """Return the longest list of options that some stage trains on: letters beyond it stay untrained."""
     lists = [stage.num_candidates[1] for stage in (config.stage_one, config.stage_two) if stage.max_steps]
     return max(3, *lists) if lists else MAX_OPTIONS
 
@@ -72,12 +72,7 @@ def join(
 ) -> dict[str, dict[str, Any]]:
     """Fit the weight of the ranker and the temperature, which the retriever's configuration keeps.
 
-    Args:
-        ranker: The ranker.
-        processor: Its processor.
-        retriever: Its configuration is changed.
-        held_out_scores: Its scores of the held-out questions, made before it was trained on their bundles.
-        data: The data of the run.
+    `held_out_scores` are the retriever's, made before it was trained on the bundles of the held-out questions.
 
     Returns:
         The `Combination` under "combination", and the validation figures of each part.

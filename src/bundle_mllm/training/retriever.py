@@ -103,7 +103,7 @@ def fit_retriever(
         catalog: The items.
         questions: Training questions.
         settings: Steps, batches, learning rate.
-        stacking_bundles: Ids of the training bundles that only the stacker sees at first.
+        stacking_bundles: Ids of the training bundles that only the stacker is trained on at first.
         held_out_questions: Questions about further training bundles, which neither towers nor stacker see before the
             scores that are returned are computed.
         out_of_fold: Out-of-fold features of the training bundles.

@@ -78,10 +78,7 @@ def train(config: RunConfig | None = None, **fields: Any) -> Path:
 
 
 def first_ranker(config: RunConfig, data: RunData) -> Ranker | None:
-    """Build the ranker that stage one starts from, before anything is trained: a mistake in the settings ends the run.
-
-    `None` if the run trains none, or stage one is over.
-    """
+    """Build the ranker of stage one, unless that is over, before any training: wrong settings end the run here."""
     if not config.trains_ranker or (config.output_dir / STAGE_ONE_MODEL).exists():
         return None
     ranker = build_ranker(config, data)
@@ -109,10 +106,7 @@ def train_retriever(config: RunConfig, data: RunData, record: RunRecord) -> None
 
 
 def train_stage(name: str, config: RunConfig, data: RunData, record: RunRecord, first: Ranker | None = None) -> None:
-    """Train one stage of the ranker and keep the ranker after it; a stage without questions keeps what there was.
-
-    It starts from the `first` ranker, or from what stage one kept.
-    """
+    """Train one stage, from the `first` ranker or stage one's, and keep the ranker; untrained without questions."""
     folder = config.output_dir / "training" / name
     if not (folder / "model").exists():
         stage: StageConfig = getattr(config, name)
@@ -120,14 +114,11 @@ def train_stage(name: str, config: RunConfig, data: RunData, record: RunRecord, 
         seed = config.seed + int(name == "stage_two")
         stage = within_budget(stage, data, processor, seed)
         if stage.max_steps:
+            number = stage.warm_start_questions if stage.shows_items and stage.warm_start_steps else 0
             questions = StageQuestions(
                 train=data.ranker_questions(stage, seed),
                 validation=data.validation_questions,
-                warm_start=data.ranker_questions(
-                    dataclasses.replace(stage, num_questions=stage.warm_start_questions), seed
-                )
-                if stage.shows_items and stage.warm_start_steps
-                else (),
+                warm_start=data.ranker_questions(dataclasses.replace(stage, num_questions=number), seed),
                 bundles=data.ranker_bundles,
                 out_of_fold=data.out_of_fold if stage.shows_items else None,
             )

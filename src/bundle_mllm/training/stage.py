@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import ProgressCallback, TrainerCallback, TrainerState
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling, SFTTrainer
 
@@ -79,7 +79,7 @@ def run_stage(
     Args:
         model: The model as it is before the stage (also when the stage resumes).
         processor: Its processor; `show_items` is set as the stage shows items.
-        stage: Settings.
+        stage: The stage's settings.
         catalog: The items.
         questions: What the stage trains and validates on.
         folder: Where checkpoints are kept until the stage is over.
@@ -99,7 +99,23 @@ def run_stage(
                 warm_start_items(model, rows, steps=steps, seed=seed)
             else:
                 warm_start_words(model, processor, catalog, questions.bundles, steps=steps, seed=seed)
-        trainer = _trainer(model, processor, stage, catalog, questions, folder, seed)
+        ordered = batch_by_length(questions.train, catalog, batch_size=stage.batch_size, seed=seed)
+        tokenizer = processor.tokenizer
+        padding = (
+            tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        )  # as TRL chooses
+        trainer = SFTTrainer(
+            model=make_trainable(model, stage.trains, stage.lora, seed=seed),
+            args=_arguments(stage, folder, seed),
+            train_dataset=training_dataset(
+                ordered, processor, shows_items=stage.shows_items, out_of_fold=questions.out_of_fold
+            ),
+            processing_class=tokenizer,
+            data_collator=AnswerCollator(pad_token_id=padding),
+            callbacks=[KeepBest(processor, questions.validation, folder)],
+        )
+        trainer.remove_callback(ProgressCallback)
+        trainer.add_callback(StageProgress(folder.name.replace("_", " ")))
         resume_from = _last_complete_checkpoint(folder)
         trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
     trained: Any = trainer.model
@@ -110,19 +126,9 @@ def run_stage(
     return merge_lora(trained), [entry for entry in history if "validation_hit_rate@1" in entry]
 
 
-def _trainer(
-    model: BundleMLLMForCausalLM,
-    processor: BundleMLLMProcessor,
-    stage: StageConfig,
-    catalog: ItemCatalog,
-    questions: StageQuestions,
-    folder: Path,
-    seed: int,
-) -> SFTTrainer:
+def _arguments(stage: StageConfig, folder: Path, seed: int) -> SFTConfig:
     steps = stage.max_steps
-    ordered = batch_by_length(questions.train, catalog, batch_size=stage.batch_size, seed=seed)
-    dataset = training_dataset(ordered, processor, shows_items=stage.shows_items, out_of_fold=questions.out_of_fold)
-    arguments = SFTConfig(
+    return SFTConfig(
         output_dir=str(folder),
         max_steps=steps,
         per_device_train_batch_size=stage.batch_size,
@@ -143,19 +149,6 @@ def _trainer(
         max_length=None,  # a prompt is never cut; the processor refuses one that is too long
         dataset_kwargs={"skip_prepare_dataset": True},  # tokenized on the fly
     )
-    tokenizer = processor.tokenizer
-    padding = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id  # as TRL chooses
-    trainer = SFTTrainer(
-        model=make_trainable(model, stage.trains, stage.lora, seed=seed),
-        args=arguments,
-        train_dataset=dataset,
-        processing_class=tokenizer,
-        data_collator=AnswerCollator(pad_token_id=padding),
-        callbacks=[KeepBest(processor, questions.validation, folder)],
-    )
-    trainer.remove_callback(ProgressCallback)
-    trainer.add_callback(StageProgress(folder.name.replace("_", " ")))
-    return trainer
 
 
 class AnswerCollator(DataCollatorForLanguageModeling):
@@ -184,9 +177,7 @@ class KeepBest(TrainerCallback):
         self.questions = questions
         self.folder = folder
 
-    def on_save(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
-    ) -> None:
+    def on_save(self, args: Any, state: TrainerState, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Validate, keep the parameters if they are the best so far, and mark the checkpoint."""
         entry: dict[str, Any] = {"step": state.global_step}
         if self.questions:
@@ -199,7 +190,7 @@ class KeepBest(TrainerCallback):
             save_trainable(model, self.folder / BEST)
         state.log_history.append(entry)
         checkpoint = self.folder / f"checkpoint-{state.global_step}"
-        state.save_to_json(str(checkpoint / "trainer_state.json"))  # with the entry, so that a resumed run knows it
+        state.save_to_json(str(checkpoint / "trainer_state.json"))  # with the entry, for a resumed run
         with atomic_path(checkpoint / COMPLETE) as temporary:
             temporary.write_text(json.dumps(entry) + "\n", encoding="utf-8")
 

@@ -43,13 +43,7 @@ def warm_start_words(
 ) -> None:
     """Bring the words of one bundle's titles together (InfoNCE within a batch); the norm of each stays what it was.
 
-    Args:
-        model: Its input embeddings are changed in place.
-        processor: Tokenizes the titles.
-        catalog: The items.
-        bundles: Training bundles.
-        steps: Optimizer steps.
-        seed: Seed of the batches.
+    The model's input embeddings are changed in place; the seed is that of the batches.
     """
     tokenizer: Any = processor.tokenizer
     embeddings: Any = model.get_input_embeddings().weight
@@ -79,11 +73,7 @@ def warm_start_words(
 def warm_start_items(model: BundleMLLMForCausalLM, rows: QuestionRows, *, steps: int, seed: int) -> None:
     """Bring the item tokens of one bundle together: cross-entropy of the answer among the options of a question.
 
-    Args:
-        model: Its fusion and projector are changed in place.
-        rows: Training questions; each step sees a random batch of them.
-        steps: Optimizer steps.
-        seed: Seed of the batches.
+    The model's fusion and projector are changed in place; each step takes a random batch of the questions.
     """
     generator = torch.Generator().manual_seed(seed)
 

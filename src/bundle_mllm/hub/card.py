@@ -27,13 +27,7 @@ from bundle_mllm.modeling.configuration_bundle_mllm import BundleRetrieverConfig
 from bundle_mllm.modeling.pipeline_bundle_mllm import RETRIEVER_FOLDER
 from bundle_mllm.settings import NO_RANKER, SCRATCH
 
-LIBRARY = "transformers"  # what loads the repository, and what the Hub's "use this model" button shows
-RANKER_TAG, RETRIEVER_TAG = "text-generation", "feature-extraction"
-"""The Hub has a fixed list of tasks, and "bundle-completion" is not one of them. The ranker is a causal language model
-whose `generate` works; a retriever alone is what `AutoModel` loads."""
 TAGS = ("bundle-mllm", "product-bundling", "recommendation", "multimodal", "custom_code", "arxiv:2407.11712")
-RECORDS = (RUN_RECORD, CONVERSION_RECORD)
-PARTS = ("both", "ranker", "retriever")
 PAIR_NAMES = {
     "user_item": "item and user",
     "bundle_item": "item and training bundle",
@@ -45,19 +39,17 @@ _STEPS = {
     "stage_one": "ranker, stage one (bundle patterns)",
     "stage_two": "ranker, stage two (multimodal semantics)",
 }
+_BASE_MODEL_TEXTS = {
+    NO_RANKER: "none",
+    SCRATCH: "none: a small Llama without pretraining on text",
+}
 _LICENSE = re.compile(r"[a-z0-9][a-z0-9.\-]*")
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~$&])")
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """One metrics file.
-
-    Attributes:
-        path: The file.
-        values: What is published of it, see `records.METRICS`.
-        split: What the card calls its questions: the name of the question file as a split of a data set.
-    """
+    """One metrics file: its path, what is published of it, and the name of its question file as that of a split."""
 
     path: Path
     values: Mapping[str, Any]
@@ -65,7 +57,7 @@ class Measurement:
 
     @property
     def questions(self) -> Mapping[str, Any]:
-        """Which questions: file name, SHA-256, numbers of candidates and how they were made, as far as recorded."""
+        """File name, SHA-256, numbers of candidates and making of the questions, as far as recorded."""
         return self.values.get("questions") or {}
 
     @property
@@ -76,15 +68,12 @@ class Measurement:
     def parts(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
         """Yield the metrics of ranker and retriever together and alone; or of the only part."""
         parts = self.values.get("parts") or {}
-        rows = [(name, parts[name]) for name in PARTS if isinstance(parts.get(name), dict)]
+        rows = [(name, parts[name]) for name in ("both", "ranker", "retriever") if isinstance(parts.get(name), dict)]
         yield from rows if len(rows) > 1 else [(self.values.get("part", "model"), self.values)]
 
 
 def read_measurements(model_dir: Path, paths: Sequence[Path] = ()) -> list[Measurement]:
-    """Read metrics files: those given; else those of a model folder; else those of its report.
-
-    The files of baselines, and of ranker or retriever alone, which stand beside those of the whole model, are passed
-    over in a folder.
+    """Read metrics files: those given; else those of a model folder, without baselines and parts; else of its report.
 
     Raises:
         BundleMLLMError: If a file is no metrics file, or is of another model or a part of one, or two are of the same
@@ -101,10 +90,7 @@ def read_measurements(model_dir: Path, paths: Sequence[Path] = ()) -> list[Measu
         split, digest = measurement.split, measurement.questions.get("sha256")
         if (other := measurements.get(split)) is not None:
             if digest == other.questions.get("sha256"):
-                raise BundleMLLMError(
-                    f"{other.path} and {path} both measure the questions {split!r}, so it is unclear which figure "
-                    "holds: give one of them."
-                )
+                raise BundleMLLMError(f"{other.path} and {path} both measure the questions {split!r}: give one file.")
             split = f"{split}_{str(digest)[:8]}"
         measurements[split] = Measurement(path, measurement.values, split)
     return list(measurements.values())
@@ -120,16 +106,15 @@ def _measurement(path: Path, given: Mapping[str, Any], model_dir: Path, expected
     rate = values.get("hit_rate@1")
     if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate <= 1:
         raise BundleMLLMError(
-            f"{path} has {given.get('hit_rate@1')!r} as hit_rate@1, so it is no metrics file: write it with "
-            "`bundle-mllm evaluate`."
+            f"{path} is no metrics file, its hit_rate@1 is {given.get('hit_rate@1')!r}: use `bundle-mllm evaluate`."
         )
     if _is_part(given):
         raise BundleMLLMError(f"{path} is of one part of the model: give the metrics file of the whole model.")
     if (measured := values.get("fingerprint")) is None or measured != expected:
-        known = f"{path} measured other weights, items or wording than {model_dir} has"
-        problem = f"{path} does not name the weights it measured" if measured is None else known
+        other = f"measured other weights, items or wording than {model_dir} has"
+        problem = "does not name the weights it measured" if measured is None else other
         raise BundleMLLMError(
-            f"{problem}, so the card might report another model: run `bundle-mllm evaluate --model {model_dir}` again."
+            f"{path} {problem}, so the card might be of another model: run `bundle-mllm evaluate --model {model_dir}`."
         )
     return Measurement(path, values, split_name((values.get("questions") or {}).get("path") or path.name))
 
@@ -143,15 +128,7 @@ def split_name(file_name: str) -> str:
 def render_model_card(
     settings: PublishSettings, measurements: Sequence[Measurement], report: Mapping[str, Any] | None = None
 ) -> ModelCard:
-    """Render the card of a model folder.
-
-    Args:
-        settings: Of `publish`.
-        measurements: What was measured.
-        report: What is published of the folder's report (see `read_report`), whose main figures the card shows.
-
-    Returns:
-        The card; its metadata have been read back once.
+    """Render the card of a model folder from the settings of `publish`, what was measured, and `read_report`.
 
     Raises:
         BundleMLLMError: If there are no metrics, a name or the license is malformed, or training has not finished.
@@ -160,60 +137,59 @@ def render_model_card(
     if not measurements and not settings.allow_no_metrics:
         raise BundleMLLMError(
             f"There are no metrics of {model_dir}, so its card would not state how good it is: run `bundle-mllm "
-            f"evaluate --model {model_dir} … --output {model_dir / 'metrics.json'}` or `bundle-mllm report --model "
-            f"{model_dir}`, give --metrics FILE, or add --allow-no-metrics."
+            f"evaluate` or `bundle-mllm report --model {model_dir}`, give --metrics FILE, or add --allow-no-metrics."
         )
     check_license(settings.license)
     for what, name in (*(("base model", name) for name in [base_model] if name), *(("data set", n) for n in datasets)):
-        if not is_hub_name(name):
+        try:
+            hub_name(name)
+        except WithheldError as error:
             raise BundleMLLMError(
-                f"The {what} {name!r} is no name on the Hub, so the card would link to nothing: write owner/name, or "
-                "leave it out."
-            )
+                f"The {what} {name!r} is no name on the Hub, so the card would link to nothing: write owner/name."
+            ) from error
     record_path = find_record(model_dir)
     record = {} if record_path is None else public_record(read_json(record_path))
     if record.get("finished") is False:
-        raise BundleMLLMError(
-            f"The training run in {model_dir} is not finished: give the same `bundle-mllm train` command again first."
-        )
+        raise BundleMLLMError(f"The training in {model_dir} is not finished: repeat its `bundle-mllm train` first.")
     recorded_settings = record.get("settings") or {}
     recorded = recorded_settings.get("base_model") or record.get("base_model")
     base_model = base_model or (None if recorded in (SCRATCH, NO_RANKER) else recorded)
     config = public_settings(model_dir / "config.json")
     has_ranker = config.get("model_type") != BundleRetrieverConfig.model_type
-    has_both = (model_dir / RETRIEVER_FOLDER).is_dir()
-    beside = public_settings(model_dir / RETRIEVER_FOLDER / "config.json") if has_both else {}
-    tag = RANKER_TAG if has_ranker else RETRIEVER_TAG
+    retriever = {} if has_ranker else config
+    if (model_dir / RETRIEVER_FOLDER).is_dir():
+        retriever = public_settings(model_dir / RETRIEVER_FOLDER / "config.json")
+    name = settings.repo.split("/")[-1]
+    tag = "text-generation" if has_ranker else "feature-extraction"  # the Hub's list of tasks lacks bundle completion
     metadata = ModelCardData(
-        library_name=LIBRARY,
+        library_name="transformers",  # what the Hub's "use this model" button shows
         pipeline_tag=tag,
         license=settings.license,
         base_model=base_model,
         datasets=list(datasets) or None,
         tags=list(TAGS),
-        model_name=settings.repo.split("/")[-1],
-        eval_results=[result for m in measurements for result in _eval_results(m, datasets, tag)],
+        model_name=name if measurements else None,
+        eval_results=[result for m in measurements for result in _eval_results(m, datasets, tag)] or None,
     )
-    if not measurements:
-        metadata.eval_results, metadata.model_name = None, None
-    has_retriever = has_both or not has_ranker
-    trained = {"retriever": has_retriever, "stage_one": has_ranker, "stage_two": has_ranker}
+    trained = {"retriever": bool(retriever), "stage_one": has_ranker, "stage_two": has_ranker}
     steps = {
-        _STEPS[name]: {**_relevant(step), "validation HitRate@1": _best_validation(record.get(name))}
-        for name, is_present in trained.items()
-        if is_present and (step := recorded_settings.get(name)) and step.get("num_questions")
+        _STEPS[part]: _published_step(step, record.get(part))
+        for part, is_present in trained.items()
+        if is_present and (step := recorded_settings.get(part)) and step.get("num_questions")
     }
     text = card_template("model_card.md").render(
         metadata=metadata.to_yaml(),
         repo_id=settings.repo,
-        name=settings.repo.split("/")[-1],
-        base_model_text=_base_model_text(base_model, recorded),
+        name=name,
+        base_model_text=f"[{base_model}](https://huggingface.co/{base_model})"
+        if base_model
+        else _BASE_MODEL_TEXTS.get(str(recorded), "a language model that is not named here"),
         datasets=datasets,
         num_items=config.get("num_items") or 0,
-        modalities={**(config.get("modalities") or {}), **(beside.get("modalities") or {})},
+        modalities={**(config.get("modalities") or {}), **(retriever.get("modalities") or {})},
         has_ranker=has_ranker,
-        has_retriever=has_retriever,
-        memberships=(beside or config).get("memberships") or {},
+        has_retriever=bool(retriever),
+        memberships=retriever.get("memberships") or {},
         pair_names=PAIR_NAMES,
         dtype=str(config.get("dtype") or "float32"),
         license=None if settings.license == LICENSE_UNKNOWN else settings.license,
@@ -221,7 +197,7 @@ def render_model_card(
         rows=[row for m in measurements for row in _rows(m)],
         report_sections=card_sections(report),
         steps=list(steps),
-        setting_rows=[[name, *(_cell(step.get(name)) for step in steps.values())] for name in _names(steps)],
+        setting_rows=_setting_rows(steps),
         seed=recorded_settings.get("seed", "unknown"),
         has_record=bool(record),
     )
@@ -229,29 +205,16 @@ def render_model_card(
 
 
 def check_license(license: str) -> None:
-    """Check that a license can be one of the Hub's identifiers; whether it is one, the Hub checks before the upload.
-
-    Raises:
-        BundleMLLMError: If it cannot.
-    """
+    """Refuse a license that cannot be one of the Hub's identifiers; whether it is one, the Hub checks later."""
     if not _LICENSE.fullmatch(license):
         raise BundleMLLMError(
-            f'The license {license!r} is no identifier of the Hub: write one such as "apache-2.0", "cc-by-4.0", '
-            f'"llama2", "other", or "{LICENSE_UNKNOWN}".'
+            f'The license {license!r} is no identifier of the Hub: write "apache-2.0", "other", "{LICENSE_UNKNOWN}", …'
         )
 
 
 def find_record(model_dir: Path) -> Path | None:
     """Return the record of how a model folder was made, if there is one."""
-    return next((path for name in RECORDS if (path := model_dir / name).exists()), None)
-
-
-def is_hub_name(name: str) -> bool:
-    """Return whether a repository of the Hub can have this name."""
-    try:
-        return bool(hub_name(name))
-    except WithheldError:
-        return False
+    return next((path for name in (RUN_RECORD, CONVERSION_RECORD) if (path := model_dir / name).exists()), None)
 
 
 def escape_markdown(value: Any) -> str:
@@ -276,13 +239,13 @@ def _eval_results(measurement: Measurement, datasets: Sequence[str], tag: str) -
     arguments = {field: values[field] for field in ("num_questions", "num_bundles") if field in values}
     arguments |= {field: measurement.questions.get(field) for field in ("num_candidates", "sha256")}
     arguments |= {field: made[field] for field in ("negatives", "seed") if field in made}
-    error = values.get("hit_rate@1_se")
+    error, dataset = values.get("hit_rate@1_se"), datasets[0] if datasets else "bundles"
     return [
         EvalResult(
             task_type=tag,
             task_name="Bundle completion",
-            dataset_type=datasets[0] if datasets else "bundles",
-            dataset_name=datasets[0] if datasets else "bundles",
+            dataset_type=dataset,
+            dataset_name=dataset,
             dataset_config="questions",
             dataset_split=str(made.get("split") or measurement.split),
             metric_type=field,
@@ -297,12 +260,12 @@ def _eval_results(measurement: Measurement, datasets: Sequence[str], tag: str) -
 
 def _rows(measurement: Measurement) -> Iterator[list[str]]:
     """Yield the row of each part in the table of results."""
-    made, values = measurement.made, measurement.values
-    known = [str(made["split"])] if "split" in made else []
-    known += [f"{made['negatives']} negatives"] if "negatives" in made else []
+    values = measurement.values
+    forms = {"split": "{}", "negatives": "{} negatives"}
+    known = [form.format(measurement.made[name]) for name, form in forms.items() if name in measurement.made]
     questions = f"{', '.join(known)} ({measurement.split})" if known else measurement.split
     options = "–".join(map(str, dict.fromkeys(measurement.questions.get("num_candidates") or ["not recorded"])))
-    counts = " ".join((str(values.get("num_questions", "?")), f"({values.get('num_bundles', '?')})"))
+    counts = f"{values.get('num_questions', '?')} ({values.get('num_bundles', '?')})"
     for part, metrics in measurement.parts():
         rate, error = _decimals(metrics.get("hit_rate@1")), metrics.get("hit_rate@1_se")
         rate += f" ± {_decimals(error)}" if error is not None else ""
@@ -314,14 +277,6 @@ def _decimals(value: float | None) -> str:
     return "not recorded" if value is None else f"{value:.3f}"
 
 
-def _base_model_text(base_model: str | None, recorded: str | None) -> str:
-    if base_model is not None:
-        return f"[{base_model}](https://huggingface.co/{base_model})"
-    if recorded in (SCRATCH, NO_RANKER):
-        return "none" if recorded == NO_RANKER else "none: a small Llama without pretraining on text"
-    return "a language model that is not named here"
-
-
 def _example(model_dir: Path) -> dict[str, list[str]]:
     """Return a question about the first items of the catalog, for the code that shows how to ask."""
     with open(model_dir / "items.jsonl", encoding="utf-8") as file:
@@ -331,15 +286,21 @@ def _example(model_dir: Path) -> dict[str, list[str]]:
     return {"partial": ids[:split], "candidates": ids[split:]}
 
 
-def _relevant(step: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of a step of training without those of an adapter that it does not train."""
-    return {name: value for name, value in step.items() if name != "lora" or "lora" in (step.get("trains") or ())}
+def _published_step(step: Mapping[str, Any], entries: Any) -> dict[str, Any]:
+    """Return the settings of a step of training, and the best of its validations, which chose its checkpoint."""
+    names = ("validation_hit_rate@1", "validation_log_likelihood", "step")
+    known = [[entry.get(name) for name in names] for entry in entries or () if isinstance(entry, dict)]
+    known = [each for each in known if all(isinstance(value, int | float) for value in each)]
+    best = f"{max(known)[0]:.3f}, step {max(known)[2]}" if known else None
+    unused = {"lora"} - set(step.get("trains") or ())
+    return {**{name: value for name, value in step.items() if name not in unused}, "validation HitRate@1": best}
 
 
-def _names(steps: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Return the settings of all steps of training, that of the best validation last."""
+def _setting_rows(steps: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+    """Return the settings of all steps of training as a table, whose last row is the best validation."""
     names = dict.fromkeys(name for step in steps.values() for name, value in step.items() if value is not None)
-    return sorted(names, key=lambda name: name.startswith("validation "))
+    ordered = sorted(names, key=lambda name: name.startswith("validation "))
+    return [[name, *(_cell(step.get(name)) for step in steps.values())] for name in ordered]
 
 
 def _cell(value: Any) -> str:
@@ -348,12 +309,3 @@ def _cell(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(map(str, value))
     return "" if value is None else str(value)
-
-
-def _best_validation(entries: Any) -> str | None:
-    """Return the best of the recorded validations of a step, which chose its checkpoint."""
-    names = ("validation_hit_rate@1", "validation_log_likelihood")
-    entries = [entry for entry in entries or () if isinstance(entry, dict)]
-    known = [(*(entry.get(name) for name in names), entry.get("step")) for entry in entries]
-    known = [each for each in known if all(isinstance(value, int | float) for value in each)]
-    return f"{max(known)[0]:.3f}, step {max(known)[2]}" if known else None

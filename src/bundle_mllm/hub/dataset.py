@@ -16,6 +16,7 @@ from typing import Any
 from datasets import disable_progress_bars, enable_progress_bars, load_dataset
 from datasets.utils import are_progress_bars_disabled
 from huggingface_hub import DatasetCard, DatasetCardData
+from pyarrow.parquet import read_schema
 
 from bundle_mllm.data.bundles import SPLITS, find_bundles
 from bundle_mllm.data.catalog import ItemCatalog
@@ -60,23 +61,23 @@ _ROWS_AT_ONCE = 8192
 
 @dataclass(frozen=True)
 class _Table:
-    """One configuration of the repository."""
+    """One configuration of the repository, with the number of rows of each split."""
 
     config: str
     splits: dict[str, int]
-    """Rows of each split."""
-    files: dict[str, str]
-    """File of each split."""
-    columns: tuple[str, ...]
+    columns: tuple[str, ...] = ()
+
+    def file(self, split: str) -> str:
+        """Return the path of a split in the repository."""
+        return "items.parquet" if self.config == "items" else f"{self.config}/{split}.parquet"
 
 
 @configured_by(DatasetPublishSettings)
 def publish_dataset(settings: DatasetPublishSettings) -> PublishReport:
     """Publish a dataset folder on the Hub.
 
-    The repository holds the tables as Parquet (ids as text, whatever they were written as), with a file for each split
-    of the bundles, and the features. `datasets.load_dataset(repo, "items" | "bundles" | "questions")` reads the
-    tables; a download of it is a dataset folder with the same items, bundles and questions.
+    The repository holds features and tables (Parquet, ids as text), which `datasets.load_dataset(repo, "items" |
+    "bundles" | "questions")` reads; a download is a dataset folder with the same items, bundles and questions.
 
     Args:
         settings: Whose fields are the arguments: see `DatasetPublishSettings`.
@@ -93,20 +94,16 @@ def publish_dataset(settings: DatasetPublishSettings) -> PublishReport:
     check_license(settings.license)
     data = DatasetFolder.open(source)
     if not any(data.bundles[split] for split in SPLITS):
-        raise BundleMLLMError(
-            f"{source} holds no bundle, so nobody could learn from it: add some to its bundles file."
-        )
-    used: set[Path] = {path for path, _ in find_bundles(source)}
-    sources: dict[str, Path] = {}
+        raise BundleMLLMError(f"{source} holds no bundle, so nothing can be learned from it: add some.")
     media = {path: _path_inside(source, path) for item in data.catalog for path in (item.image, item.audio) if path}
-    tables: list[_Table] = []
-    selected = _Columns((*settings.columns, *([USER] if settings.include_interactions else [])))
+    used: set[Path] = set()
+    writer = _Writer(data, (*settings.columns, *([USER] if settings.include_interactions else [])))
 
     def write(target: Path) -> None:
-        tables.append(_write_items(data, media, target, sources, selected))
-        tables.append(_write_bundles(data, target, sources, selected))
-        tables.extend(_write_questions(data, target, used, sources, selected))
-        if unknown := set(settings.columns) - selected.published:
+        writer.write_items(target, media)
+        writer.write_bundles(target)
+        writer.write_questions(target)
+        if unknown := set(settings.columns) - writer.published:
             raise BundleMLLMError(f"No table has a column {min(unknown)!r} to publish: check --columns.")
         features = _place_features(data, target)
         interactions = find_table(source, "interactions") if settings.include_interactions else None
@@ -114,13 +111,17 @@ def publish_dataset(settings: DatasetPublishSettings) -> PublishReport:
             Interactions.load(source, data.catalog).save(target / INTERACTIONS, data.catalog)
             used.add(interactions)
         for name, path in sorted(media.items()) if settings.include_media else ():
-            link_or_copy(_inside(source, name), target / str(path))
-            used.add(source / Path(str(path)).parts[0])
+            file = source / name
+            if path is None or not file.resolve().is_relative_to(source.resolve()) or not file.is_file():
+                raise BundleMLLMError(
+                    f"An item names {name!r}, which is not in {source}: correct it or publish without --include-media."
+                )
+            link_or_copy(file, target / path)
+            used.add(source / Path(path).parts[0])
         card = _render_card(
             settings.repo,
             settings.license,
-            tables,
-            num_items=len(data.catalog),
+            writer.tables,
             features=features,
             cross_fitted=[name for name in features if count_folds(data.path / "features", name)],
             interactions=None if interactions is None else INTERACTIONS,
@@ -131,20 +132,21 @@ def publish_dataset(settings: DatasetPublishSettings) -> PublishReport:
 
     def check(target: Path) -> None:
         check_safe(target)
-        _check_readable(target, tables)
-        _check_same(data, DatasetFolder.open(target))
+        _check_readable(target, writer.tables)
+        copy = DatasetFolder.open(target)
+        is_same = all(copy.bundles[split] == data.bundles[split] for split in SPLITS)
+        if not is_same or copy.catalog.content_hash != data.catalog.content_hash:
+            raise BundleMLLMError(f"The repository holds other items or bundles than {source}: report this.")
 
     published = publish_folder(
-        source, settings.repo, settings, write, check, repo_type="dataset", written=WRITTEN, sources=sources
+        source, settings.repo, settings, write, check, repo_type="dataset", written=WRITTEN, sources=writer.sources
     )
-    used |= {path for path in source.iterdir() if path.name in ("features", "questions", "bundles")}
-    used |= {path for path in source.iterdir() if path.name.startswith("items.")}
-    left_out = sorted(path.name for path in source.iterdir() if path not in used and path.name[0] != ".")
-    left_out += [
-        f"columns of the {table} (--columns publishes them): {', '.join(names)}"
-        for table, names in selected.left.items()
-        if names
-    ]
+    used |= {path for path, _ in find_bundles(source)}
+    used |= {source / name for name in ("features", "questions", "bundles")}
+    left = [path.name for path in source.iterdir() if path not in used]
+    left_out = sorted(name for name in left if not name.startswith(("items.", ".")))
+    columns = {table: ", ".join(names) for table, names in writer.left.items() if names}
+    left_out += [f"columns of the {table} (--columns publishes them): {names}" for table, names in columns.items()]
     if num_outside := sum(path is None for path in media.values()):
         left_out.append(f"{num_outside} paths of pictures and sounds that are not in the folder")
     notes = [f"bundle ids (such as {next(iter(data.bundles)).bundle_id!r}): are they order numbers?"]
@@ -153,93 +155,77 @@ def publish_dataset(settings: DatasetPublishSettings) -> PublishReport:
 
 
 @dataclass
-class _Columns:
-    """The columns of the tables: those that were named to be published, and those that stay here."""
+class _Writer:
+    """Writes the tables, and keeps where each comes from and which columns were published, or stay here."""
 
+    data: DatasetFolder
     named: tuple[str, ...]
+    tables: list[_Table] = field(default_factory=list)
+    sources: dict[str, Path] = field(default_factory=dict)
     published: set[str] = field(default_factory=set)
     left: dict[str, dict[str, None]] = field(default_factory=dict)
 
-    def select(self, table: str, record: Mapping[str, Any]) -> dict[str, Any]:
+    def write_items(self, target: Path, media: Mapping[str, str | None]) -> None:
+        """Write the items; one whose picture or sound is outside the folder has none."""
+        items = (
+            replace(
+                item,
+                extra=self._select("items", item.extra),
+                **{kind: media.get(getattr(item, kind) or "") for kind in ("image", "audio")},
+            )
+            for item in self.data.catalog
+        )
+        self.sources["items.parquet"] = find_table(self.data.path, "items") or self.data.path
+        ItemCatalog(items).save(target / "items.parquet")
+        self._add(target, _Table("items", {"items": len(self.data.catalog)}))
+
+    def write_bundles(self, target: Path) -> None:
+        """Write a file per split; who made a bundle goes along with the interactions only."""
+        by_id = {bundle.bundle_id: bundle for bundle in self.data.bundles}
+        splits: dict[str, list[Mapping[str, Any]]] = {split: [] for split in SPLITS}
+        table = _Table("bundles", {})
+        for path, _ in find_bundles(self.data.path):
+            for record in iter_records(path):
+                bundle = by_id[str(record["bundle_id"])]
+                known = {"bundle_id": bundle.bundle_id, "items": list(bundle.items), "split": bundle.split}
+                splits[bundle.split].append({**self._select("bundles", record), **known})
+                self.sources[table.file(bundle.split)] = path
+        for split, records in splits.items():
+            if records:
+                write_records(target / table.file(split), records)
+                table.splits[split] = len(records)
+        self._add(target, table)
+
+    def write_questions(self, target: Path) -> None:
+        """Write a file for each file of questions."""
+        table = _Table("questions", {})
+        for path in sorted((self.data.path / "questions").glob("[!.]*")):
+            if not path.name.endswith(SUFFIXES):
+                continue
+            split = split_name(path.name)
+            if split in table.splits:
+                raise BundleMLLMError(f"{path} would be the split {split!r} of the questions twice: rename it.")
+            known = [
+                {name: list(value) if isinstance(value, tuple) else value for name, value in vars(question).items()}
+                for question in load_questions(path, self.data.catalog)
+            ]
+            rows = zip(iter_records(path), known, strict=True)
+            self.sources[table.file(split)] = path
+            write_records(target / table.file(split), [{**self._select("questions", row), **new} for row, new in rows])
+            table.splits[split] = len(known)
+        if table.splits:
+            self._add(target, table)
+
+    def _add(self, target: Path, table: _Table) -> None:
+        columns = [name for split in table.splits for name in read_schema(target / table.file(split)).names]
+        self.tables.append(replace(table, columns=tuple(dict.fromkeys(columns))))
+
+    def _select(self, table: str, record: Mapping[str, Any]) -> dict[str, Any]:
         """Return the fields of a record that are published."""
         kept = {name: value for name, value in record.items() if name in COLUMNS[table] or name in self.named}
         self.published |= kept.keys()
         self.left.setdefault(table, {}).update(dict.fromkeys(name for name in record if name not in kept))
         return kept
-
-
-def _write_items(
-    data: DatasetFolder, media: Mapping[str, str | None], target: Path, sources: dict[str, Path], columns: _Columns
-) -> _Table:
-    """Write the items; a picture or sound outside the folder is nobody else's, so its item has none."""
-    items = (
-        replace(
-            item,
-            extra=columns.select("items", item.extra),
-            **{kind: media.get(getattr(item, kind) or "") for kind in ("image", "audio")},
-        )
-        for item in data.catalog
-    )
-    sources["items.parquet"] = find_table(data.path, "items") or data.path
-    ItemCatalog(items).save(target / "items.parquet")
-    return _table("items", {"items": ("items.parquet", len(data.catalog))}, target)
-
-
-def _write_bundles(data: DatasetFolder, target: Path, sources: dict[str, Path], columns: _Columns) -> _Table:
-    """Write a file per split; who made a bundle goes along with the interactions only."""
-    by_id = {bundle.bundle_id: bundle for bundle in data.bundles}
-    rows: dict[str, list[Mapping[str, Any]]] = {split: [] for split in SPLITS}
-    for path, _ in find_bundles(data.path):
-        for record in iter_records(path):
-            bundle = by_id[str(record["bundle_id"])]
-            known = {"bundle_id": bundle.bundle_id, "items": list(bundle.items), "split": bundle.split}
-            rows[bundle.split].append({**columns.select("bundles", record), **known})
-            sources[f"bundles/{bundle.split}.parquet"] = path
-    splits = {}
-    for split, records in rows.items():
-        if records:
-            write_records(target / f"bundles/{split}.parquet", records)
-            splits[split] = (f"bundles/{split}.parquet", len(records))
-    return _table("bundles", splits, target)
-
-
-def _write_questions(
-    data: DatasetFolder, target: Path, used: set[Path], sources: dict[str, Path], columns: _Columns
-) -> list[_Table]:
-    splits: dict[str, tuple[str, int]] = {}
-    for path in sorted((data.path / "questions").glob("[!.]*")):
-        if not path.name.endswith(SUFFIXES):
-            continue
-        questions = load_questions(path, data.catalog)
-        records = [
-            {
-                **columns.select("questions", record),
-                **{name: list(v) if isinstance(v, tuple) else v for name, v in vars(question).items()},
-            }
-            for record, question in zip(iter_records(path), questions, strict=True)
-        ]
-        split = split_name(path.name)
-        if split in splits:
-            raise BundleMLLMError(
-                f"{path} would be the split {split!r} of the questions, as another file is already: rename one."
-            )
-        sources[f"questions/{split}.parquet"] = path
-        write_records(target / f"questions/{split}.parquet", records)
-        splits[split] = (f"questions/{split}.parquet", len(records))
-        used.add(path)
-    return [_table("questions", splits, target)] if splits else []
-
-
-def _table(config: str, splits: Mapping[str, tuple[str, int]], target: Path) -> _Table:
-    from pyarrow.parquet import read_schema
-
-    columns = dict.fromkeys(name for file, _ in splits.values() for name in read_schema(target / file).names)
-    return _Table(
-        config,
-        {split: rows for split, (_, rows) in splits.items()},
-        {split: file for split, (file, _) in splits.items()},
-        tuple(columns),
-    )
 
 
 def _place_features(data: DatasetFolder, target: Path) -> list[str]:
@@ -249,11 +235,10 @@ def _place_features(data: DatasetFolder, target: Path) -> list[str]:
     for start in range(0, len(data.catalog), _ROWS_AT_ONCE):  # refuses values that no training could use
         store.gather(range(start, min(start + _ROWS_AT_ONCE, len(data.catalog))))
     folder = data.path / "features"
-    for path in sorted([*folder.glob("[!.]*.safetensors"), *(folder / OUT_OF_FOLD).glob("[!.]*.safetensors")]):
-        if path.parent != folder:
-            if path.stem not in store.modalities:
-                continue
-            OutOfFoldFeatures.load(data, path.stem)  # refuses versions of other features, which no training could use
+    versions = [path for path in (folder / OUT_OF_FOLD).glob("[!.]*.safetensors") if path.stem in store.modalities]
+    for path in versions:
+        OutOfFoldFeatures.load(data, path.stem)  # refuses versions of other features, which no training could use
+    for path in sorted([*folder.glob("[!.]*.safetensors"), *versions]):
         metadata = rebuild(read_tensors(path)[1], FEATURES_METADATA)
         place_tensors(path, target / "features" / path.relative_to(folder), metadata)
     if (folder / MANIFEST).exists():
@@ -275,17 +260,7 @@ def _path_inside(folder: Path, name: str) -> str | None:
     return None
 
 
-def _inside(folder: Path, name: str) -> Path:
-    path = folder / name
-    if _path_inside(folder, name) is None or not path.resolve().is_relative_to(folder.resolve()) or not path.is_file():
-        raise BundleMLLMError(
-            f"An item names the file {name!r}, which is not in {folder}: put it there, correct the item, or publish "
-            "without --include-media."
-        )
-    return path
-
-
-def _render_card(repo_id: str, license: str, tables: list[_Table], *, num_items: int, **context: Any) -> DatasetCard:
+def _render_card(repo_id: str, license: str, tables: list[_Table], **context: Any) -> DatasetCard:
     name = repo_id.split("/")[-1]
     metadata = DatasetCardData(
         license=license,
@@ -293,11 +268,8 @@ def _render_card(repo_id: str, license: str, tables: list[_Table], *, num_items:
         task_categories=["multiple-choice"],
         tags=list(TAGS),
         configs=[
-            {
-                "config_name": table.config,
-                "data_files": [{"split": split, "path": file} for split, file in table.files.items()],
-            }
-            for table in tables
+            {"config_name": t.config, "data_files": [{"split": split, "path": t.file(split)} for split in t.splits]}
+            for t in tables
         ],
     )
     text = card_template("dataset_card.md").render(
@@ -312,33 +284,21 @@ def _render_card(repo_id: str, license: str, tables: list[_Table], *, num_items:
 
 
 def _check_readable(folder: Path, tables: list[_Table]) -> None:
-    """Read each table as its users will, with `load_dataset`."""
-    hidden = are_progress_bars_disabled()
+    """Read each table as its users will."""
+    hidden, read = are_progress_bars_disabled(), {}
     disable_progress_bars()
     try:
         with tempfile.TemporaryDirectory() as cache:
             for table in tables:
                 loaded = load_dataset(str(folder), table.config, cache_dir=cache)
-                if {split: len(loaded[split]) for split in loaded} != table.splits:
-                    raise BundleMLLMError(f"{folder} does not give all rows of {table.config} through load_dataset.")
+                read[table.config] = {split: len(loaded[split]) for split in loaded}
                 del loaded
-    except BundleMLLMError:
-        raise
     except Exception as error:  # whatever the readers of `datasets` raise
         raise BundleMLLMError(
-            f"The tables of {folder} cannot be read with load_dataset: {' '.join(str(error).split())} Give the named "
-            "column one type."
+            f"{folder} cannot be read with load_dataset: {' '.join(str(error).split())} Give each column one type."
         ) from error
     finally:
         if not hidden:
             enable_progress_bars()
-
-
-def _check_same(data: DatasetFolder, written: DatasetFolder) -> None:
-    if written.catalog.content_hash != data.catalog.content_hash or any(
-        written.bundles[split] != data.bundles[split] for split in SPLITS
-    ):
-        raise BundleMLLMError(
-            f"{written.path} does not hold the same items and bundles as {data.path}, so it was not published: please "
-            "report this with the first lines of the tables."
-        )
+    if missing := [table.config for table in tables if read[table.config] != table.splits]:
+        raise BundleMLLMError(f"{folder} does not give all rows of {missing[0]} through load_dataset: report this.")

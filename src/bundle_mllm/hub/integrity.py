@@ -25,26 +25,18 @@ _PICKLE_STARTS, _ZIP_START = {bytes((0x80, protocol)) for protocol in range(2, 6
 
 
 def check_complete(folder: Path) -> None:
-    """Check that a model folder, and the retriever in it, have every file they need, and their weights whole.
-
-    Raises:
-        BundleMLLMError: If not; the first problem is named.
-    """
+    """Refuse a model folder that lacks a file, or a part of the weights, of the model or of the retriever in it."""
     _check_files(folder, _NEEDED)
     if read_json(folder / "config.json").get("model_type") != BundleRetrieverConfig.model_type:
         _check_files(folder, _NEEDED_OF_RANKER)
     for part in (folder, folder / RETRIEVER_FOLDER):
         if part.is_dir():
             _check_files(part, ("config.json", *_needed_code(part)))
-            check_weights(part)
+            _check_weights(part)
 
 
 def check_safe(folder: Path) -> None:
-    """Check that a folder holds no code but this package's own, and no pickle.
-
-    Raises:
-        BundleMLLMError: If it does; the first problem is named.
-    """
+    """Refuse a folder that holds code that is not this package's own, or a pickle."""
     check_code(folder)
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         with open(path, "rb") as file:
@@ -58,11 +50,7 @@ def check_safe(folder: Path) -> None:
 
 
 def check_code(folder: Path) -> None:
-    """Compare the code in a model folder with the files of this package, byte for byte; nothing is run.
-
-    Raises:
-        BundleMLLMError: If a file differs, or is none of this package.
-    """
+    """Refuse a model folder whose code is not, byte for byte, that of this package; nothing is run."""
     for path in sorted([*folder.glob("*.py"), *folder.glob(f"{RETRIEVER_FOLDER}/*.py")]):
         own = _CODE / path.name
         if not own.is_file() or own.read_bytes() != path.read_bytes():
@@ -70,22 +58,6 @@ def check_code(folder: Path) -> None:
                 f"{path} is not the code of this version of bundle-mllm, and would run when the folder is loaded: "
                 "load and save the model with this version, which writes its code anew."
             )
-
-
-def check_weights(folder: Path) -> None:
-    """Check that the weights in a folder are safetensors files that are whole, and all that the index names.
-
-    Raises:
-        BundleMLLMError: If there are none, or one is missing or cut short.
-    """
-    files = {path.name: read_tensors(path)[0] for path in sorted(folder.glob("*.safetensors"))}
-    if not files:
-        raise BundleMLLMError(f"{folder} holds no *.safetensors, so there are no weights: save the model there.")
-    for path in sorted(folder.glob("*.safetensors.index.json")):
-        for tensor, name in read_json(path).get("weight_map", {}).items():
-            if tensor not in files.get(name, ()):
-                problem = "lacks it" if name in files else "is missing"
-                raise BundleMLLMError(f"{path} lists {tensor} in {name}, which {problem}: save the model again.")
 
 
 def _check_files(folder: Path, names: Sequence[str]) -> None:
@@ -106,3 +78,15 @@ def _needed_code(folder: Path) -> list[str]:
             imported = _SIBLING.findall((_CODE / f"{name}.py").read_text(encoding="utf-8"))
             needed += [sibling for sibling in dict.fromkeys(imported) if sibling not in needed]
     return [f"{name}.py" for name in needed]
+
+
+def _check_weights(folder: Path) -> None:
+    """Refuse a folder whose weights are not all there: files that are whole, with all that the index names."""
+    files = {path.name: read_tensors(path)[0] for path in sorted(folder.glob("*.safetensors"))}
+    if not files:
+        raise BundleMLLMError(f"{folder} holds no *.safetensors, so there are no weights: save the model there.")
+    for path in sorted(folder.glob("*.safetensors.index.json")):
+        for tensor, name in read_json(path).get("weight_map", {}).items():
+            if tensor not in files.get(name, ()):
+                problem = "lacks it" if name in files else "is missing"
+                raise BundleMLLMError(f"{path} lists {tensor} in {name}, which {problem}: save the model again.")

@@ -5,23 +5,18 @@ Knows nothing about how the model was trained.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from bundle_mllm.data.files import read_json, write_json
 from bundle_mllm.errors import BundleMLLMError
-from bundle_mllm.hub.card import Measurement, find_record, read_measurements, render_model_card
+from bundle_mllm.hub.card import find_record, read_measurements, render_model_card
 from bundle_mllm.hub.integrity import check_code, check_complete
 from bundle_mllm.hub.records import place_public, public_record, public_settings
 from bundle_mllm.hub.report_files import FILES as REPORT_FILES
 from bundle_mllm.hub.report_files import FOLDER as REPORT_FOLDER
 from bundle_mllm.hub.report_files import read_report, write_report
-from bundle_mllm.hub.repository import (
-    CARD,
-    PublishReport,
-    matches,
-)
+from bundle_mllm.hub.repository import CARD, PublishReport, matches
 from bundle_mllm.hub.settings import PublishSettings
 from bundle_mllm.hub.upload import check_repo_id, publish_folder
 from bundle_mllm.hub.verify import Verification, verify_repository
@@ -31,17 +26,9 @@ from bundle_mllm.settings import configured_by
 
 PUBLISHED_RECORD = "training_record.json"
 _MODEL = ("*.safetensors", "*.safetensors.index.json", "*_bundle_mllm.py", "config.json")
-TAKEN = (
-    *_MODEL,
-    *(f"{RETRIEVER_FOLDER}/{pattern}" for pattern in _MODEL),
-    "chat_template.jinja",
-    "chat_templates/*.jinja",
-    "generation_config.json",
-    "items.jsonl",
-    "processor_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-)
+_TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "chat_templates/*.jinja")
+_OTHERS = ("generation_config.json", "items.jsonl", "processor_config.json")
+TAKEN = (*_MODEL, *(f"{RETRIEVER_FOLDER}/{pattern}" for pattern in _MODEL), *_TOKENIZER, *_OTHERS)
 """The files of a model folder that belong in its repository; all others stay here."""
 _EARLIER = ("added_tokens.json", "merges.txt", "special_tokens_map.json", "tokenizer.model", "vocab.json", "vocab.txt")
 WRITTEN = (*TAKEN, *_EARLIER, CARD, PUBLISHED_RECORD, "metrics*.json", *REPORT_FILES)
@@ -52,10 +39,8 @@ WRITTEN = (*TAKEN, *_EARLIER, CARD, PUBLISHED_RECORD, "metrics*.json", *REPORT_F
 def publish(settings: PublishSettings) -> PublishReport:
     """Publish a model folder on the Hub.
 
-    Writes the repository folder (weights as hard links, so it takes no space): the model's own files, and what an
-    allow-list of typed fields lets pass of records, metrics and settings. Renders its card, verifies it by loading it
-    without this package and comparing scores, and only then uploads it, in one commit. A call that failed can be
-    repeated; what has arrived is not sent again.
+    Writes the repository folder: the model's own files, and what a list of typed fields lets pass of records, metrics
+    and settings. Verifies it by comparing scores without this package, and only then uploads it, in one commit.
 
     Args:
         settings: Whose fields are the arguments: see `PublishSettings`.
@@ -65,9 +50,8 @@ def publish(settings: PublishSettings) -> PublishReport:
 
     Raises:
         BundleMLLMError: If the name is none, there is no valid token, metrics are missing, a file is missing, cut
-            short or unsafe, code in the folder is not this package's, the model holds a user log that is not to be
-            shared, the folder answers differently without this package, or the Hub cannot be reached. Then nothing has
-            become visible.
+            short or unsafe, the model holds a user log that is not to be shared, the folder answers differently
+            without this package, or the Hub cannot be reached. Then nothing has become visible.
     """
     source = settings.model
     check_repo_id(settings.repo)
@@ -81,16 +65,14 @@ def publish(settings: PublishSettings) -> PublishReport:
     report = read_report(source)
     card = render_model_card(settings, measurements, report)
     record = find_record(source)
-    taken = [
-        path
-        for path in source.rglob("[!.]*")
-        if path.is_file() and matches(path.relative_to(source).as_posix(), TAKEN)
-    ]
+    files = [path for path in source.rglob("[!.]*") if path.is_file()]
+    taken = [path for path in files if matches(path.relative_to(source).as_posix(), TAKEN)]
 
     def write(target: Path) -> None:
         for path in taken:
             place_public(path, target / path.relative_to(source))
-        for name, measurement in _metrics_names(measurements).items():
+        for measurement in measurements:
+            name = f"metrics_{measurement.split}.json" if len(measurements) > 1 else "metrics.json"
             write_json(target / name, {**measurement.values, "fingerprint": fingerprint(target)})
         if report is not None:
             write_report(report, source, target)
@@ -99,15 +81,11 @@ def publish(settings: PublishSettings) -> PublishReport:
         (target / CARD).write_text(str(card), encoding="utf-8")
 
     verified: list[Verification] = []
-    published = publish_folder(
-        source,
-        settings.repo,
-        settings,
-        write,
-        lambda target: verified.append(verify_repository(target)),
-        repo_type="model",
-        written=WRITTEN,
-    )
+
+    def check(target: Path) -> None:
+        verified.append(verify_repository(target))
+
+    published = publish_folder(source, settings.repo, settings, write, check, repo_type="model", written=WRITTEN)
     used = {*taken, *(path.parent for path in taken), record, *(m.path for m in measurements)}
     used |= {source / REPORT_FOLDER} if report is not None else set()
     paths = [*source.iterdir(), *source.glob(f"{RETRIEVER_FOLDER}/*")]
@@ -118,17 +96,9 @@ def publish(settings: PublishSettings) -> PublishReport:
 def _check_no_user_log(source: Path) -> None:
     """Refuse a model whose retriever compares items by their users: it holds every pair."""
     part = source / RETRIEVER_FOLDER if (source / RETRIEVER_FOLDER).is_dir() else source
-    config = public_settings(part / "config.json")
-    pairs = (config.get("memberships") or {}).get("user_item")
-    if pairs:
+    memberships = public_settings(part / "config.json").get("memberships") or {}
+    if pairs := memberships.get("user_item"):
         raise BundleMLLMError(
-            f"{part} holds the {pairs} pairs of user and item of your interactions table (users by number, without "
-            "ids), and whoever downloads it can read them: train the retriever without the membership user_item to "
-            "leave them out, or add --share-user-log."
+            f"{part} holds the {pairs} pairs of user and item of your interactions table (users by number), which "
+            "anyone could read: train the retriever without the membership user_item, or add --share-user-log."
         )
-
-
-def _metrics_names(measurements: Sequence[Measurement]) -> dict[str, Measurement]:
-    if len(measurements) == 1:
-        return {"metrics.json": measurements[0]}
-    return {f"metrics_{measurement.split}.json": measurement for measurement in measurements}

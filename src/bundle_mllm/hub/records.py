@@ -2,8 +2,8 @@
 
 Knows nothing about uploading, and measures nothing.
 
-Records (how a model was made, how good it is) are rebuilt from their numbers and from text of a known form. Settings
-keep the fields that their classes have. What is text by nature (prompts, vocabularies, titles) passes as it is.
+Records are rebuilt from their numbers and from text of a known form. Settings keep the fields that their classes have.
+What is text by nature (prompts, vocabularies, titles) passes as it is.
 """
 
 from __future__ import annotations
@@ -39,18 +39,15 @@ from bundle_mllm.settings import NO_RANKER, SCRATCH
 
 _words = nested(either(number, word))
 VERSIONS: Schema = {re.compile(r"[a-z][a-z-]{0,30}"): version}
-INPUTS: Schema = {
-    re.compile(r"((features|features/[a-z_]+|bundles|questions)/)?[\w.-]{1,60}\.\w{1,12}(\.gz)?"): digest
-}
+INPUTS: Schema = {re.compile(r"((features(/[a-z_]+)?|bundles|questions)/)?[\w.-]{1,60}\.\w{1,12}(\.gz)?"): digest}
 MADE: Schema = {"split": matching("train|validation|test"), "negatives": word, "partial": word, NAME: number}
 BASE_MODEL = either(matching(f"{SCRATCH}|{NO_RANKER}"), hub_name)
 MODALITIES: Schema = {re.compile("[a-z0-9_]{1,40}"): number}
-_PART = matching("ranker|retriever|both")
 METRICS: Schema = {
     "questions": {"path": table_name, "sha256": digest, "num_candidates": [number], "made": MADE},
     "fingerprint": digest,
     "options": {"mask": [word], "permute": [word], NAME: number},
-    "part": _PART,
+    "part": matching("ranker|retriever|both"),
     "parts": {re.compile("ranker|retriever|both"): {NAME: number}},
     **dict.fromkeys(("slices", "position"), numbers),
     NAME: number,
@@ -99,8 +96,7 @@ _setting = nested(either(number, matching(r"[\w.+-]+", most=60)), _KEY)
 _code = nested(either(number, matching(r"\w+_bundle_mllm\.\w+|[A-Z]\w+|text")), _KEY)
 _token = nested(either(number, matching(r"[^\n]*", most=64)), _KEY)
 _SETTINGS: dict[Any, Any] = {
-    "auto_map": _code,
-    "custom_pipelines": _code,
+    **dict.fromkeys(("auto_map", "custom_pipelines"), _code),
     "items_hash": digest,
     "weight_map": nested(matching(r"[\w-]+\.safetensors"), _KEY),
     **dict.fromkeys((f"{kind}_token" for kind in ("bos", "eos", "unk", "pad", "sep", "cls", "mask")), _token),
@@ -117,11 +113,7 @@ _WITHHELD = {"_name_or_path", "name_or_path", "id2label", "label2id", "task_spec
 
 
 def public_settings(path: Path) -> dict[str, Any]:
-    """Return what is published of a file of settings, such as `config.json`: the fields that its class knows.
-
-    Raises:
-        BundleMLLMError: If there is no such file, or it is damaged.
-    """
+    """Return what is published of a file of settings, such as `config.json`: the fields that its class knows."""
     return _public_settings(read_json(path))
 
 
@@ -147,32 +139,24 @@ def public_record(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def place_public(source: Path, target: Path) -> None:
-    """Write what is published of a file of a model folder; a file that needs no change is copied as it is.
-
-    Raises:
-        BundleMLLMError: If the file is damaged.
-    """
+    """Write what is published of a file of a model folder; a file that needs no change is copied as it is."""
+    is_settings = source.suffix == ".json" and source.name != "tokenizer.json"
     if source.suffix == ".safetensors":
         place_tensors(source, target, {"format": "pt"})
     elif source.name == "items.jsonl":
         _place_items(source, target)
-    elif source.suffix == ".json" and source.name != "tokenizer.json":
-        if (public := public_settings(source)) == read_json(source):
-            link_or_copy(source, target)
-        else:
-            write_json(target, public)
+    elif is_settings and (public := public_settings(source)) != read_json(source):
+        write_json(target, public)
     else:
         link_or_copy(source, target)
 
 
 def _place_items(source: Path, target: Path) -> None:
     with open(source, encoding="utf-8") as old, open(target, "w", encoding="utf-8", newline="\n") as new:
-        for row, line in enumerate(old):
+        for row, line in enumerate(old, start=1):
             try:
                 item = json.loads(line)
                 public = {name: text(item[name]) for name in ("item_id", "title")}
             except (ValueError, KeyError, TypeError) as error:
-                raise BundleMLLMError(
-                    f"{source}, line {row + 1}, is no item with item_id and title: save the processor again."
-                ) from error
+                raise BundleMLLMError(f"{source}, line {row}, is no item: save the processor again.") from error
             new.write(line if item == public else json.dumps(public, ensure_ascii=False) + "\n")

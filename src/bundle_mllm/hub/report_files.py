@@ -31,13 +31,7 @@ _TEXTS = ("questions", "variant", "negatives", "method", "part", "slice", "value
 _ROW: Schema = {**dict.fromkeys(_TEXTS, either(number, label)), "base_model": either(BASE_MODEL, number), NAME: number}
 _REPORT: Schema = {
     "models": [
-        {
-            "name": label,
-            "fingerprint": digest,
-            "base_model": BASE_MODEL,
-            "modalities": MODALITIES,
-            NAME: number,
-        }
+        {"name": label, "fingerprint": digest, "base_model": BASE_MODEL, "modalities": MODALITIES, NAME: number}
     ],
     "data": {"num_items": number, "bundles": {NAME: number}, "tables": INPUTS},
     "questions": [{"name": label, "sha256": digest, "made": MADE, NAME: numbers}],
@@ -49,11 +43,7 @@ _REPORT: Schema = {
 
 
 def read_report(model_dir: Path) -> dict[str, Any] | None:
-    """Return what is published of the report in a model folder; `None` if there is none.
-
-    Raises:
-        BundleMLLMError: If it is malformed, incomplete, or on other weights than the folder holds.
-    """
+    """Return what is published of the report in a model folder, if it has one; refuse one of other weights."""
     path = model_dir / FOLDER / REPORT
     if not path.is_file():
         return None
@@ -70,14 +60,13 @@ def read_report(model_dir: Path) -> dict[str, Any] | None:
         raise _malformed(path, error) from error
     if measured != fingerprint(model_dir):
         raise BundleMLLMError(
-            f"{path} is about other weights, items or wording than {model_dir} has, so the card might report another "
-            f"model: run `bundle-mllm report --model {model_dir}` again, or remove {path.parent}."
+            f"{path} is about other weights, items or wording than {model_dir} has: run `bundle-mllm report --model "
+            f"{model_dir}` again, or remove {path.parent}."
         )
     for section in report["sections"].values():
         if not (path.parent / section["figure"]).is_file():
             raise BundleMLLMError(
-                f"{path.parent} lacks the figure {section['figure']!r}: run `bundle-mllm report --model {model_dir}` "
-                "again; what was measured is kept."
+                f"{path.parent} lacks the figure {section['figure']!r}: run `bundle-mllm report --model {model_dir}`."
             )
     return report
 
@@ -86,8 +75,8 @@ def metrics_files(model_dir: Path) -> list[Path]:
     """Return the metrics files of the model as it is that a report in its folder wrote."""
     if read_report(model_dir) is None:
         return []
-    questions = read_json(model_dir / FOLDER / REPORT)["questions"]
-    paths = [model_dir / FOLDER / str(each.get("metrics")) for each in questions]
+    folder = model_dir / FOLDER
+    paths = [folder / str(each.get("metrics")) for each in read_json(folder / REPORT)["questions"]]
     return [path for path in paths if path.is_file()]  # a download has none
 
 
@@ -108,20 +97,14 @@ def card_sections(report: Mapping[str, Any] | None) -> list[dict[str, Any]]:
 
 
 def write_report(report: Mapping[str, Any], model_dir: Path, target: Path) -> None:
-    """Write a report into a repository folder: figures, numbers, and a page that is rendered from these.
-
-    Args:
-        report: What `read_report` returned.
-        model_dir: The model folder that holds it.
-        target: The repository folder, with the model in it.
-    """
-    models = [dict(model) for model in report["models"]]
-    models[0]["fingerprint"] = fingerprint(target) or models[0]["fingerprint"]
+    """Write a report of `read_report` into a repository folder: figures, numbers, and a page rendered from these."""
+    first, *others = report["models"]
+    report = {**report, "models": [{**first, "fingerprint": fingerprint(target) or first["fingerprint"]}, *others]}
     for section in report["sections"].values():
         link_or_copy(model_dir / FOLDER / section["figure"], target / FOLDER / section["figure"])
-    write_json(target / FOLDER / REPORT, {**report, "models": models})
+    write_json(target / FOLDER / REPORT, report)
     try:
-        write_page({**report, "models": models}, target / FOLDER)
+        write_page(report, target / FOLDER)
     except (UndefinedError, TypeError, ValueError) as error:  # a number is missing
         raise _malformed(model_dir / FOLDER / REPORT, error) from error
 

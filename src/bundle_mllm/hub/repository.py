@@ -34,25 +34,21 @@ _ABANDONED = 24 * 3600  # seconds after which an unfinished folder belongs to a 
 
 @dataclass(frozen=True)
 class PublishReport:
-    """What was, or in a dry run would be, published.
-
-    Attributes:
-        repo_id: The repository.
-        folder: The local folder that was uploaded; it stays for inspection.
-        files: Size in bytes of each file, by its path in the repository.
-        commit_url: The address of the commit, `None` after a dry run.
-        left_out: What the source folder holds besides.
-        verification: How a clean process answered a model's questions; `None` for a data set.
-        notes: What is published as it is, and should be looked at.
-    """
+    """What was, or in a dry run would be, published."""
 
     repo_id: str
     folder: Path
+    """The local folder that was uploaded; it stays for inspection."""
     files: dict[str, int]
+    """Size in bytes of each file, by its path in the repository."""
     commit_url: str | None = None
+    """The address of the commit, `None` after a dry run."""
     left_out: tuple[str, ...] = ()
+    """What the source folder holds besides."""
     verification: Verification | None = None
+    """How a clean process answered a model's questions; `None` for a data set."""
     notes: tuple[str, ...] = ()
+    """What is published as it is, and should be looked at."""
 
     @property
     def size(self) -> int:
@@ -77,8 +73,7 @@ def write_repository(
         source: What it is made from, so that this is never overwritten.
         write: Fills an empty folder.
         check: Verifies the filled folder. When one of the two fails, `folder` stays as it was.
-        sources: Files that have other names in the repository, by their path there; may be filled by `write`. Errors
-            name these.
+        sources: The files that errors name, by their path in the repository; may be filled by `write`.
 
     Raises:
         BundleMLLMError: If `folder` holds something else, is or contains `source` or lies in it, was written by
@@ -96,7 +91,7 @@ def write_repository(
             f"{folder} exists and is no repository folder, so its files would be lost: give another --output-dir."
         )
     unique = f".{final.name}.{uuid.uuid4().hex[:12]}"
-    temporary, old = (final.with_name(f"{unique}{suffix}") for suffix in (_TEMPORARY, _OLD))
+    temporary, old = (final.with_name(unique + suffix) for suffix in (_TEMPORARY, _OLD))
     try:
         temporary.mkdir(parents=True)
         write(temporary)
@@ -113,7 +108,7 @@ def write_repository(
 
 
 def _replace(final: Path, before: object, temporary: Path, old: Path) -> None:
-    """Give a finished folder its name, which the folder of the start had, or none."""
+    """Give a finished folder its name, unless another call has written there since the start."""
     try:
         if before is not None:
             os.replace(final, old)
@@ -179,11 +174,7 @@ def place_tensors(source: Path, target: Path, metadata: Mapping[str, str]) -> No
 
 
 def read_tensors(path: Path) -> tuple[set[str], dict[str, str]]:
-    """Return the names of the tensors and the free text of a safetensors file; the library checks that it is whole.
-
-    Raises:
-        BundleMLLMError: If it is not.
-    """
+    """Return names of tensors and free text of a safetensors file; refuse one that the library finds not whole."""
     try:
         with safe_open(path, "np") as file:
             return set(file.keys()), file.metadata() or {}

@@ -3,8 +3,7 @@
 Knows nothing about models, data sets or files.
 
 A schema is a kind (a function that returns what may pass, or raises `WithheldError`), a list of one schema, or a
-dictionary from names of fields, or patterns of names, to schemas. What does not fit is left out of its object; a list
-with an entry that does not fit is left out as a whole.
+dictionary from names of fields, or patterns of names, to schemas. What does not fit is left out, in a list all of it.
 """
 
 from __future__ import annotations

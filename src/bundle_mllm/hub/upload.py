@@ -26,11 +26,7 @@ _REPEAT = "Check the network, then repeat the command: what has arrived is not s
 
 
 def check_repo_id(repo_id: str) -> None:
-    """Check that a name can be one of a repository, with its owner.
-
-    Raises:
-        BundleMLLMError: If it is not of the form `owner/name`, or has characters that the Hub refuses.
-    """
+    """Refuse a name of a repository that is not of the form `owner/name`, or has characters that the Hub refuses."""
     try:
         validate_repo_id(repo_id)
         problem = "" if repo_id.count("/") == 1 else "it lacks its owner"
@@ -38,8 +34,7 @@ def check_repo_id(repo_id: str) -> None:
         problem = str(error).rstrip(".")
     if problem:
         raise BundleMLLMError(
-            f"{repo_id!r} is not the name of a Hub repository ({problem}): write owner/name, with letters, digits, "
-            '"-", "_" and ".", such as my-org/outfits.'
+            f"{repo_id!r} is not the name of a Hub repository ({problem}): write owner/name, such as my-org/outfits."
         )
 
 
@@ -56,22 +51,9 @@ def publish_folder(
 ) -> PublishReport:
     """Write and check a repository folder, and bring the repository to its state unless it is a dry run.
 
-    Everything becomes visible in one commit, after all contents have arrived; contents that have arrived before are
-    not sent again, so a call that failed can simply be repeated.
-
-    Args:
-        source: What it is made from.
-        repo_id: The repository, `owner/name`.
-        options: See `RepositoryOptions`.
-        write: See `write_repository`, like `check` and `sources`.
-        check: See there.
-        repo_type: "model" or "dataset".
-        written: Patterns of the files that this package writes. Those of the repository that the folder no longer has,
-            such as the shards of earlier weights, are deleted. Others stay.
-        sources: See there.
-
-    Returns:
-        The files with their sizes, and the commit.
+    Everything becomes visible in one commit. Contents that have arrived are not sent again when a call is repeated.
+    Files of the repository that match a pattern of `written` and that the folder no longer has are deleted; for the
+    arguments `source`, `write`, `check` and `sources` see `write_repository`.
 
     Raises:
         BundleMLLMError: If the folder cannot be written, the Hub cannot be reached or refuses something, or the
@@ -96,8 +78,7 @@ def publish_folder(
             )
         present = api.list_repo_files(repo_id, repo_type=repo_type)
         obsolete = [name for name in present if name not in report.files and matches(name, written)]
-        # Not `upload_folder`: where hf_xet is installed that makes several commits of a large folder, and between two
-        # of them the repository would be neither the old one nor the new one.
+        # Not `upload_folder`: with hf_xet that makes several commits of a large folder, with a mixture between them.
         changes = [
             *(CommitOperationDelete(name) for name in obsolete),
             *(CommitOperationAdd(name, folder / name) for name in sorted(report.files)),
@@ -115,8 +96,7 @@ def _explained(where: str, what: str) -> Iterator[None]:
         raise
     except LocalTokenNotFoundError as error:
         raise BundleMLLMError(
-            f"There is no token for {where}, so nobody would own what is published: run `hf auth login`, or set "
-            "HF_TOKEN to a token with write access."
+            f"There is no token for {where}: run `hf auth login`, or set HF_TOKEN to one with write access."
         ) from error
     except OfflineModeIsEnabled as error:
         raise BundleMLLMError(f"HF_HUB_OFFLINE is set, so {where} is not reached: unset it to {what}.") from error

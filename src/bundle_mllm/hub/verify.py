@@ -26,23 +26,17 @@ from bundle_mllm.model_folder import load_completer
 from bundle_mllm.modeling.completion_bundle_mllm import BundleCompleter
 
 TOLERANCES = {torch.float32: 1e-5, torch.float64: 1e-5}
-"""Largest accepted difference of probabilities. Weights in half precision keep 8 to 11 bits, and another number of
-threads may round the last of them differently: 0.01 for these."""
+"""Largest accepted difference of probabilities; 0.01 for half precision, which keeps 8 to 11 bits, of which another
+number of threads may round the last differently."""
 
 _PASSED_ON = ("PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "LANG", "TZ", "TMPDIR", "TEMP", "SYSTEMROOT")
 _PASSED_ON += ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 """What the clean process gets of the environment, beside `LC_*`: no token, no key, no home folder."""
-_CLEAN_PROCESS = Path(__file__).with_name("clean_process.py")
 
 
 @dataclass(frozen=True)
 class Verification:
-    """How well the answers of a clean process agree with those of this one.
-
-    Attributes:
-        num_questions: How many questions were compared.
-        largest_difference: The largest difference of a score.
-    """
+    """How many questions were compared, and the largest difference of a score between a clean process and this one."""
 
     num_questions: int
     largest_difference: float
@@ -58,12 +52,8 @@ def verify_repository(
 
     Args:
         folder: The repository folder.
-        questions: The questions to compare on, as mappings of item ids (see `BundleMLLMProcessor`); by default a few
-            drawn from the catalog by `seed`, one of them with an item that the catalog does not hold.
+        questions: The questions to compare on (see `BundleMLLMProcessor`); by default those of `sample_questions`.
         seed: Seed of the default questions.
-
-    Returns:
-        How well the two agree.
 
     Raises:
         BundleMLLMError: If a file is missing, cut short or a pickle, its code is not this package's, the clean process
@@ -88,11 +78,7 @@ def verify_repository(
 
 
 def sample_questions(completer: BundleCompleter, *, seed: int = 0, number: int = 4) -> list[dict[str, list]]:
-    """Draw questions from a catalog; where it has features, the last one offers an item that it does not hold.
-
-    Raises:
-        BundleMLLMError: If the catalog has fewer than three items.
-    """
+    """Draw questions from a catalog; where it has features, the last one offers an item that it does not hold."""
     processor = completer.processor
     if processor.num_items < 3:
         raise BundleMLLMError(
@@ -140,7 +126,8 @@ def _score_in_clean_process(folder: Path, questions: Sequence[Mapping[str, Any]]
             "TOKENIZERS_PARALLELISM": "false",
         }
         # -P keeps the script's folder, and with it this package's files, off the import path.
-        command = [sys.executable, "-P", str(_CLEAN_PROCESS), str(request), str(response)]
+        script = Path(__file__).with_name("clean_process.py")
+        command = [sys.executable, "-P", str(script), str(request), str(response)]
         process = subprocess.run(
             command, env=environment, cwd=temporary, capture_output=True, text=True, errors="replace", check=False
         )

@@ -1,4 +1,4 @@
-"""A dataset folder becomes a repository: what goes along only when asked for, and what cannot become one."""
+"""A dataset folder becomes a repository: what goes along only when wanted, and what cannot become one."""
 
 import json
 

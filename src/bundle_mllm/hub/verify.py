@@ -26,8 +26,7 @@ from bundle_mllm.model_folder import load_completer
 from bundle_mllm.modeling.completion_bundle_mllm import BundleCompleter
 
 TOLERANCES = {torch.float32: 1e-5, torch.float64: 1e-5}
-"""Largest accepted difference of probabilities; 0.01 for half precision, which keeps 8 to 11 bits, of which another
-number of threads may round the last differently."""
+"""Largest accepted difference of probabilities; 0.01 for half precision, whose last bits depend on the threads."""
 
 _PASSED_ON = ("PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "LANG", "TZ", "TMPDIR", "TEMP", "SYSTEMROOT")
 _PASSED_ON += ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
@@ -82,8 +81,7 @@ def sample_questions(completer: BundleCompleter, *, seed: int = 0, number: int =
     processor = completer.processor
     if processor.num_items < 3:
         raise BundleMLLMError(
-            f"The catalog has {processor.num_items} items and a question needs three, so nothing can be verified: "
-            "publish it with the catalog it was trained on."
+            f"The catalog has {processor.num_items} items, but a question to verify needs 3: publish that of training."
         )
     rng, longest = random.Random(seed), getattr(processor, "max_options", 4)
     questions: list[dict[str, list]] = []

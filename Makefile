@@ -12,9 +12,9 @@ LAION_STAMP := $(LAION)/.installed
 demo: $(STAMP)
 	$(BIN)/bundle-mllm demo --output-dir out/demo
 
-test: $(STAMP)
-	$(BIN)/ruff check .
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
+# Everything: `pytest` alone leaves out what is marked slow (runs, servers, other processes).
+test: lint
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "slow or not slow"
 
 # Ray starts processes of its own, which takes minutes on a small machine (more where others are busy: it makes them nice).
 test-ray: $(RAY_STAMP)

@@ -116,6 +116,7 @@ def test_training_questions_are_sampled_in_any_number(tiny_data, tmp_path, capsy
     assert {row["completion"].strip() for row in rows} == set("ABCD")
 
 
+@pytest.mark.slow
 def test_publish_shows_what_it_would_upload_and_touches_nothing(model, tiny_data, tmp_path, capsys):
     file, metrics_file = tmp_path / "q.jsonl", tmp_path / "metrics.json"
     assert ask(tiny_data, file, "--num-candidates", "4") == 0

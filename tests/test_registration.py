@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 PACKAGES = [
     "bundle_mllm",
     *(f"bundle_mllm.{name}" for name in ("baselines", "encoders", "importers", "modeling", "report")),

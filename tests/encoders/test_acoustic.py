@@ -194,6 +194,7 @@ def laion_state(fused):
     return {f"module.{name}": value for name, value in source.items()}, model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fused", [False, True])
 def test_a_checkpoint_of_laion_gives_every_weight_of_the_model(fused, tmp_path, gallery):
     state, model = laion_state(fused)

@@ -47,6 +47,7 @@ def probe(features: np.ndarray, trait: np.ndarray) -> float:
     return float(cross_val_score(model, features, trait, cv=4).mean())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("domain", "encoder"), [("fashion", ImageDescriptor), ("playlist", SoundDescriptor)])
 def test_media_show_looks_and_interactions_show_users_and_neither_shows_what_the_others_do(domain, encoder, tmp_path):
     catalog = make_synthetic(tmp_path / domain, SyntheticSettings(domain=domain, seed=1))

@@ -103,6 +103,7 @@ def test_the_seed_decides_and_neither_order_nor_repetition_of_edges():
     assert not np.array_equal(first, LightGCN(dim=8, steps=5, seed=1).fit(groups))
 
 
+@pytest.mark.slow
 def test_the_number_of_threads_changes_no_bit():
     """In a process of its own: a pool of threads must not be inherited by children that other tests fork."""
     program = (

@@ -21,6 +21,8 @@ from bundle_mllm.encoders import encode_folder
 from bundle_mllm.encoders.batches import Rows
 from bundle_mllm.encoders.shards import SHARD_BATCHES
 
+pytestmark = pytest.mark.slow
+
 SHARD = SHARD_BATCHES * SlowEncoder.batch_size
 
 

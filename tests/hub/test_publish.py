@@ -21,6 +21,8 @@ from bundle_mllm.hub.publish import publish
 from bundle_mllm.model_folder import fingerprint, load_completer, load_ranker, save_completer, save_model
 from bundle_mllm.modeling import BundleCompleter
 
+pytestmark = pytest.mark.slow
+
 NEW_ITEM = {"title": "new hat", "features": {name: [0.5] * width for name, width in MODALITIES.items()}}
 QUESTIONS = [
     {"partial": ["i0", "i1"], "candidates": ["i2", "i3", "i4"]},

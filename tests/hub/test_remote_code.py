@@ -16,6 +16,8 @@ from bundle_mllm.modeling import BundleMLLMForCausalLM, BundleMLLMProcessor
 from bundle_mllm.training.config import LoraSettings
 from bundle_mllm.training.trainable import make_trainable
 
+pytestmark = pytest.mark.slow
+
 NEW = {"title": "teal cape", "features": {"visual": [0.3] * 12}}
 QUESTIONS = [
     {"partial": ["i0", "i5"], "candidates": ["i2", "i3", "i7"]},

@@ -15,6 +15,8 @@ from bundle_mllm.hub.repository import matches
 from bundle_mllm.hub.verify import sample_questions, verify_repository
 from bundle_mllm.model_folder import load_completer, load_ranker, save_model
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def folder(model_folder, tmp_path):

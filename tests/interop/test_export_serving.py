@@ -21,6 +21,8 @@ from bundle_mllm.training.config import default_run
 from bundle_mllm.training.ranker import build_ranker
 from bundle_mllm.training.run_data import RunData
 
+pytestmark = pytest.mark.slow
+
 for package in ("fastapi", "uvicorn", "pydantic"):
     pytest.importorskip(package, reason="transformers serve needs it: pip install 'transformers[serving]'")
 openai = pytest.importorskip("openai")

@@ -17,6 +17,8 @@ from bundle_mllm.synthetic.process import GenerativeProcess
 from bundle_mllm.synthetic.settings import one_signal
 from bundle_mllm.synthetic.write import make_synthetic
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):

@@ -19,6 +19,8 @@ from bundle_mllm.synthetic.process import GenerativeProcess
 from bundle_mllm.synthetic.settings import SyntheticSettings, one_signal
 from bundle_mllm.synthetic.write import write_process
 
+pytestmark = pytest.mark.slow
+
 
 def make_process(num_themes, num_kinds, copies, sizes, purity, distinct=False) -> GenerativeProcess:
     cells = [(theme, kind, copy) for copy in range(copies) for kind in range(num_kinds) for theme in range(num_themes)]

@@ -18,6 +18,8 @@ from bundle_mllm.synthetic import write
 from bundle_mllm.synthetic.settings import Domain, SyntheticSettings, one_signal
 from bundle_mllm.synthetic.write import make_synthetic
 
+pytestmark = pytest.mark.slow
+
 SMALL = {"num_train": 60, "num_validation": 10, "num_test": 10}
 
 

@@ -21,6 +21,8 @@ from bundle_mllm.training.ranker import build_ranker
 from bundle_mllm.training.retriever import new_retriever
 from bundle_mllm.training.run_data import RunData
 
+pytestmark = pytest.mark.slow
+
 SMALL = {"validation_questions": 8, "validation_candidates": 4, "combination_questions": 16, "num_threads": 1}
 
 

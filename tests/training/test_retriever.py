@@ -15,6 +15,8 @@ from bundle_mllm.training.memberships import load_memberships
 from bundle_mllm.training.out_of_fold import QuestionRows, fold_rows, load_out_of_fold
 from bundle_mllm.training.retriever import fit_retriever, fit_stacker, fit_towers, new_retriever, score_rows
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = RetrieverSettings(steps=80, batch_size=64, hidden_size=16, num_candidates=(4, 8))
 NAMES = ("bundle_item", "user_item")
 

@@ -27,6 +27,8 @@ from bundle_mllm.training import run as module
 from bundle_mllm.training.run import limited_threads, train
 from bundle_mllm.training.run_data import RunData
 
+pytestmark = pytest.mark.slow
+
 assert bundle_mllm  # importing it registers the Auto classes
 
 NO_STAGE = {"num_questions": 0}

@@ -19,6 +19,8 @@ from bundle_mllm.training.run_data import RunData
 from bundle_mllm.training.stage import AnswerCollator, StageQuestions, run_stage
 from bundle_mllm.training.trainable import make_trainable
 
+pytestmark = pytest.mark.slow
+
 SHORT = {"warm_start_steps": 0, "learning_rate": 1e-2}
 
 

@@ -77,7 +77,7 @@ class BundleCompleter:
                 if self.modalities.setdefault(name, width) != width:
                     raise ValueError(
                         f"Ranker and retriever read {name!r} features of {self.modalities[name]} and {width} columns, "
-                        "so no item fits both: make the retriever again for this ranker."
+                        "so no item fits both: train the retriever for this ranker."
                     )
         processor.modalities, processor.other_modalities = dict(self.models[0].config.modalities), self.modalities
 
@@ -127,8 +127,7 @@ class BundleCompleter:
         for name, matrix in features.items():
             if len(matrix) != num_items:
                 raise ValueError(
-                    f"There are {num_items} item ids but {len(matrix)} rows of {name!r} features, so items would get "
-                    "those of others: give one row per id."
+                    f"There are {num_items} item ids but {len(matrix)} rows of {name!r} features: give one row per id."
                 )
         present = present or {}
         before = [(model, model.config.items_hash, model.catalog_rows()) for model in self.models]
@@ -241,8 +240,7 @@ class BundleCompleter:
             **options: See `score`.
         """
         is_open = field(question, "candidates") is None
-        if is_open and top_k is not None:
-            options.setdefault("num_retrieved", max(top_k, NUM_RETRIEVED))
+        options.setdefault("num_retrieved", max(top_k or 0, NUM_RETRIEVED))
         [completion] = self.score([question], return_terms=explain, **options)
         return self.describe(completion, letters=not is_open, top_k=top_k, explain=explain)
 

@@ -320,9 +320,8 @@ class BundleMLLMForCausalLM(BundleMLLMPreTrainedModel, GenerationMixin):
         expected, found = backbone.eval()(input_ids=probe).logits.float(), self(input_ids=probe).logits.float()
         if not torch.allclose(expected, found, rtol=1e-2, atol=1e-2 * float(expected.abs().max())):
             raise ValueError(
-                f"{type(backbone).__name__} changes its embeddings or logits in a way that is not known here (largest "
-                f"difference {float((expected - found).abs().max()):.3g}), so scores would be wrong: choose another "
-                "backbone."
+                f"{type(backbone).__name__} changes embeddings or logits in a way that is unknown here (by up to "
+                f"{float((expected - found).abs().max()):.3g}), so scores would be wrong: choose another backbone."
             )
 
     def get_output_embeddings(self) -> nn.Module:

@@ -49,8 +49,7 @@ class BundleCompletionPipeline(Pipeline):
         super().__init__(*args, **kwargs)
         if self.processor is None:
             raise ValueError(
-                "The pipeline has no processor, so it cannot read questions: give the model's folder, or a processor "
-                "beside the model."
+                "The pipeline has no processor, so it cannot read questions: give the model's folder, or a processor."
             )
         if self.model.config.model_type == "bundle_retriever":
             self.completer = BundleCompleter(self.processor, retriever=self.model)
@@ -97,11 +96,13 @@ class BundleCompletionPipeline(Pipeline):
 
     def _forward(self, inputs: dict[str, Any], **parameters: Any) -> dict[str, Any]:
         questions = inputs["questions"] if isinstance(inputs["questions"], list) else [inputs["questions"]]
-        options: dict[str, Any] = {name: parameters[name] for name in ("group_size",) if name in parameters}
-        if "top_k" in parameters:
-            options["num_retrieved"] = max(parameters["top_k"], NUM_RETRIEVED)
-        options["return_terms"] = parameters.get("explain", False)
-        return {"questions": questions, "completions": self.completer.score(questions, **options)}
+        completions = self.completer.score(
+            questions,
+            group_size=parameters.get("group_size"),
+            num_retrieved=max(parameters.get("top_k", 0), NUM_RETRIEVED),
+            return_terms=parameters.get("explain", False),
+        )
+        return {"questions": questions, "completions": completions}
 
     def postprocess(self, outputs: dict[str, Any], **parameters: Any) -> list[dict[str, Any]]:
         """Return the candidates of one question, best first."""

@@ -77,9 +77,8 @@ class BundleMLLMProcessor(BundleItemProcessor):
         answer_cue="Answer:",
         chat_template=None,
     ):
-        super().__init__(
-            item_ids, titles, modalities, tokenizer=tokenizer, chat_template=chat_template or tokenizer.chat_template
-        )
+        chat_template = chat_template or tokenizer.chat_template
+        super().__init__(item_ids, titles, modalities, tokenizer=tokenizer, chat_template=chat_template)
         self.max_length, self.max_options = max_length, max_options
         self.show_items, self.conversational = show_items, conversational
         self.item_noun, self.bundle_noun = item_noun, bundle_noun
@@ -172,7 +171,7 @@ class BundleMLLMProcessor(BundleItemProcessor):
             raise ValueError(f"{sorted(kwargs)} would be ignored beside questions: set the processor's fields.")
         extra: list[Mapping] = []
         batch = list(questions) if isinstance(questions, (list, tuple)) else [questions]
-        prompts = [self._render(question, show_items, extra) for question in batch]
+        prompts = [self.render(question, show_items, extra) for question in batch]
         input_ids = self.tokenizer(prompts)["input_ids"]
         for question, ids in zip(batch, input_ids, strict=True):
             if self.max_length is not None and len(ids) > self.max_length:
@@ -188,37 +187,33 @@ class BundleMLLMProcessor(BundleItemProcessor):
             encoded["extra_items"] = self.extra_items(extra)
         return encoded
 
-    def render(self, question: Any, show_items: bool | None = None) -> str:
-        """Write one question as the text of its prompt; errors are those of `__call__`.
+    def render(self, question: Any, show_items: bool | None = None, extra: list[Mapping] | None = None) -> str:
+        """Write one question as the text of its prompt, and add its dict items to `extra`; errors are `__call__`'s.
 
         Tokenized with special tokens it begins with exactly one beginning-of-sequence token, if the tokenizer has that
         habit.
         """
-        return self._render(question, show_items, [])
-
-    def _render(self, question: Any, show_items: bool | None, extra: list[Mapping]) -> str:
         partial, candidates = self.read_question(question)
         if candidates is None or not 2 <= len(candidates) <= len(LETTERS):
             raise ValueError(
                 f"The question has {len(candidates or ())} candidates, but options are lettered A to Z: give 2 to 26 "
                 "of them, or use the pipeline, which ranks longer lists and whole catalogs."
             )
-        show_items = self.show_items if show_items is None else show_items
+        extra = [] if extra is None else extra
         numbered = [
-            self.partial_item_template.format(number=number, item=self._item(entry, show_items, extra))
+            self.partial_item_template.format(number=number, item=self.item_text(entry, show_items, extra))
             for number, entry in enumerate(partial, start=1)
         ]
         options = [
-            self.option_template.format(letter=letter, item=self._item(entry, show_items, extra))
+            self.option_template.format(letter=letter, item=self.item_text(entry, show_items, extra))
             for letter, entry in zip(LETTERS, candidates, strict=False)
         ]
         return self._layout(self.item_separator_text.join(numbered), self.item_separator_text.join(options))
 
     def _layout(self, partial: str, options: str) -> str:
         nouns = {"item_noun": self.item_noun, "bundle_noun": self.bundle_noun}
-        body = self.prompt_template.format(
-            instruction=self.instruction.format(**nouns), partial=partial, options=options, **nouns
-        )
+        instruction = self.instruction.format(**nouns)
+        body = self.prompt_template.format(instruction=instruction, partial=partial, options=options, **nouns)
         if not self.is_conversational:
             return body + self.answer_cue
         message = {"role": "user", "content": body.strip()}
@@ -228,20 +223,21 @@ class BundleMLLMProcessor(BundleItemProcessor):
             text = text[len(bos) :]  # the tokenizer will add it
         return text + self.answer_cue
 
-    def item_text(self, item_id: str, show_items: bool | None = None) -> str:
-        """Return one item of the catalog as prompts write it, for example `shirt<|item_separator|><|item_42|>`."""
-        return self._item(item_id, self.show_items if show_items is None else show_items, [])
+    def item_text(self, entry: Any, show_items: bool | None = None, extra: list[Mapping] | None = None) -> str:
+        """Return an item as prompts write it, for example `shirt<|item_separator|><|item_42|>`.
 
-    def _item(self, entry: Any, show_items: bool, extra: list[Mapping]) -> str:
+        A dict item that is shown is added to `extra`, those of the same batch that precede it.
+        """
+        show_items = self.show_items if show_items is None else show_items
         if isinstance(entry, Mapping):
+            extra = [] if extra is None else extra
             title, row = self.tokenizer.escape(entry.get("title") or ""), self.num_items + len(extra)
-            if show_items:
-                extra.append(entry)
+            extra += [entry] if show_items else []
         else:
             row = self.row(entry)
-            title = self._escaped.get(row)
-            if title is None:
-                title = self._escaped[row] = self.tokenizer.escape(self.titles[row])
+            if row not in self._escaped:
+                self._escaped[row] = self.tokenizer.escape(self.titles[row])
+            title = self._escaped[row]
         if not show_items:
             return title or self.untitled_text
         item = self.tokenizer.item_token(row)
@@ -257,7 +253,7 @@ class BundleMLLMProcessor(BundleItemProcessor):
         """Return the tokens of the answer letters, as the tokenizer writes them after a prompt.
 
         Raises:
-            ValueError: Some letter is not one token of its own after a prompt.
+            ValueError: If some letter is not one token of its own after a prompt.
         """
         ids = self._letters_in_context()[1]
         if len(ids) < num_candidates:

@@ -34,20 +34,21 @@ class RankerScores:
     unrestricted_choice: int | None
 
 
+@dataclass(frozen=True)
 class RankerScorer:
     """Scores candidates by a ranker, batched by length so that little is padded.
 
-    Args:
+    Attributes:
         ranker: A `BundleMLLMForCausalLM`, or an adapter of one.
         processor: Its `BundleMLLMProcessor`.
         batch_size: Prompts per forward pass.
         progress: Wraps the batches, for a progress bar.
     """
 
-    def __init__(
-        self, ranker: Any, processor: Any, batch_size: int, progress: Callable[[Iterable[int]], Iterable[int]] = iter
-    ):
-        self.ranker, self.processor, self.batch_size, self.progress = ranker, processor, batch_size, progress
+    ranker: Any
+    processor: Any
+    batch_size: int
+    progress: Callable[[Iterable[int]], Iterable[int]] = iter
 
     def in_one_prompt(self, questions: Sequence[Any], permutations: int = 1, seed: int = 0) -> list[RankerScores]:
         """Score questions of up to 26 candidates each, in `permutations` orders; see `candidate_orders`."""
@@ -118,9 +119,7 @@ def candidate_orders(num_candidates: int, permutations: int, seed: int, question
     adds to a log-probability cancels exactly, which random orders do only on average. Measured on two trained models
     (150 questions, 10 candidates), the mean of 2 shifts is nearer to that of 20 orders than the mean of 2 random
     orders (root mean square .55 and .64, 1.16 and 1.32). Beyond K, shifts of a shuffled list follow, another for every
-    K.
-
-    `question_id` makes every question be shuffled on its own.
+    K and, by `question_id`, for every question.
 
     Returns:
         `permutations` lists; `order[position]` is the candidate at that position.

@@ -128,9 +128,7 @@ class BundleMLLMTokenizerFast(PreTrainedTokenizerFast):
         pairs = [None] * len(batch) if text_pair is None else [text_pair] if single else list(text_pair)
         if any(isinstance(entry, (list, tuple)) for entry in batch):
             batch, pairs = [entry[0] for entry in batch], [entry[1] for entry in batch]
-        replaced = [
-            [_Replaced(entry or "") for entry in (first, second)] for first, second in zip(batch, pairs, strict=True)
-        ]
+        replaced = [[_Replaced(entry or "") for entry in texts] for texts in zip(batch, pairs, strict=True)]
         with_pairs = any(pair is not None for pair in pairs)
         offsets, mapping = kwargs.pop("return_offsets_mapping", False), kwargs.get("return_overflowing_tokens", False)
         encoded = super()._encode_plus(
@@ -199,13 +197,11 @@ class BundleMLLMTokenizerFast(PreTrainedTokenizerFast):
         """Convert ids to tokens, items included; see the base class."""
         if isinstance(ids, int):
             return self._convert_id_to_token(ids)
-        skipped = set(self.all_special_ids) if skip_special_tokens else set()
         ids = [int(token_id) for token_id in ids]
-        return [
-            self._convert_id_to_token(token_id)
-            for token_id in ids
-            if token_id not in skipped and not (skip_special_tokens and token_id >= self.item_token_offset)
-        ]
+        if skip_special_tokens:
+            special = set(self.all_special_ids)
+            ids = [token_id for token_id in ids if token_id not in special and token_id < self.item_token_offset]
+        return [self._convert_id_to_token(token_id) for token_id in ids]
 
     def _convert_id_to_token(self, index: int) -> str | None:
         if index >= self.item_token_offset:
@@ -242,12 +238,12 @@ class _Replaced:
 
 
 def _mentions_items(*texts) -> bool:
-    return any(
-        ITEM_PLACEHOLDER in text or ITEM_TEXT.search(text) is not None
-        if isinstance(text, str)
-        else isinstance(text, (list, tuple)) and _mentions_items(*text)
-        for text in texts
-    )
+    for text in texts:
+        if isinstance(text, str) and (ITEM_PLACEHOLDER in text or ITEM_TEXT.search(text)):
+            return True
+        if isinstance(text, (list, tuple)) and _mentions_items(*text):
+            return True
+    return False
 
 
 INHERITED_SETTINGS = ("add_bos_token", "add_eos_token", "add_prefix_space", "clean_up_tokenization_spaces", "legacy")

@@ -155,9 +155,6 @@ class BundleRetrieverConfig(_BundleConfig):
     """Describe the retriever, `BundleRetriever` (ours).
 
     Args:
-        num_items: Number of rows of the item catalog. `set_catalog` keeps it up to date.
-        items_hash: `items_hash` of the processor whose items the rows are; see `BundleMLLMConfig`.
-        modalities: Width of the item features of each modality, kept in alphabetical order.
         memberships: Number of item-group pairs of each kind of group: "bundle_item" (training bundles),
             "bundle_category" (training bundles of all items of an item's category), "user_item" (users), "textual"
             (words). `set_catalog` keeps the numbers up to date.
@@ -168,7 +165,7 @@ class BundleRetrieverConfig(_BundleConfig):
         ranker_weight: Weight of the ranker's log-probabilities when a completer joins both models; fitted on training
             bundles that neither model has seen.
         temperature: Divisor of the joined log-probabilities, fitted together with `ranker_weight`.
-        format_version: Layout of the model folder; a newer one is refused.
+        **kwargs: `num_items`, `items_hash`, `modalities` and `format_version` as in `BundleMLLMConfig`.
 
     Raises:
         ValueError: If a modality has an unusable name or width, a size, weight or temperature is out of range, or the

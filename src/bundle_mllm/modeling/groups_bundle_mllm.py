@@ -41,8 +41,8 @@ class BundleRetrieverGroups(nn.Module):
         super().__init__()
         self.register_buffer("node_of_item", torch.zeros(num_items, dtype=torch.int32))
         self.register_buffer("offsets", torch.zeros(num_items + 1, dtype=torch.long))
-        self.register_buffer("groups", torch.zeros(num_pairs, dtype=torch.int32))
-        self.register_buffer("sizes", torch.zeros(num_pairs, dtype=torch.int32))
+        for name in ("groups", "sizes"):
+            self.register_buffer(name, torch.zeros(num_pairs, dtype=torch.int32))
         self.register_buffer("fold_of_group", None, persistent=False)
         self._inverse: tuple[torch.Tensor, ...] | None = None
 
@@ -111,14 +111,13 @@ class BundleRetrieverGroups(nn.Module):
             node_of_item = self.node_of_item.long()
             by_group = all_groups.argsort(stable=True)
             num_groups = int(all_groups.max()) + 1 if len(all_groups) else 0
-            items = torch.arange(len(node_of_item), device=nodes.device)
-            has_node = node_of_item >= 0
-            by_node = node_of_item[has_node].argsort(stable=True)
+            items = (node_of_item >= 0).nonzero().flatten()
+            by_node = node_of_item[items].argsort(stable=True)
             self._inverse = (
                 nodes[by_group],
                 _offsets(all_groups, num_groups),
-                items[has_node][by_node],
-                _offsets(node_of_item[has_node], len(node_of_item)),
+                items[by_node],
+                _offsets(node_of_item[items], len(node_of_item)),
             )
         nodes, group_offsets, items, node_offsets = self._inverse
         first = group_offsets[groups]
@@ -134,8 +133,7 @@ class BundleRetrieverGroups(nn.Module):
         num_items = len(self.node_of_item)
         if num_items == 0:
             return torch.zeros_like(rows), torch.zeros_like(rows)
-        node = self.node_of_item[rows % num_items].long()
-        node = torch.where(rows < num_rows, node, -1)
+        node = torch.where(rows < num_rows, self.node_of_item[rows % num_items].long(), -1)
         first, end = self.offsets[node.clamp(min=0)], self.offsets[node + 1]
         return first, torch.where(node < 0, first, end)
 

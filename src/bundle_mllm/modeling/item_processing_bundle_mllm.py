@@ -85,8 +85,8 @@ class BundleItemProcessor(ProcessorMixin):
         """
         if config.num_items not in (0, self.num_items):  # without features there are no rows
             raise ValueError(
-                f"The processor has {self.num_items} items and the {config.model_type} model {config.num_items}, so "
-                "ids would name the wrong rows: load both from one folder, or call set_catalog with the same items."
+                f"The processor has {self.num_items} items and the {config.model_type} model {config.num_items}: load "
+                "both from one folder, or call set_catalog with the same items."
             )
         if config.items_hash is not None and config.items_hash != self.items_hash:
             raise ValueError(

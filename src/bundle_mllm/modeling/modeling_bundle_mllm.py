@@ -315,22 +315,13 @@ class BundleMLLMForCausalLM(BundleMLLMPreTrainedModel, GenerationMixin):
         """Compare both models on a few tokens: the one test that finds whatever a backbone does around its head."""
         if any(parameter.is_meta for parameter in backbone.parameters()):
             return
-        vocab_size = self.lm_head.weight.shape[0]
-        probe = torch.arange(1, 9, device=self.lm_head.weight.device).remainder(vocab_size).unsqueeze(0)
+        probe = torch.arange(1, 9, device=self.lm_head.weight.device).remainder(self.lm_head.weight.shape[0])[None]
         expected, found = backbone.eval()(input_ids=probe).logits.float(), self(input_ids=probe).logits.float()
         if not torch.allclose(expected, found, rtol=1e-2, atol=1e-2 * float(expected.abs().max())):
             raise ValueError(
                 f"{type(backbone).__name__} changes embeddings or logits in a way that is unknown here (by up to "
                 f"{float((expected - found).abs().max()):.3g}), so scores would be wrong: choose another backbone."
             )
-
-    def get_output_embeddings(self) -> nn.Module:
-        """Return the head."""
-        return self.lm_head
-
-    def set_output_embeddings(self, value: Any) -> None:
-        """Replace the head."""
-        self.lm_head = value
 
     def set_catalog(self, *args, **kwargs) -> None:
         """Replace the rows of the item catalog; see `BundleMLLMModel.set_catalog`."""

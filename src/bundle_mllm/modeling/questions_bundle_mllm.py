@@ -48,16 +48,11 @@ def read_question(question: Any, known: Collection[str]) -> tuple[Sequence, Sequ
         seen: set[str] = set()
         for entry in entries:
             item_id = _check_item(entry, known)
-            if item_id in seen:
-                raise ValueError(
-                    f"Item {shorten(item_id)} is more than once in {name} of the question, so it would be counted "
-                    "twice: keep one."
-                )
+            problem = f"more than once in {name} of the question: keep one" if item_id in seen else None
             if item_id in in_partial:
-                raise ValueError(
-                    f"Item {shorten(item_id)} is in the partial bundle already, so it cannot complete it: remove it "
-                    "from the partial bundle or from the candidates."
-                )
+                problem = "in the partial bundle already: remove it from there or from the candidates"
+            if problem is not None:
+                raise ValueError(f"Item {shorten(item_id)} is {problem}.")
             seen |= set() if item_id is None else {item_id}
         in_partial = seen
     return partial, candidates
@@ -165,12 +160,12 @@ def _check_item(entry: Any, known: Collection[str]) -> str | None:
             f"{', '.join(_ITEM_KEYS)}, or drop them."
         )
     for key, kind, example in _ITEM_FIELDS:
-        if entry.get(key) is not None and not isinstance(entry[key], kind):
+        text = entry.get(key)
+        if text is not None and not isinstance(text, kind):
             raise ValueError(
-                f"{key} of item {name_of(entry)} is {shorten(entry[key])}, which cannot be read: give it as "
-                f"{example}, or leave it out."
+                f"{key} of item {name_of(entry)} is {shorten(text)}, which cannot be read: give it as {example}, or "
+                "leave it out."
             )
-    for text in (entry.get("item_id"), entry.get("title")):
         if isinstance(text, str) and any("\ud800" <= character <= "\udfff" for character in text):
             raise ValueError(
                 f"Item {name_of(entry)} has half a character in {shorten(text)}, which no tokenizer reads: cut it "

@@ -31,8 +31,8 @@ class BundleRetrieverOutput(ModelOutput):
     Attributes:
         scores: `[batch, num_options]` float32, `-inf` where there is no option.
         rows: `[batch, num_options]` catalog rows, of `retrieve` only.
-        log_normalizer: `[batch]`, of `retrieve` only: the logarithm of the sum of `exp(score)` over all allowed items.
-        terms: Of `forward(..., return_terms=True)` only: `[batch, num_options]` of each part; they sum to `scores`.
+        log_normalizer: `[batch]` log of the sum of `exp(score)` over all allowed items, of `retrieve` only.
+        terms: `[batch, num_options]` of each part, which sum to `scores`; of `forward(..., return_terms=True)` only.
     """
 
     scores: torch.Tensor | None = None
@@ -284,8 +284,7 @@ class BundleRetriever(BundlePreTrainedModel):
         """Find the best items of the whole catalog, exactly: one matrix product, and counts where groups are shared.
 
         Args:
-            partial_rows: `[batch, max_partial]` catalog rows of the partial bundles, -1 for padding. Their own items
-                are never returned.
+            partial_rows: `[batch, max_partial]` catalog rows of the partial bundles, -1 for padding; their items are not returned.
             top_k: How many items to return; all that are allowed if there are fewer (rows -1, scores `-inf` then).
             allowed: `[num_items]` or `[batch, num_items]` bool; all items if not given.
             extra_items: Items of this call only that the partial bundles hold; see `forward`.

@@ -186,7 +186,7 @@ def test_an_item_that_the_model_lacks_is_an_error(model, tiny_data, write_questi
         (".", "is a folder, so no metrics can be written there: give a file"),
         ("taken.json", "taken.questions.jsonl is a folder"),
         ("q.jsonl/metrics.json", "cannot be written"),
-        ("q.jsonl", "would overwrite .*q.jsonl, which the questions are in"),
+        ("q.jsonl", "would overwrite .*q.jsonl, which holds the questions"),
         ("q.jsonl.json", "would overwrite .*q.jsonl.json"),
         ("q.json", "would overwrite .*q.questions.jsonl"),
         ("half.json", "half.ranker.json is a folder"),

@@ -51,12 +51,10 @@ def check_writable(path: str | os.PathLike, questions: str | os.PathLike) -> Non
     for file in (path, _rows_path(path)):
         if file.resolve() in kept:
             raise BundleMLLMError(
-                f"Metrics in {path} would overwrite {file}, which the questions are in: give another file."
+                f"Metrics in {path} would overwrite {file}, which holds the questions: give another."
             )
         if file.is_dir():
-            raise BundleMLLMError(
-                f"{file} is a folder, so no metrics can be written there: give a file, such as metrics.json."
-            )
+            raise BundleMLLMError(f"{file} is a folder, so no metrics can be written there: give a file.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path.parent):

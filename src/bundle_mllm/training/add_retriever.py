@@ -44,9 +44,9 @@ def add_retriever(settings: AddRetrieverSettings) -> dict[str, dict[str, Any]]:
     if own.items_hash != processor.items_hash:
         differing = [a for a, b in zip(own.item_ids, processor.item_ids, strict=False) if a != b][:3]
         raise BundleMLLMError(
-            f"{settings.data} has {own.num_items} items and {settings.model} {processor.num_items}, and they are not "
-            f"the same ones in the same order with the same titles (such as {differing}), so rows would be mixed up: "
-            "give the dataset folder that the ranker was made for."
+            f"{settings.data} has {own.num_items} items and {settings.model} {processor.num_items}, not the same ones "
+            f"in the same order with the same titles (such as {differing}), so rows would be mixed up: give the data "
+            "that the ranker was made for."
         )
     check_same_items(ranker, processor, settings.model)
     with limited_threads(settings.num_threads):
@@ -58,9 +58,8 @@ def add_retriever(settings: AddRetrieverSettings) -> dict[str, dict[str, Any]]:
 
 
 def _replace_retriever(folder: Path, retriever: BundleRetriever) -> None:
-    target, new, old = (
-        folder / name for name in (RETRIEVER_FOLDER, f".{RETRIEVER_FOLDER}.new", f".{RETRIEVER_FOLDER}.old")
-    )
+    target = folder / RETRIEVER_FOLDER
+    new, old = (folder / f".{RETRIEVER_FOLDER}.{name}" for name in ("new", "old"))
     for left_by_a_kill in (new, old):
         shutil.rmtree(left_by_a_kill, ignore_errors=True)
     with new_folder(new) as temporary:

@@ -24,8 +24,10 @@ logger = logging.get_logger(__name__)
 
 def load_out_of_fold(data: DatasetFolder, modalities: Sequence[str]) -> OutOfFoldFeatures | None:
     """Read the out-of-fold features of `bundle_item`; `None`, with a warning, if a model uses it without any."""
-    features = OutOfFoldFeatures.load(data, BUNDLE_ITEM) if BUNDLE_ITEM in modalities else None
-    if features is None and BUNDLE_ITEM in modalities:
+    if BUNDLE_ITEM not in modalities:
+        return None
+    features = OutOfFoldFeatures.load(data, BUNDLE_ITEM)
+    if features is None:
         logger.warning(
             f"{data.path} has {BUNDLE_ITEM!r} features without out-of-fold versions: they contain the bundles of "
             "training questions, so the model will trust them too much. `bundle-mllm encode` makes both."

@@ -127,8 +127,7 @@ def fit_retriever(
                 stacking = seen = everything[~is_held_out] if not is_held_out.all() else everything
             start = {name: value.clone() for name, value in retriever.towers.state_dict().items()}
             fit_towers(retriever, rows, seen, settings, generator, seed)
-            if retriever.stacker is not None:
-                fit_stacker(retriever, rows, stacking, settings, generator, seed)
+            fit_stacker(retriever, rows, stacking, settings, generator, seed)
             if held_out_questions:
                 scores = score_rows(retriever, QuestionRows(held_out_questions, catalog, out_of_fold))
             retriever.towers.load_state_dict(start)
@@ -166,7 +165,7 @@ def fit_stacker(
     generator: torch.Generator,
     seed: int,
 ) -> None:
-    """Train the stacker the same way, with the towers as they are and without dropout; half as many steps."""
+    """Train the stacker, if any, the same way, with the towers as they are and no dropout; half as many steps."""
     if retriever.stacker is None:
         return
     partial, options, _ = rows.batch(among[:STATISTICS_OF])

@@ -61,9 +61,8 @@ def train_tokenizer(titles: Iterable[str]) -> PreTrainedTokenizerFast:
 
 def scratch_processor(catalog: ItemCatalog) -> BundleMLLMProcessor:
     """Make a processor with the plain wording over a catalog, its tokenizer trained on the titles."""
-    return BundleMLLMProcessor.from_backbone_tokenizer(
-        train_tokenizer(catalog.titles), catalog.item_ids, catalog.titles
-    )
+    tokenizer = train_tokenizer(catalog.titles)
+    return BundleMLLMProcessor.from_backbone_tokenizer(tokenizer, catalog.item_ids, catalog.titles)
 
 
 def scratch_backbone(
@@ -95,7 +94,7 @@ def scratch_backbone(
     missing, unexpected = backbone.model.load_state_dict(tensors, strict=False)
     if unexpected or missing != ["embed_tokens.weight"]:
         raise AssertionError(
-            f"scratch.safetensors does not fit LlamaModel: missing {missing}, unexpected {unexpected}"
+            f"scratch.safetensors does not fit LlamaModel: {missing} missing, {unexpected} unexpected"
         )
     vectors = dict(zip(json.loads(metadata["tokens"]), embeddings, strict=True))
     separator = vectors.pop(SEPARATOR)

@@ -178,7 +178,6 @@ class KeepBest(TrainerCallback):
         self.folder = folder
 
     def on_save(self, args: Any, state: TrainerState, control: Any, model: Any = None, **kwargs: Any) -> None:
-        """Validate, keep the parameters if they are the best so far, and mark the checkpoint."""
         entry: dict[str, Any] = {"step": state.global_step}
         if self.questions:
             completer = BundleCompleter(self.processor, ranker=model)
@@ -203,13 +202,11 @@ class StageProgress(ProgressCallback):
         self.name = name
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Open the bar."""
         super().on_train_begin(args, state, control, **kwargs)
         if self.training_bar is not None:
             self.training_bar.set_description(self.name)
 
     def on_log(self, args: Any, state: TrainerState, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        """Show the last loss and the last validation."""
         if self.training_bar is not None:
             names = {"loss": "loss", "validation_hit_rate@1": "validation"}
             shown = {names[name]: entry[name] for entry in state.log_history for name in names if name in entry}

@@ -47,7 +47,7 @@ def make_trainable(model: nn.Module, groups: Collection[ParameterGroup], lora: L
     """
     if unknown := set(groups) - set(PARAMETER_GROUPS):
         raise BundleMLLMError(
-            f"Unknown parameter groups {sorted(unknown)}: the groups are {', '.join(PARAMETER_GROUPS)}."
+            f"Unknown parameter groups {sorted(unknown)}: choose from {', '.join(PARAMETER_GROUPS)}."
         )
     if "lora" not in groups:
         prefixes = tuple(prefix for group in groups for prefix in PARAMETER_GROUPS[group])
@@ -72,11 +72,8 @@ def make_trainable(model: nn.Module, groups: Collection[ParameterGroup], lora: L
 def lora_targets(model: nn.Module, names: Collection[str] | None) -> list[str]:
     """Return the full names of the backbone's modules that LoRA adapts: query and value maps if no names are given."""
     wanted = LORA_TARGET_MODULES if names is None else names
-    targets = [
-        name
-        for name, _ in model.named_modules()
-        if name.startswith("model.language_model.") and name.rsplit(".", 1)[-1] in wanted
-    ]
+    modules = [name for name, _ in model.named_modules() if name.startswith("model.language_model.")]
+    targets = [name for name in modules if name.rsplit(".", 1)[-1] in wanted]
     if not targets:
         raise BundleMLLMError(
             f"The backbone has no module named {' or '.join(wanted)}, so LoRA has nothing to adapt: set "

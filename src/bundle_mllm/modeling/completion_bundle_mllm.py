@@ -192,8 +192,8 @@ class BundleCompleter:
         limit = max_options or getattr(self.processor, "max_options", MAX_OPTIONS)
         if not 3 <= limit <= MAX_OPTIONS:
             raise ValueError(f"max_options is {limit}, but options are lettered A to Z: choose 3 to {MAX_OPTIONS}.")
-        group_size = group_size or min(GROUP_SIZE, limit)
-        round_sizes(MAX_OPTIONS, group_size)  # refuses a wrong size before anything runs
+        size_of_groups: int = group_size or min(GROUP_SIZE, limit)
+        round_sizes(MAX_OPTIONS, size_of_groups)  # refuses a wrong size before anything runs
         modes = [model.training for model in self.models]
         for model in self.models:
             model.eval()
@@ -207,14 +207,16 @@ class BundleCompleter:
                 long = [i for i in shown if len(shown[i]) > limit]
                 prompts = [select(questions[i], shown[i]) for i in short]
                 scored = scorer.in_one_prompt(prompts, permutations, seed)
-                scored += scorer.in_groups([questions[i] for i in long], group_size, permutations, seed)
+                scored += scorer.in_groups([questions[i] for i in long], size_of_groups, permutations, seed)
                 for i, scores in zip(short + long, scored, strict=True):
                     ranked[i] = shown[i], scores
         finally:
             for model, mode in zip(self.models, modes, strict=True):
                 model.train(mode)
-        parts = zip(questions, ranked, retrieved, terms, strict=True)
-        return [self._join(question["candidates"], *of_question) for question, *of_question in parts]
+        return [
+            self._join(question["candidates"], of_ranker, of_retriever, of_terms)
+            for question, of_ranker, of_retriever, of_terms in zip(questions, ranked, retrieved, terms, strict=True)
+        ]
 
     def check(self, question: Any) -> None:
         """Refuse a question that cannot be scored, before its batch runs; errors are those of `score`."""

@@ -284,7 +284,7 @@ class BundleRetriever(BundlePreTrainedModel):
         """Find the best items of the whole catalog, exactly: one matrix product, and counts where groups are shared.
 
         Args:
-            partial_rows: `[batch, max_partial]` catalog rows of the partial bundles, -1 for padding; their items are not returned.
+            partial_rows: `[batch, max_partial]` catalog rows of the partial bundles, -1 for padding; none is returned.
             top_k: How many items to return; all that are allowed if there are fewer (rows -1, scores `-inf` then).
             allowed: `[num_items]` or `[batch, num_items]` bool; all items if not given.
             extra_items: Items of this call only that the partial bundles hold; see `forward`.

@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from bundle_mllm.modeling.configuration_bundle_mllm import BundleMLLMConfig as BundleMLLMConfig
     from bundle_mllm.modeling.configuration_bundle_mllm import BundleRetrieverConfig as BundleRetrieverConfig
     from bundle_mllm.modeling.item_processing_bundle_mllm import BundleItemProcessor as BundleItemProcessor
-    from bundle_mllm.modeling.lora import LORA_TARGET_MODULES as LORA_TARGET_MODULES
     from bundle_mllm.modeling.modeling_bundle_mllm import BundleMLLMForCausalLM as BundleMLLMForCausalLM
     from bundle_mllm.modeling.modeling_bundle_mllm import BundleMLLMModel as BundleMLLMModel
     from bundle_mllm.modeling.modeling_bundle_mllm import BundleMLLMPreTrainedModel as BundleMLLMPreTrainedModel

@@ -73,6 +73,3 @@ class BundlePreTrainedModel(PreTrainedModel):
                     f"{cls.how_to_make}."
                 )
         return (model, info) if output_loading_info else model
-
-
-__all__ = ["BundleLinear", "BundlePreTrainedModel"]

@@ -226,13 +226,3 @@ def _check_features(features: dict[str, torch.Tensor], modalities: dict[str, int
                 f"The {name!r} features of {source} have shape {list(matrix.shape)}, expected {num_rows} items x "
                 f"{modalities[name]} columns: give one row per item, from the encoder this model was trained with."
             )
-
-
-__all__ = [
-    "BundleMLLMFeatureStatistics",
-    "BundleMLLMItemCatalog",
-    "BundleMLLMTable",
-    "mask_absent",
-    "mean_and_deviation",
-    "num_extra_items",
-]

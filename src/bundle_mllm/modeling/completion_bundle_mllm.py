@@ -376,6 +376,3 @@ def _item_id(entry: Any) -> str | None:
 
 def _split(indices: list[int], size: int) -> list[list[int]]:
     return [indices[start : start + size] for start in range(0, len(indices), size)]
-
-
-__all__ = ["BundleCompleter", "Completion"]

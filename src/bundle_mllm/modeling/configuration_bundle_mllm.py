@@ -199,6 +199,3 @@ class BundleRetrieverConfig(_BundleConfig):
                 f"ranker_weight is {self.ranker_weight} and temperature {self.temperature}, so joined scores would be "
                 "no probabilities: give a weight of 0 or more and a positive temperature."
             )
-
-
-__all__ = ["BundleMLLMConfig", "BundleRetrieverConfig"]

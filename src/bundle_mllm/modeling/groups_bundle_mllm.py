@@ -176,6 +176,3 @@ def _offsets(numbers: torch.Tensor, size: int) -> torch.Tensor:
     offsets = torch.zeros(size + 1, dtype=torch.long, device=numbers.device)
     offsets[1:] = numbers.bincount(minlength=size).cumsum(0)
     return offsets
-
-
-__all__ = ["BundleRetrieverGroups", "ItemPairs", "checked_pairs", "expand"]

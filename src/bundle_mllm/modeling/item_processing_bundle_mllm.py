@@ -200,6 +200,3 @@ class BundleItemProcessor(ProcessorMixin):
 def _pad(rows: list[list[int]]) -> torch.Tensor:
     width = max(map(len, rows), default=0)
     return torch.tensor([row + [-1] * (width - len(row)) for row in rows], dtype=torch.long).view(len(rows), width)
-
-
-__all__ = ["BundleItemProcessor"]

@@ -127,6 +127,3 @@ class BundleMLLMProjector(nn.Module):
 def _l2_normalize(vectors: torch.Tensor) -> torch.Tensor:
     normalized = functional.normalize(vectors.float(), dim=-1)  # half precision has no room for the epsilon
     return normalized.to(vectors.dtype)
-
-
-__all__ = ["BundleMLLMFusion", "BundleMLLMFusionLinear", "BundleMLLMProjector", "BundleMLLMVector"]

@@ -431,6 +431,3 @@ def _cache_name(backbone: nn.Module) -> str:
     """Return the name under which a backbone takes its cache: one with code of its own may keep the older name."""
     names = inspect.signature(backbone.forward).parameters
     return CACHE if CACHE in names or "past_key_values" not in names else "past_key_values"
-
-
-__all__ = ["BundleMLLMForCausalLM", "BundleMLLMModel", "BundleMLLMPreTrainedModel"]

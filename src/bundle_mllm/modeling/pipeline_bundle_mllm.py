@@ -148,14 +148,9 @@ def load_retriever(name: str, **kwargs: Any) -> BundleRetriever | None:
         "config.json",
         subfolder=RETRIEVER_FOLDER,
         _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-        _raise_exceptions_for_gated_repo=False,
         **kwargs,
     )
     if config is None:
         return None
     BundleRetriever.register_for_auto_class("AutoModel")  # so that its code is saved with it, package or not
     return BundleRetriever.from_pretrained(name, subfolder=RETRIEVER_FOLDER, **kwargs).eval()
-
-
-__all__ = ["BundleCompletionPipeline", "load_retriever"]

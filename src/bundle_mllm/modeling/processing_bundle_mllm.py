@@ -245,10 +245,6 @@ class BundleMLLMProcessor(BundleItemProcessor):
             return ITEM_SEPARATOR + item
         return self.item_template.format(title=title, separator=ITEM_SEPARATOR, item=item)
 
-    def answer_letters(self, num_candidates: int) -> list[str]:
-        """Return the letters of the options, in order."""
-        return list(LETTERS[:num_candidates])
-
     def answer_token_ids(self, num_candidates: int) -> list[int]:
         """Return the tokens of the answer letters, as the tokenizer writes them after a prompt.
 
@@ -295,6 +291,3 @@ class BundleMLLMProcessor(BundleItemProcessor):
                 message["content"] = "".join(part["text"] for part in message["content"])
         tokenize = kwargs.pop("tokenize", False)
         return self.tokenizer.apply_chat_template([messages] if tokenize else messages, tokenize=tokenize, **kwargs)
-
-
-__all__ = ["BundleMLLMProcessor"]

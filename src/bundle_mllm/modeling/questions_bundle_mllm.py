@@ -188,15 +188,3 @@ def unknown_item(item_id: Any, num_items: int) -> str:
         f"Item {shorten(item_id)} is not among the {num_items} items of this catalog, so nothing is known about it: "
         f"check the id, or give {_AS_DICT}."
     )
-
-
-__all__ = [
-    "check_keys",
-    "check_scores",
-    "describe",
-    "field",
-    "read_features",
-    "read_question",
-    "shorten",
-    "unknown_item",
-]

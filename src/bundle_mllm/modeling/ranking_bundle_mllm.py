@@ -119,6 +119,3 @@ def _fit(number: int, scored: list[list[int]], logits: list[Sequence[float]]) ->
         if (strengths - before).abs().max() < TOLERANCE:
             break
     return strengths
-
-
-__all__ = ["GROUP_SIZE", "MAX_OPTIONS", "num_prompts", "rank_in_groups", "round_sizes"]

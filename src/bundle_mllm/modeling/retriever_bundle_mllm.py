@@ -364,6 +364,3 @@ class BundleRetriever(BundlePreTrainedModel):
     def _apply(self, *args, **kwargs):
         self._index = None
         return super()._apply(*args, **kwargs)
-
-
-__all__ = ["BundleRetriever", "BundleRetrieverConfig", "BundleRetrieverOutput"]

@@ -154,6 +154,3 @@ def _chunks(questions: Sequence[Any], group_size: int) -> list[list[Any]]:
         chunks[-1].append(question)
         room -= cost
     return chunks
-
-
-__all__ = ["RankerScorer", "RankerScores", "candidate_orders", "select"]

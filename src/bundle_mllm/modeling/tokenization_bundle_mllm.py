@@ -247,6 +247,3 @@ def _mentions_items(*texts) -> bool:
 
 
 INHERITED_SETTINGS = ("add_bos_token", "add_eos_token", "add_prefix_space", "clean_up_tokenization_spaces", "legacy")
-
-
-__all__ = ["BundleMLLMTokenizerFast"]

@@ -145,6 +145,3 @@ class BundleRetrieverStacker(nn.Module):
 def _mlp(num_inputs: int, width: int) -> nn.Sequential:
     first, second = BundleLinear(num_inputs, width), BundleLinear(width, width)
     return nn.Sequential(first, nn.GELU(), second, nn.GELU(), BundleLinear(width, 1))
-
-
-__all__ = ["BundleRetrieverStacker", "BundleRetrieverTowers"]

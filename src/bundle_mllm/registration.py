@@ -64,7 +64,7 @@ _pending: list[tuple[tuple[str, str], Callable[[ModuleType, ModuleType], None]]]
 ]
 _pending += [
     (("bundle_mllm.modeling.pipeline_bundle_mllm", "transformers.pipelines"), _register_pipeline),
-    (("bundle_mllm.settings", "peft.utils.constants"), _register_lora),
+    (("bundle_mllm.lora", "peft.utils.constants"), _register_lora),
 ]
 """What is still to be registered: our module, transformers' (or PEFT's) module, and how."""
 _imported: set[str] = set()

@@ -24,8 +24,6 @@ SCRATCH = "scratch"
 """The base model that needs no download: a small Llama, trained in full."""
 NO_RANKER = "none"
 """The base model of a run that trains a retriever alone."""
-LORA_TARGET_MODULES = ["q_proj", "v_proj", "qkv_proj", "query_key_value", "c_attn", "Wqkv"]
-"""What LoRA adapts by default: queries and values (official code), by the names that backbones give them."""
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -16,7 +16,7 @@ from torch import nn
 
 from bundle_mllm.data.files import atomic_path
 from bundle_mllm.errors import BundleMLLMError
-from bundle_mllm.settings import LORA_TARGET_MODULES
+from bundle_mllm.lora import LORA_TARGET_MODULES
 from bundle_mllm.training.config import LoraSettings, ParameterGroup
 
 # group -> prefixes of parameter names in BundleMLLMForCausalLM. "lora" has none: its parameters are added by PEFT.

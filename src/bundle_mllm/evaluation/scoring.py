@@ -48,9 +48,11 @@ def score_questions(
     }
     if "both" in scored:  # of a long list the ranker was shown the retriever's best: alone it has to rank all
         long = [i for i, completion in enumerate(completions) if completion.scores["ranker"].isinf().any()]
-        alone = BundleCompleter(completer.processor, ranker=completer.ranker)
-        for i, completion in zip(long, _score(alone, [questions[i] for i in long], options, progress), strict=True):
-            scored["ranker"][i] = _scored(questions[i], completion, "ranker")
+        if long:
+            alone = BundleCompleter(completer.processor, ranker=completer.ranker)
+            ranked = _score(alone, [questions[i] for i in long], options, progress)
+            for i, completion in zip(long, ranked, strict=True):
+                scored["ranker"][i] = _scored(questions[i], completion, "ranker")
     return scored
 
 

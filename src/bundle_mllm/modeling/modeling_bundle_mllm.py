@@ -29,7 +29,7 @@ if TYPE_CHECKING:  # never executed: transformers finds the files that travel wi
 # transformers 5.24 renamed `past_key_values` to `cache`; both names are accepted on every version.
 CACHE = next(name for name in ("cache", "past_key_values") if name in BaseModelOutputWithPast.__dataclass_fields__)
 
-# What backbones do to the logits after their head, by the field of their configuration that says so.
+# What backbones do to the logits after their head, by the field of their configuration for it.
 _LOGIT_DIVISORS = ("logits_scaling",)  # Granite
 _LOGIT_FACTORS = ("logit_scale", "lm_head_multiplier", "output_multiplier")  # Cohere, Falcon-H1, Muse Glimmer
 _LOGIT_SOFT_CAPS = ("final_logit_softcapping", "logits_soft_cap")  # Gemma 2 and later, RecurrentGemma

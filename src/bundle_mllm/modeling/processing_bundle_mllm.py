@@ -179,7 +179,7 @@ class BundleMLLMProcessor(BundleItemProcessor):
                     f"{describe(question)} has {len(ids)} tokens, and the backbone reads {self.max_length}, so a part "
                     "would be lost: give fewer items or shorter titles."
                 )
-        # The backend is never told to pad or truncate: that is state of the tokenizer, which other threads share.
+        # Padding and truncation are not set on the backend: they are state of the tokenizer, which threads share.
         encoded = BatchEncoding({"input_ids": input_ids, "attention_mask": [[1] * len(ids) for ids in input_ids]})
         if return_tensors is not None if padding is None else padding:
             encoded = self.tokenizer.pad(encoded, padding=padding or True, return_tensors=return_tensors)

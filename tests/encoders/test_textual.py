@@ -17,7 +17,7 @@ from bundle_mllm.data import DatasetFolder, write_records
 from bundle_mllm.data.memberships import ItemGroups
 from bundle_mllm.data.words import words
 from bundle_mllm.encoders import encode_folder
-from bundle_mllm.encoders.textual import tfidf
+from bundle_mllm.encoders.textual import fit_tfidf, tfidf
 from bundle_mllm.errors import BundleMLLMError
 
 TITLES = ["Red shirt", "red  SHOE!", "green shoe, green", "a_shirt of Red", "", "green 2020 shirt", "2020 bag bag red"]
@@ -39,10 +39,15 @@ def stored(folder):
     return features["textual"], present["textual"]
 
 
+def weigh(texts):
+    counts = [Counter(words(text)) for text in texts]
+    return tfidf(counts, *fit_tfidf(counts)).toarray()
+
+
 def test_weights_are_those_of_scikit_learn():
     vectorizer = TfidfVectorizer(sublinear_tf=True, min_df=2, tokenizer=words, lowercase=False, token_pattern=None)
     expected = vectorizer.fit_transform(TITLES).toarray()
-    ours = tfidf([Counter(words(title)) for title in TITLES]).toarray()
+    ours = weigh(TITLES)
     np.testing.assert_allclose(ours, expected, atol=1e-12)
 
 
@@ -53,7 +58,7 @@ def test_cosines_of_texts_are_kept_and_texts_without_words_are_absent(folder):
     assert present.tolist() == [True, True, True, True, False, True, True]
     texts = ["", *TITLES[1:]]
     texts[0], texts[1] = TITLES[0], TITLES[1] + ". worn with a red shirt"
-    expected = tfidf([Counter(words(text)) for text in texts]).toarray()
+    expected = weigh(texts)
     np.testing.assert_allclose(features @ features.T, expected @ expected.T, atol=1e-6)
 
 

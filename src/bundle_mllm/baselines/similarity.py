@@ -17,7 +17,7 @@ from bundle_mllm.data.folder import DatasetFolder
 from bundle_mllm.data.memberships import ItemGroups
 from bundle_mllm.data.words import words
 from bundle_mllm.encoders.lightgcn import LightGCN
-from bundle_mllm.encoders.textual import tfidf
+from bundle_mllm.encoders.textual import fit_tfidf, tfidf
 
 CENTERING_ROWS = 20_000
 """The mean of a modality is taken over at most so many items, evenly spaced in the catalog."""
@@ -35,7 +35,8 @@ class TfidfCosine:
         """Count words."""
         if not any(folder.catalog.titles) and not any(item.description for item in folder.catalog):
             raise UnavailableError(f"{folder.path} has no titles", "give `title` to items")
-        self._vectors = tfidf([Counter(words(item.text)) for item in folder.catalog])
+        counts = [Counter(words(item.text)) for item in folder.catalog]
+        self._vectors = tfidf(counts, *fit_tfidf(counts))
 
     def score(self, batch: QuestionBatch) -> np.ndarray:
         """Compare."""

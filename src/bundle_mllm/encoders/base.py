@@ -5,9 +5,10 @@ Knows nothing about any particular encoder, nor where features are stored.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -66,6 +67,44 @@ class ItemEncoder(Protocol):
     def encode(self, folder: DatasetFolder, progress: Progress | None = None) -> Encoded:
         """Encode all items of a folder; the same folder gives the same bytes."""
         ...
+
+
+@dataclass(frozen=True)
+class FittedState:
+    """What an encoder learned from the items of a data set, such as a vocabulary.
+
+    Attributes:
+        values: JSON values.
+        arrays: Arrays by name.
+    """
+
+    values: Mapping[str, Any]
+    arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+
+class FittingEncoder(ABC):
+    """An encoder that learns something from all items before it encodes any, and encodes new items by the same.
+
+    Attributes:
+        fitted: What it learned; `None` before. Setting it makes the encoder one that was fitted.
+        name, modality, dim: See [`ItemEncoder`].
+    """
+
+    name: str
+    modality: str
+    dim: int
+    fitted: FittedState | None = None
+
+    @abstractmethod
+    def encode(self, folder: DatasetFolder, progress: Progress | None = None) -> Encoded:
+        """Encode all items of a folder; fit to them first if `fitted` is `None`.
+
+        Once fitted, the row of an item depends on that item alone.
+        """
+
+    @abstractmethod
+    def still_fits(self, folder: DatasetFolder) -> bool:
+        """Return whether `fitted` describes the items of a folder as well as those that it was fitted to."""
 
 
 @dataclass(frozen=True)

@@ -112,10 +112,10 @@ class Sources:
         self.of_item: list[str | None] = [getattr(item, field) or None for item in folder.catalog]
         self.rows = [row for row, source in enumerate(self.of_item) if source is not None]
 
-    def digests(self, rows: Sequence[int]) -> bytes:
-        """Return the SHA-256 of the source of each row, one after another; see `digest_source`."""
+    def digests(self, rows: Sequence[int]) -> list[bytes]:
+        """Return the SHA-256 of the source of each row; see `digest_source`."""
         with ThreadPoolExecutor(_DIGESTING_THREADS) as pool:
-            return b"".join(pool.map(lambda row: digest_source(self.root, self.of_item[row] or "")[0], rows))
+            return list(pool.map(lambda row: digest_source(self.root, self.of_item[row] or "")[0], rows))
 
     def sha256(self, digests: bytes) -> str:
         """Return SHA-256 over `rows` and the digests of their sources."""
@@ -166,6 +166,10 @@ class Rows:
                 for position, reason, used in part.issues
             ),
         )
+
+    def digest_list(self) -> list[bytes]:
+        """Return the digest of each source as bytes."""
+        return [digest.tobytes() for digest in self.digests.numpy()]
 
     def to_tensors(self) -> dict[str, torch.Tensor]:
         """Return everything as tensors, for a file."""

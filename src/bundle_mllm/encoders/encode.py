@@ -9,7 +9,7 @@ import hashlib
 import json
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -33,9 +33,11 @@ from bundle_mllm.data.folder import DatasetFolder
 from bundle_mllm.data.folds import count_folds, remove_folds
 from bundle_mllm.data.leakage import check_interactions
 from bundle_mllm.data.tables import find_table
-from bundle_mllm.encoders.base import Encoded, IssueGroup, ItemEncoder, Progress, group_issues
+from bundle_mllm.encoders.base import Encoded, FittingEncoder, IssueGroup, ItemEncoder, Progress, group_issues
 from bundle_mllm.encoders.batches import BatchEncoder, Rows, Sources, embed_batches, put_together
 from bundle_mllm.encoders.distributed import Process
+from bundle_mllm.encoders.earlier import digests_of_rows, find_earlier, read_earlier, save_digests
+from bundle_mllm.encoders.fitted import ENCODERS_FOLDER, forget_encoder, read_encoder, save_encoder
 from bundle_mllm.encoders.registry import available, make_encoder, requested
 from bundle_mllm.encoders.relational import BundleItemEncoder
 from bundle_mllm.encoders.settings import EncodingSettings
@@ -44,6 +46,8 @@ from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.settings import configured_by
 
 PARTIAL = ".partial"
+FITTED = "fitted_sha256"
+"""Key of provenance: the hash of the record of what an encoder fitted."""
 MARK = "encoded_by"
 """Metadata key for the encoder in features files that `encode` made, so that no others are replaced."""
 _FORMAT = 2  # of the files in PARTIAL
@@ -63,6 +67,7 @@ class ModalitySummary:
         issues: Unusable and unusual sources by reason; an item without a source is absent and no issue.
         up_to_date: Whether the features existed already, made of the same sources.
         num_folds: Number of out-of-fold features; `None` if the encoder makes none, 0 if there are too few bundles.
+        num_taken: Number of items whose features an earlier encoding had made, of the same sources.
         kept: Name of the file, if another encoder had made the features and none was requested; the rest is unknown.
     """
 
@@ -74,6 +79,7 @@ class ModalitySummary:
     issues: tuple[IssueGroup, ...]
     up_to_date: bool = False
     num_folds: int | None = None
+    num_taken: int = 0
     kept: str | None = None
 
     def __str__(self) -> str:
@@ -86,6 +92,8 @@ class ModalitySummary:
             text += ", so this modality is empty"
         elif self.num_folds is not None:
             text += f", cross-fitted in {self.num_folds} folds" if self.num_folds else ", too few bundles to cross-fit"
+        if self.num_taken:
+            text += f", {self.num_taken} of them as before"
         return "\n  ".join([text + ", up to date" * self.up_to_date, *map(str, self.issues)])
 
 
@@ -115,20 +123,23 @@ def encode_folder(settings: EncodingSettings) -> dict[str, ModalitySummary]:
         raise BundleMLLMError('engine="ray" and `accelerate launch` both spread the work: use one of them.')
     run = _Run(settings, folder, process)
     # All models are loaded before the first item is encoded: a wrong name shows at once, not after hours.
-    makers = [partial(make_encoder, modality, spec) for modality, spec in selected or available(folder)]
+    chosen = selected or available(folder)
+    makers = [partial(make_encoder, modality, spec) for modality, spec in chosen]
     encoders = [make(process.device) for make in makers]
     for modality, count in Counter(encoder.modality for encoder in encoders).items():
         if count > 1:
             raise BundleMLLMError(f"Two encoders make the modality {modality!r}, which has one file: name one.")
     keeps = process.from_main(lambda: [run.check(encoder, is_named=bool(selected)) for encoder in encoders])
     summaries = {}
-    for encoder, make, kept in zip(encoders, makers, keeps, strict=True):
+    for encoder, make, kept, (_, spec) in zip(encoders, makers, keeps, chosen, strict=True):
         if kept is not None:
             summaries[encoder.modality] = ModalitySummary(encoder.modality, "", 0, 0, 0, (), kept=kept)
         elif isinstance(encoder, BatchEncoder):
-            summaries[encoder.modality] = run.encode_batches(encoder, make)
+            summaries[encoder.modality] = run.encode_batches(encoder, make, spec)
         else:
-            summaries[encoder.modality] = process.from_main(partial(run.encode_whole, encoder))
+            summaries[encoder.modality] = process.from_main(partial(run.encode_whole, encoder, spec))
+        if kept is None and process.is_main and not isinstance(encoder, FittingEncoder):  # which is recorded first
+            run.record(encoder, spec)
     return summaries if process.is_main else {}
 
 
@@ -148,7 +159,7 @@ class _Run:
         report = self.settings.progress if self.process.is_main else None
         return None if report is None else partial(report, name)
 
-    def check(self, encoder: ItemEncoder, *, is_named: bool) -> str | None:
+    def check(self, encoder: ItemEncoder | FittingEncoder, *, is_named: bool) -> str | None:
         """Check that an encoder may write its file, before anything is written; return the name of one to keep."""
         features, modality = self._features, encoder.modality
         if features.exists() and not features.is_dir():
@@ -166,16 +177,24 @@ class _Run:
             check_interactions(self.folder, allow_leakage=self.settings.allow_leakage)
         return None
 
-    def encode_whole(self, encoder: ItemEncoder) -> ModalitySummary:
-        """Run an encoder that needs all items together."""
+    def encode_whole(self, encoder: ItemEncoder | FittingEncoder, spec: str | ItemEncoder) -> ModalitySummary:
+        """Run an encoder that needs all items together, with what it fitted earlier as long as that describes them."""
         identity = {"encoder": encoder.name, "dim": encoder.dim, "sources_sha256": _tables_sha256(self.folder)}
         if isinstance(encoder, BundleItemEncoder):
             identity[FITTED_TO] = self.folder.bundles.train_sha256
-        summary = self._up_to_date(encoder, identity)
+        if not isinstance(encoder, FittingEncoder):
+            summary = self._up_to_date(encoder, identity)
+        else:
+            summary, kept = None, read_encoder(self._features / ENCODERS_FOLDER, encoder.modality)
+            if kept is not None and kept.name == encoder.name and not self.settings.refit:
+                encoder.fitted = kept.fitted
+                summary = self._up_to_date(encoder, {**identity, FITTED: kept.sha256})
+                if summary is None and encoder.fitted is not None and not encoder.still_fits(self.folder):
+                    encoder.fitted = None
         if summary is None:
             encoded = encoder.encode(self.folder, self._progress(encoder.modality))
             log_issues = _log_issues(self.folder) if encoder.modality == "user_item" else ()
-            summary = self._write(encoder, encoded, identity, log_issues)
+            summary = self._write(encoder, spec, encoded, identity, log_issues)
         return self._cross_fit(encoder, summary) if isinstance(encoder, BundleItemEncoder) else summary
 
     def _cross_fit(self, encoder: BundleItemEncoder, summary: ModalitySummary) -> ModalitySummary:
@@ -194,24 +213,20 @@ class _Run:
         out_of_fold.save(self.folder)
         return replace(summary, num_folds=out_of_fold.num_folds, up_to_date=False)
 
-    def encode_batches(self, encoder: BatchEncoder, make: Callable[[torch.device], Any]) -> ModalitySummary:
-        """Encode the unfinished shards, each process its share, and put all together."""
+    def encode_batches(
+        self, encoder: BatchEncoder, make: Callable[[torch.device], Any], spec: str | ItemEncoder
+    ) -> ModalitySummary:
+        """Encode the unfinished shards of the items that are new, each process its share, and put all together."""
         process = self.process
         sources = Sources(encoder.field, self.folder)
         batch_size = self.settings.batch_size or encoder.batch_size
         identity = {"encoder": encoder.name, "dim": encoder.dim, **encoder.provenance}
         of_shards = {**identity, "device": encoder.device.type, "format": _FORMAT}
-        shards = Shards(self._features / PARTIAL, encoder.modality, of_shards, sources, batch_size)
-
-        def plan() -> tuple[ModalitySummary | None, list[int]]:
-            done = self._up_to_date(encoder, identity, sources)
-            if done:
-                shards.delete()
-            return done, [] if done else shards.pending()
-
-        done, pending = process.from_main(plan)
+        make_shards = partial(Shards, self._features / PARTIAL, encoder.modality, of_shards, sources, batch_size)
+        done, taken, pending = process.from_main(lambda: self._plan(encoder, identity, sources, make_shards))
         if done:
             return done
+        shards = make_shards([row for row in sources.rows if row not in taken])
         own = pending[process.index :: process.count]
         shard_of = [shard for shard in own for _ in shards.batches[shard]]
         batches = [rows for shard in own for rows in shards.batches[shard]]
@@ -233,31 +248,63 @@ class _Run:
             if len(parts[shard]) == len(shards.batches[shard]):
                 shards.save(shard, Rows.join([part.to_host() for _, part in sorted(parts.pop(shard).items())]))
         process.wait()
-        return process.from_main(lambda: self._gather(encoder, identity, sources, shards))
+        return process.from_main(lambda: self._gather(encoder, spec, identity, sources, shards, taken))
+
+    def _plan(
+        self,
+        encoder: BatchEncoder,
+        identity: dict[str, Any],
+        sources: Sources,
+        make_shards: Callable[[list[int]], Shards],
+    ) -> tuple[ModalitySummary | None, dict[int, tuple[int, bytes]], list[int]]:
+        """Find out what is left to do.
+
+        Returns:
+            The summary of features that are up to date; or the row of earlier features of each row that has one, with
+            the digest of its source; and the shards of all other rows that are not done.
+        """
+        taken: dict[int, tuple[int, bytes]] = {}
+        if entry := self._made_by(encoder, identity):
+            digests = sources.digests(sources.rows)
+            if done := self._up_to_date(encoder, {**identity, "sources_sha256": sources.sha256(b"".join(digests))}):
+                make_shards([]).delete()
+                return done, {}, []
+            places = find_earlier(self._features, encoder.modality, entry["sha256"], digests)
+            found = zip(sources.rows, places, digests, strict=True)
+            taken = {row: (place, digest) for row, place, digest in found if place is not None}
+        return None, taken, make_shards([row for row in sources.rows if row not in taken]).pending()
 
     def _gather(
-        self, encoder: BatchEncoder, identity: dict[str, Any], sources: Sources, shards: Shards
+        self,
+        encoder: BatchEncoder,
+        spec: str | ItemEncoder,
+        identity: dict[str, Any],
+        sources: Sources,
+        shards: Shards,
+        taken: dict[int, tuple[int, bytes]],
     ) -> ModalitySummary:
-        """Put the features of all shards into one file."""
-        parts = [part for shard in range(len(shards)) if (part := shards.load(shard)) is not None]
-        if lost := len(shards) - len(parts):
+        """Put the features of all shards, and the earlier ones of rows that are taken, into one file."""
+        done = [part for shard in range(len(shards)) if (part := shards.load(shard)) is not None]
+        if lost := len(shards) - len(done):
             raise BundleMLLMError(
                 f"{lost} of {len(shards)} parts of {encoder.modality!r} are not in {shards.folder}: all processes "
                 "must see the dataset folder on one file system, and only one encoding of it may run; start again."
             )
-        encoded = put_together(encoder, self.folder, sources, zip(shards.rows, parts, strict=True))
-        digests = b"".join(part.digests.numpy().tobytes() for part in parts)
-        summary = self._write(encoder, encoded, {**identity, "sources_sha256": sources.sha256(digests)})
+        parts: list[tuple[Sequence[int], Rows]] = list(zip(shards.rows, done, strict=True))
+        if taken:
+            places, digests = zip(*taken.values(), strict=True)
+            parts.append((list(taken), read_earlier(features_path(self._features, encoder.modality), places, digests)))
+        encoded = put_together(encoder, self.folder, sources, parts)
+        digest_of = {row: digest for rows, part in parts for row, digest in zip(rows, part.digest_list(), strict=True)}
+        all_digests = b"".join(digest_of[row] for row in sources.rows)
+        summary = self._write(encoder, spec, encoded, {**identity, "sources_sha256": sources.sha256(all_digests)})
+        written = read_feature_manifest(self._features)[encoder.modality]["sha256"]
+        save_digests(self._features, encoder.modality, digests_of_rows(len(self.folder.catalog), parts), written)
         shards.delete()
-        return summary
+        return replace(summary, num_taken=len(taken))
 
-    def _up_to_date(
-        self, encoder: ItemEncoder, identity: dict[str, Any], sources: Sources | None = None
-    ) -> ModalitySummary | None:
-        """Return the summary of the existing features, if the encoder would make the same again.
-
-        Where items have sources, rows depend on these alone, so that new ids or titles change nothing.
-        """
+    def _made_by(self, encoder: ItemEncoder | FittingEncoder, identity: dict[str, Any]) -> dict[str, Any] | None:
+        """Return the entry of the existing features in the manifest, if the encoder made them as it would now."""
         entry = read_feature_manifest(self._features).get(encoder.modality, {})
         provenance = entry.get("provenance", {})
         volatile = encoder.volatile if isinstance(encoder, BatchEncoder) else ()
@@ -265,15 +312,24 @@ class _Run:
         as_json = json.loads(json.dumps(identity))
         if (
             any(provenance.get(key) != value for key, value in as_json.items() if key not in volatile)
-            or entry.get("num_items") != len(self.folder.catalog)
             or entry.get("file") != path.name
             or not path.is_file()
             or entry.get("sha256") != sha256(path)
-            or (sources and provenance.get("sources_sha256") != sources.sha256(sources.digests(sources.rows)))
             or "issues" not in provenance
         ):
             return None
-        issues = tuple(IssueGroup(**{**group, "first": tuple(group["first"])}) for group in provenance["issues"])
+        return entry
+
+    def _up_to_date(self, encoder: ItemEncoder | FittingEncoder, identity: dict[str, Any]) -> ModalitySummary | None:
+        """Return the summary of the existing features, if the encoder would make the same again.
+
+        Where items have sources, rows depend on these alone, so that new ids or titles change nothing.
+        """
+        entry = self._made_by(encoder, identity)
+        if entry is None or entry.get("num_items") != len(self.folder.catalog):
+            return None
+        groups = entry["provenance"]["issues"]
+        issues = tuple(IssueGroup(**{**group, "first": tuple(group["first"])}) for group in groups)
         self._refuse(encoder.modality, issues)
         if entry.get("items_hash") != self.folder.catalog.content_hash:
             renew_items_hash(self._features, encoder.modality, self.folder.catalog.content_hash)
@@ -281,16 +337,20 @@ class _Run:
 
     def _write(
         self,
-        encoder: ItemEncoder,
+        encoder: ItemEncoder | FittingEncoder,
+        spec: str | ItemEncoder,
         encoded: Encoded,
         identity: dict[str, Any],
         more_issues: tuple[IssueGroup, ...] = (),
     ) -> ModalitySummary:
+        """Write features after what was fitted: a kill between the two leaves features that are not up to date."""
         issues = (*group_issues(encoded.issues), *more_issues)
         self._refuse(encoder.modality, issues)
         self._sweep(f"{encoder.modality}.safetensors", MANIFEST)
         # Before the features: a kill at any moment leaves no out-of-fold features of others behind.
         remove_folds(self._features, encoder.modality)
+        if isinstance(encoder, FittingEncoder):
+            identity |= self.record(encoder, spec)
         write_modality(
             self._features,
             encoder.modality,
@@ -302,7 +362,17 @@ class _Run:
         )
         return self._summary(encoder, int(encoded.present.sum()), issues)
 
-    def _summary(self, encoder: ItemEncoder, num_present: int, issues: tuple[IssueGroup, ...]) -> ModalitySummary:
+    def record(self, encoder: ItemEncoder | FittingEncoder, spec: str | ItemEncoder) -> dict[str, str]:
+        """Keep what makes the encoder again, for new items; return what this adds to the identity of features."""
+        folder = self._features / ENCODERS_FOLDER
+        if not isinstance(spec, str):
+            forget_encoder(folder, encoder.modality)
+            return {}
+        return {FITTED: save_encoder(folder, encoder, spec)}
+
+    def _summary(
+        self, encoder: ItemEncoder | FittingEncoder, num_present: int, issues: tuple[IssueGroup, ...]
+    ) -> ModalitySummary:
         num_items = len(self.folder.catalog)
         return ModalitySummary(encoder.modality, encoder.name, encoder.dim, num_items, num_present, issues)
 

@@ -50,13 +50,17 @@ class EncodingSettings(EngineOptions, EncoderOptions):
 
     Each modality is a file. Without any choice of an encoder, all that the folder has data of is encoded by those
     that need no download (descriptor, tfidf, lightgcn, svd); features that another encoder made are kept. A killed run
-    continues when the same command is given again. `accelerate launch -m bundle_mllm.cli encode` shares the work
-    among processes. open_clip needs bundle-mllm[encoders], ray needs bundle-mllm[ray]; docs/guides/encoders.md has
-    the table of encoders, their widths and the licenses of their weights.
+    continues when the same command is given again, and after changes only new pictures, sounds and texts are encoded.
+    `accelerate launch -m bundle_mllm.cli encode` shares the work among processes. open_clip needs
+    bundle-mllm[encoders], ray needs bundle-mllm[ray]; docs/guides/encoders.md has the table of encoders, their widths
+    and the licenses of their weights.
     """
 
     data: Path
     """Dataset folder; its features/ is written."""
+    refit: bool = False
+    """Fit vocabularies and statistics anew, too. They are kept otherwise as long as they describe the items, so that
+    features of earlier items stay what they were."""
     strict: bool = False
     """Stop at anything that would be left out, such as a file that cannot be read."""
     allow_leakage: bool = False

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,18 +34,27 @@ class Shards:
             items. Another identity has other files.
         sources: The sources of the catalog's items.
         batch_size: Items per batch.
+        rows: The catalog rows to encode.
 
     Attributes:
         rows: The catalog rows of each shard.
         batches: The catalog rows of each batch of each shard.
     """
 
-    def __init__(self, folder: Path, modality: str, identity: Mapping[str, Any], sources: Sources, batch_size: int):
+    def __init__(
+        self,
+        folder: Path,
+        modality: str,
+        identity: Mapping[str, Any],
+        sources: Sources,
+        batch_size: int,
+        rows: Sequence[int],
+    ):
         self._all, self._modality, self._sources = folder, modality, sources
-        identity = {**identity, "batch_size": batch_size, "shard_batches": SHARD_BATCHES, "rows": sources.rows}
+        identity = {**identity, "batch_size": batch_size, "shard_batches": SHARD_BATCHES, "rows": list(rows)}
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
         self.folder = folder / f"{modality}-{digest[:16]}"
-        self.rows = cut(sources.rows, batch_size * SHARD_BATCHES)
+        self.rows = cut(rows, batch_size * SHARD_BATCHES)
         self.batches = [cut(rows, batch_size) for rows in self.rows]
 
     def __len__(self) -> int:
@@ -68,7 +77,7 @@ class Shards:
         pending = []
         for shard in range(len(self)):
             done = self.load(shard)
-            if done is None or done.digests.numpy().tobytes() != self._sources.digests(self.rows[shard]):
+            if done is None or done.digest_list() != self._sources.digests(self.rows[shard]):
                 pending.append(shard)
         return pending
 

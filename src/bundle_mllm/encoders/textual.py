@@ -6,7 +6,7 @@ Knows nothing about pictures, sounds, bundles or users.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,21 +16,24 @@ from scipy import sparse
 
 from bundle_mllm.data.folder import DatasetFolder
 from bundle_mllm.data.words import words
-from bundle_mllm.encoders.base import Encoded, Progress
+from bundle_mllm.encoders.base import Encoded, FittedState, FittingEncoder, Progress
 from bundle_mllm.encoders.batches import Reading
 from bundle_mllm.encoders.pretrained import PretrainedEncoder, load_tower, loading, source_name
 from bundle_mllm.encoders.relational import truncated_svd
 from bundle_mllm.errors import BundleMLLMError
 
 MAX_TOKENS = 512
+UNKNOWN_WORDS = 0.05
+"""Share of words beyond those unknown at first from which a vocabulary counts as outdated (ours)."""
 
 
-class TfidfEncoder:
+class TfidfEncoder(FittingEncoder):
     """Describe each item by the words of its text: TF-IDF, reduced by truncated SVD.
 
     A text's weights are (1 + log count) · (log((1 + N) / (1 + df)) + 1), scaled to length 1 (the smoothed form of
     scikit-learn with sublinear counts); its vector is its row of U S. Only words of two items or more count. See
-    `data.words.words` for what a word is.
+    `data.words.words` for what a word is. Vocabulary, weights and V are what it fits: a new text is described by the
+    words that it shares with those.
 
     Args:
         dim: Length of a vector; columns beyond the rank are zero.
@@ -44,35 +47,65 @@ class TfidfEncoder:
 
     def encode(self, folder: DatasetFolder, progress: Progress | None = None) -> Encoded:
         """Describe the texts of a folder; an item without a word that counts is absent."""
-        counts = [Counter(words(item.text)) for item in folder.catalog]
-        matrix = tfidf(counts)
+        counts = _count_words(folder)
+        if self.fitted is None:
+            vocabulary, idf = fit_tfidf(counts)
+            weights = tfidf(counts, vocabulary, idf)
+            vectors = truncated_svd(weights, self.dim)[1] if weights.nnz else np.zeros((0, max(1, len(idf))))
+            known, total = _known_words(counts, vocabulary)
+            values = {"vocabulary": vocabulary, "known_words": known, "words": total}
+            self.fitted = FittedState(values, {"idf": idf, "vectors": vectors})
+        else:
+            weights = tfidf(counts, self.fitted.values["vocabulary"], self.fitted.arrays["idf"])
+        projected = np.asarray(weights @ self.fitted.arrays["vectors"].T)  # [num_items, kept]
         features = np.zeros((len(counts), self.dim), dtype=np.float32)  # [num_items, dim]
-        if matrix.nnz:
-            values, vectors = truncated_svd(matrix, self.dim)  # [kept], [kept, num_words]
-            features[:, : len(values)] = matrix @ vectors.T
+        features[:, : projected.shape[1]] = projected
         if progress is not None:
             progress(len(counts), len(counts))
-        return Encoded(features, np.diff(matrix.indptr) > 0)
+        return Encoded(features, np.diff(weights.indptr) > 0)
+
+    def still_fits(self, folder: DatasetFolder) -> bool:
+        """Return whether the vocabulary knows a share of the words that is at most `UNKNOWN_WORDS` below the first."""
+        assert self.fitted is not None
+        values = self.fitted.values
+        known, total = _known_words(_count_words(folder), values["vocabulary"])
+        return known / max(1, total) >= values["known_words"] / max(1, values["words"]) - UNKNOWN_WORDS
 
 
-def tfidf(counts: list[Counter[str]]) -> sparse.csr_array:
+def fit_tfidf(counts: Sequence[Counter[str]]) -> tuple[list[str], np.ndarray]:
+    """Return the words of two texts or more, sorted, and their inverse document frequencies `[num_words]`."""
+    frequency = Counter(word for count in counts for word in count)
+    vocabulary = sorted(word for word, number in frequency.items() if number > 1)
+    idf = [np.log((1 + len(counts)) / (1 + frequency[word])) + 1 for word in vocabulary]
+    return vocabulary, np.array(idf, dtype=np.float64)
+
+
+def tfidf(counts: Sequence[Counter[str]], vocabulary: Sequence[str], idf: np.ndarray) -> sparse.csr_array:
     """Weigh the words of texts, given how often each occurs: `[num_texts, num_words]`, rows of length 1 (or 0).
 
-    Columns are the words of two texts or more, sorted.
+    Columns are the words of the vocabulary; see `fit_tfidf`.
     """
-    frequency = Counter(word for count in counts for word in count)
-    vocabulary = {word: column for column, word in enumerate(sorted(w for w, n in frequency.items() if n > 1))}
+    column_of = {word: column for column, word in enumerate(vocabulary)}
     rows, columns, weights = [], [], []
     for row, count in enumerate(counts):
         for word, number in count.items():
-            if word in vocabulary:
+            if (column := column_of.get(word)) is not None:
                 rows.append(row)
-                columns.append(vocabulary[word])
-                idf = np.log((1 + len(counts)) / (1 + frequency[word])) + 1
-                weights.append((1 + np.log(number)) * idf)
-    matrix = sparse.csr_array((weights, (rows, columns)), shape=(len(counts), max(1, len(vocabulary))))
+                columns.append(column)
+                weights.append((1 + np.log(number)) * idf[column])
+    matrix = sparse.csr_array((weights, (rows, columns)), shape=(len(counts), max(1, len(column_of))))
     lengths = np.sqrt(np.asarray(matrix.multiply(matrix).sum(axis=1)))
     return sparse.csr_array(sparse.diags_array(1 / np.where(lengths > 0, lengths, 1)) @ matrix)
+
+
+def _count_words(folder: DatasetFolder) -> list[Counter[str]]:
+    return [Counter(words(item.text)) for item in folder.catalog]
+
+
+def _known_words(counts: Sequence[Counter[str]], vocabulary: Sequence[str]) -> tuple[int, int]:
+    """Return how many words of texts the vocabulary has, and how many there are, each word of a text counted once."""
+    known = set(vocabulary)
+    return sum(len(known & count.keys()) for count in counts), sum(map(len, counts))
 
 
 def tokenize(tokenizer: Any, max_length: int, text: str) -> Reading:

@@ -1,5 +1,6 @@
 import pytest
 
+from bundle_mllm.bounds import bounds
 from bundle_mllm.data.records import require_fields, to_id, to_ids, to_text
 from bundle_mllm.errors import BundleMLLMError
 
@@ -25,7 +26,15 @@ def test_id_lists_come_as_lists_or_as_json_text():
     assert to_ids(None, "items", "t") == []
 
 
-@pytest.mark.parametrize("value", ["a b", "3", 3, {"a": 1}])
+@pytest.mark.parametrize(
+    ("value", "ids"),
+    [("a|b|c", ["a", "b", "c"]), (" a 1 | b|", ["a 1", "b"]), ("3", ["3"]), ("007", ["007"]), ('["x|y", 7]', ["x|y", "7"])],
+)
+def test_id_lists_in_text_have_bars_between_them_or_a_single_id(value, ids):
+    assert to_ids(value, "items", "t") == ids
+
+
+@pytest.mark.parametrize("value", ["a b", "a, b", "a;b", "", 3, {"a": 1}])
 def test_what_is_no_list_of_ids_is_refused(value):
     with pytest.raises(BundleMLLMError, match="as `items`: write a list of ids"):
         to_ids(value, "items", "t")
@@ -40,6 +49,25 @@ def test_missing_texts_are_none_and_numbers_become_text():
     assert [to_text(value, "title", "t") for value in (None, float("nan"), "", "x", 300)] == [None] * 3 + ["x", "300"]
     with pytest.raises(BundleMLLMError, match="t row 2 has a list as `title`"):
         to_text(["x"], "title", "t row 2")
+
+
+def test_an_infinite_title_is_refused_by_row():
+    with pytest.raises(BundleMLLMError, match="t row 2 has an infinite number as `title`"):
+        to_text(float("inf"), "title", "t row 2")
+
+
+def test_what_is_too_long_is_refused_by_row_and_field_and_the_bound_can_be_raised(monkeypatch):
+    with pytest.raises(BundleMLLMError, match=r"t row 2, `title`, has 40,000 title characters, above .* 2,000"):
+        to_text("word " * 8_000, "title", "t row 2")
+    with pytest.raises(BundleMLLMError, match=r"t row 2, its id, has 1,001 id characters"):
+        to_id("x" * 1_001, "t row 2")
+    with pytest.raises(BundleMLLMError, match="an integer of hundreds of digits"):
+        to_id(10**5_000, "t row 2")
+    assert len(to_text("word " * 8_000, "description", "t") or "") == 40_000
+    monkeypatch.setenv("BUNDLE_MLLM_BOUNDS", "title_characters=50000")
+    bounds.cache_clear()
+    assert len(to_text("word " * 8_000, "title", "t") or "") == 40_000
+    bounds.cache_clear()
 
 
 def test_half_a_character_is_refused_by_row():

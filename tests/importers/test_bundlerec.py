@@ -128,27 +128,31 @@ BAD = {
     "two titles": (
         "item_titles.csv",
         "item ID,titles\n1,a\n1,b\n",
-        r"item_titles.csv row 2 contradicts row 1 about the item '1'",
+        r"item_titles.csv line 3 contradicts line 2 about the item '1'",
     ),
     "two categories": (
         "item_categories.csv",
         "item ID,categories\n1,[[a]]\n1,[[b]]\n",
-        "row 2 gives the item '1' ano",
+        "line 3 gives the item '1' ano",
     ),
     "a category that is no path": (
         "item_categories.csv",
         "item ID,categories\n1,Home\n",
-        "row 1 has the categories 'Ho",
+        "line 2 has the categories 'Ho",
     ),
     "a bundle without id": (
         "bundle_item.csv",
         "bundle ID,item ID\n0,1\n,2\n",
-        "bundle_item.csv row 2 has the id None",
+        "bundle_item.csv line 3 has the id None",
     ),
     "a cell too few": ("bundle_item.csv", "bundle ID,item ID\n0,1\n0\n", "bundle_item.csv line 3 has 1 cells"),
     "another header": ("bundle_item.csv", "bundle,item\n0,1\n", "bundle_item.csv has no `bundle_id`"),
     "an empty file": ("bundle_intent.csv", "", "bundle_intent.csv has no `bundle_id`"),
-    "two intents": ("bundle_intent.csv", "bundle ID,intent\n0,a\n0,b\n", "row 2 gives the bundle '0' a second intent"),
+    "two intents": (
+        "bundle_intent.csv",
+        "bundle ID,intent\n0,a\n0,b\n",
+        "line 3 gives the bundle '0' a second intent",
+    ),
     "a log row cut off": (
         "user_item.csv",
         "user ID,item ID,timestamp\n0,1,2\n0,1\n",

@@ -129,7 +129,7 @@ def test_what_is_unknown_too_small_or_repeated_is_counted_named_and_left_out(sho
     assert "1 interactions with an item that the catalog lacks, left out: interactions.csv row 5: item 'gone'" in text
     assert "3 bundles of fewer than two items, left out: bundle 'b2', bundle 'b4', bundle 'b6'" in text
 
-    with pytest.raises(BundleMLLMError, match=r"3 items of bundles .*'gone' in 'b0'.*1 interactions with an item"):
+    with pytest.raises(BundleMLLMError, match=r"1 interactions with an item.*3 items of bundles .*'gone' in 'b0'"):
         import_tabular(shop, tmp_path / "strict", strict=True)
     assert sorted(os.listdir(tmp_path)) == ["data", "shop"]
 
@@ -163,7 +163,7 @@ def test_pictures_and_sounds_are_copied_and_what_is_no_file_is_left_out(shop, tm
         5: {"image": str(secret)},
         6: {"image": "photos/link.jpg"},
         7: {"image": "photos/none.jpg"},
-        8: {"image": "https://localhost/a.jpg"},
+        8: {"image": "https://localhost/a.jpg?v=1"},
         9: {"image": "photos/\0.jpg"},
         10: {"image": 7},
         11: {"image": ""},
@@ -182,16 +182,20 @@ def test_pictures_and_sounds_are_copied_and_what_is_no_file_is_left_out(shop, tm
     assert (tmp_path / "data" / "images" / "b.jpg").read_bytes() == b"picture b"
     assert (tmp_path / "data" / "audio" / "c.wav").read_bytes() == b"sound c"
     reasons = {
-        what.removeprefix("pictures whose file "): n for what, n in summary.dropped.items() if "picture" in what
+        what.removeprefix("pictures ").removeprefix("whose file "): n
+        for what, n in summary.dropped.items()
+        if "picture" in what
     }
     assert reasons == {
         "has no bytes, left out": 1,
         "lies outside of the source folder, left out": 3,
         "does not exist, left out": 2,
-        "is a web address, which is not fetched, left out": 1,
+        "that are web addresses, kept as image_url": 1,
         "is no path of a file, left out": 1,
         "is no path, left out": 1,
     }
+    assert catalog[8].extra == {"image_url": "https://localhost/a.jpg?v=1"}
+    assert str(summary).startswith("WARNING: 8 of 11 pictures were left out (most: the file lies outside")
     stored = [path for path in (tmp_path / "data").rglob("*") if path.is_file()]
     assert not any(path.read_bytes() == b"secret" for path in stored)
     with pytest.raises(BundleMLLMError, match="pictures whose file has no bytes"):
@@ -220,29 +224,28 @@ BAD = {
     "an item in two ways": (
         "items.csv",
         "item_id,title\n1,a\n2,b\n1,c\n",
-        "items.csv row 3 contradicts row 1 about the item '1'",
+        "items.csv line 4 contradicts line 2 about the item '1'",
     ),
-    "an item without id": ("items.csv", "item_id,title\n1,a\n,b\n", "items.csv row 2 has the id None"),
     "a cell too few": ("items.csv", "item_id,title\n1,a\n2\n", "items.csv line 3 has 1 cells for 2 columns"),
     "no id column": ("items.csv", "sku,title\n1,a\n", r"no `item_id` \(its columns: sku, title\): map the column"),
     "no item": ("items.csv", "item_id,title\n", "holds no item"),
     "a bundle twice": (
         "bundles.jsonl",
         '{"bundle_id": 1, "items": ["000", "001"]}\n' * 2,
-        "row 2 .* repeats it",
+        "line 2 .* repeats it",
     ),
-    "no items": ("bundles.jsonl", '{"bundle_id": 1}\n', "row 1 .*has no `items` or `item_id`"),
-    "a list that is none": ("bundles.jsonl", '{"bundle_id": 1, "items": "a, b"}\n', "row 1 .*has 'a, b' as `items`"),
+    "no items": ("bundles.jsonl", '{"bundle_id": 1}\n', "line 1 .*has no `items` or `item_id`"),
+    "a list that is none": ("bundles.jsonl", '{"bundle_id": 1, "items": "a, b"}\n', "line 1 .*has 'a, b' as `items`"),
     "an expression": (
         "bundles.jsonl",
         '{"bundle_id": 1, "items": "[__import__(\'os\').mkdir(\'ran\')]"}\n',
-        "as `items`: write a list of ids",
+        "`items`, is not JSON",
     ),
-    "a null in a list": ("bundles.jsonl", '{"bundle_id": 1, "items": ["000", null]}\n', "row 1 .*has the id None"),
+    "a null in a list": ("bundles.jsonl", '{"bundle_id": 1, "items": ["000", null]}\n', "line 1 .*has the id None"),
     "a foreign split": (
         "bundles.jsonl",
         '{"bundle_id": 1, "items": ["000", "001"], "split": "all"}\n',
-        "row 1 .*has the split 'all'",
+        "line 1 .*has the split 'all'",
     ),
     "some splits": (
         "bundles.jsonl",
@@ -252,9 +255,13 @@ BAD = {
     "two splits of a bundle": (
         "bundles.jsonl",
         '{"bundle_id": 1, "item_id": "000", "split": "test"}\n{"bundle_id": 1, "item_id": "001", "split": "train"}\n',
-        "row 2 .*has split 'train'.*earlier row .* 'test'",
+        "line 2 .*has split 'train'.*earlier row .* 'test'",
     ),
-    "only unknown items": ("bundles.jsonl", '{"bundle_id": 1, "items": ["a", "b"]}\n', "no bundle of two known items"),
+    "only unknown items": (
+        "bundles.jsonl",
+        '{"bundle_id": 1, "items": ["a", "b"]}\n',
+        "no bundle of two known items to learn from: ids such as 'a', where the items have ids such as '000'",
+    ),
     "no bundle": ("bundles.jsonl", "", "no bundle of two known items"),
     "a log row cut off": ("interactions.csv", "user_id,item_id\nu,000\nu\n", "interactions.csv row 2 has 1 cells"),
     "a log without users": ("interactions.csv", "user,item_id\nu,000\n", "interactions.csv has no `user_id`"),
@@ -295,8 +302,8 @@ def test_an_option_that_does_not_fit_is_refused(shop, tmp_path, options, message
 def test_a_missing_table_or_folder_is_refused(shop, tmp_path):
     with pytest.raises(BundleMLLMError, match=r"There is no folder .*nowhere"):
         import_tabular(tmp_path / "nowhere", tmp_path / "data")
-    (shop / "bundles.jsonl").unlink()
-    with pytest.raises(BundleMLLMError, match="holds no table bundles"):
+    (shop / "items.csv").unlink()
+    with pytest.raises(BundleMLLMError, match="holds no table items"):
         import_tabular(shop, tmp_path / "data")
 
 

@@ -21,6 +21,8 @@ from glob import escape
 from pathlib import Path
 from typing import Any
 
+from bundle_mllm.bounds import check
+from bundle_mllm.data.json_text import parse_json
 from bundle_mllm.errors import BundleMLLMError
 
 _ABANDONED = 24 * 3600  # seconds, after which a temporary folder counts as left by a killed process
@@ -117,11 +119,13 @@ def require_folder(path: str | os.PathLike, fix: str = "check the path") -> Path
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object; refuse a file that is missing, damaged or holds something else."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        check("json_bytes", path.stat().st_size, str(path), "check the path")
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise BundleMLLMError(f"{path} cannot be read ({error.strerror}): check the path.") from error
-    except (ValueError, RecursionError) as error:
-        raise BundleMLLMError(f"{path} is not JSON ({error}): write or copy it again.") from error
+    except UnicodeDecodeError as error:
+        raise BundleMLLMError(f"{path} is not UTF-8 text ({error}): write or copy it again.") from error
+    value = parse_json(text, str(path))
     if not isinstance(value, dict):
         raise BundleMLLMError(f"{path} holds a {type(value).__name__} where an object was expected: check the path.")
     return value

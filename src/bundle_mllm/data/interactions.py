@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from bundle_mllm.data.catalog import ItemCatalog
 from bundle_mllm.data.files import atomic_path
 from bundle_mllm.data.records import require_fields, to_id, to_text
-from bundle_mllm.data.tables import BATCH_ROWS, iter_columns, iter_records, suffix_of, table_at
+from bundle_mllm.data.tables import BATCH_ROWS, Report, iter_columns, iter_places, refuse, suffix_of, table_at
 from bundle_mllm.errors import BundleMLLMError
 
 if TYPE_CHECKING:
@@ -72,6 +72,7 @@ class Interactions:
         *,
         columns: Mapping[str, str] | None = None,
         delimiter: str = ",",
+        report: Report = refuse,
     ) -> Interactions:
         """Read the pairs from a table, and count the rows that lack a user or an item.
 
@@ -80,6 +81,7 @@ class Interactions:
             catalog: The catalog that holds the items.
             columns: The column of each of `user_id`, `item_id` and, optionally, `timestamp` with another name.
             delimiter: What separates the cells of a CSV file.
+            report: Is told of malformed rows; see `tables.Report`.
 
         Raises:
             BundleMLLMError: If the file or a column is missing, or a row is malformed (the message names the row).
@@ -87,9 +89,10 @@ class Interactions:
         names = {field: field for field in FIELDS} | dict(columns or {})
         needed = (USER, ITEM, *(columns or {}))
         if suffix_of(Path(path)).startswith(".jsonl"):
-            batches = _to_batches(iter_records(path), names, needed, str(path))
+            records = (record for _, record in iter_places(path, report=report))
+            batches = _to_batches(records, names, needed, str(path))
         else:
-            batches = iter_columns(path, names, needed, delimiter)
+            batches = iter_columns(path, names, needed, delimiter, report)
         return cls.from_batches(batches, catalog, str(path))
 
     @classmethod
@@ -177,6 +180,16 @@ class Interactions:
                 columns = [users.take(self.user_index[part]), items.take(self.rows[part])]
                 columns += [each.slice(start, 1_000_000) for each in times]
                 writer.write_batch(pyarrow.record_batch(columns, schema=schema))
+
+    def without(self, dropped: np.ndarray) -> Interactions:
+        """Return the pairs but those that are marked in `dropped`, `[num_pairs]` (bool), and their users."""
+        import numpy as np
+        import pyarrow
+
+        kept, index = np.unique(self.user_index[~dropped], return_inverse=True)
+        times = None if self.timestamps is None else self.timestamps.filter(pyarrow.array(~dropped))
+        users = tuple(self.users[user] for user in kept)
+        return replace(self, users=users, user_index=index, rows=self.rows[~dropped], timestamps=times)
 
     @property
     def num_users(self) -> int:

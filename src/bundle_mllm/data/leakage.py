@@ -241,6 +241,26 @@ def check_interactions(
     return leaked
 
 
+def mark_held_out(folder: DatasetFolder) -> np.ndarray:
+    """Find the interactions that held-out bundles may have made: pairs of a user who has nearly all of a bundle.
+
+    Returns:
+        `[num_pairs]` (bool), for `Interactions.without`.
+    """
+    log = folder.interactions
+    if log is None or not len(log):
+        return np.zeros(0, dtype=bool)
+    users_of = ItemGroups.of_users(log, len(folder.catalog)).csr()  # [num_items, num_users]
+    marked = sparse.lil_array(users_of.shape, dtype=bool)
+    for split in ("validation", "test"):
+        for bundle in folder.bundles[split]:
+            rows = np.array(folder.catalog.rows(bundle.items))
+            counts = np.asarray(users_of[rows].sum(axis=0)).ravel()
+            for user in np.flatnonzero(counts >= np.ceil(NEARLY_ALL * len(rows) - 1e-9)):
+                marked[rows, user] = True
+    return np.asarray(marked.tocsr()[log.rows, log.user_index]).ravel().astype(bool)
+
+
 def _cross_fitted(modality: str) -> str:
     return f"{modality} (cross-fitted)"
 

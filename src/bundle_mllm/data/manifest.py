@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bundle_mllm.data.files import atomic_path, require_file, sha256
+from bundle_mllm.data.files import atomic_path, read_json, require_file, sha256
 from bundle_mllm.errors import BundleMLLMError
 
 SUFFIX = ".json"
@@ -41,15 +41,15 @@ def read_question_manifest(path: str | os.PathLike) -> dict[str, Any]:
     if not note.is_file():
         return manifest
     try:
-        content = json.loads(note.read_text(encoding="utf-8"))
-        expected, made = content["sha256"], content["made"]
+        content = read_json(note)
+        expected, made = str(content["sha256"]), dict(content["made"])
     except (ValueError, KeyError, TypeError) as error:
         raise BundleMLLMError(
             f"{note} does not hold how {path} was made ({error!r}): delete it, or make the questions again."
         ) from error
     if expected != manifest["sha256"]:
         raise BundleMLLMError(
-            f"{path} is not the file that {note} describes ({manifest['sha256'][:12]}…, not {str(expected)[:12]}…): "
+            f"{path} is not the file that {note} describes ({manifest['sha256'][:12]}…, not {expected[:12]}…): "
             "it was changed after it was made: make it again, or delete the note if the change is meant."
         )
     return {**manifest, "made": made}

@@ -5,12 +5,17 @@ Knows nothing about files or what the record is used for.
 
 from __future__ import annotations
 
-import json
 import math
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from bundle_mllm.bounds import check
+from bundle_mllm.data.json_text import parse_json
 from bundle_mllm.errors import BundleMLLMError
+
+_LARGE = 1 << 1024  # Python writes no integer of thousands of digits
+_ONE_ID = re.compile(r"[^\s,;|\[\]{}\"]+")
 
 
 def require_fields(record: Mapping[str, Any], names: Iterable[str], where: str) -> None:
@@ -24,31 +29,44 @@ def require_fields(record: Mapping[str, Any], names: Iterable[str], where: str) 
 def to_id(value: Any, where: str) -> str:
     """Return an id as text; refuse what is empty or neither text nor an integer."""
     if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
+        if abs(value) < _LARGE:
+            return str(value)
+        raise BundleMLLMError(f"{where} has an integer of hundreds of digits as id: write it as text.")
     if isinstance(value, str) and value.strip():
+        check("id_characters", len(value), f"{where}, its id,", "shorten it")
         return _whole(value, "id", where)
     raise BundleMLLMError(f"{where} has the id {value!r}, which identifies nothing: an id is text or an integer.")
 
 
 def to_ids(value: Any, name: str, where: str) -> list[str]:
-    """Return a list of ids, given as a list or, as in a cell of a CSV file, as the text of a JSON list."""
+    """Return a list of ids, given as a list or as text: a JSON list, ids with `|` between them, or a single id."""
     ids = [] if value is None else value
     if isinstance(value, str):
-        try:
-            ids = json.loads(value)
-        except json.JSONDecodeError:
-            ids = None
+        text = value.strip()
+        if text.startswith("["):
+            ids = parse_json(text, f"{where}, `{name}`,")
+        elif "|" in text:
+            ids = [part for each in text.split("|") if (part := each.strip())]
+        else:
+            ids = [text] if _ONE_ID.fullmatch(text) else None
     if not isinstance(ids, list | tuple):
-        raise BundleMLLMError(f'{where} has {value!r} as `{name}`: write a list of ids, such as ["12", "7"].')
+        raise BundleMLLMError(
+            f'{where} has {_short(value)} as `{name}`: write a list of ids, such as 12|7 or ["12", "7"].'
+        )
     return [to_id(item_id, f"{where}, `{name}`,") for item_id in ids]
 
 
 def to_text(value: Any, name: str, where: str) -> str | None:
-    """Return a text; numbers become text, `None`, NaN and the empty text are `None`, and lists are refused."""
+    """Return a text; numbers become text, `None`, NaN and the empty text `None`; lists and infinity are refused."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
-    if isinstance(value, str | int | float):
-        return _whole(str(value), name, where) or None
+    if isinstance(value, float) and math.isinf(value):
+        raise BundleMLLMError(f"{where} has an infinite number as `{name}`: write it as text, or leave it empty.")
+    if isinstance(value, str) or (isinstance(value, int | float) and abs(value) < _LARGE):
+        text = str(value)
+        bound = "title_characters" if name == "title" else "text_characters"
+        check(bound, len(text), f"{where}, `{name}`,", "shorten it, or move what is long to `description`")
+        return _whole(text, name, where) or None
     raise BundleMLLMError(f"{where} has a {type(value).__name__} as `{name}`: write it as text.")
 
 
@@ -61,3 +79,8 @@ def _whole(text: str, name: str, where: str) -> str:
             "probably cut inside an emoji; cut it elsewhere."
         ) from error
     return text
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}…"

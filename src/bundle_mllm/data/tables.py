@@ -14,9 +14,11 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
+from bundle_mllm.bounds import bounds, check
 from bundle_mllm.data.files import atomic_path, require_file, require_folder
+from bundle_mllm.data.json_text import parse_json
 from bundle_mllm.data.records import require_fields
 from bundle_mllm.errors import BundleMLLMError
 
@@ -26,6 +28,14 @@ if TYPE_CHECKING:
 SUFFIXES = (".jsonl", ".jsonl.gz", ".csv", ".csv.gz", ".parquet")
 BATCH_ROWS = 200_000
 _BATCH_BYTES = 1 << 24  # of CSV
+
+Report = Callable[[str], None]
+"""Called with the message about a malformed row, which is then skipped; by default the message is raised."""
+
+
+def refuse(message: str) -> NoReturn:
+    """Raise a message, as readers do by default."""
+    raise BundleMLLMError(message)
 
 
 def read_records(path: str | os.PathLike) -> list[dict[str, Any]]:
@@ -39,22 +49,63 @@ def read_records(path: str | os.PathLike) -> list[dict[str, Any]]:
 
 def iter_records(path: str | os.PathLike, delimiter: str = ",") -> Iterator[dict[str, Any]]:
     """Read a table row by row; rows and errors are those of [`read_records`]."""
+    return (record for _, record in iter_places(path, delimiter))
+
+
+def iter_places(
+    path: str | os.PathLike, delimiter: str = ",", report: Report = refuse
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the place of each row for messages, such as `"items.csv line 7"`, and the row.
+
+    Args:
+        path: A table (see `SUFFIXES`).
+        delimiter: What separates the cells of a CSV file.
+        report: Is told of rows that are malformed; what spoils the whole file is raised.
+
+    Raises:
+        BundleMLLMError: See [`read_records`]; also for a table above the bounds (see `bounds`).
+    """
     path, suffix = _table(path)
     if suffix == ".parquet":
-        for batch in _parquet_batches(path, lambda _: None):
-            yield from batch.to_pylist()
+        yield from _iter_parquet(path)
         return
     with open_text(path) as stream:
-        yield from _iter_csv(stream, path, delimiter) if suffix.startswith(".csv") else _iter_jsonl(stream, path)
+        rows = (
+            _iter_csv(stream, path, delimiter, report)
+            if suffix.startswith(".csv")
+            else _iter_jsonl(stream, path, report)
+        )
+        most = bounds().table_rows
+        for number, (line, record) in enumerate(rows, start=1):
+            if number > most:
+                check("table_rows", number, f"{path} line {line}", "split the file")
+            yield f"{path} line {line}", record
+
+
+def read_header(path: str | os.PathLike, delimiter: str = ",") -> list[str]:
+    """Return the columns of a table; of JSON Lines, those of its first row."""
+    path, suffix = _table(path)
+    if suffix == ".parquet":
+        columns: list[str] = []
+        next(_parquet_batches(path, lambda names: columns.extend(names) or columns[:1]), None)
+        return columns
+    if suffix.startswith(".jsonl"):
+        return list(next(iter_records(path), {}))
+    with open_text(path) as stream:
+        return _header(next(csv.reader(stream, delimiter=delimiter), []), path)
 
 
 def iter_columns(
-    path: str | os.PathLike, names: Mapping[str, str], needed: Sequence[str], delimiter: str = ","
+    path: str | os.PathLike,
+    names: Mapping[str, str],
+    needed: Sequence[str],
+    delimiter: str = ",",
+    report: Report = refuse,
 ) -> Iterator[pyarrow.RecordBatch]:
     """Read columns of a CSV or Parquet table, many rows at a time; CSV cells are text, and an empty cell is null.
 
     `names` has the column of each field, by the name that the field has in the batches; `needed` are those that the
-    table must have.
+    table must have. `report` is told of malformed rows of a CSV file.
     """
     path, suffix = _table(path)
     fields: list[str] = []
@@ -64,7 +115,7 @@ def iter_columns(
         fields.extend(field for field in names if names[field] in header)
         return [names[field] for field in fields]
 
-    read = _parquet_batches(path, choose) if suffix == ".parquet" else _csv_batches(path, choose, delimiter)
+    read = _parquet_batches(path, choose) if suffix == ".parquet" else _csv_batches(path, choose, delimiter, report)
     for batch in read:
         yield batch.select([names[field] for field in fields]).rename_columns(fields)
 
@@ -133,19 +184,37 @@ def suffix_of(path: Path) -> str:
     raise BundleMLLMError(f"{path} cannot be a table: its name must end in one of {', '.join(SUFFIXES)}.")
 
 
-def _iter_jsonl(stream: TextIO, path: Path) -> Iterator[dict[str, Any]]:
-    for number, line in enumerate(stream, start=1):
+def _iter_jsonl(stream: TextIO, path: Path, report: Report) -> Iterator[tuple[int, dict[str, Any]]]:
+    longest = bounds().cell_characters
+    lines = iter(lambda: stream.readline(longest + 1), "")
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
+        where = f"{path} line {number}"
+        check("cell_characters", len(line.rstrip("\r\n")), where, "shorten the line")
         try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
+            record = parse_json(line.rstrip("\r\n"), where)
+        except BundleMLLMError as error:
+            report(str(error))
+            continue
+        if isinstance(record, dict):
+            yield number, record
+        else:
+            report(f"{where} is a {type(record).__name__}, not an object: write {{…}}.")
+
+
+def _iter_parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    number = 0
+    for batch in _parquet_batches(path, lambda _: None):
+        try:
+            rows = batch.to_pylist()
+        except (ValueError, OverflowError) as error:  # text that is no UTF-8, dates of other calendars
             raise BundleMLLMError(
-                f"{path} line {number} is not JSON ({error.msg} at column {error.colno}): correct it."
+                f"{path} rows {number + 1} to {number + len(batch)} hold a value that cannot be read ({error}): "
+                "write dates of the years 1 to 9999, and text as UTF-8."
             ) from error
-        if not isinstance(record, dict):
-            raise BundleMLLMError(f"{path} line {number} is a {type(record).__name__}, not an object: write {{…}}.")
-        yield record
+        for number, row in enumerate(rows, start=number + 1):  # noqa: B020
+            yield f"{path} row {number}", row
 
 
 def _table(path: str | os.PathLike) -> tuple[Path, str]:
@@ -154,66 +223,83 @@ def _table(path: str | os.PathLike) -> tuple[Path, str]:
     return require_file(path), suffix
 
 
-csv.field_size_limit(2**31 - 1)  # a bundle of many items, a long description; the default is 131,072 characters
-
-
-def _iter_csv(stream: TextIO, path: Path, delimiter: str) -> Iterator[dict[str, Any]]:
+def _iter_csv(stream: TextIO, path: Path, delimiter: str, report: Report) -> Iterator[tuple[int, dict[str, Any]]]:
+    csv.field_size_limit(bounds().cell_characters)  # a long description; the default is 131,072 characters
     reader = csv.reader(stream, strict=True, delimiter=delimiter)
-    try:
-        header = _header(reader, path)
-        for row in reader:
-            if not row:
-                continue
-            if len(row) != len(header):
-                raise BundleMLLMError(_wrong_length(f"{path} line {reader.line_num}", len(row), len(header)))
-            yield {name: cell or None for name, cell in zip(header, row, strict=True)}
-    except csv.Error as error:
-        raise BundleMLLMError(f"{path} line {reader.line_num} is not CSV ({error}): correct the line.") from error
+    header = None
+    while True:
+        line = reader.line_num + 1
+        try:
+            row = next(reader, None)
+        except csv.Error as error:
+            report(f"{path} line {reader.line_num} is not CSV ({error}): correct the line.")
+            continue
+        if row is None:
+            return
+        if header is None:
+            header = _header(row, path)
+        elif len(row) == len(header):
+            yield line, {name: cell or None for name, cell in zip(header, row, strict=True)}
+        elif row:
+            report(_wrong_length(f"{path} line {line}", len(row), len(header)))
 
 
 def _wrong_length(where: str, number: int, expected: int) -> str:
     return f"{where} has {number} cells for {expected} columns: quote cells that hold a comma, and keep empty cells."
 
 
-def _header(reader: Iterator[list[str]], path: Path) -> list[str]:
-    header = next(reader, [])
-    if len(set(header)) < len(header):
+def _header(cells: list[str], path: Path) -> list[str]:
+    """Return the names of columns without the blanks around them; columns without a name may be several."""
+    header = [name.strip() for name in cells]
+    named = [name for name in header if name]
+    if len(set(named)) < len(named):
         raise BundleMLLMError(f"{path} names a column twice in its header {header}: rename one of them.")
     return header
 
 
 def _csv_batches(
-    path: Path, choose: Callable[[Sequence[str]], list[str]], delimiter: str
+    path: Path, choose: Callable[[Sequence[str]], list[str]], delimiter: str, report: Report
 ) -> Iterator[pyarrow.RecordBatch]:
     import pyarrow
     import pyarrow.csv
 
     with open_text(path) as stream:
-        columns = choose(_header(csv.reader(stream, delimiter=delimiter), path))
-    malformed: list[Any] = []
+        cells = next(csv.reader(stream, delimiter=delimiter), [])
+    header = _header(cells, path)
+    columns = choose(header)
+    written = [cells[header.index(name)] for name in columns]  # with the blanks around them
+    malformed: list[str] = []
+
+    def note(row: Any) -> str:
+        where = f"{path} row {row.number - 1}" if row.number else str(path)
+        malformed.append(_wrong_length(where, row.actual_columns, row.expected_columns))
+        return "error" if report is refuse else "skip"
+
     try:
         with pyarrow.input_stream(path) as stream:  # unpacks .gz
-            yield from pyarrow.csv.open_csv(
+            batches = pyarrow.csv.open_csv(
                 stream,
                 read_options=pyarrow.csv.ReadOptions(use_threads=False, block_size=_BATCH_BYTES),
                 parse_options=pyarrow.csv.ParseOptions(
                     delimiter=delimiter,
                     newlines_in_values=True,
-                    invalid_row_handler=lambda row: malformed.append(row) or "error",
+                    invalid_row_handler=note,
                 ),
                 convert_options=pyarrow.csv.ConvertOptions(
-                    include_columns=columns,
-                    column_types=dict.fromkeys(columns, pyarrow.string()),
+                    include_columns=written,
+                    column_types=dict.fromkeys(written, pyarrow.string()),
                     null_values=[""],
                     strings_can_be_null=True,
                 ),
             )
+            for batch in batches:
+                yield batch.rename_columns(columns)
     except (pyarrow.ArrowException, OSError) as error:
         if malformed:
-            row = malformed[0]
-            message = _wrong_length(f"{path} row {row.number - 1}", row.actual_columns, row.expected_columns)
-            raise BundleMLLMError(message) from error
+            raise BundleMLLMError(malformed[0]) from error
         raise BundleMLLMError(f"{path} is not CSV ({error}): correct it, or copy it again.") from error
+    for message in malformed:
+        report(message)
 
 
 def _parquet_batches(path: Path, choose: Callable[[Sequence[str]], list[str] | None]) -> Iterator[pyarrow.RecordBatch]:
@@ -223,6 +309,10 @@ def _parquet_batches(path: Path, choose: Callable[[Sequence[str]], list[str] | N
     try:
         with pyarrow.parquet.ParquetFile(path) as table:
             columns = choose(table.schema_arrow.names)
+            num_rows, size = table.metadata.num_rows, max(path.stat().st_size, 4096)
+            if columns is None:
+                check("table_rows", num_rows, str(path), "split the file")
+            check("rows_per_byte", num_rows // size, str(path), "its rows are nearly all the same")
             yield from table.iter_batches(65_536 if columns is None else BATCH_ROWS, columns=columns)
     except pyarrow.ArrowException as error:
         raise BundleMLLMError(f"{path} is not a Parquet file that can be read ({error}): write it again.") from error

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from bundle_mllm.importers.official import read_official_items as read_official_items
     from bundle_mllm.importers.summary import ImportNote as ImportNote
     from bundle_mllm.importers.summary import ImportSummary as ImportSummary
+    from bundle_mllm.importers.tabular import import_orders as import_orders
+    from bundle_mllm.importers.tabular import import_shopify as import_shopify
     from bundle_mllm.importers.tabular import import_tabular as import_tabular
+    from bundle_mllm.importers.tabular import import_woocommerce as import_woocommerce
 else:
     __getattr__, __dir__, __all__ = lazy_names(__name__, __file__)

@@ -11,17 +11,23 @@ from dataclasses import dataclass, field
 from datetime import date, datetime, time
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from bundle_mllm.bounds import bounds
 from bundle_mllm.data.bundles import SPLITS, Bundle, BundleSplits
 from bundle_mllm.data.catalog import ItemCatalog
+from bundle_mllm.data.files import write_json
 from bundle_mllm.data.interactions import NUM_EXAMPLES, Interactions
 from bundle_mllm.data.records import to_id, to_ids, to_text
 from bundle_mllm.data.splitting import NEAR_DUPLICATE, held_out_near_duplicates, split_bundles
 from bundle_mllm.errors import BundleMLLMError
+from bundle_mllm.importers.meeting import explain_unmet
 from bundle_mllm.importers.summary import ImportNotes, ImportSummary
+from bundle_mllm.importers.text import clean_text
 
+IMPORT_RECORD = "import.json"
 MEDIA = ("image", "audio")
+TEXTS = ("title", "description", "category")
 SPLIT_NAMES = {
     **{name: "train" for name in ("train", "training")},
     **{name: "validation" for name in ("validation", "valid", "val", "dev", "development")},
@@ -29,6 +35,9 @@ SPLIT_NAMES = {
 }
 """What a split may be called in a foreign table, in any case."""
 
+Place = tuple[str, Mapping[str, Any]]
+"""A record, and before it its place for messages, such as `"items.csv line 7"`."""
+OnDuplicate = Literal["error", "first"]
 StoreMedia = Callable[[str, int, Any, str], str | None]
 """Called with kind (`"image"` or `"audio"`), row of the item, cell and name of the item; returns the path to keep."""
 
@@ -43,85 +52,131 @@ class RawBundle:
 
 
 def collect_items(
-    records: Iterable[Mapping[str, Any]], source: str, notes: ImportNotes, store_media: StoreMedia | None = None
+    records: Iterable[Place],
+    source: str,
+    notes: ImportNotes,
+    store_media: StoreMedia | None = None,
+    *,
+    on_duplicate: OnDuplicate | None = None,
 ) -> ItemCatalog:
     """Build the catalog.
 
-    A record that repeats an item word by word is counted and left out; one that contradicts it is an error.
+    A record that repeats an item word by word is counted and left out; one that contradicts it is a problem, or left
+    out, too. Records without an id are counted and left out. HTML, entities and blanks around are taken out of titles,
+    descriptions and categories. Web addresses of pictures and sounds are kept as text (`image_url`, `audio_url`).
     Values that JSON lacks become text (dates, decimals) or null (NaN); columns of bytes are left out.
 
     Args:
         records: One mapping per item, with the names of fields (see `columns.FIELDS`); others are kept as they are.
-        source: What error messages call the records.
-        notes: Receives what was left out or repaired.
+        source: What error messages call all records.
+        notes: Receives what was left out or repaired, and problems.
         store_media: Puts pictures and sounds into the dataset folder; `None` leaves the paths as they are.
+        on_duplicate: Whether a record that contradicts an earlier one is a problem, or the first one counts; `None`
+            where the user has no such choice.
     """
-    first_of: dict[str, tuple[int, dict[str, Any], dict[str, Any]]] = {}  # row, fields, paths of media
+    first_of: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {}  # place, fields, paths of media
     left_out: set[str] = set()
     items = []
-    for number, record in enumerate(records, start=1):
-        where = f"{source} row {number}"
-        item_id = to_id(_need(record, "item_id", where), where)
-        media = {kind: record[kind] for kind in MEDIA if record.get(kind) is not None}
-        plain: dict[str, Any] = {"item_id": item_id}
-        for name, value in record.items():
-            if name not in MEDIA and (name == "" or _holds_bytes(value)):
-                left_out.add(name)
-            elif name not in plain and name not in MEDIA and (value := _to_plain(value)) is not None:
-                plain[name] = value
-        if item_id in first_of:
-            first, first_plain, first_paths = first_of[item_id]
-            if plain != first_plain:
-                raise BundleMLLMError(
-                    f"{where} contradicts row {first} about the item {item_id!r}: remove one, or give it another id."
-                )
-            same = media == first_paths
-            further = "further pictures or sounds of an item, left out"
-            what = "rows that repeat an item, counted once" if same else further
-            notes.add(what, f"{where}: item {item_id!r}", harmless=same)
-            continue
-        first_of[item_id] = number, plain, {kind: value for kind, value in media.items() if isinstance(value, str)}
-        item = dict(plain)
-        for kind, value in media.items():
-            path = value if store_media is None else store_media(kind, len(items), value, f"item {item_id!r}")
-            if path is not None:
-                item[kind] = path
-        items.append(item)
-        if not to_text(item.get("title"), "title", where):
-            notes.add("items without a title", f"item {item_id!r}", harmless=True)
+    for number, (where, record) in enumerate(records):
+        if not number:
+            _need(record, "item_id", where)
+        with notes.problems():
+            if (item_id := clean_id(_need(record, "item_id", where), where, notes)) is None:
+                notes.add("rows of items without an id, left out", where)
+                continue
+            media = {kind: record[kind] for kind in MEDIA if record.get(kind) is not None}
+            plain: dict[str, Any] = {"item_id": item_id}
+            for kind in [kind for kind, value in media.items() if isinstance(value, str) and "://" in value]:
+                plain[f"{kind}_url"] = media.pop(kind)
+            for name, value in record.items():
+                if name not in MEDIA and (name == "" or _holds_bytes(value)):
+                    left_out.add(name)
+                elif name not in plain and name not in MEDIA and (value := _to_plain(value)) is not None:
+                    plain[name] = _clean(name, value, where, notes) if name in TEXTS else value
+            if item_id in first_of:
+                first, first_plain, first_paths = first_of[item_id]
+                if plain == first_plain:
+                    same = media == first_paths
+                    further = "further pictures or sounds of an item, left out"
+                    what = "rows that repeat an item, counted once" if same else further
+                    notes.add(what, f"{where}: item {item_id!r}", harmless=same)
+                elif on_duplicate == "first":
+                    what = "rows that contradict an earlier one about an item, left out"
+                    notes.add(what, f"{where}: item {item_id!r}")
+                else:
+                    choice = ", or let the first count (--on-duplicate first)" * (on_duplicate is not None)
+                    raise BundleMLLMError(
+                        f"{where} contradicts {_shorten(first, where)} about the item {item_id!r}: remove one, or "
+                        f"give it another id{choice}."
+                    )
+                continue
+            title = to_text(plain.get("title"), "title", where)
+            first_of[item_id] = where, plain, {kind: value for kind, value in media.items() if isinstance(value, str)}
+            item = dict(plain)
+            for kind, value in media.items():
+                path = value if store_media is None else store_media(kind, len(items), value, f"item {item_id!r}")
+                if path is not None:
+                    item[kind] = path
+            for kind in MEDIA:
+                if f"{kind}_url" in plain and f"{kind}_url" not in record:
+                    what = f"{'pictures' if kind == 'image' else 'sounds'} that are web addresses, kept as {kind}_url"
+                    notes.add(what, f"item {item_id!r}", harmless=True)
+            items.append(item)
+            if not title:
+                notes.add("items without a title", f"item {item_id!r}", harmless=True)
     if left_out:
         names = ", ".join(name or "(no name)" for name in sorted(left_out))
         notes.warn(f"{source}: columns that have no name or hold bytes were left out: {names}.")
     return ItemCatalog.from_records(items, source)
 
 
-def collect_bundles(records: Iterable[Mapping[str, Any]], source: str) -> dict[str, RawBundle]:
+def collect_bundles(records: Iterable[Place], notes: ImportNotes) -> dict[str, RawBundle]:
     """Gather the bundles of a table by id: a list of items per row, or one row per bundle and item.
 
+    Rows without a bundle or an item are counted and left out.
+
     Args:
-        records: Mappings with `bundle_id` and either `items` (a list, or a JSON list as text) or `item_id`;
+        records: Mappings with `bundle_id` and either `items` (a list, or text as `to_ids` reads it) or `item_id`;
             optionally `split` (see `SPLIT_NAMES`) and `name`. The rows of a bundle must agree on these.
-        source: What error messages call the records.
+        notes: Receives what was left out or repaired, and problems.
     """
     bundles: dict[str, RawBundle] = {}
-    for number, record in enumerate(records, start=1):
-        where = f"{source} row {number}"
-        bundle_id = to_id(_need(record, "bundle_id", where), where)
-        where = f"{where} (bundle {bundle_id!r})"
-        whole = "items" in record
-        if whole and bundle_id in bundles:
-            raise BundleMLLMError(f"{where} repeats it, so its items are unclear: remove or rename one.")
-        split, name = _to_split(record.get("split"), where), to_text(record.get("name"), "name", where)
-        bundle = bundles.setdefault(bundle_id, RawBundle(split=split, name=name))
-        if (split, name) != (bundle.split, bundle.name):
-            earlier = f"an earlier row of the bundle has {bundle.split!r} and {bundle.name!r}: make them agree"
-            raise BundleMLLMError(f"{where} has split {split!r} and name {name!r}, but {earlier}.")
-        bundle.items += (
-            to_ids(record["items"], "items", where)
-            if whole
-            else [to_id(_need(record, "item_id", where, "`items` or `item_id`"), where)]
-        )
+    for number, (where, record) in enumerate(records):
+        if not number:
+            _need(record, "bundle_id", where)
+        with notes.problems():
+            if (bundle_id := clean_id(_need(record, "bundle_id", where), where, notes)) is None:
+                notes.add("rows of bundles without a bundle's id, left out", where)
+                continue
+            place = f"{where} (bundle {bundle_id!r})"
+            whole = "items" in record
+            if whole and bundle_id in bundles:
+                raise BundleMLLMError(f"{place} repeats it, so its items are unclear: remove or rename one.")
+            items = (
+                to_ids(record["items"], "items", place)
+                if whole
+                else [_need(record, "item_id", place, "`items` or `item_id`")]
+            )
+            cleaned = [item_id for each in items if (item_id := clean_id(each, place, notes)) is not None]
+            if not whole and not cleaned:
+                notes.add("rows of bundles without an item, left out", where)
+            split, name = _to_split(record.get("split"), place), to_text(record.get("name"), "name", place)
+            bundle = bundles.setdefault(bundle_id, RawBundle(split=split, name=name))
+            if (split, name) != (bundle.split, bundle.name):
+                earlier = f"an earlier row of the bundle has {bundle.split!r} and {bundle.name!r}: make them agree"
+                raise BundleMLLMError(f"{place} has split {split!r} and name {name!r}, but {earlier}.")
+            bundle.items += cleaned
     return bundles
+
+
+def clean_id(value: Any, where: str, notes: ImportNotes) -> str | None:
+    """Return an id without the blanks around it, which are noted, or `None` for a missing or blank one."""
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return None
+    item_id = to_id(value, where)
+    if (stripped := item_id.strip()) != item_id:
+        notes.add("ids with blanks around them, which were taken away", f"{where}: {item_id!r}", harmless=True)
+    return stripped
 
 
 def settle_bundles(
@@ -138,6 +193,10 @@ def settle_bundles(
     Splits that the source gives are kept; without any, near-duplicates stay on one side (see `split_bundles`).
     """
     members: dict[str, tuple[str, ...]] = {}
+    named = [item_id for bundle in raw.values() for item_id in bundle.items]
+    unmet = [item_id for item_id in named if item_id not in catalog]
+    if len(unmet) < len(named):
+        _hint_at_unmet("items named in bundles", unmet, len(named), catalog, notes)
     for bundle_id, bundle in raw.items():
         known = [item_id for item_id in bundle.items if item_id in catalog]
         unknown = (f"{item_id!r} in {bundle_id!r}" for item_id in bundle.items if item_id not in catalog)
@@ -151,7 +210,8 @@ def settle_bundles(
         else:
             members[bundle_id] = items
     if not members:
-        raise BundleMLLMError(f"{source} has no bundle of two known items to learn from: check the ids.")
+        advice = explain_unmet(unmet, catalog.item_ids) or "add bundles, or import the items alone"
+        raise BundleMLLMError(f"{source} has no bundle of two known items to learn from: {advice}.")
     given = {bundle_id: split for bundle_id in members if (split := raw[bundle_id].split) is not None}
     if given and len(given) < len(members):
         lacking = [bundle_id for bundle_id in members if bundle_id not in given]
@@ -177,6 +237,22 @@ def settle_bundles(
     return bundles
 
 
+def note_unmet(what: str, unmet: Sequence[str], num_named: int, catalog: ItemCatalog, notes: ImportNotes) -> None:
+    """Note items that the catalog lacks, and what would make the ids meet; `what` is such as "items of orders"."""
+    if num_named and len(unmet) == num_named:
+        raise BundleMLLMError(
+            f"None of {num_named} {what} is in the catalog: {explain_unmet(unmet, catalog.item_ids)}."
+        )
+    notes.add(f"{what} that the catalog lacks, left out", map(repr, unmet))
+    _hint_at_unmet(what, unmet, num_named, catalog, notes)
+
+
+def _hint_at_unmet(what: str, unmet: Sequence[str], num_named: int, catalog: ItemCatalog, notes: ImportNotes) -> None:
+    if hint := explain_unmet(unmet, catalog.item_ids):
+        say = notes.alarm if len(unmet) * 2 > num_named else notes.warn
+        say(f"{len(unmet)} of {num_named} {what} are not in the catalog: {hint}.")
+
+
 def warn_of_near_duplicates(bundles: BundleSplits, notes: ImportNotes) -> None:
     """Warn of how many bundles of validation and test have a near-duplicate in another split."""
     members = {bundle.bundle_id: bundle.items for bundle in bundles}
@@ -189,11 +265,14 @@ def warn_of_near_duplicates(bundles: BundleSplits, notes: ImportNotes) -> None:
         )
 
 
-def note_interactions(interactions: Interactions, source: str, notes: ImportNotes) -> None:
+def note_interactions(interactions: Interactions, catalog: ItemCatalog, source: str, notes: ImportNotes) -> None:
     """Note what reading interactions left out."""
     unknown = (f"{source} row {row}: item {item_id!r}" for row, item_id in interactions.unknown)
     what = "interactions with an item that the catalog lacks, left out"
     notes.add(what, unknown, count=interactions.num_unknown)
+    if not len(interactions) and interactions.unknown:
+        hint = explain_unmet([item_id for _, item_id in interactions.unknown], catalog.item_ids)
+        notes.alarm(f"{source} names no item of the catalog: {hint}.")
     missing = (f"{source} row {row}" for row in interactions.missing)
     notes.add("interactions that lack a user or an item, left out", missing, count=interactions.num_missing)
     what = "interactions that repeat a pair of user and item, counted once"
@@ -207,14 +286,19 @@ def write_dataset(
     bundles: BundleSplits,
     interactions: Interactions | None,
     notes: ImportNotes,
+    made_of: str | None = None,
 ) -> ImportSummary:
-    """Write `items.jsonl`, `bundles.jsonl` and `interactions.parquet` to a folder that becomes `output_dir`."""
+    """Write `items.jsonl`, `bundles.jsonl` and `interactions.parquet` to a folder that becomes `output_dir`.
+
+    `import.json` beside them keeps the summary, and of what the bundles were made ("bundles", "orders" or nothing).
+    """
+    notes.refuse_problems()
     checked = notes.check()
     catalog.save(folder / "items.jsonl")
     bundles.save(folder / "bundles.jsonl")
     if interactions is not None:
         interactions.save(folder / "interactions.parquet", catalog)
-    return ImportSummary(
+    summary = ImportSummary(
         path=output_dir,
         num_items=len(catalog),
         num_bundles={split: len(bundles[split]) for split in SPLITS},
@@ -222,7 +306,12 @@ def write_dataset(
         num_users=0 if interactions is None else interactions.num_users,
         notes=checked,
         warnings=tuple(notes.warnings),
+        alarms=tuple(notes.alarms),
     )
+    record = {"made_of": made_of, "notes": [vars(note) for note in checked]}
+    record |= {"alarms": summary.alarms, "warnings": summary.warnings}
+    write_json(folder / IMPORT_RECORD, record)
+    return summary
 
 
 def _need(record: Mapping[str, Any], name: str, where: str, wanted: str = "") -> Any:
@@ -244,6 +333,28 @@ def _to_split(value: Any, where: str) -> str | None:
     if (split := SPLIT_NAMES.get(text.strip().lower())) is None:
         raise BundleMLLMError(f"{where} has the split {text!r}: use one of {', '.join(SPLITS)}.")
     return split
+
+
+def _clean(name: str, value: Any, where: str, notes: ImportNotes) -> Any:
+    """Return a text field as plain text, and note what was cleaned; a title that is far too long is cut."""
+    if not isinstance(value, str):
+        return value
+    cleaned = clean_text(value)
+    if cleaned != value:
+        notes.add(
+            "titles, descriptions and categories with HTML, entities or blanks around, cleaned", where, harmless=True
+        )
+    most = bounds().title_characters if name == "title" else bounds().text_characters
+    if len(cleaned) > most:
+        notes.add(f"{name}s longer than {most:,} characters, cut", where)
+        cleaned = cleaned[: most + 1].rsplit(None, 1)[0][:most]
+    return cleaned
+
+
+def _shorten(place: str, beside: str) -> str:
+    """Return a place without the file's name, where the other place has it: `"line 3"`."""
+    file, _, line = place.rpartition(" line ")
+    return f"line {line}" if file and beside.startswith(f"{file} line ") else place
 
 
 def _holds_bytes(value: Any) -> bool:

@@ -20,9 +20,16 @@ from bundle_mllm.data.interactions import FIELDS, ITEM, USER, Interactions
 from bundle_mllm.data.memberships import ItemGroups
 from bundle_mllm.data.records import require_fields, to_id, to_text
 from bundle_mllm.data.splitting import FRACTIONS, check_fractions
-from bundle_mllm.data.tables import iter_records, open_text
+from bundle_mllm.data.tables import iter_places, open_text
 from bundle_mllm.errors import BundleMLLMError, check_choice
-from bundle_mllm.importers.assemble import RawBundle, collect_items, note_interactions, settle_bundles, write_dataset
+from bundle_mllm.importers.assemble import (
+    Place,
+    RawBundle,
+    collect_items,
+    note_interactions,
+    settle_bundles,
+    write_dataset,
+)
 from bundle_mllm.importers.summary import ImportNotes, ImportSummary
 
 InteractionsChoice = Literal["none", "pretrain", "user_item"]
@@ -68,6 +75,7 @@ def import_bundlerec(
     with new_folder(output_dir) as folder:
         catalog = collect_items(_iter_items(source, notes), str(source / "item_titles.csv"), notes)
         raw = _read_bundles(source, notes)
+        notes.refuse_problems()
         bundles = settle_bundles(raw, catalog, str(source / "bundle_item.csv"), notes, fractions=fractions, seed=seed)
         if any(bundle.name for bundle in bundles):
             notes.warn("intents are about whole bundles, answers included: they are kept as the bundles' names only.")
@@ -91,7 +99,7 @@ def _check_folder(source: Path) -> None:
             raise BundleMLLMError(f"{source} holds no {name}: {fix}.")
 
 
-def _iter_items(source: Path, notes: ImportNotes) -> Iterator[dict[str, Any]]:
+def _iter_items(source: Path, notes: ImportNotes) -> Iterator[Place]:
     paths_of = _read_attribute(source / "item_categories.csv", "categories")
     asin_of = _read_attribute(source / "item_idx_mapping.csv", "source_id")
     known = set()
@@ -109,7 +117,7 @@ def _iter_items(source: Path, notes: ImportNotes) -> Iterator[dict[str, Any]]:
             item["category_paths"] = paths
         if item_id in asin_of:
             item["source_id"] = asin_of[item_id][0]
-        yield item
+        yield where, item
     if foreign := [item_id for item_id in paths_of if item_id not in known]:
         what = "categories of items without a title row, left out"
         notes.add(what, (f"item {item_id!r}" for item_id in foreign))
@@ -150,7 +158,7 @@ def _read_interactions(path: Path, catalog: ItemCatalog, bundles: BundleSplits, 
     delimiter, header = _header(path, (USER, ITEM))
     columns = {field: name for field, name in header.items() if field in FIELDS}
     interactions = Interactions.read(path, catalog, columns=columns, delimiter=delimiter)
-    note_interactions(interactions, path.name, notes)
+    note_interactions(interactions, catalog, path.name, notes)
     held_out = [bundle.items for split in SPLITS[1:] for bundle in bundles[split]]
     users_of = ItemGroups.of_users(interactions, len(catalog)).csr()  # [num_items, num_users]
     inside = sum(bool((users_of[catalog.rows(items)].sum(axis=0) == len(items)).any()) for items in held_out)
@@ -165,8 +173,8 @@ def _read_interactions(path: Path, catalog: ItemCatalog, bundles: BundleSplits, 
 def _iter_rows(path: Path, fields: Iterable[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the place of each row for messages, and the row under the names of fields."""
     delimiter, header = _header(path, fields)
-    for number, record in enumerate(iter_records(path, delimiter), start=1):
-        yield f"{path} row {number}", {field: record[name] for field, name in header.items()}
+    for where, record in iter_places(path, delimiter):
+        yield where, {field: record[name] for field, name in header.items()}
 
 
 def _header(path: Path, needed: Iterable[str]) -> tuple[str, dict[str, str]]:
@@ -174,7 +182,8 @@ def _header(path: Path, needed: Iterable[str]) -> tuple[str, dict[str, str]]:
     with open_text(require_file(path, "copy it, or do without")) as stream:
         line = stream.readline()
     delimiter = "\t" if "\t" in line else ","  # documented are tabs, published are commas
-    fields = {name: "_".join(name.lower().split()) for name in next(csv.reader([line], delimiter=delimiter), [])}
+    names = [name.strip() for name in next(csv.reader([line], delimiter=delimiter), [])]
+    fields = {name: "_".join(name.lower().split()) for name in names}
     columns = {_ALIKE.get(field, field): name for name, field in fields.items()}
     require_fields(columns, needed, str(path))
     return delimiter, columns

@@ -15,7 +15,7 @@ from bundle_mllm.importers.huggingface import import_huggingface
 from bundle_mllm.importers.official import import_official
 from bundle_mllm.importers.settings import ImportSettings
 from bundle_mllm.importers.summary import ImportSummary
-from bundle_mllm.importers.tabular import import_tabular
+from bundle_mllm.importers.tabular import import_orders, import_shopify, import_tabular, import_woocommerce
 from bundle_mllm.settings import configured_by
 
 FORMATS: Mapping[str, Callable[..., ImportSummary]] = {
@@ -23,6 +23,9 @@ FORMATS: Mapping[str, Callable[..., ImportSummary]] = {
     "bundlerec": import_bundlerec,
     "tabular": import_tabular,
     "huggingface": import_huggingface,
+    "shopify": import_shopify,
+    "woocommerce": import_woocommerce,
+    "orders": import_orders,
 }
 
 

@@ -16,6 +16,7 @@ from bundle_mllm.data.records import require_fields
 from bundle_mllm.data.splitting import FRACTIONS, check_fractions
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.importers.assemble import (
+    Place,
     collect_bundles,
     collect_items,
     note_interactions,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     import pyarrow
     from datasets import Dataset
 
+TABLES = ("items", "bundles", "interactions")
 _SAVED = ("state.json", "dataset_dict.json")  # a folder of `save_to_disk` has one of them
 
 
@@ -58,7 +60,7 @@ def import_huggingface(
         BundleMLLMError: If a table cannot be loaded, or its columns or rows are not what they should be.
     """
     check_fractions(fractions)
-    of = {table: Columns(table, columns) for table in FIELDS}
+    of = {table: Columns(table, columns) for table in TABLES}
     loaded = _load(source, tables or {}, revision)
     notes = ImportNotes(strict)
     with new_folder(output_dir) as folder:
@@ -66,13 +68,15 @@ def import_huggingface(
         media = MediaFolder(folder, base, notes, caches=_caches())
         records = {table: _read(loaded[table], of[table], table, source, notes) for table in ("items", "bundles")}
         catalog = collect_items(records["items"], f"{source} items", notes, media)
-        raw = collect_bundles(records["bundles"], f"{source} bundles")
+        raw = collect_bundles(records["bundles"], notes)
+        notes.refuse_problems()
+        media.sound_alarm()
         bundles = settle_bundles(raw, catalog, f"{source} bundles", notes, fractions=fractions, seed=seed)
         interactions = None
         if "interactions" in loaded:
             batches = _interaction_batches(loaded["interactions"], of["interactions"], str(source))
             interactions = Interactions.from_batches(batches, catalog, f"{source} interactions")
-            note_interactions(interactions, "interactions", notes)
+            note_interactions(interactions, catalog, "interactions", notes)
         return write_dataset(folder, Path(output_dir), catalog, bundles, interactions, notes)
 
 
@@ -81,9 +85,9 @@ def _load(source: str | os.PathLike, tables: Mapping[str, str], revision: str | 
     import datasets
     from datasets.exceptions import DatasetsError
 
-    if unknown := tables.keys() - FIELDS.keys():
-        raise BundleMLLMError(f"There is no table {min(unknown)!r}: name the subsets of {', '.join(FIELDS)}.")
-    names = {table: tables.get(table, table) for table in FIELDS}
+    if unknown := tables.keys() - set(TABLES):
+        raise BundleMLLMError(f"There is no table {min(unknown)!r}: name the subsets of {', '.join(TABLES)}.")
+    names = {table: tables.get(table, table) for table in TABLES}
     folder = Path(source)
     saved = {
         table: folder / name for table, name in names.items() if any((folder / name / f).is_file() for f in _SAVED)
@@ -148,14 +152,15 @@ def _caches() -> list[Path]:
 
 def _read(
     parts: Mapping[str, Dataset], columns: Columns, table: str, source: str | os.PathLike, notes: ImportNotes
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[Place]:
     """Yield the records of all splits under the names of fields; those of bundles with their split."""
     seen = {name for part in parts.values() for name in part.column_names}
     named = table == "bundles" and len(parts) > 1 and columns.name("split") not in seen
     records = (
         {**record, "split": split} if named else record for split, part in parts.items() for record in _iter_rows(part)
     )
-    return columns.rename(records, f"{source} {table}", notes)
+    places = ((f"{source} {table} row {number}", record) for number, record in enumerate(records, start=1))
+    return columns.rename(places, f"{source} {table}", notes)
 
 
 def _iter_rows(part: Dataset) -> Iterator[dict[str, Any]]:

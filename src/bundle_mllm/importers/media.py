@@ -5,15 +5,18 @@ Knows nothing about their content.
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import unquote
 
 from bundle_mllm.importers.summary import ImportNotes
 
 FOLDERS = {"image": "images", "audio": "audio"}
+_PLURAL = {"image": "pictures", "audio": "sounds"}
 _MAGIC = {
     ".jpg": (b"\xff\xd8\xff",),
     ".png": (b"\x89PNG\r\n\x1a\n",),
@@ -47,6 +50,20 @@ class MediaFolder:
         self._roots = [root.resolve() for root in ([] if base is None else [base]) + list(caches)]
         self._notes = notes
         self._source_of: dict[str, Path | int] = {}
+        self._listed: dict[Path, dict[str, list[str]]] = {}
+        self._stored = dict.fromkeys(FOLDERS, 0)
+        self._left_out: dict[str, list[str]] = {kind: [] for kind in FOLDERS}
+
+    def sound_alarm(self) -> None:
+        """Say it first where most pictures or sounds were left out."""
+        for kind, reasons in self._left_out.items():
+            total = len(reasons) + self._stored[kind]
+            if len(reasons) * 2 > total:
+                reason = max(set(reasons), key=reasons.count)
+                self._notes.alarm(
+                    f"{len(reasons)} of {total} {_PLURAL[kind]} were left out (most: the file {reason}): check the "
+                    f"column, and --media-dir, the folder that its paths are relative to."
+                )
 
     def __call__(self, kind: str, row: int, value: Any, item: str) -> str | None:
         """Store the picture or sound of one item, and return its path in the dataset folder, or `None`.
@@ -60,13 +77,15 @@ class MediaFolder:
         given = {"bytes" if isinstance(value, bytes) else "path": value}
         both: dict[str, Any] = value if isinstance(value, dict) else given
         data, path = both.get("bytes"), both.get("path")
+        stored = None
         if data is not None:
-            return self._write(kind, row, data, path, item)
-        if isinstance(path, str) and path.strip():
-            return self._copy(kind, row, path, item)
-        if path is not None and path != "":
+            stored = self._write(kind, row, data, path, item)
+        elif isinstance(path, str) and path.strip():
+            stored = self._copy(kind, row, path, item)
+        elif path is not None and path != "":
             self._leave_out(kind, "is no path", f"{item}: {type(path).__name__}")
-        return None
+        self._stored[kind] += stored is not None
+        return stored
 
     def _write(self, kind: str, row: int, data: bytes, path: str | None, item: str) -> str | None:
         if not data:
@@ -84,7 +103,7 @@ class MediaFolder:
         if self._base is None and not Path(path).is_absolute():
             return self._leave_out(kind, "is not part of the data", shown)
         try:
-            source = Path(self._base or "", path).resolve()
+            source, as_written = self._find(path)
             is_file = source.is_file()
         except (OSError, ValueError, RuntimeError):  # too long, a zero byte, a ring of links
             return self._leave_out(kind, "is no path of a file", shown)
@@ -95,6 +114,11 @@ class MediaFolder:
             return self._leave_out(kind, "does not exist", shown)
         if not source.stat().st_size:
             return self._leave_out(kind, "has no bytes", shown)
+        if not as_written:
+            what = (
+                f"{_PLURAL[kind]} whose path is written otherwise than their file (case, \\, %20), found nevertheless"
+            )
+            self._notes.add(what, f"{shown} is {source.name}", harmless=True)
         if root == self._base:
             relative = PurePosixPath(source.relative_to(root).as_posix())
             inside = relative.parts[0] == FOLDERS[kind] and len(relative.parts) > 1
@@ -108,6 +132,39 @@ class MediaFolder:
             shutil.copyfile(source, target)
         return name
 
+    def _find(self, path: str) -> tuple[Path, bool]:
+        """Return the file of a path, and whether it is written as the path is: else Windows or a web shop wrote it."""
+        base = self._base or Path()
+        source = Path(base, path).resolve()
+        if source.is_file():
+            return source, True
+        slashes = path.strip().replace("\\", "/")
+        for other in dict.fromkeys((path.strip(), slashes, unquote(slashes))):
+            source_of_other = self._in_any_case(base, other)
+            if source_of_other is not None and source_of_other.is_file():
+                return source_of_other, False
+        return source, True
+
+    def _in_any_case(self, base: Path, path: str) -> Path | None:
+        found = Path(base, PurePosixPath(path).anchor) if PurePosixPath(path).is_absolute() else base
+        for part in PurePosixPath(path).parts:
+            if part in ("/", "//"):
+                continue
+            candidates = [part] if (found / part).exists() else self._names(found).get(part.casefold(), [])
+            if len(candidates) != 1:
+                return None
+            found = found / candidates[0]
+        return found.resolve()
+
+    def _names(self, folder: Path) -> dict[str, list[str]]:
+        """Return the names in a folder by what they are in small letters."""
+        if folder not in self._listed:
+            names: dict[str, list[str]] = {}
+            for name in sorted(os.listdir(folder)) if folder.is_dir() else ():
+                names.setdefault(name.casefold(), []).append(name)
+            self._listed[folder] = names
+        return self._listed[folder]
+
     def _claim(self, name: str, source: Path | int) -> str:
         """Return a name that no other source has: a path of a file, or the row of bytes."""
         path, number = PurePosixPath(name), 1
@@ -117,8 +174,8 @@ class MediaFolder:
         return name
 
     def _leave_out(self, kind: str, reason: str, example: str) -> None:
-        what = {"image": "pictures", "audio": "sounds"}[kind]
-        self._notes.add(f"{what} whose file {reason}, left out", example)
+        self._left_out[kind].append(reason)
+        self._notes.add(f"{_PLURAL[kind]} whose file {reason}, left out", example)
 
 
 def _suffix(data: bytes, path: str | None) -> str:

@@ -1,16 +1,22 @@
-"""Collect what an import wrote, left out and repaired, for people to check against the source.
+"""Collect what an import wrote, left out and repaired, and what stops it, for people to check against the source.
 
 Knows nothing about formats.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from bundle_mllm.data.interactions import NUM_EXAMPLES
 from bundle_mllm.errors import BundleMLLMError
+
+T = TypeVar("T")
+MAX_PROBLEMS = 20
+"""So many problems are named in the message about them; the others are counted."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +41,18 @@ class ImportNote:
 
 
 class ImportNotes:
-    """The notes of one import while it runs; `strict` ones refuse what is not harmless, see [`~ImportNotes.check`]."""
+    """The notes of one import while it runs; `strict` ones refuse what is not harmless, see [`~ImportNotes.check`].
+
+    What stops the import is a *problem*. Problems are gathered, so that one run names those of all tables.
+    """
 
     def __init__(self, strict: bool = False):
         self.strict = strict
+        self.alarms: list[str] = []
         self.warnings: list[str] = []
         self._notes: dict[str, ImportNote] = {}
+        self._problems: list[str] = []
+        self._num_problems = 0
 
     def add(
         self, what: str, examples: str | Iterable[str] = (), *, count: int | None = None, harmless: bool = False
@@ -56,6 +68,44 @@ class ImportNotes:
     def warn(self, text: str) -> None:
         """Add a warning."""
         self.warnings.append(text)
+
+    def alarm(self, text: str) -> None:
+        """Add a warning that opens the summary: most of something is missing."""
+        self.alarms.append(text)
+
+    def problem(self, text: str) -> None:
+        """Add a problem, and go on."""
+        self._num_problems += 1
+        if len(self._problems) < MAX_PROBLEMS:
+            self._problems.append(text)
+
+    @contextmanager
+    def problems(self) -> Iterator[None]:
+        """Take an error in the block, such as one about a row, as a problem."""
+        try:
+            yield
+        except BundleMLLMError as error:
+            self.problem(str(error))
+
+    def attempt(self, function: Callable[[], T]) -> T | None:
+        """Call a function, and return its result, or `None` where its error is a problem."""
+        with self.problems():
+            return function()
+        return None
+
+    def refuse_problems(self) -> None:
+        """Raise all problems so far as one error.
+
+        Raises:
+            BundleMLLMError: If there is a problem.
+        """
+        if self._num_problems > 1:
+            more = self._num_problems - len(self._problems)
+            listed = " ".join(f"({number}) {text}" for number, text in enumerate(self._problems, start=1))
+            rest = f" And {more:,} more problems like these." if more else ""
+            raise BundleMLLMError(f"{self._num_problems:,} problems stop the import. {listed}{rest}")
+        if self._problems:
+            raise BundleMLLMError(self._problems[0])
 
     def check(self) -> tuple[ImportNote, ...]:
         """Return all notes, those of losses first; refuse losses if the import is strict."""
@@ -82,6 +132,7 @@ class ImportSummary:
         modalities: Width of the features by modality.
         notes: What was left out, repaired or counted once.
         warnings: What to know before using the data.
+        alarms: What is missing for the most part: the summary opens with it.
     """
 
     path: Path
@@ -93,6 +144,7 @@ class ImportSummary:
     modalities: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[ImportNote, ...] = ()
     warnings: tuple[str, ...] = ()
+    alarms: tuple[str, ...] = ()
 
     @property
     def dropped(self) -> dict[str, int]:
@@ -102,6 +154,7 @@ class ImportSummary:
     def __str__(self) -> str:
         splits = ", ".join(f"{number} {split}" for split, number in self.num_bundles.items())
         lines = [
+            *(f"WARNING: {alarm}" for alarm in self.alarms),
             f"{self.path}: {self.num_items} items, {sum(self.num_bundles.values())} bundles ({splits})",
             f"  {self.num_interactions} interactions of {self.num_users} users" * bool(self.num_interactions),
             *(f"  {number} questions in {name}" for name, number in self.num_questions.items()),

@@ -1,0 +1,237 @@
+"""Make bundles and a user log of order lines: one row per order and item.
+
+Knows nothing about where the lines come from.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from bundle_mllm.data.bundles import SPLITS, BundleSplits
+from bundle_mllm.data.catalog import ItemCatalog
+from bundle_mllm.data.records import to_text
+from bundle_mllm.errors import BundleMLLMError
+from bundle_mllm.importers.assemble import Place, RawBundle, clean_id, note_unmet
+from bundle_mllm.importers.settings import OrderOptions
+from bundle_mllm.importers.summary import ImportNotes
+from bundle_mllm.importers.text import clean_text
+from bundle_mllm.importers.times import to_seconds
+
+_CANCELLATION = re.compile(r"[Cc](\d+)")
+_DESCRIBED = ("title", "category", "price")
+
+
+@dataclass
+class Order:
+    """What one order holds: the quantity of each item, returns taken off, in the order of the lines."""
+
+    quantities: dict[str, float] = field(default_factory=dict)
+    time: str | None = None
+    user: str | None = None
+
+
+@dataclass
+class Orders:
+    """All orders of a table.
+
+    Attributes:
+        of: The orders by their number.
+        described: Of each item, how often lines that sell it have each value of `title`, `category` and `price`.
+    """
+
+    of: dict[str, Order] = field(default_factory=dict)
+    described: dict[str, dict[str, Counter[str]]] = field(default_factory=dict)
+
+
+def collect_orders(records: Iterable[Place], options: OrderOptions, notes: ImportNotes) -> Orders:
+    """Gather order lines.
+
+    A negative quantity is a return, and so is every line of an order whose number is that of a cancellation (`C536379`
+    where other numbers are `536365`): it is taken off the order of that number. An item of which nothing is left was
+    returned. Lines without an order or an item, and those of excluded items, are counted and left out.
+
+    Args:
+        records: Mappings with `order_id` and `item_id`; optionally `quantity` (1 if absent), `timestamp`, `user_id`
+            and what describes the item.
+        options: Which ids are excluded.
+        notes: Receives what was left out, and problems.
+    """
+    orders = Orders()
+    excluded = set(options.exclude)
+    returned = 0
+    for number, (where, record) in enumerate(records):
+        if not number and (missing := [name for name in ("order_id", "item_id") if name not in record]):
+            raise BundleMLLMError(
+                f"{where} has no `{missing[0]}` (its columns: {', '.join(map(str, record)) or 'none'}): map the "
+                f"column that holds it, such as {missing[0]}=COLUMN."
+            )
+        with notes.problems():
+            order_id, item_id = (clean_id(record.get(name), where, notes) for name in ("order_id", "item_id"))
+            if order_id is None or item_id is None:
+                notes.add(f"order lines without an {'order' if order_id is None else 'item'}, left out", where)
+                continue
+            if item_id in excluded:
+                notes.add("order lines of excluded ids, left out", where, harmless=True)
+                continue
+            quantity = _to_quantity(record.get("quantity"), where)
+            order = orders.of.setdefault(order_id, Order())
+            order.quantities[item_id] = order.quantities.get(item_id, 0) + quantity
+            order.time = order.time or to_text(record.get("timestamp"), "timestamp", where)
+            order.user = order.user or to_text(record.get("user_id"), "user_id", where)
+            returned += quantity < 0
+            if quantity > 0 or item_id not in orders.described:
+                _describe(orders.described, item_id, record, where)
+    _take_off_cancellations(orders.of, notes)
+    for order_id, order in orders.of.items():
+        for item_id in [item_id for item_id, quantity in order.quantities.items() if quantity <= 0]:
+            del order.quantities[item_id]
+            notes.add(
+                "items of orders that were returned or cancelled, taken out of them",
+                f"{item_id!r} in order {order_id!r}",
+                harmless=True,
+            )
+    orders.of = {order_id: order for order_id, order in orders.of.items() if order.quantities}
+    return orders
+
+
+def catalog_records(orders: Orders, notes: ImportNotes) -> Iterator[Place]:
+    """Yield an item for each one that was sold; the most frequent of several titles, categories or prices counts."""
+    for item_id, columns in orders.described.items():
+        record: dict[str, Any] = {"item_id": item_id}
+        for name, spellings in columns.items():
+            (best, _), *others = spellings.most_common()
+            record[name] = _to_price(best) if name == "price" else best
+            if others and name != "price":
+                shown = f"{item_id!r}: {best!r} ({spellings[best]}) rather than {others[0][0]!r} ({others[0][1]})"
+                notes.add(
+                    f"items with several spellings of their {name}, of which the most frequent was taken",
+                    shown,
+                    harmless=True,
+                )
+        yield f"item {item_id!r}", record
+
+
+def to_bundles(
+    orders: Orders, catalog: ItemCatalog, options: OrderOptions, fractions: Sequence[float], notes: ImportNotes
+) -> dict[str, RawBundle]:
+    """Make a bundle of each order of the wanted size, with its split if orders are split by time.
+
+    Items that the catalog lacks or that too few orders have are taken out first.
+
+    Raises:
+        BundleMLLMError: If limits contradict each other, or times are missing where they decide the split.
+    """
+    fewest, most = options.order_size
+    if not 2 <= fewest <= most:
+        raise BundleMLLMError(
+            f"order_size is {fewest} to {most}, which no order has: give the fewest (2 or more) and most."
+        )
+    sold = [item_id for order in orders.of.values() for item_id in order.quantities]
+    note_unmet("items of orders", [each for each in sold if each not in catalog], len(sold), catalog, notes)
+    support = Counter(item_id for item_id in sold if item_id in catalog)
+    rare = {item_id for item_id, number in support.items() if number < options.min_support}
+    notes.add(
+        f"items of fewer than {options.min_support} orders, taken out of bundles", map(repr, rare), harmless=True
+    )
+    raw: dict[str, RawBundle] = {}
+    for order_id, order in orders.of.items():
+        items = [item_id for item_id in order.quantities if item_id in support and item_id not in rare]
+        if len(items) > most:
+            notes.add(f"orders of more than {most} items, which are no bundles", f"order {order_id!r}", harmless=True)
+        elif len(items) < fewest:
+            notes.add(
+                f"orders of fewer than {fewest} items, which are no bundles", f"order {order_id!r}", harmless=True
+            )
+        else:
+            raw[order_id] = RawBundle(items=items)
+    if options.split_by == "time" and raw:
+        _split_by_time(raw, orders.of, fractions)
+    return raw
+
+
+def user_log(
+    orders: Orders, bundles: BundleSplits, options: OrderOptions, notes: ImportNotes
+) -> list[Mapping[str, str | None]]:
+    """Return who bought what, without the orders that became validation or test bundles: these are the answers.
+
+    Where orders are split by time, those after the first of these are left out, too.
+    """
+    held_out = {bundle.bundle_id for split in SPLITS[1:] for bundle in bundles[split]}
+    kept = {order_id: order for order_id, order in orders.of.items() if order.user and order_id not in held_out}
+    if options.split_by == "time" and held_out:
+        dated = {order_id: order.time for order_id, order in orders.of.items() if order.time}
+        when = dict(zip(dated, to_seconds(list(dated.values())), strict=True))
+        first = min(when[order_id] for order_id in held_out)
+        kept = {order_id: order for order_id, order in kept.items() if when.get(order_id, math.inf) < first}
+    left = sum(order.user is not None for order in orders.of.values()) - len(kept)
+    notes.add("orders of validation and test, or later ones, left out of the user log", count=left, harmless=True)
+    return [
+        {"user_id": order.user, "item_id": item_id, "timestamp": order.time}
+        for order in kept.values()
+        for item_id in order.quantities
+    ]
+
+
+def _to_quantity(value: Any, where: str) -> float:
+    text = to_text(value, "quantity", where)
+    if text is None or not text.strip():
+        return 1.0
+    try:
+        quantity = float(text)
+    except ValueError:
+        quantity = math.nan
+    if not math.isfinite(quantity):
+        raise BundleMLLMError(f"{where} has the quantity {text!r}: write a number such as 2, or -2 for a return.")
+    return quantity
+
+
+def _to_price(text: str) -> float | str:
+    try:
+        price = float(text)
+    except ValueError:
+        return text
+    return price if math.isfinite(price) else text
+
+
+def _describe(
+    described: dict[str, dict[str, Counter[str]]], item_id: str, record: Mapping[str, Any], where: str
+) -> None:
+    of_item = described.setdefault(item_id, {})
+    for name in _DESCRIBED:
+        text = " ".join(clean_text(to_text(record.get(name), name, where) or "").split())
+        if text:
+            of_item.setdefault(name, Counter())[text] += 1
+
+
+def _take_off_cancellations(orders: dict[str, Order], notes: ImportNotes) -> None:
+    """Take the lines of cancellations off the orders that they cancel, if these have the same number."""
+    marked = {order_id: match[1] for order_id in orders if (match := _CANCELLATION.fullmatch(order_id))}
+    if not marked or not any(order_id.isdecimal() for order_id in orders):
+        return  # else all numbers are like this
+    for order_id, cancelled in marked.items():
+        notes.add(
+            "cancellations (their number has a C before it), which are no orders", f"order {order_id!r}", harmless=True
+        )
+        taken = orders.pop(order_id).quantities
+        if (order := orders.get(cancelled)) is not None:
+            for item_id, quantity in taken.items():
+                order.quantities[item_id] = order.quantities.get(item_id, 0) - abs(quantity)
+
+
+def _split_by_time(raw: dict[str, RawBundle], orders: Mapping[str, Order], fractions: Sequence[float]) -> None:
+    times = {order_id: orders[order_id].time for order_id in raw}
+    if missing := [order_id for order_id, time in times.items() if time is None]:
+        raise BundleMLLMError(
+            f"{len(missing)} orders have no time, such as {missing[0]!r}, so they cannot be split by time: map the "
+            "column, timestamp=COLUMN, or split by bundle."
+        )
+    seconds = dict(zip(times, to_seconds([time or "" for time in times.values()]), strict=True))
+    ordered = sorted(raw, key=lambda order_id: (seconds[order_id], order_id))
+    ends = [round(sum(fractions[: split + 1]) * len(ordered)) for split in range(len(SPLITS))]
+    for position, order_id in enumerate(ordered):
+        raw[order_id].split = SPLITS[next(split for split, end in enumerate(ends) if position < end or split == 2)]

@@ -255,7 +255,8 @@ def test_a_prompt_beyond_the_backbones_context_is_refused_before_training(tiny_d
     data = tmp_path / "data"
     data.mkdir()
     rows = [json.loads(line) for line in (tiny_data / "items.jsonl").read_text().splitlines()]
-    rows[0]["title"] = "very " * 5000 + "long"
+    for row in rows:
+        row["title"] = "very " * 380 + row["title"]
     (data / "items.jsonl").write_text("\n".join(map(json.dumps, rows)))
     (data / "bundles.jsonl").write_bytes((tiny_data / "bundles.jsonl").read_bytes())
     arguments = ["train", "--data", str(data), "--output-dir", str(tmp_path / "out"), *TINY]

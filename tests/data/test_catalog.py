@@ -38,6 +38,11 @@ def test_a_catalog_is_a_sequence_of_items_and_contains_ids(small):
         small[3]
 
 
+def test_other_columns_have_a_cell_for_each_item(small):
+    assert small.other_columns == ("color",)
+    assert small.cells("color") == ("red", None, None)
+
+
 def test_ids_are_found_by_row_and_back(small):
     assert small.row("c") == 2
     assert small.rows(["c", "7", "c"]) == [2, 0, 2]

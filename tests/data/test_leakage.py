@@ -4,8 +4,15 @@ import numpy as np
 import pytest
 
 from bundle_mllm.data import DatasetFolder, write_records
+from bundle_mllm.data.attributes import choose_columns
 from bundle_mllm.data.features import write_modality
-from bundle_mllm.data.leakage import Accuracy, LeakedBundles, check_interactions, measure_leakage
+from bundle_mllm.data.leakage import (
+    Accuracy,
+    LeakedBundles,
+    check_interactions,
+    columns_that_name_bundles,
+    measure_leakage,
+)
 from bundle_mllm.encoders.relational import BundleItemEncoder, TruncatedSVD
 from bundle_mllm.errors import BundleMLLMError
 
@@ -18,8 +25,10 @@ def bundles(seed=0):
     return [rng.choice(NUM_ITEMS, size=5, replace=False).tolist() for _ in range(NUM_TRAIN + NUM_HELD_OUT)]
 
 
-def folder_of(path, log=None):
-    write_records(path / "items.jsonl", [{"item_id": str(row)} for row in range(NUM_ITEMS)])
+def folder_of(path, log=None, **columns):
+    """Write a folder; `columns` have a cell for each item."""
+    cells = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)] or [{}] * NUM_ITEMS
+    write_records(path / "items.jsonl", [{"item_id": str(row), **cells[row]} for row in range(NUM_ITEMS)])
     records = [
         {"bundle_id": f"b{i}", "items": list(map(str, rows)), "split": "train" if i < NUM_TRAIN else "validation"}
         for i, rows in enumerate(bundles())
@@ -175,3 +184,48 @@ def test_a_gap_without_questions_is_none(tmp_path):
 @pytest.mark.parametrize(("num_questions", "refused"), [(1, False), (19, False), (20, True)])
 def test_a_few_questions_may_be_answered_by_chance(num_questions, refused):
     assert LeakedBundles(num_questions, 0.0, 0.0, Accuracy(1.0, 0.0, num_questions)).is_refused == refused
+
+
+def names_of_bundles(numbers, name):
+    """Return, for each item, the names of its bundles among those with these numbers."""
+    of_items = [[] for _ in range(NUM_ITEMS)]
+    for number, rows in enumerate(bundles()):
+        for row in rows if number in numbers else ():
+            of_items[row].append(name(number))
+    return of_items
+
+
+EVERY, HELD_OUT = range(NUM_TRAIN + NUM_HELD_OUT), range(NUM_TRAIN, NUM_TRAIN + NUM_HELD_OUT)
+
+
+@pytest.mark.parametrize(
+    ("cells", "share"),
+    [
+        (names_of_bundles(EVERY, lambda number: f"look {number}"), 1.0),
+        (names_of_bundles(HELD_OUT, lambda number: f"look {number}"), 1.0),
+        (names_of_bundles(range(NUM_TRAIN), lambda number: f"look {number}"), 1.0),
+        (names_of_bundles(range(0, len(EVERY), 3), lambda number: f"look {number}"), 1 / 3),
+        ([names[0] if names else None for names in names_of_bundles(HELD_OUT, int)], 0.5),
+    ],
+    ids=["all", "held-out", "training", "a third", "one number an item"],
+)
+def test_a_column_whose_values_name_bundles_is_found(tmp_path, cells, share):
+    folder = folder_of(tmp_path, look=cells, color=["red", "green"] * (NUM_ITEMS // 2))
+    columns = choose_columns(folder.catalog).columns
+    found = columns_that_name_bundles(folder, columns)
+    assert found == {"look": pytest.approx(share, abs=0.15)}
+    report = measure_leakage(folder)
+    assert "The column 'look' of the items names bundles" in str(report)
+    assert len(report.warnings) == 1
+
+
+def test_columns_of_what_items_are_name_no_bundle_however_often_bundles_are_of_one_value(tmp_path):
+    rng = np.random.default_rng(0)
+    columns = {
+        "brand": [f"brand {number}" for number in rng.integers(20, size=NUM_ITEMS)],
+        "pair": [f"pair {row // 2}" for row in range(NUM_ITEMS)],
+        "price": rng.uniform(size=NUM_ITEMS).tolist(),
+        "sex": ["women"] * (NUM_ITEMS - 1) + ["men"],
+    }
+    folder = folder_of(tmp_path, **columns)
+    assert columns_that_name_bundles(folder, choose_columns(folder.catalog).columns) == {}

@@ -1,13 +1,14 @@
 """Bundles, titles and interactions follow the settings: what carries the theme does, and nothing else."""
 
+import math
 from dataclasses import replace
 from typing import get_args
 
 import numpy as np
 import pytest
 
-from bundle_mllm.synthetic.catalog import KINDS, adjectives, draw_catalog
-from bundle_mllm.synthetic.settings import Domain, Signal, SyntheticSettings, one_signal
+from bundle_mllm.synthetic.catalog import KINDS, adjectives, attribute_cells, draw_catalog
+from bundle_mllm.synthetic.settings import Attribute, Domain, Signal, SyntheticSettings, one_signal
 
 DOMAINS, SIGNALS = get_args(Domain), get_args(Signal)
 CARRYING = ("title", "media", "user_item")
@@ -110,6 +111,23 @@ def test_a_title_stands_for_items_of_all_themes_alike_unless_titles_carry_them(s
             words.setdefault(theme, set()).update(set(title.split()[:2]) - {"plain", "simple"})
         assert {len(of_theme) for of_theme in words.values()} == {2}
         assert len(set.union(*words.values())) == 48
+
+
+@pytest.mark.parametrize("attribute", get_args(Attribute))
+def test_the_column_of_an_attribute_shows_the_value_of_an_item_and_nothing_else(attribute):
+    catalog = draw_catalog(replace(one_signal("attribute", attribute=attribute), num_train=60))
+    _, cells = attribute_cells(catalog)
+    read = {
+        "category": lambda cell: cell,
+        "list": lambda cell: next(tag for tag in cell if tag.startswith("tag")),
+        "number": lambda cell: round(math.log(cell / 5, 1.08)),
+        "date": lambda cell: cell[:4],
+    }[attribute]
+    pairs = set(zip(map(read, cells), catalog.values["attribute"].tolist(), strict=True))
+    assert len(pairs) == len({shown for shown, _ in pairs}) == len({value for _, value in pairs}) == 48
+    if attribute == "list":
+        assert all(len(set(cell)) >= 2 for cell in cells)
+        assert len({tuple(cell) for cell in cells}) > 800
 
 
 def test_users_of_one_value_do_not_interact_with_the_other_value_of_its_theme():

@@ -18,6 +18,8 @@ def test_the_demo_has_576_items_and_a_catalog_of_one_signal_864():
     [
         ({"domain": "music"}, "domain is 'music': choose one of 'fashion', 'playlist'"),
         ({"signals": {"smell": 4}}, "signal is 'smell': choose one of 'title', 'media', 'user_item', 'bundle_item'"),
+        ({"attribute": "smell"}, "attribute is 'smell': choose one of 'category', 'list', 'number', 'date'"),
+        ({"signals": {"attribute": 101}}, "101 for values of the attribute: choose 0 to 100"),
         ({"seed": -1}, "seed is -1, so nothing can be drawn"),
         ({"theme_purity": 1.5}, "theme purity is 1.5"),
         ({"theme_purity": 0.0}, "theme purity is 0.0"),

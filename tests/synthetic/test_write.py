@@ -80,6 +80,13 @@ def test_no_file_for_encoders_has_a_field_of_themes(written):
     assert fields == {"item_id", "title", "category", media}
 
 
+def test_the_column_of_an_attribute_is_there_if_it_carries_the_theme(tmp_path):
+    catalog = make_synthetic(tmp_path, replace(one_signal("attribute", attribute="date"), **SMALL))
+    items = DatasetFolder.open(tmp_path).catalog
+    assert items.other_columns == ("released",)
+    assert [int(cell[:4]) - 1970 for cell in items.cells("released")] == catalog.values["attribute"].tolist()
+
+
 @pytest.mark.parametrize("signal", ["media", "title"])
 def test_pictures_of_one_theme_have_one_texture_and_opposite_hues_if_media_carry_it(signal, tmp_path, monkeypatch):
     def draw(kind: str, texture: int, hue: float, spread: float, rng: np.random.Generator) -> bytes:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bundle_mllm.settings import Settings
-from bundle_mllm.synthetic.settings import Domain, Signal
+from bundle_mllm.synthetic.settings import Attribute, Domain, Signal
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,11 @@ class SyntheticCatalogSettings(Settings):
     output_dir: Path
     """The dataset folder to write."""
     signal: Signal | None = None
-    """The only signal that shows which items go together: titles, pictures or sounds, interactions, or nothing but the
-    training bundles (which always do: train without `bundle_item` for the other three). If not given, titles, pictures
-    or sounds, and interactions each show a part of it, as in the demo."""
+    """The only signal that shows which items go together: titles, pictures or sounds, interactions, a column of the
+    items table, or nothing but the training bundles (which always do: train without `bundle_item` for the others). If
+    not given, titles, pictures or sounds, and interactions each show a part of it, as in the demo."""
+    attribute: Attribute = "category"
+    """What the column of `--signal attribute` holds: a label, tags, a price or a release date."""
     domain: Domain = "fashion"
     """Items with pictures (fashion) or sounds (playlist)."""
     seed: int = 0

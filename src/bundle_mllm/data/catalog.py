@@ -118,6 +118,15 @@ class ItemCatalog(Sequence[Item]):
         return self._columns["category"]
 
     @cached_property
+    def other_columns(self) -> tuple[str, ...]:
+        """The names of all other columns, the fields in `extra`."""
+        return tuple(dict.fromkeys(name for extra in self._extra for name in extra))
+
+    def cells(self, name: str) -> tuple[Any, ...]:
+        """Return the cells of one of the other columns, in row order; `None` where an item has none."""
+        return tuple(extra.get(name) for extra in self._extra)
+
+    @cached_property
     def content_hash(self) -> str:
         """SHA-256 over ids and titles in row order: what features and models were made for."""
         digest = hashlib.sha256()

@@ -1,23 +1,25 @@
-"""Find features and interactions that contain answers: how well they alone answer training and held-out questions.
+"""Find features, interactions and columns of items that contain answers.
 
 Knows nothing about how features are made, prompts or models.
 
 Features that were fitted to the training bundles answer training questions better than held-out ones, and a model
 that trains on them learns to trust them too much: that is the *gap*. Interactions whose "users" are bundles (some
-published tables are bundle membership) contain the answers of held-out questions, too, and are refused.
+published tables are bundle membership) contain the answers of held-out questions, too, and are refused. So are columns
+of the items table whose values name bundles (a bundle's name, its occasion, …).
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import get_args
 
 import numpy as np
 from scipy import sparse
 
+from bundle_mllm.data.attributes import AttributeColumn, choose_columns
 from bundle_mllm.data.bundles import Bundle
 from bundle_mllm.data.catalog import ItemCatalog
 from bundle_mllm.data.folder import DatasetFolder
@@ -30,8 +32,10 @@ NUM_QUESTIONS = 1_000
 GAP, GAP_ERRORS = 0.05, 3.0  # a gap is large if it is above both, the second in standard errors
 LEAKED_WARNING, LEAKED_REFUSAL = 0.05, 0.5  # shares of held-out bundles that users have, beyond chance
 ANSWERED_REFUSAL = 0.9  # share of hard held-out questions that interactions answer
-FEWEST = 20  # questions, of which ANSWERED_REFUSAL is no accident
+FEWEST = 20  # questions of which ANSWERED_REFUSAL, and bundles of which NAMED_REFUSAL, is no accident
 NEARLY_ALL = 0.8  # a user "has" a bundle with this share of its items
+NEARLY_EQUAL = 0.5  # a value "names" a bundle if items of the two have this Jaccard similarity, as near-duplicates do
+NAMED_REFUSAL = 0.2  # share of bundles that a column names; .72 to 1 for names of bundles, up to .02 for others
 
 Scorer = Callable[[list[int], list[int]], np.ndarray]
 """Takes the rows of a partial bundle and of the candidates and returns a score per candidate."""
@@ -128,10 +132,12 @@ class LeakageSummary:
     Attributes:
         gaps: One entry per modality (and one for interactions) and kind of negatives.
         interactions: The held-out bundles in the interactions; `None` without interactions or held-out bundles.
+        columns: Columns of the items table whose values name bundles, and the share of bundles that they name.
     """
 
     gaps: tuple[AccuracyGap, ...]
     interactions: LeakedBundles | None
+    columns: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -153,10 +159,15 @@ class LeakageSummary:
                 f"The interactions contain held-out bundles: {leaked}. Results with user_item profit from that share: "
                 "report it, or leave user_item out."
             )
+        for name, share in self.columns.items():
+            warnings.append(
+                f"The column {name!r} of the items names bundles: {share:.0%} of them are (nearly) the items of one "
+                "of its values. `encode` leaves it out; see that titles and descriptions do not name bundles, either."
+            )
         return tuple(warnings)
 
     def __str__(self) -> str:
-        if not self.gaps:
+        if not self.gaps and not self.columns:
             return "There are neither features nor interactions, so nothing that could contain a bundle."
         lines = [f"{'alone':28} {'wrong':8} {'training':15} {'validation':15} gap", *map(str, self.gaps)]
         if self.interactions is not None:
@@ -204,10 +215,12 @@ def measure_leakage(
             for gap in of_own:
                 train = _cross_fitted_accuracy(folder, out_of_fold, gap.negatives, num_questions, seed)
                 gaps.append(replace(gap, name=_cross_fitted(modality), train=train))
+    columns = columns_that_name_bundles(folder, choose_columns(folder.catalog).columns, seed=seed)
     if (users := _users(folder)) is None:
-        return LeakageSummary(tuple(gaps), None)
+        return LeakageSummary(tuple(gaps), None, columns)
     gaps += measure("shared users", _shared_users_scorer(users))
-    return LeakageSummary(tuple(gaps), _leaked_bundles(folder, users, gaps[-1].validation, num_questions, seed))
+    leaked = _leaked_bundles(folder, users, gaps[-1].validation, num_questions, seed)
+    return LeakageSummary(tuple(gaps), leaked, columns)
 
 
 def check_interactions(
@@ -259,6 +272,47 @@ def mark_held_out(folder: DatasetFolder) -> np.ndarray:
             for user in np.flatnonzero(counts >= np.ceil(NEARLY_ALL * len(rows) - 1e-9)):
                 marked[rows, user] = True
     return np.asarray(marked.tocsr()[log.rows, log.user_index]).ravel().astype(bool)
+
+
+def columns_that_name_bundles(
+    folder: DatasetFolder,
+    columns: Iterable[AttributeColumn],
+    *,
+    num_bundles: int = NUM_QUESTIONS,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Return the columns whose values name bundles: the items that share one are (nearly) those of a bundle.
+
+    Numbers count as names, too: a bundle may have one.
+
+    Args:
+        folder: The dataset folder.
+        columns: The columns to examine.
+        num_bundles: At most this many bundles of training, and as many of validation and test, are examined.
+        seed: The same seed chooses the same bundles.
+
+    Returns:
+        By column, the share of the bundles (of training or of the others, whichever is larger) that it names.
+    """
+    splits = folder.bundles
+    kinds = [_sample(part, num_bundles, seed) for part in (splits.train, (*splits.validation, *splits.test))]
+    matrices = [ItemGroups.of_bundles(kind, folder.catalog).csr().T.tocsr() for kind in kinds]
+    named = {}
+    for column in columns:
+        of_items = replace(column, kind="category") if column.is_quantity else column
+        groups = ItemGroups.of_names(of_items.names(folder.catalog.cells(column.name)))
+        share = max(_named_share(bundles, groups.csr()) for bundles in matrices)
+        if share >= NAMED_REFUSAL:
+            named[column.name] = share
+    return named
+
+
+def _named_share(bundles: sparse.csr_array, groups: sparse.csr_array) -> float:
+    """Return the share of bundles `[n, num_items]` to which a group `[num_items, num_groups]` is nearly equal."""
+    shared = sparse.coo_array(bundles @ groups)  # [n, num_groups]
+    sizes, of_groups = np.asarray(bundles.sum(axis=1)), np.asarray(groups.sum(axis=0))
+    similarity = shared.data / (sizes[shared.row] + of_groups[shared.col] - shared.data)
+    return len(np.unique(shared.row[similarity >= NEARLY_EQUAL])) / max(FEWEST, len(sizes))
 
 
 def _cross_fitted(modality: str) -> str:

@@ -5,7 +5,7 @@ Knows nothing about features, models or how groups are compared.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -20,7 +20,8 @@ from bundle_mllm.data.words import words
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
-BUNDLE_ITEM, BUNDLE_CATEGORY, USER_ITEM, TEXTUAL = "bundle_item", "bundle_category", "user_item", "textual"
+BUNDLE_ITEM, BUNDLE_CATEGORY, USER_ITEM = "bundle_item", "bundle_category", "user_item"
+TEXTUAL, ATTRIBUTES = "textual", "attributes"
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,10 +81,14 @@ class ItemGroups:
     @classmethod
     def of_words(cls, catalog: ItemCatalog) -> ItemGroups:
         """Take the distinct words of the items' texts as groups, numbered in sorted order."""
-        of_items = [set(words(item.text)) for item in catalog]
-        number = {word: index for index, word in enumerate(sorted(set().union(*of_items)))}
-        groups, nodes = _pairs([[number[word] for word in each] for each in of_items])
-        return cls(TEXTUAL, nodes, groups, len(catalog))
+        return cls.of_names([set(words(item.text)) for item in catalog], TEXTUAL)
+
+    @classmethod
+    def of_names(cls, of_items: Sequence[Collection[str]], name: str = ATTRIBUTES) -> ItemGroups:
+        """Take the distinct names that each item has as groups, numbered in sorted order."""
+        number = {each: index for index, each in enumerate(sorted(set().union(*of_items)))}
+        groups, nodes = _pairs([[number[each] for each in names] for names in of_items])
+        return cls(name, nodes, groups, len(of_items))
 
     def __len__(self) -> int:
         """Return the number of pairs."""

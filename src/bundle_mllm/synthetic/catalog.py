@@ -6,13 +6,15 @@ Knows nothing about files, pictures, sounds, encoders or models.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import date, timedelta
 from functools import cached_property
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 
 from bundle_mllm.synthetic.settings import NUM_COPIES, NUM_KINDS, Domain, Signal, SyntheticSettings
 
+NUM_IDLE_TAGS = 30
 OWN_VALUE_SHARE = 0.9
 """Share of a user's items that have the user's own value."""
 
@@ -119,6 +121,28 @@ def _draw_titles(
                 title = " ".join([*rng.permutation(phrases[phrase]), noun])
                 title_of[number, kind_number, copy_number] = title
     return tuple(title_of[key] for key in zip(value.tolist(), kind.tolist(), copy.tolist(), strict=True))
+
+
+def attribute_cells(catalog: SyntheticCatalog) -> tuple[str, list[Any]]:
+    """Return the name of the column that shows the values of the signal "attribute", and its cell for each item.
+
+    A label; a tag among two that say nothing; a price, 8 % higher for each value and within 2 %; or a day of a year.
+    """
+    rng, values = random_generator(catalog.settings, 3), catalog.values["attribute"]
+    number = len(values)
+    form = catalog.settings.attribute
+    if form == "category":
+        return "label", [f"label {value:02d}" for value in values]
+    if form == "list":
+        others = rng.integers(NUM_IDLE_TAGS, size=(number, 2))
+        tags = [
+            [f"tag {value:02d}", *(f"idle {idle:02d}" for idle in others[row])] for row, value in enumerate(values)
+        ]
+        return "tags", [rng.permutation(of_item).tolist() for of_item in tags]
+    if form == "number":
+        return "price", np.round(5 * 1.08**values * rng.uniform(0.98, 1.02, size=number), 2).tolist()
+    first_days = (date(1970 + value, 1, 1) for value in values.tolist())
+    return "released", [str(day + timedelta(int(rng.integers(365)))) for day in first_days]
 
 
 def _draw_bundles(

@@ -12,7 +12,8 @@ from typing import Literal, get_args
 from bundle_mllm.errors import BundleMLLMError, check_at_least, check_choice
 
 Domain = Literal["fashion", "playlist"]
-Signal = Literal["title", "media", "user_item", "bundle_item"]
+Signal = Literal["title", "media", "user_item", "bundle_item", "attribute"]
+Attribute = Literal["category", "list", "number", "date"]
 
 PROCESS = "synthetic.json"
 """File of a synthetic dataset folder with its settings, and the kind and the levels of each item."""
@@ -20,6 +21,7 @@ PROCESS = "synthetic.json"
 NUM_KINDS = 9
 NUM_COPIES = 2  # Items that agree in theme, kind and value.
 NUM_WORDS = 48  # Adjectives of titles, in both domains.
+NUM_ATTRIBUTE_VALUES = 100
 MEDIA_VALUES: dict[Domain, int] = {"fashion": 48, "playlist": 4}  # Looks that a picture or a sound can have.
 
 
@@ -35,8 +37,10 @@ class SyntheticSettings:
         domain: "fashion" (PNG pictures) or "playlist" (WAV sounds).
         seed: The same settings give the same files, byte by byte.
         signals: Number of levels that each signal carries: "title" (adjectives), "media" (look of the picture or
-            sound), "user_item" (who interacts with an item) and "bundle_item" (nothing but the training bundles).
-            Signals that are not listed are in the folder, too, and are independent of the theme.
+            sound), "user_item" (who interacts with an item), "bundle_item" (nothing but the training bundles) and
+            "attribute" (a column of the items table, which is there only if it is listed). The others are in the
+            folder even if they are not listed, and then are independent of the theme.
+        attribute: What the column of the signal "attribute" holds: a label, tags, a price or a release date.
         values_per_level: Values of a signal that belong to one level, and so go together without being alike.
         theme_purity: Probability that an item of a bundle is of the bundle's theme, above 0.
         bundle_sizes: Sizes of bundles, all equally likely.
@@ -50,6 +54,7 @@ class SyntheticSettings:
     domain: Domain = "fashion"
     seed: int = 0
     signals: dict[Signal, int] = field(default_factory=lambda: {"title": 4, "media": 4, "user_item": 2})
+    attribute: Attribute = "category"
     values_per_level: int = 1
     theme_purity: float = 1.0
     bundle_sizes: tuple[int, ...] = (4, 5, 6)
@@ -73,6 +78,7 @@ class SyntheticSettings:
 
     def __post_init__(self) -> None:
         check_choice("The domain", self.domain, get_args(Domain))
+        check_choice("An attribute", self.attribute, get_args(Attribute))
         for signal in self.signals:
             check_choice("A signal", signal, get_args(Signal))
         check_at_least("The seed", self.seed, 0, "nothing can be drawn")
@@ -93,6 +99,7 @@ class SyntheticSettings:
             *(("items of a bundle", size, 2, most_items) for size in self.bundle_sizes or (0,)),
             *((name, getattr(self, name), 1, 100_000) for name in ("num_train", "num_validation", "num_test")),
             ("bundles, no two of them alike", num_bundles, 3, possible // 2),
+            ("values of the attribute", self._num_values("attribute"), 0, NUM_ATTRIBUTE_VALUES),
             ("num_users", self.num_users, self._num_values("user_item"), 100_000),
             ("items_per_user", self.items_per_user, 1, self.num_items // 2),
             ("cold_share", self.cold_share, 0, 1 / NUM_COPIES),
@@ -104,7 +111,9 @@ class SyntheticSettings:
         return self.signals.get(signal, 0) * self.values_per_level
 
 
-def one_signal(signal: Signal, *, domain: Domain = "fashion", seed: int = 0) -> SyntheticSettings:
+def one_signal(
+    signal: Signal, *, domain: Domain = "fashion", seed: int = 0, attribute: Attribute = "category"
+) -> SyntheticSettings:
     """Return the settings of a catalog whose 24 themes one signal alone carries.
 
     Two values of the signal belong to a theme, so an encoder that puts like beside like does not suffice; one item of
@@ -114,6 +123,7 @@ def one_signal(signal: Signal, *, domain: Domain = "fashion", seed: int = 0) -> 
         domain=domain,
         seed=seed,
         signals={signal: 24},
+        attribute=attribute,
         values_per_level=2,
         theme_purity=0.9,
         bundle_sizes=(6,),

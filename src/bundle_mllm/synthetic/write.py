@@ -13,7 +13,13 @@ from pathlib import Path
 
 from bundle_mllm.data.tables import write_records
 from bundle_mllm.errors import BundleMLLMError
-from bundle_mllm.synthetic.catalog import KINDS, SyntheticCatalog, draw_catalog, random_generator
+from bundle_mllm.synthetic.catalog import (
+    KINDS,
+    SyntheticCatalog,
+    attribute_cells,
+    draw_catalog,
+    random_generator,
+)
 from bundle_mllm.synthetic.media import draw_picture, draw_sound, picture_look
 from bundle_mllm.synthetic.settings import PROCESS, SyntheticSettings
 
@@ -57,7 +63,10 @@ def make_synthetic(folder: str | os.PathLike, settings: SyntheticSettings) -> Sy
     for row, path in enumerate(paths):
         (folder / path).write_bytes(_draw_file(catalog, row, kinds[row]))
     columns = zip(ids, catalog.titles, kinds, paths, strict=True)
-    items = (dict(zip(("item_id", "title", "category", field), values, strict=True)) for values in columns)
+    items = [dict(zip(("item_id", "title", "category", field), values, strict=True)) for values in columns]
+    if "attribute" in settings.signals:
+        name, cells = attribute_cells(catalog)
+        items = [item | {name: cell} for item, cell in zip(items, cells, strict=True)]
     bundles = (
         {"bundle_id": f"{split}-{number:04d}", "items": [ids[row] for row in rows], "split": split}
         for split, drawn in catalog.bundles.items()

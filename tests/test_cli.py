@@ -51,6 +51,26 @@ def test_train_takes_defaults_from_yaml_and_the_command_line_wins(model):
     assert settings["stage_one"]["trains"] == ["backbone"]
 
 
+def test_complete_keeps_to_rules_of_a_file_and_of_options(model, tiny_data, tmp_path, capsys):
+    rules = tmp_path / "rules.yaml"
+    rules.write_text('where: category != "hat"\nmax_per_category: 1\nboost: {\'category == "belt"\': 20}\n')
+    command = ["complete", "--model", str(model), "--bundle", "red-shirt", "--items", str(tiny_data), "--json"]
+    assert main([*command, "--top-k", "7", "--rules", str(rules)]) == 0
+    found = [item["item_id"] for item in json.loads(capsys.readouterr().out)]
+    assert len({item_id.split("-")[1] for item_id in found}) == 7 and not any("hat" in item_id for item_id in found)
+    assert "belt" in found[0]
+    assert main([*command, "--top-k", "1", "--boost", 'category == "shoes"', "20"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["item_id"].endswith("shoes")
+    assert main([*command, "--top-k", "9", "--rules", str(rules), "--max-per-category", "8"]) == 0
+    assert len({item["item_id"].split("-")[1] for item in json.loads(capsys.readouterr().out)}) < 8
+    assert main([*command, "--top-k", "3", "--allowed", "red-bag", "blue-bag", "--where", '"red" in title']) == 0
+    output = capsys.readouterr()
+    assert [item["item_id"] for item in json.loads(output.out)] == ["red-bag"]
+    assert 'note: 1 answers instead of 3: allowed removes 30, where "red" in title removes 1' in output.err
+    assert main([*command, "--top-k", "2", "--page", "2"]) == 0
+    assert len(json.loads(capsys.readouterr().out)) == 2
+
+
 def test_questions_evaluate_complete(model, tiny_data, tmp_path, capsys):
     file, metrics_file = tmp_path / "q.jsonl", tmp_path / "metrics.json"
     assert ask(tiny_data, file, "--num-candidates", "4", "--negatives", "hard", "--seed", "42") == 0
@@ -78,7 +98,10 @@ def test_questions_evaluate_complete(model, tiny_data, tmp_path, capsys):
     assert len(capsys.readouterr().out.splitlines()) == 3
     assert main(["complete", "--model", str(model), "--bundle", "red-shirt", "--top-k", "3", "--explain"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 6 and all(re.search(r"ranker \d+\.\d%", line) for line in lines[1::2])
+    assert len(lines) == 6 and all(
+        re.search(r"^ +(ranker \d+\.\d%, )?retriever \d+\.\d% \(", line) for line in lines[1::2]
+    )
+    assert "ranker" in lines[1]
 
 
 def test_a_retriever_is_added_to_a_ranker(model, tiny_data, tmp_path, capsys):
@@ -231,6 +254,9 @@ def test_prompt_completion_rows_need_no_model_and_read_as_text(tiny_data, tmp_pa
         (["evaluate", "--model", "nowhere", "--data", "DATA", "--questions", "Q"], "nowhere"),
         (["evaluate", "--model", "MODEL", "--data", "DATA", "--questions", "nowhere.jsonl"], "nowhere.jsonl"),
         (["complete", "--model", "MODEL", "--bundle", "red-shirt", "--candidates", "red-bag,no-such"], "'no-such'"),
+        (["complete", "--model", "MODEL", "--bundle", "red-shirt", "--where", "price < 3"], "no --items were given"),
+        (["complete", "--model", "MODEL", "--bundle", "red-shirt", "--budget", "-5"], "budget is -5"),
+        (["complete", "--model", "MODEL", "--bundle", "red-shirt", "--rules", "gone.yaml"], "gone.yaml"),
         (["complete", "--model", "MODEL", "--bundle", ",", "--candidates", "red-bag,blue-bag"], "names no item"),
         (["train", "--data", "nowhere", "--output-dir", "out"], "nowhere does not exist"),
         (["train", "--data", "DATA", "--output-dir", "MODEL"], "other settings"),

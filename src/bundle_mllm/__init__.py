@@ -15,6 +15,11 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from bundle_mllm.baselines import evaluate_baselines as evaluate_baselines
+    from bundle_mllm.completion.columns import ItemColumns as ItemColumns
+    from bundle_mllm.completion.complete import Answers as Answers
+    from bundle_mllm.completion.complete import RuledCompleter as RuledCompleter
+    from bundle_mllm.completion.complete import load_ruled_completer as load_ruled_completer
+    from bundle_mllm.completion.rules import Rules as Rules
     from bundle_mllm.data import BundleSplits as BundleSplits
     from bundle_mllm.data import DatasetFolder as DatasetFolder
     from bundle_mllm.data import ItemCatalog as ItemCatalog

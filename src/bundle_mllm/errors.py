@@ -4,6 +4,7 @@ Knows nothing about where a mistake is: the caller gives the name of what it che
 """
 
 from collections.abc import Iterable
+from difflib import get_close_matches
 
 
 class BundleMLLMError(ValueError):
@@ -29,3 +30,13 @@ def check_at_least(name: str, value: float, least: float, consequence: str) -> N
     """
     if not value >= least:
         raise BundleMLLMError(f"{name} is {value}, so {consequence}: choose {least} or more.")
+
+
+def did_you_mean(name: str, names: Iterable[str], otherwise: str) -> str:
+    """Return the end of a message about an unknown name: the names that are like it, or `otherwise` and all names."""
+    names = list(names)
+    folded = {each.casefold(): each for each in names}
+    alike = [folded[each] for each in get_close_matches(name.casefold(), folded, n=3)]
+    if alike:
+        return f"did you mean {' or '.join(map(repr, alike))}?"
+    return f"{otherwise} {', '.join(map(repr, names[:20]))}{', …' if len(names) > 20 else ''}."

@@ -39,7 +39,7 @@ class Command:
     show: Callable[[Any, Options], str] = lambda result, options: str(result)
     defaults: Options = field(default_factory=dict)
     positional: tuple[str, ...] = ()
-    recipe: Callable[[Sequence[str]], tuple[Options, str]] | None = None
+    recipe: Callable[[Sequence[str]], tuple[Options, str | None]] | None = None
 
 
 def _synthetic(output_dir: Path, signal: Any, theme_purity: float | None, **options: Any) -> Any:
@@ -115,15 +115,28 @@ def _evaluate(
 
 
 def _complete(
-    model: str, bundle: str, candidates: str | None, top_k: int, explain: bool, json: bool, device: str | None
+    model: str,
+    bundle: str,
+    candidates: str | None,
+    top_k: int,
+    page: int,
+    rules: Path | None,
+    items: Path | None,
+    explain: bool,
+    json: bool,
+    device: str | None,
+    **options: Any,
 ) -> str:
-    from bundle_mllm.device import choose_device
-    from bundle_mllm.model_folder import load_completer
+    from bundle_mllm.completion.complete import load_ruled_completer
+    from bundle_mllm.completion.rules import Rules
 
-    completer = load_completer(model, str(choose_device(device)))
+    base = Rules() if rules is None else Rules.load(rules)
+    completer = load_ruled_completer(model, replace(base, **options), items, device)
     question = {"partial": _ids(bundle), "candidates": None if candidates is None else _ids(candidates)}
-    ranked = completer.complete(question, top_k=top_k, explain=explain)
-    return json_format.dumps(ranked, ensure_ascii=False, indent=2) if json else show.ranking(ranked)
+    [answers] = completer.complete([question], top_k=top_k, page=page, explain=explain)
+    for note in (*completer.rules.notes, *answers.notes):
+        print(f"note: {note}", file=sys.stderr)
+    return json_format.dumps(answers.items, ensure_ascii=False, indent=2) if json else show.ranking(answers.items)
 
 
 def _ids(text: str) -> list[str]:
@@ -161,6 +174,17 @@ def _recipe(argv: Sequence[str]) -> tuple[Options, str]:
     )
 
 
+def _rules(argv: Sequence[str]) -> tuple[Options, str | None]:
+    """Return the defaults of `complete`, which depend on --rules."""
+    from bundle_mllm.completion.rules import Rules
+
+    parser = ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--rules", nargs="?")
+    path = parser.parse_known_args(argv)[0].rules
+    rules = Rules.load(path) if path else Rules()
+    return {each.name: getattr(rules, each.name) for each in fields(rules)}, None
+
+
 # fmt: off
 COMMANDS = {
     "demo": Command("train on an invented catalog in minutes",
@@ -193,8 +217,8 @@ COMMANDS = {
     "report": Command("draw the paper's figures on your data",
                       "report.settings:ReportSettings", "report.build:build_report", show.report,
                       defaults={"progress": True}),
-    "complete": Command("complete one bundle",
-                        "cli.settings:CompletionSettings", _complete),
+    "complete": Command("complete a bundle, under the rules of a shop",
+                        "cli.settings:CompletionSettings completion.rules:Rules", _complete, recipe=_rules),
     "publish": Command("publish a model folder on the Hub",
                        "hub.settings:PublishSettings", "hub.publish:publish", show.published),
     "publish-dataset": Command("publish a dataset folder on the Hub",

@@ -89,6 +89,8 @@ def _parseable(hint: Any) -> Any:
     if kind in (UnionType, Union):
         chosen = next((each for each in map(_parseable, inner) if each is not None), None)
         return chosen | None if chosen is not None and NoneType in inner else chosen
+    if kind is Mapping:
+        return dict[inner[0], inner[1]]
     if kind is tuple:
         return tuple[tuple(each if each is Ellipsis else _parseable(each) for each in inner)]
     if kind is Literal or hint in (str, int, float, bool, Path) or dataclasses.is_dataclass(hint):

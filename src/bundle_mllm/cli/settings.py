@@ -71,7 +71,7 @@ class ConfigFileSettings(Settings):
 
 @dataclass(frozen=True)
 class CompletionSettings(Settings):
-    """Rank candidates for a partial bundle."""
+    """Complete a bundle: out of the whole catalog or of given candidates, under the rules of a shop."""
 
     model: str
     """Model folder or Hub repository."""
@@ -81,9 +81,16 @@ class CompletionSettings(Settings):
     """Ids to choose from, separated by commas; the whole catalog if not given. Of more than 26 the ranker sees the
     retriever's best; without a retriever they are ranked in groups, at about 0.15 prompts per candidate."""
     top_k: int = 5
-    """Number of candidates to print."""
+    """Number of answers."""
+    page: int = 1
+    """Which answers: 2 for those after the first `top_k`, and so on. Each page keeps to the rules by itself."""
+    rules: Path | None = None
+    """File of rules, JSON or YAML, with the names of the options below; an option given here takes precedence."""
+    items: Path | None = None
+    """Items table, or dataset folder, whose columns the rules read: prices and stock change without encoding. By
+    default ids and titles, which the model knows."""
     explain: bool = False
-    """Show what ranker and retriever contribute to each score."""
+    """Show what ranker, retriever and boost contribute to each score."""
     json: bool = False
     """Print JSON."""
     device: str | None = None

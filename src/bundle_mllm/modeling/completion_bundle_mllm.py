@@ -92,6 +92,11 @@ class BundleCompleter:
         names = tuple(name for name in ("ranker", "retriever") if getattr(self, name) is not None)
         return (*names, "both") if len(names) == 2 else names
 
+    @property
+    def num_ranked(self) -> int:
+        """Of how many retrieved items M the ranker scores the best."""
+        return getattr(self.processor, "max_options", MAX_OPTIONS)
+
     def to(self, device: Any) -> "BundleCompleter":
         """Move the models to a device."""
         for model in self.models:
@@ -217,6 +222,36 @@ class BundleCompleter:
             self._join(question["candidates"], of_ranker, of_retriever, of_terms)
             for question, of_ranker, of_retriever, of_terms in zip(questions, ranked, retrieved, terms, strict=True)
         ]
+
+    @torch.no_grad()
+    def catalog_scores(self, partials: Sequence[Sequence[Any]]) -> torch.Tensor:
+        """Score the whole catalog by the retriever, for partial bundles as questions give them.
+
+        Returns:
+            `[num_partials, num_items]` float32: the retriever's scores, up to a constant of the partial bundle
+            log-probabilities; `-inf` for its own items.
+
+        Raises:
+            ValueError: If there is no retriever, an item is unknown or there twice, or a score is not finite.
+        """
+        if self.retriever is None:
+            raise ValueError("There is no retriever, and the ranker scores no whole catalog: add one, or candidates.")
+        mode = self.retriever.training
+        self.retriever.eval()
+        try:
+            batch = self._rows([{"partial": partial} for partial in partials])
+            batch.pop("option_rows")
+            scores = self.retriever.catalog_scores(**batch)
+        finally:
+            self.retriever.train(mode)
+        if (allowed := self._allowed(partials)) is not None:
+            scores.masked_fill_(~allowed.to(scores.device), -torch.inf)
+        if bool((scores.isnan() | (scores == torch.inf)).any()):
+            raise ValueError(
+                "The retriever's scores of some items are not finite, so they rank nothing: repair the features of "
+                "these items, or take a model whose weights are finite."
+            )
+        return scores
 
     def check(self, question: Any) -> None:
         """Refuse a question that cannot be scored, before its batch runs; errors are those of `score`."""

@@ -274,23 +274,15 @@ class BundleRetriever(BundlePreTrainedModel):
         return index
 
     @torch.no_grad()
-    def retrieve(
-        self,
-        partial_rows: torch.Tensor,
-        top_k: int,
-        allowed: torch.Tensor | None = None,
-        extra_items: dict[str, Any] | None = None,
-    ) -> BundleRetrieverOutput:
-        """Find the best items of the whole catalog, exactly: one matrix product, and counts where groups are shared.
+    def catalog_scores(self, partial_rows: torch.Tensor, extra_items: dict[str, Any] | None = None) -> torch.Tensor:
+        """Score the whole catalog, exactly: one matrix product, and counts where groups are shared.
 
         Args:
-            partial_rows: `[batch, max_partial]` catalog rows of the partial bundles, -1 for padding; none is returned.
-            top_k: How many items to return; all that are allowed if there are fewer (rows -1, scores `-inf` then).
-            allowed: `[num_items]` or `[batch, num_items]` bool; all items if not given.
+            partial_rows: `[batch, max_partial]` catalog rows of the partial bundles, -1 for padding.
             extra_items: Items of this call only that the partial bundles hold; see `forward`.
 
         Returns:
-            `rows`, `scores` (those of `forward`, to 1e-5), best first, and `log_normalizer`.
+            `[batch, num_items]` float32, the scores of `forward` to 1e-5; `-inf` for the items of the partial bundle.
         """
         index, device = self.index, self.catalog.present.device
         partial_rows = partial_rows.to(device)
@@ -310,11 +302,45 @@ class BundleRetriever(BundlePreTrainedModel):
         in_catalog = is_partial & (partial_rows < num_items)
         question, _ = in_catalog.nonzero(as_tuple=True)
         scores[question, partial_rows[in_catalog]] = -torch.inf
+        return scores
+
+    @torch.no_grad()
+    def retrieve(
+        self,
+        partial_rows: torch.Tensor,
+        top_k: int,
+        allowed: torch.Tensor | None = None,
+        extra_items: dict[str, Any] | None = None,
+    ) -> BundleRetrieverOutput:
+        """Find the best items of the whole catalog, exactly; see `catalog_scores`.
+
+        Args:
+            partial_rows: `[batch, max_partial]` catalog rows of the partial bundles, -1 for padding; none is returned.
+            top_k: How many items to return; all that are allowed if there are fewer (rows -1, scores `-inf` then).
+            allowed: `[num_items]` or `[batch, num_items]` bool; all items if not given.
+            extra_items: Items of this call only that the partial bundles hold; see `forward`.
+
+        Returns:
+            `rows`, `scores` (those of `forward`, to 1e-5), best first, and `log_normalizer`.
+        """
+        scores = self.catalog_scores(partial_rows, extra_items)
         if allowed is not None:
-            scores.masked_fill_(~allowed.to(device), -torch.inf)
-        best = scores.topk(min(top_k, num_items), dim=-1)
+            scores.masked_fill_(~allowed.to(scores.device), -torch.inf)
+        best = scores.topk(min(top_k, scores.shape[1]), dim=-1)
         rows = best.indices.masked_fill(best.values.isinf(), -1)
         return BundleRetrieverOutput(scores=best.values, rows=rows, log_normalizer=scores.logsumexp(dim=-1))
+
+    @torch.no_grad()
+    def similarity(self, rows: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+        """Compare items of the catalog, in rows `[a]` and `[b]`: how alike they are, not how well they go together.
+
+        Returns:
+            `[a, b]` mean cosine of the standardized features over the modalities that both items have; 0 for none.
+        """
+        present, units = self.catalog.present.float(), self.index.items[:, self.towers.width : -2]
+        rows, others = rows.to(units.device), others.to(units.device)
+        shared = present[rows] @ present[others].T
+        return units[rows] @ units[others].T / shared.clamp(min=1)
 
     def _add_shared(
         self,

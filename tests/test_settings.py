@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -97,3 +98,43 @@ def test_a_config_file_maps_names_to_values(tmp_path):
     assert read_overrides(file) == {}
     file.write_text("inner:\n  steps: 4\n")
     assert with_overrides(Outer(Path("data")), read_overrides(file)).inner.steps == 4
+
+
+DEEP = "a: " + "[" * 3_000 + "]" * 3_000
+BOMB = "a: &a [x]\n" + "\n".join(f"{b}: &{b} [{', '.join([f'*{a}'] * 10)}]" for a, b in pairwise("abcdefghi"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (DEEP, "is nested too deeply"),
+        (BOMB, r"has an alias \(\*name\): write the value again"),
+        ("a: " + "x" * 100_000, r"has 100,003 yaml bytes, above the bound of 100,000"),
+        ("a: [", "is not valid YAML"),
+        ("a: 2024-99-99", "is not valid YAML"),
+        ("a: " + "9" * 5_000, "is not valid YAML"),
+        ("- a", "holds a list"),
+    ],
+)
+def test_a_config_file_that_cannot_be_read_is_refused_in_a_line(tmp_path, text, message):
+    (tmp_path / "run.yaml").write_text(text)
+    with pytest.raises(BundleMLLMError, match=rf"run\.yaml {message}"):
+        read_overrides(tmp_path / "run.yaml")
+
+
+def test_a_config_file_of_another_encoding_is_refused(tmp_path):
+    (tmp_path / "run.yaml").write_bytes("a: é".encode("latin-1"))
+    with pytest.raises(BundleMLLMError, match="is not UTF-8 text"):
+        read_overrides(tmp_path / "run.yaml")
+
+
+@pytest.mark.parametrize("values", [{5: 1}, {None: 1}, {"inner": {5: 1}}, {(1, 2): 3}])
+def test_a_key_that_is_no_text_is_refused_by_name(values):
+    with pytest.raises(BundleMLLMError, match=r"Unknown setting '(inner\.)?(5|None|\(1, 2\))'"):
+        with_overrides(Outer("data"), values)
+
+
+def test_nan_is_no_number():
+    for value in (float("nan"), "nan", np.float32("nan")):
+        with pytest.raises(BundleMLLMError, match="rate must be a number, not"):
+            run("data", rate=value)

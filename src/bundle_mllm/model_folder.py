@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig
 from transformers.utils import CONFIG_NAME
 
-from bundle_mllm.data.files import sha256
+from bundle_mllm.data.files import read_json, sha256
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.modeling.completion_bundle_mllm import BundleCompleter
 from bundle_mllm.modeling.configuration_bundle_mllm import BundleRetrieverConfig
@@ -135,7 +135,7 @@ def fingerprint(folder: str | Path) -> str | None:
             digest.update(f"{path.relative_to(top).as_posix()} {sha256(path)}\n".encode())
             found = True
         if found and (config := part / CONFIG_NAME).is_file():
-            settings = json.loads(config.read_text(encoding="utf-8"))
+            settings = read_json(config)
             settings.pop("transformers_version", None)  # of the writer
             digest.update(json.dumps(settings, sort_keys=True).encode())
     return digest.hexdigest() if found else None

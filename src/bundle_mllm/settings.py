@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
+import math
 import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -80,11 +81,23 @@ def read_overrides(path: Path) -> dict[str, Any]:
     """
     import yaml
 
+    from bundle_mllm.bounds import check
+
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        check("yaml_bytes", Path(path).stat().st_size, f"The config file {path}")
+        text = Path(path).read_text(encoding="utf-8")
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):  # a few can stand for gigabytes
+            raise BundleMLLMError(f"The config file {path} has an alias (*name): write the value again instead.")
+        values = yaml.safe_load(text)
     except FileNotFoundError as error:
         raise BundleMLLMError(f"The config file {path} does not exist: check --config.") from error
-    except yaml.YAMLError as error:
+    except UnicodeDecodeError as error:
+        raise BundleMLLMError(f"The config file {path} is not UTF-8 text ({error}): save it as UTF-8.") from error
+    except RecursionError as error:
+        raise BundleMLLMError(f"The config file {path} is nested too deeply: settings are two levels deep.") from error
+    except (yaml.YAMLError, ValueError, OverflowError) as error:
+        if isinstance(error, BundleMLLMError):
+            raise
         raise BundleMLLMError(f"The config file {path} is not valid YAML: {error}") from error
     if values is None:
         return {}
@@ -103,7 +116,7 @@ def with_overrides(settings: Any, values: Mapping[str, Any], prefix: str = "") -
     changes: dict[str, Any] = {}
     for name, value in values.items():
         if name not in types:
-            raise BundleMLLMError(f"Unknown setting {prefix + name!r}: the settings here are {', '.join(types)}.")
+            raise BundleMLLMError(f"Unknown setting {f'{prefix}{name}'!r}: the settings here are {', '.join(types)}.")
         changes[name] = fit(prefix + name, value, types[name], getattr(settings, name))
     return dataclasses.replace(settings, **changes)
 
@@ -148,9 +161,12 @@ def fit(name: str, value: Any, hint: Any, default: Any = None) -> Any:
     if not isinstance(value, bool):
         if hint is float and isinstance(value, (Real, str)):
             try:
-                return float(value)  # YAML reads 1e-3 as text
-            except ValueError as error:
+                number = float(value)  # YAML reads 1e-3 as text
+            except (ValueError, OverflowError) as error:
                 raise BundleMLLMError(f"{name} must be a number, not {value!r}.") from error
+            if math.isnan(number):
+                raise BundleMLLMError(f"{name} must be a number, not {value!r}.")
+            return number
         if hint is int and isinstance(value, Integral):
             return int(value)
     expected: Any = kind or hint

@@ -35,7 +35,7 @@ def test_a_changed_question_file_is_refused(file):
         read_question_manifest(file)
 
 
-@pytest.mark.parametrize("text", ["", "[]", json.dumps({"sha256": "x"})])
+@pytest.mark.parametrize("text", ["", "[]", json.dumps({"sha256": "x"}), "[" * 50_000])
 def test_a_note_without_content_is_refused(file, text):
     file.with_name("q.jsonl.json").write_text(text)
     with pytest.raises(BundleMLLMError, match="does not hold how"):
@@ -45,3 +45,10 @@ def test_a_note_without_content_is_refused(file, text):
 def test_a_missing_file_is_refused(tmp_path):
     with pytest.raises(BundleMLLMError, match="no file"):
         read_question_manifest(tmp_path / "q.jsonl")
+
+
+@pytest.mark.parametrize("digest", [7, None, ["a"], {"a": 1}])
+def test_a_hash_of_another_type_is_refused(file, digest):
+    file.with_name("q.jsonl.json").write_text(json.dumps({"sha256": digest, "made": MADE}))
+    with pytest.raises(BundleMLLMError, match=r"q\.jsonl is not the file"):
+        read_question_manifest(file)

@@ -1,8 +1,12 @@
 import gzip
+import time
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
-from bundle_mllm.data.tables import SUFFIXES, find_table, read_records, write_records
+from bundle_mllm.bounds import bounds
+from bundle_mllm.data.tables import SUFFIXES, find_table, iter_places, read_header, read_records, write_records
 from bundle_mllm.errors import BundleMLLMError
 
 ROWS = [{"item_id": "1", "title": 'red "hat", large\nwith ribbon'}, {"item_id": "2", "title": None}]
@@ -118,3 +122,97 @@ def test_what_parquet_cannot_hold_is_refused_with_the_way_out(tmp_path, value):
     with pytest.raises(BundleMLLMError, match=r"t\.parquet cannot be written.*or write \.jsonl"):
         write_records(tmp_path / "t.parquet", [{"a": value}])
     assert not list(tmp_path.iterdir())
+
+
+DEEP = "[" * 50_000 + "]" * 50_000
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"a": ' + DEEP + "}", r"t\.jsonl line 2 is JSON nested too deeply"),
+        ('{"a": ' + "9" * 5_000 + "}", r"t\.jsonl line 2 is JSON that cannot be read \(Exceeds the limit"),
+        ('{"a": 1, "b": 2, "a": 3}', r"t\.jsonl line 2 is unclear JSON \(it has the key 'a' twice\)"),
+        ('{"a": {"b": 2, "b": 3}}', r"t\.jsonl line 2 is unclear JSON \(it has the key 'b' twice\)"),
+    ],
+)
+def test_json_that_cannot_be_read_or_is_unclear_is_refused_by_line(tmp_path, line, message):
+    (tmp_path / "t.jsonl").write_text(f'{{"a": 1}}\n{line}\n')
+    with pytest.raises(BundleMLLMError, match=message):
+        read_records(tmp_path / "t.jsonl")
+
+
+def parquet(path, **columns):
+    pyarrow.parquet.write_table(pyarrow.table(columns), path)
+    return path
+
+
+def test_parquet_values_that_python_lacks_are_refused_by_rows(tmp_path):
+    days = pyarrow.array([0, 2**31 - 1], pyarrow.int32()).cast(pyarrow.date32())
+    text = pyarrow.array([b"good", b"\xff\xfe"]).view(pyarrow.string())
+    for name, column in (("days", days), ("text", text)):
+        path = parquet(tmp_path / f"{name}.parquet", item_id=["a", "b"], title=column)
+        with pytest.raises(BundleMLLMError, match=rf"{name}.parquet rows 1 to 2 hold a value that cannot be read"):
+            read_records(path)
+
+
+def test_a_small_file_that_claims_millions_of_rows_is_refused_before_they_are_read(tmp_path):
+    path = parquet(tmp_path / "t.parquet", item_id=pyarrow.array(["a"]).take(pyarrow.array([0] * 3_000_000)))
+    assert path.stat().st_size < 20_000
+    start = time.perf_counter()
+    with pytest.raises(
+        BundleMLLMError, match=r"rows per byte, above the bound of 32: its rows are nearly all the same"
+    ):
+        read_records(path)
+    assert time.perf_counter() - start < 5
+
+
+def test_tables_beyond_the_bounds_are_refused_and_the_bounds_can_be_raised(tmp_path, monkeypatch):
+    monkeypatch.setenv("BUNDLE_MLLM_BOUNDS", "table_rows=3 cell_characters=20")
+    bounds.cache_clear()
+    try:
+        for name, lines in (("t.csv", ["a", *"1234"]), ("t.jsonl", ['{"a": 1}'] * 4)):
+            (tmp_path / name).write_text("\n".join(lines))
+            with pytest.raises(
+                BundleMLLMError, match=r"has 4 table rows, above the bound of 3: split the file, or raise"
+            ):
+                read_records(tmp_path / name)
+        path = parquet(tmp_path / "t.parquet", a=[1, 2, 3, 4])
+        with pytest.raises(BundleMLLMError, match="has 4 table rows"):
+            read_records(path)
+        (tmp_path / "t.jsonl").write_text('{"a": "' + "x" * 20 + '"}')
+        with pytest.raises(BundleMLLMError, match=r"t.jsonl line 1 has 21 cell characters"):
+            read_records(tmp_path / "t.jsonl")
+        (tmp_path / "t.csv").write_text("a\n" + "x" * 21)
+        with pytest.raises(BundleMLLMError, match=r"t.csv line 2 is not CSV \(field larger than field limit"):
+            read_records(tmp_path / "t.csv")
+        monkeypatch.setenv("BUNDLE_MLLM_BOUNDS", "rows=3")
+        bounds.cache_clear()
+        with pytest.raises(
+            BundleMLLMError, match=r"BUNDLE_MLLM_BOUNDS has 'rows=3': write NAME=NUMBER, NAME being one"
+        ):
+            read_records(path)
+    finally:
+        bounds.cache_clear()
+
+
+def test_malformed_rows_can_be_reported_and_skipped(tmp_path):
+    (tmp_path / "t.csv").write_text('a, b \n1,2\n\n"x\ny",3\n4\n5,"6"7\n8,9\n')
+    problems = []
+    rows = dict(iter_places(tmp_path / "t.csv", report=problems.append))
+    assert rows == {
+        f"{tmp_path}/t.csv line 2": {"a": "1", "b": "2"},
+        f"{tmp_path}/t.csv line 4": {"a": "x\ny", "b": "3"},
+        f"{tmp_path}/t.csv line 8": {"a": "8", "b": "9"},
+    }
+    assert ["line 6 has 1 cells" in problems[0], "line 7 is not CSV" in problems[1]] == [True, True]
+    (tmp_path / "t.jsonl").write_text('{"a": 1}\n[]\n{\n{"a": 2}\n')
+    problems.clear()
+    assert [row for _, row in iter_places(tmp_path / "t.jsonl", report=problems.append)] == [{"a": 1}, {"a": 2}]
+    assert len(problems) == 2
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_the_header_is_read_alone(tmp_path, suffix):
+    write_records(tmp_path / f"t{suffix}", [{"item_id": "1", "title": "a"}])
+    assert read_header(tmp_path / f"t{suffix}") == ["item_id", "title"]

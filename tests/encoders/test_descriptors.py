@@ -12,9 +12,10 @@ from sklearn.model_selection import cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from bundle_mllm.bounds import bounds
 from bundle_mllm.data import DatasetFolder
 from bundle_mllm.encoders import ImageDescriptor, SoundDescriptor, TruncatedSVD, UserItemEncoder
-from bundle_mllm.encoders.media import UnreadableFileError
+from bundle_mllm.encoders.media import UnreadableFileError, read_picture, read_sound
 from bundle_mllm.synthetic.settings import SyntheticSettings
 from bundle_mllm.synthetic.write import make_synthetic
 
@@ -167,6 +168,48 @@ def test_a_picture_of_too_many_pixels_is_not_decoded(tmp_path):
     huge = picture(tmp_path / "a.png", Image.new("1", (9_000, 9_000)))
     with pytest.raises(UnreadableFileError, match="more than 64 million pixels"):
         ImageDescriptor().describe(huge)
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}])
+def test_a_jpeg_that_lacks_its_last_bytes_is_read_and_one_that_lacks_half_is_not(tmp_path, options):
+    noise = Image.fromarray(np.random.default_rng(1).integers(0, 256, (90, 120, 3), dtype=np.uint8))
+    whole = tmp_path / "whole.jpg"
+    noise.save(whole, quality=90, **options)
+    expected, note = read_picture(whole)
+    assert note is None
+    for cut in (2, 12):
+        (tmp_path / "cut.jpg").write_bytes(whole.read_bytes()[:-cut])
+        picture, note = read_picture(tmp_path / "cut.jpg")
+        assert note == "cut off at its end, the rest taken"
+        assert np.abs(np.asarray(picture, int) - np.asarray(expected, int)).mean() < 1
+    (tmp_path / "half.jpg").write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    if not options:  # half of a progressive picture is the whole picture, less sharp
+        with pytest.raises(UnreadableFileError, match="a damaged picture"):
+            read_picture(tmp_path / "half.jpg")
+
+
+def test_channels_that_cancel_out_leave_the_first(tmp_path):
+    path = sound(tmp_path / "a.wav", np.stack([tone(), -tone()], axis=1))
+    (window,), note = read_sound(path, rate=16_000, seconds=10)
+    assert note == "channels that cancel out, the first taken"
+    np.testing.assert_allclose(window, tone(), atol=1e-3)
+
+
+def test_a_sound_of_a_thousand_channels_is_refused_before_it_is_read(tmp_path):
+    path = sound(tmp_path / "a.wav", np.zeros((1_600, 1_024)), rate=8_000)
+    with pytest.raises(UnreadableFileError, match="more than 64 channels"):
+        read_sound(path, rate=16_000, seconds=10)
+
+
+def test_channels_times_samples_have_a_bound(tmp_path, monkeypatch):
+    path = sound(tmp_path / "a.wav", np.stack([tone()] * 8, axis=1))
+    monkeypatch.setenv("BUNDLE_MLLM_BOUNDS", f"sound_values={len(tone()) * 8 - 1}")
+    bounds.cache_clear()
+    with pytest.raises(UnreadableFileError, match="million samples at once"):
+        read_sound(path, rate=16_000, seconds=10)
+    monkeypatch.delenv("BUNDLE_MLLM_BOUNDS")
+    bounds.cache_clear()
+    assert read_sound(path, rate=16_000, seconds=10)
 
 
 def test_loudness_does_not_count_but_pitch_and_beat_do(tmp_path):

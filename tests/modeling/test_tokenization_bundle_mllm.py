@@ -141,6 +141,11 @@ def test_escaping_leaves_ordinary_titles_alone(tokenizer):
     assert tokenizer.escape("") == ""
 
 
+def test_half_a_character_is_refused_with_its_place(tokenizer):
+    with pytest.raises(ValueError, match="holds half a character at 5: it was probably cut inside an emoji"):
+        tokenizer.escape("nice \ud83d")
+
+
 def test_an_item_in_text_that_must_stay_text_is_not_read(tokenizer):
     assert items(tokenizer("a<|item_3|>", split_special_tokens=True)["input_ids"]) == []
 

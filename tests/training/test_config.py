@@ -73,6 +73,8 @@ def test_nested_values_replace_defaults_and_leave_the_rest():
         ({"seed": "three"}, "seed must be of type int"),
         ({"stage_one": {"learning_rate": "fast"}}, "stage_one.learning_rate must be a number"),
         ({"stage_one": {"learning_rate": 0}}, "stage_one.learning_rate is 0.0"),
+        ({"stage_two": {"learning_rate": "nan"}}, "stage_two.learning_rate must be a number, not 'nan'"),
+        ({"retriever": {"learning_rate": -1}}, "retriever.learning_rate is -1.0: give a positive number"),
         ({"stage_one": {"num_candidates": 10}}, "stage_one.num_candidates must be a list"),
         ({"stage_one": {"num_candidates": [10, 27]}}, "2 to 26 options"),
         ({"stage_one": {"num_candidates": [10]}}, "stage_one.num_candidates must be a list of 2"),

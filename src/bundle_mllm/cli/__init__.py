@@ -5,6 +5,7 @@ Knows nothing about what a command does. Until one runs, neither torch nor trans
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from typing import Any
 
 from bundle_mllm import __version__
 from bundle_mllm.cli.commands import COMMANDS
+from bundle_mllm.cli.show import say
 from bundle_mllm.errors import BundleMLLMError
 
 DEBUG = "BUNDLE_MLLM_TRACEBACK"
@@ -23,15 +25,17 @@ DEBUG = "BUNDLE_MLLM_TRACEBACK"
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status: 0, or 2 for a mistake in the arguments or files."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # for what libraries print
     try:
         _run(argv)
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (ValueError, OSError) as error:  # what the package and its libraries raise for wrong arguments and files
+    except (ValueError, OSError, RecursionError) as error:  # what the package and its libraries raise for wrong input
         if os.environ.get(DEBUG):
             raise
-        print(f"bundle-mllm: error: {' '.join(str(error).split())}", file=sys.stderr)
+        say(f"bundle-mllm: error: {' '.join(str(error).split())}", sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("bundle-mllm: interrupted; start the same command again to continue.", file=sys.stderr)
@@ -64,7 +68,7 @@ def _run(argv: Sequence[str]) -> None:
         )
         run = _load(command.run) if isinstance(command.run, str) else command.run
         if text := command.show(run(**options), options):
-            print(text)
+            say(text)
 
 
 def _load(path: str) -> Any:

@@ -100,13 +100,13 @@ def _evaluate(
         from bundle_mllm.evaluation.evaluate import evaluate
 
         metrics = evaluate(model, data, questions, mask=mask, permute=permute, **options)
-        print(show.metrics(metrics, options))
+        show.say(show.metrics(metrics, options))
         rows |= {part: (values, None) for part, values in metrics["parts"].items()}
     if baselines:
         from bundle_mllm.baselines.evaluate import BaselineResult, evaluate_baselines
 
         def report(result: BaselineResult) -> None:
-            print(f"{result.name}: {result.skipped or f'{result.seconds:.1f} s, {result.path}'}", file=sys.stderr)
+            show.say(f"{result.name}: {result.skipped or f'{result.seconds:.1f} s, {result.path}'}", sys.stderr)
 
         for result in evaluate_baselines(data, questions, baselines, report=report, **options):
             if result.metrics is not None:

@@ -6,15 +6,50 @@ Knows nothing about how they were computed.
 from __future__ import annotations
 
 import json
+import sys
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from bundle_mllm.hub.repository import PublishReport
 
 Metrics = Mapping[str, Any]
 Options = Mapping[str, Any]
+_JOINERS = "\u200c\u200d"  # of letters in Persian and Hindi, and of emoji
+
+
+def say(text: str, stream: TextIO | None = None) -> None:
+    """Print a text to a terminal; see [`printable`]."""
+    stream = stream or sys.stdout
+    print(printable(text, stream.encoding or "ascii"), file=stream)
+
+
+def printable(text: str, encoding: str) -> str:
+    r"""Return a text that no terminal takes for commands, and that the encoding of a stream can hold.
+
+    Control characters, and those that turn the direction of writing, become `\u001b`; so does what the encoding
+    lacks. These are the escapes of JSON, so that a JSON document stays one, with the same values.
+    """
+    if text.isprintable() and text.isascii():
+        return text
+    return "".join(
+        character if _is_plain(character, encoding) else json.dumps(character)[1:-1].replace("\x7f", "\\u007f")
+        for character in text
+    )
+
+
+def _is_plain(character: str, encoding: str) -> bool:
+    if character == "\n" or " " <= character <= "~":
+        return True
+    if not (character.isprintable() or character in _JOINERS or unicodedata.category(character) == "Zs"):
+        return False
+    try:
+        character.encode(encoding)
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def demo(result: Mapping[str, Any], _: Options) -> str:

@@ -344,7 +344,10 @@ def read_feature_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     manifest = read_json(path) if path.is_file() else {}
     if not all(
-        isinstance(entry, dict) and isinstance(entry.get("provenance", {}), dict) for entry in manifest.values()
+        isinstance(entry, dict)
+        and isinstance(provenance := entry.get("provenance", {}), dict)
+        and all(isinstance(value or "", str) for value in (entry.get("items_hash"), provenance.get(FITTED_TO)))
+        for entry in manifest.values()
     ):
         raise BundleMLLMError(f"{path} does not map modalities to objects: delete it, or encode again.")
     return manifest

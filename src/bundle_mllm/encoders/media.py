@@ -9,6 +9,7 @@ import re
 import struct
 import zlib
 from functools import lru_cache
+from io import BytesIO
 from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,13 +18,16 @@ import numpy as np
 from PIL import Image
 from PIL.ImageFile import ImageFile
 
+from bundle_mllm.bounds import bounds
+
 if TYPE_CHECKING:
     from soundfile import SoundFile
 
-MAX_PIXELS = 64_000_000
-MAX_ASPECT = 100
+_UNREAD = 0.1  # share of a picture's pixels that may be missing
 MIN_SECONDS = 0.1
 SILENCE = 1e-4
+_JPEG, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
+_FILLER = bytes(number * number % 251 for number in range(1 << 13))  # stands in place of missing bytes
 _UNKNOWN_FORMAT = 1  # libsndfile's error code
 _FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TGA", "TIFF", "WEBP")
 _UPRIGHT = {  # EXIF orientation to what turns the picture upright
@@ -66,28 +70,56 @@ def read_picture(path: Path, *, draft: int | None = None) -> tuple[Image.Image, 
         UnreadableFileError: If the file is no picture, damaged, above 64 million pixels or of an absurd shape.
     """
     try:
-        with Image.open(path, formats=_formats()) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise UnreadableFileError(f"more than {MAX_PIXELS // 1_000_000} million pixels")
-            if max(image.size) > MAX_ASPECT * min(image.size):
-                raise UnreadableFileError(f"more than {MAX_ASPECT} times as long as wide")
-            note = _note(
-                ("several frames, the first taken", _is_animated(image)),
-                ("CMYK, converted to RGB", image.mode == "CMYK"),
-                ("more than 8 bits per channel, reduced to 8", _is_deep(image)),
-            )
-            if draft is not None:
-                image.draft("RGB", (draft, draft))
-            image.load()
-            turn = _turn(image)  # after loading: for some formats it loads, and would hide that this fails
-            rgb = _to_rgb(image)
+        try:
+            return _read_picture(path, draft)
+        except OSError as error:
+            if isinstance(error, Image.UnidentifiedImageError) or path.read_bytes()[:2] != _JPEG:
+                raise
+            return _read_cut_jpeg(path, draft)
     except Image.DecompressionBombError as error:
-        raise UnreadableFileError(f"more than {MAX_PIXELS // 1_000_000} million pixels") from error
+        raise UnreadableFileError(_too_many_pixels()) from error
     except Image.UnidentifiedImageError as error:
         raise UnreadableFileError("not a picture") from error
     except _DAMAGE as error:
         raise UnreadableFileError("a damaged picture") from error
+
+
+def _read_picture(file: Path | BytesIO, draft: int | None) -> tuple[Image.Image, str | None]:
+    with Image.open(file, formats=_formats()) as image:
+        if image.width * image.height > bounds().picture_pixels:
+            raise UnreadableFileError(_too_many_pixels())
+        if max(image.size) > bounds().picture_aspect * min(image.size):
+            raise UnreadableFileError(f"more than {bounds().picture_aspect} times as long as wide")
+        note = _note(
+            ("several frames, the first taken", _is_animated(image)),
+            ("CMYK, converted to RGB", image.mode == "CMYK"),
+            ("more than 8 bits per channel, reduced to 8", _is_deep(image)),
+        )
+        if draft is not None:
+            image.draft("RGB", (draft, draft))
+        image.load()
+        turn = _turn(image)  # after loading: for some formats it loads, and would hide that this fails
+        rgb = _to_rgb(image)
     return (rgb if turn is None else rgb.transpose(turn)), note
+
+
+def _read_cut_jpeg(path: Path, draft: int | None) -> tuple[Image.Image, str | None]:
+    """Read a JPEG whose last bytes are missing, unless more than a tenth of its pixels are.
+
+    The pixels that the missing bytes decide are those that change with whatever stands in their place. A progressive
+    picture may lack its last, finest scans: it is less sharp.
+    """
+    data = path.read_bytes()
+    picture, note = _read_picture(BytesIO(data + _JPEG_END), draft)
+    other, _ = _read_picture(BytesIO(data + _FILLER + _JPEG_END), draft)
+    if (np.asarray(picture) != np.asarray(other)).any(axis=2).mean() > _UNREAD:
+        raise UnreadableFileError("a damaged picture")
+    cut = "cut off at its end, the rest taken"
+    return picture, f"{cut}; {note}" if note else cut
+
+
+def _too_many_pixels() -> str:
+    return f"more than {bounds().picture_pixels // 1_000_000} million pixels"
 
 
 @lru_cache(maxsize=1)
@@ -138,7 +170,7 @@ def read_sound(path: Path, *, rate: int, seconds: float, max_windows: int = 1) -
 
     A sound of up to one window is one shorter window. A longer one is cut into as many full windows as it takes to
     cover it, the first at its start and the last at its end; beyond `max_windows`, that many are spread evenly. Memory
-    follows the windows, not the file. Channels are averaged. Ours.
+    follows the windows, not the file. Channels are averaged, unless they cancel out: then the first is taken. Ours.
 
     Args:
         path: A file that soundfile reads (wav, flac, ogg, mp3, aiff, …), of any rate and number of channels.
@@ -170,7 +202,15 @@ def read_sound(path: Path, *, rate: int, seconds: float, max_windows: int = 1) -
                 ),
                 ("more than 2 channels, averaged", file.channels > 2),
             )
-            raw = _read_windows(file, int(seconds * file.samplerate), max_windows)
+            length = int(seconds * file.samplerate)
+            if file.channels > bounds().sound_channels:
+                raise UnreadableFileError(f"more than {bounds().sound_channels} channels")
+            if min(length, file.frames) * file.channels > bounds().sound_values:
+                raise UnreadableFileError(f"more than {bounds().sound_values // 1_000_000} million samples at once")
+            raw, channel = _read_windows(file, length, max_windows)
+            if channel is not None:
+                taken = f"channels that cancel out, the {channel} taken"
+                note = f"{note}; {taken}" if note else taken
             source_rate = file.samplerate
     except soundfile.LibsndfileError as error:
         reason = "not a sound that soundfile reads" if error.code == _UNKNOWN_FORMAT else "a damaged sound"
@@ -179,23 +219,32 @@ def read_sound(path: Path, *, rate: int, seconds: float, max_windows: int = 1) -
         raise UnreadableFileError("not a sound that soundfile reads") from error
     if not all(np.isfinite(window).all() for window in raw):
         raise UnreadableFileError("samples of NaN or infinity")
-    if max(np.abs(window - window.mean()).max() for window in raw) < SILENCE:
+    if _is_silent(raw):
         raise UnreadableFileError("silent")
     return [_resample(window, source_rate, rate) for window in raw], note
 
 
-def _read_windows(file: SoundFile, length: int, max_windows: int) -> list[np.ndarray]:
+def _read_windows(file: SoundFile, length: int, max_windows: int) -> tuple[list[np.ndarray], str | None]:
+    """Return the windows, and the name of the channel that was taken where their mean is silent and it is not."""
     count = min(max_windows, ceil(file.frames / length))
     starts = np.linspace(0, max(0, file.frames - length), count).round().astype(int) if count > 1 else [0]
-    windows = []
+    means, firsts = [], []
     for start in starts:
         if start != file.tell():
             file.seek(int(start))
         samples = file.read(length, dtype="float64", always_2d=True)  # [samples, channels]
         if len(samples) < min(length, file.frames):
             raise UnreadableFileError("truncated: its header names more samples than it holds")
-        windows.append(samples.mean(axis=1))
-    return windows
+        means.append(samples.mean(axis=1))
+        if file.channels > 1:
+            firsts.append(samples[:, 0].copy())
+    if firsts and _is_silent(means) and not _is_silent(firsts):
+        return firsts, "first"
+    return means, None
+
+
+def _is_silent(windows: list[np.ndarray]) -> bool:
+    return max(np.abs(window - window.mean()).max() for window in windows) < SILENCE
 
 
 def _claims_more(log: str) -> bool:

@@ -5,14 +5,13 @@ Knows nothing about models or prompts.
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bundle_mllm.data.files import sha256, write_json
+from bundle_mllm.data.files import read_json, sha256, write_json
 from bundle_mllm.data.manifest import manifest_path
 from bundle_mllm.data.tables import iter_records, write_records
 from bundle_mllm.errors import BundleMLLMError
@@ -73,7 +72,7 @@ def load_results(path: str | os.PathLike) -> tuple[dict[str, Any], list[ScoredQu
     """
     path = Path(path)
     try:
-        metrics = json.loads(path.read_text(encoding="utf-8"))
+        metrics = read_json(path)
         name, expected, _ = metrics["results"]["path"], metrics["results"]["sha256"], metrics["questions"]["sha256"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BundleMLLMError(

@@ -5,7 +5,6 @@ Knows nothing about models, prompts or who uses the data.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections import defaultdict
@@ -23,6 +22,7 @@ from bundle_mllm.data.catalog import ItemCatalog
 from bundle_mllm.data.features import write_modality
 from bundle_mllm.data.files import new_folder, require_file, require_folder, sha256
 from bundle_mllm.data.interactions import Interactions
+from bundle_mllm.data.json_text import parse_json
 from bundle_mllm.data.questions import MIN_CANDIDATES, Question, save_questions
 from bundle_mllm.data.tables import open_text
 from bundle_mllm.data.torch_files import load_matrix
@@ -354,8 +354,8 @@ def _iter_lines(path: Path, template: str = "%s") -> Iterator[tuple[str, Any]]:
                 continue
             where, empty = f"{path} line {number}", False
             try:
-                value = _parse(template % line)
-            except (ValueError, RecursionError) as error:
+                value = parse_json(template % line, where, constants=False)
+            except BundleMLLMError as error:
                 shown = line.strip() if len(line) < 60 else f"{line.strip()[:57]}…"
                 raise BundleMLLMError(f"{where} cannot be read ({shown!r}): correct or remove the line.") from error
             yield where, value
@@ -366,14 +366,7 @@ def _iter_lines(path: Path, template: str = "%s") -> Iterator[tuple[str, Any]]:
 def _read_object(path: Path) -> dict[str, Any]:
     with open_text(require_file(path, "copy the whole data folder")) as stream:
         text = stream.read()
-    try:
-        value = _parse(text)
-    except (ValueError, RecursionError) as error:
-        raise BundleMLLMError(f"{path} is not JSON ({error}): copy it again.") from error
+    value = parse_json(text, str(path), constants=False)  # NaN stands in fields that are not read
     if not isinstance(value, dict):
         raise BundleMLLMError(f"{path} holds a {type(value).__name__}, not an object {{…}}: copy it again.")
     return value
-
-
-def _parse(text: str) -> Any:
-    return json.loads(text, parse_constant=lambda _: None)  # NaN, in fields that are not read

@@ -191,9 +191,16 @@ class BundleItemProcessor(ProcessorMixin):
         hub_kwargs = {name: kwargs[name] for name in _HUB_KWARGS if kwargs.get(name) is not None}
         fields, kwargs = super().get_processor_dict(pretrained_model_name_or_path, **kwargs)
         path: Any = hub.cached_file(pretrained_model_name_or_path, ITEMS_FILE, **hub_kwargs)
-        with open(path, encoding="utf-8") as file:
-            items = json.loads(f"[{file.read().strip().replace(chr(10), ',')}]")  # in one go: a million lines in 2 s
-        fields["item_ids"], fields["titles"] = [i["item_id"] for i in items], [i["title"] for i in items]
+        try:
+            with open(path, encoding="utf-8") as file:
+                lines = file.read().strip().replace("\n", ",")
+            items = json.loads(f"[{lines}]")  # in one go: a million lines in 2 s
+            fields["item_ids"], fields["titles"] = [i["item_id"] for i in items], [i["title"] for i in items]
+        except (ValueError, RecursionError, KeyError, TypeError) as error:
+            raise ValueError(
+                f'{path} does not hold an item {{"item_id": …, "title": …}} in each line ({type(error).__name__}: '
+                f"{error}): copy the model folder again."
+            ) from error
         return fields, kwargs
 
 

@@ -99,7 +99,17 @@ class BundleMLLMTokenizerFast(PreTrainedTokenizerFast):
         A title may hold the text of an item, of the separator or of any special token (`</s>`, `<|im_start|>`). Each
         such token is broken by a space after its first character (`< |item_42|>`); a special token of one character is
         dropped. Runs of whitespace, line breaks included, become one space, and the ends are stripped.
+
+        Raises:
+            ValueError: If the text holds half a character (a lone surrogate), which no tokenizer reads.
         """
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"The text {text!r} holds half a character at {error.start}: it was probably cut inside an emoji; "
+                "cut it elsewhere."
+            ) from error
         pattern = self._control_pattern()
         text = " ".join(text.split())
         while pattern.search(text):

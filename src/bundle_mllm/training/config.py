@@ -184,6 +184,7 @@ class InputOptions(Settings):
                 f"{retriever.batch_size}: give 0 or more steps, and 1 or more of the others."
             )
         _check_num_candidates("retriever", retriever.num_candidates)
+        _check_learning_rate("retriever", retriever.learning_rate)
 
 
 @dataclass(frozen=True)
@@ -244,8 +245,7 @@ def _check_stage(name: str, stage: StageConfig) -> None:
         if (value := getattr(stage, size)) < 1:
             raise BundleMLLMError(f"{name}.{size} is {value}, so no step could be taken: give 1 or more.")
     _check_num_candidates(name, stage.num_candidates)
-    if not 0 < stage.learning_rate < float("inf"):
-        raise BundleMLLMError(f"{name}.learning_rate is {stage.learning_rate}: give a positive number, such as 3e-4.")
+    _check_learning_rate(name, stage.learning_rate)
     if stage.num_questions and not stage.max_steps:
         raise BundleMLLMError(
             f"{name}.num_questions is {stage.num_questions}, less than one batch of {stage.step_size}, so no step "
@@ -253,6 +253,11 @@ def _check_stage(name: str, stage: StageConfig) -> None:
         )
     if stage.num_questions and not stage.trains:
         raise BundleMLLMError(f"{name}.trains is empty: name groups, or set num_questions=0.")
+
+
+def _check_learning_rate(name: str, learning_rate: float) -> None:
+    if not 0 < learning_rate < float("inf"):
+        raise BundleMLLMError(f"{name}.learning_rate is {learning_rate}: give a positive number, such as 3e-4.")
 
 
 def _check_num_candidates(name: str, num_candidates: tuple[int, int]) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from bundle_mllm.data.files import atomic_path
+from bundle_mllm.data.files import atomic_path, read_json
 from bundle_mllm.data.folder import DatasetFolder
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.model_folder import RUN_RECORD
@@ -45,7 +45,7 @@ class RunRecord(UserDict):
         if path.exists() and not _has_begun(out):
             path.unlink()  # of a run that ended before its first step, for example for a mistake in its settings
         if path.exists():
-            values = json.loads(path.read_text(encoding="utf-8"))
+            values = read_json(path)
             for what, now in (("settings", settings), ("inputs", inputs)):
                 if values[what] != now:
                     changed = sorted(key for key in {**values[what], **now} if values[what].get(key) != now.get(key))
@@ -82,4 +82,4 @@ class RunRecord(UserDict):
 
 
 def _has_begun(out: Path) -> bool:
-    return (out / "training").exists() or json.loads((out / RUN_RECORD).read_text(encoding="utf-8"))["finished"]
+    return (out / "training").exists() or read_json(out / RUN_RECORD).get("finished", True)

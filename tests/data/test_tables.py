@@ -94,8 +94,8 @@ def test_a_missing_file_is_refused(tmp_path):
 
 
 def test_parquet_refuses_a_column_of_mixed_types(tmp_path):
-    with pytest.raises(BundleMLLMError, match="mixes types"):
-        write_records(tmp_path / "t.parquet", [{"a": 1}, {"a": "x"}])
+    with pytest.raises(BundleMLLMError, match="the column 'b' has text in row 3 and a number in row 2"):
+        write_records(tmp_path / "t.parquet", [{"a": 1, "b": None}, {"a": 2, "b": 1}, {"a": 1, "b": "x"}])
 
 
 def test_find_table_finds_the_only_format_and_refuses_two(tmp_path):

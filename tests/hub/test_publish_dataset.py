@@ -15,6 +15,7 @@ from bundle_mllm.encoders import encode_folder
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.hub.dataset import WRITTEN, publish_dataset
 from bundle_mllm.hub.repository import matches
+from bundle_mllm.importers import import_tabular
 
 ITEMS = [{"item_id": f"i{n}", "title": f"item {n}"} for n in range(6)]
 BUNDLES = [{"bundle_id": 7, "items": ["i0", "i1", "i1"], "split": "train", "season": "summer"}]
@@ -63,6 +64,26 @@ def test_columns_that_a_dataset_folder_does_not_need_stay_at_home_unless_they_ar
         dry_run(folder, columns=["season", "price"])
 
 
+def test_order_numbers_are_published_only_when_asked_for(folder, tmp_path):
+    shop = tmp_path / "shop"
+    write_records(shop / "items.jsonl", [{**item, "price": 3, "stock": 7} for item in ITEMS])
+    write_records(
+        shop / "orders.csv", [{"order_id": f"10{n}", "sku": f"i{(n + step) % 6}"} for n in range(9) for step in (0, 1)]
+    )
+    import_tabular(shop, tmp_path / "kept")
+    import_tabular(shop, tmp_path / "numbered", order_ids="number")
+    with pytest.raises(
+        BundleMLLMError, match=r"are orders, and their ids the numbers of these orders \(such as '10\d'\)"
+    ):
+        dry_run(tmp_path / "kept")
+    report = dry_run(tmp_path / "kept", share_order_ids=True)
+    assert report.left_out == ("import.json", "columns of the items (--columns publishes them): price, stock")
+    ids = {
+        row["bundle_id"] for row in read_records(dry_run(tmp_path / "numbered").folder / "bundles" / "train.parquet")
+    }
+    assert ids <= {str(number) for number in range(1, 10)}
+
+
 def test_named_columns_and_ids_as_text_arrive(folder, tmp_path):
     repository = dry_run(folder, columns=["season", "asked_by"]).folder
     bundle = load_dataset(str(repository), "bundles", split="train", cache_dir=tmp_path / "cache")[0]
@@ -90,7 +111,10 @@ def test_a_picture_that_is_not_in_the_folder_is_an_error(folder, tmp_path, image
 
 def test_a_column_of_several_types_is_an_error(folder):
     write_records(folder / "items.jsonl", [{**ITEMS[0], "price": 7}, {**ITEMS[1], "price": "cheap"}, *ITEMS[2:]])
-    with pytest.raises(BundleMLLMError, match=r"data/items\.jsonl cannot be written, a column mixes types"):
+    with pytest.raises(
+        BundleMLLMError,
+        match=r"items\.jsonl cannot be written.*column 'price' has text in row 2 and a number in row 1",
+    ):
         dry_run(folder, columns=["price"])
 
 

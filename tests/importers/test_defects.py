@@ -71,7 +71,7 @@ def test_rows_without_an_id_are_counted_and_a_repeated_id_can_let_the_first_coun
         "rows of bundles without an item, left out": 1,
     }
     assert expected.items() <= summary.dropped.items()
-    assert f"items without an id, left out: {shop}/items.csv line 62, {shop}/items.csv line 63" in str(summary)
+    assert "items without an id, left out: items.csv line 62, items.csv line 63" in str(summary)
     with pytest.raises(BundleMLLMError, match="A strict import refuses 2 rows of items without an id"):
         import_tabular(shop, tmp_path / "strict", on_duplicate="first", strict=True)
 
@@ -124,7 +124,7 @@ def test_ids_that_do_not_meet_are_shown_with_what_would_make_them(shop, tmp_path
         [{"bundle_id": "x", "items": one}] + [{**b, "items": [*map(spell, b["items"])]} for b in bundles],
     )
     summary = import_tabular(shop, tmp_path / "data")
-    assert any(message in warning for warning in summary.warnings)
+    assert any(message in warning for warning in summary.warnings) == ("other" not in message)
     assert summary.num_items == 60
 
 
@@ -174,7 +174,7 @@ def test_a_title_of_thousands_of_words_is_cut_and_named(shop, tmp_path, items):
     write_records(shop / "items.csv", items)
     summary = import_tabular(shop, tmp_path / "data")
     assert len(catalog(tmp_path / "data")[3].title) == 1_999
-    assert f"1 titles longer than 2,000 characters, cut: {shop}/items.csv line 5" in str(summary)
+    assert "1 titles longer than 2,000 characters, cut: items.csv line 5" in str(summary)
 
 
 def test_items_alone_make_a_folder_without_bundles(shop, tmp_path):

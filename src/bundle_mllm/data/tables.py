@@ -53,7 +53,7 @@ def iter_records(path: str | os.PathLike, delimiter: str = ",") -> Iterator[dict
 
 
 def iter_places(
-    path: str | os.PathLike, delimiter: str = ",", report: Report = refuse
+    path: str | os.PathLike, delimiter: str = ",", report: Report = refuse, name: str | None = None
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the place of each row for messages, such as `"items.csv line 7"`, and the row.
 
@@ -61,25 +61,25 @@ def iter_places(
         path: A table (see `SUFFIXES`).
         delimiter: What separates the cells of a CSV file.
         report: Is told of rows that are malformed; what spoils the whole file is raised.
+        name: What messages call the file; by default its path.
 
     Raises:
         BundleMLLMError: See [`read_records`]; also for a table above the bounds (see `bounds`).
     """
     path, suffix = _table(path)
+    name = str(path) if name is None else name
     if suffix == ".parquet":
-        yield from _iter_parquet(path)
+        yield from _iter_parquet(path, name)
         return
     with open_text(path) as stream:
-        rows = (
-            _iter_csv(stream, path, delimiter, report)
-            if suffix.startswith(".csv")
-            else _iter_jsonl(stream, path, report)
-        )
+        rows = _iter_jsonl(stream, name, report)
+        if suffix.startswith(".csv"):
+            rows = _iter_csv(stream, name, delimiter, report)
         most = bounds().table_rows
         for number, (line, record) in enumerate(rows, start=1):
             if number > most:
-                check("table_rows", number, f"{path} line {line}", "split the file")
-            yield f"{path} line {line}", record
+                check("table_rows", number, f"{name} line {line}", "split the file")
+            yield f"{name} line {line}", record
 
 
 def read_header(path: str | os.PathLike, delimiter: str = ",") -> list[str]:
@@ -184,13 +184,13 @@ def suffix_of(path: Path) -> str:
     raise BundleMLLMError(f"{path} cannot be a table: its name must end in one of {', '.join(SUFFIXES)}.")
 
 
-def _iter_jsonl(stream: TextIO, path: Path, report: Report) -> Iterator[tuple[int, dict[str, Any]]]:
+def _iter_jsonl(stream: TextIO, name: str, report: Report) -> Iterator[tuple[int, dict[str, Any]]]:
     longest = bounds().cell_characters
     lines = iter(lambda: stream.readline(longest + 1), "")
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
-        where = f"{path} line {number}"
+        where = f"{name} line {number}"
         check("cell_characters", len(line.rstrip("\r\n")), where, "shorten the line")
         try:
             record = parse_json(line.rstrip("\r\n"), where)
@@ -203,18 +203,18 @@ def _iter_jsonl(stream: TextIO, path: Path, report: Report) -> Iterator[tuple[in
             report(f"{where} is a {type(record).__name__}, not an object: write {{…}}.")
 
 
-def _iter_parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _iter_parquet(path: Path, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
     number = 0
     for batch in _parquet_batches(path, lambda _: None):
         try:
             rows = batch.to_pylist()
         except (ValueError, OverflowError) as error:  # text that is no UTF-8, dates of other calendars
             raise BundleMLLMError(
-                f"{path} rows {number + 1} to {number + len(batch)} hold a value that cannot be read ({error}): "
+                f"{name} rows {number + 1} to {number + len(batch)} hold a value that cannot be read ({error}): "
                 "write dates of the years 1 to 9999, and text as UTF-8."
             ) from error
         for number, row in enumerate(rows, start=number + 1):  # noqa: B020
-            yield f"{path} row {number}", row
+            yield f"{name} row {number}", row
 
 
 def _table(path: str | os.PathLike) -> tuple[Path, str]:
@@ -223,7 +223,7 @@ def _table(path: str | os.PathLike) -> tuple[Path, str]:
     return require_file(path), suffix
 
 
-def _iter_csv(stream: TextIO, path: Path, delimiter: str, report: Report) -> Iterator[tuple[int, dict[str, Any]]]:
+def _iter_csv(stream: TextIO, name: str, delimiter: str, report: Report) -> Iterator[tuple[int, dict[str, Any]]]:
     csv.field_size_limit(bounds().cell_characters)  # a long description; the default is 131,072 characters
     reader = csv.reader(stream, strict=True, delimiter=delimiter)
     header = None
@@ -232,23 +232,23 @@ def _iter_csv(stream: TextIO, path: Path, delimiter: str, report: Report) -> Ite
         try:
             row = next(reader, None)
         except csv.Error as error:
-            report(f"{path} line {reader.line_num} is not CSV ({error}): correct the line.")
+            report(f"{name} line {reader.line_num} is not CSV ({error}): correct the line.")
             continue
         if row is None:
             return
         if header is None:
-            header = _header(row, path)
+            header = _header(row, name)
         elif len(row) == len(header):
-            yield line, {name: cell or None for name, cell in zip(header, row, strict=True)}
+            yield line, {column: cell or None for column, cell in zip(header, row, strict=True)}
         elif row:
-            report(_wrong_length(f"{path} line {line}", len(row), len(header)))
+            report(_wrong_length(f"{name} line {line}", len(row), len(header)))
 
 
 def _wrong_length(where: str, number: int, expected: int) -> str:
     return f"{where} has {number} cells for {expected} columns: quote cells that hold a comma, and keep empty cells."
 
 
-def _header(cells: list[str], path: Path) -> list[str]:
+def _header(cells: list[str], path: Path | str) -> list[str]:
     """Return the names of columns without the blanks around them; columns without a name may be several."""
     header = [name.strip() for name in cells]
     named = [name for name in header if name]
@@ -342,9 +342,38 @@ def _write_parquet(temporary: Path, path: Path, rows: Iterable[Mapping[str, Any]
         pyarrow.parquet.write_table(table, temporary)
     except (pyarrow.ArrowException, OverflowError) as error:
         raise BundleMLLMError(
-            f"{path} cannot be written, a column mixes types or holds what Parquet cannot ({error}): give it one "
-            "type, integers of 64 bits and objects that are not empty, or write .jsonl."
+            f"{path} cannot be written: {_misfit(rows) or error}. Give each column one type, integers of 64 bits and "
+            "objects that are not empty, or write .jsonl."
         ) from error
+
+
+def _misfit(rows: list[Mapping[str, Any]]) -> str | None:
+    """Name the column and the row whose value Parquet cannot hold beside those before it."""
+    import pyarrow
+
+    for column in _columns(rows):
+        values = [row.get(column) for row in rows]
+        try:
+            pyarrow.array(values)
+            continue
+        except (pyarrow.ArrowException, OverflowError, ValueError, TypeError):
+            given = [number for number, value in enumerate(values, start=1) if value is not None]
+        first = values[given[0] - 1]
+        for number in given:
+            try:
+                pyarrow.array([first, values[number - 1]])
+            except (pyarrow.ArrowException, OverflowError, ValueError, TypeError):
+                other = "" if number == given[0] else f" and {_kind(first)} in row {given[0]}"
+                return f"the column {column!r} has {_kind(values[number - 1])} in row {number}{other}"
+    return None
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true or false"
+    if isinstance(value, int | float):
+        return "a number" if abs(value) < 1 << 63 else "an integer of more than 64 bits"
+    return {str: "text", list: "a list", dict: "an object" if value else "an empty object"}.get(type(value), "a value")
 
 
 def _columns(rows: list[Mapping[str, Any]]) -> list[str]:

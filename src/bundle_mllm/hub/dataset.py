@@ -35,6 +35,7 @@ from bundle_mllm.hub.repository import CARD, PublishReport, link_or_copy, place_
 from bundle_mllm.hub.schema import rebuild
 from bundle_mllm.hub.settings import LICENSE_UNKNOWN, DatasetPublishSettings
 from bundle_mllm.hub.upload import check_repo_id, publish_folder
+from bundle_mllm.importers.assemble import IMPORT_RECORD
 from bundle_mllm.settings import configured_by
 
 INTERACTIONS = "interactions.parquet"
@@ -87,7 +88,8 @@ def publish_dataset(settings: DatasetPublishSettings) -> PublishReport:
 
     Raises:
         BundleMLLMError: If the name is none, there is no valid token, the folder is malformed, a column mixes types,
-            no table has a named column, or the Hub cannot be reached. Then nothing has become visible.
+            no table has a named column, ids are order numbers, or the Hub cannot be reached. Then nothing has become
+            visible.
     """
     source = settings.data
     check_repo_id(settings.repo)
@@ -95,6 +97,7 @@ def publish_dataset(settings: DatasetPublishSettings) -> PublishReport:
     data = DatasetFolder.open(source)
     if not any(data.bundles[split] for split in SPLITS):
         raise BundleMLLMError(f"{source} holds no bundle, so nothing can be learned from it: add some.")
+    _check_order_ids(data, settings.share_order_ids)
     media = {path: _path_inside(source, path) for item in data.catalog for path in (item.image, item.audio) if path}
     used: set[Path] = set()
     writer = _Writer(data, (*settings.columns, *([USER] if settings.include_interactions else [])))
@@ -152,6 +155,17 @@ def publish_dataset(settings: DatasetPublishSettings) -> PublishReport:
     notes = [f"bundle ids (such as {next(iter(data.bundles)).bundle_id!r}): are they order numbers?"]
     notes += ["user ids: do they name anyone?"] if settings.include_interactions else []
     return replace(published, left_out=tuple(left_out), notes=tuple(notes))
+
+
+def _check_order_ids(data: DatasetFolder, share: bool) -> None:
+    """Refuse to publish order numbers without a word: who has a receipt finds the order, and what else is in it."""
+    record = data.path / IMPORT_RECORD
+    if not share and record.is_file() and read_json(record).get("made_of") == "orders":
+        raise BundleMLLMError(
+            f"The bundles of {data.path} are orders, and their ids the numbers of these orders (such as "
+            f"{next(iter(data.bundles)).bundle_id!r}), by which customers can be found: import them again with "
+            "--order-ids number, or publish them with --share-order-ids."
+        )
 
 
 @dataclass

@@ -65,6 +65,8 @@ class DatasetPublishSettings(RepositoryOptions):
     """Publish the interactions and the `user_id` of bundles, too. They are personal data, so only if you may."""
     include_media: bool = False
     """Publish pictures and sounds, too. Only if you may."""
+    share_order_ids: bool = False
+    """Publish bundles that are orders with the numbers of these orders as ids."""
     columns: tuple[str, ...] = ()
     """Further columns of items, bundles and questions to publish, such as price; others than the format's own stay
     here."""

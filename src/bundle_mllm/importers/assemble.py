@@ -21,7 +21,7 @@ from bundle_mllm.data.interactions import NUM_EXAMPLES, Interactions
 from bundle_mllm.data.records import to_id, to_ids, to_text
 from bundle_mllm.data.splitting import NEAR_DUPLICATE, held_out_near_duplicates, split_bundles
 from bundle_mllm.errors import BundleMLLMError
-from bundle_mllm.importers.meeting import explain_unmet
+from bundle_mllm.importers.meeting import explain_unmet, spelling_of
 from bundle_mllm.importers.summary import ImportNotes, ImportSummary
 from bundle_mllm.importers.text import clean_text
 
@@ -248,9 +248,11 @@ def note_unmet(what: str, unmet: Sequence[str], num_named: int, catalog: ItemCat
 
 
 def _hint_at_unmet(what: str, unmet: Sequence[str], num_named: int, catalog: ItemCatalog, notes: ImportNotes) -> None:
-    if hint := explain_unmet(unmet, catalog.item_ids):
-        say = notes.alarm if len(unmet) * 2 > num_named else notes.warn
-        say(f"{len(unmet)} of {num_named} {what} are not in the catalog: {hint}.")
+    text = f"{len(unmet)} of {num_named} {what} are not in the catalog: "
+    if len(unmet) * 2 > num_named:
+        notes.alarm(f"{text}{explain_unmet(unmet, catalog.item_ids)}.")
+    elif hint := spelling_of(unmet, catalog.item_ids):
+        notes.warn(f"{text}{hint}.")
 
 
 def warn_of_near_duplicates(bundles: BundleSplits, notes: ImportNotes) -> None:

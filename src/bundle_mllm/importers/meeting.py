@@ -28,7 +28,7 @@ _WAYS: Mapping[str, Callable[[str], str]] = {
 
 
 def explain_unmet(unknown: Collection[str], known: Collection[str]) -> str:
-    """Show an id of each side, and the way of writing in which most of the unknown ids would be known.
+    """Say how the ids would meet, see [`spelling_of`]; failing that, show an id of each side.
 
     Args:
         unknown: Ids of one table that the other lacks.
@@ -37,15 +37,20 @@ def explain_unmet(unknown: Collection[str], known: Collection[str]) -> str:
     Returns:
         A clause for a message; empty if there is no unknown id.
     """
-    distinct = dict.fromkeys(unknown)
-    if not distinct or not known:
+    if not unknown or not known:
         return ""
+    sample = f"ids such as {next(iter(unknown))!r}, where the items have ids such as {next(iter(known))!r}"
+    return spelling_of(unknown, known) or f"{sample}; check the columns"
+
+
+def spelling_of(unknown: Collection[str], known: Collection[str]) -> str:
+    """Name the way of writing in which most of the unknown ids would be known, as a clause; empty if there is none."""
+    distinct = dict.fromkeys(unknown)
     best, most = "", 0
-    for way, write in _WAYS.items():
+    for way, write in _WAYS.items() if distinct else ():
         known_as = {write(item_id): item_id for item_id in known}
         pairs = [(item_id, known_as[alike]) for item_id in distinct if (alike := write(item_id)) in known_as]
         if len(pairs) > most:
             most, (left, right) = len(pairs), pairs[0]
             best = f"{most} of {len(distinct)} ids would meet {way}, such as {left!r} and {right!r} of the items"
-    sample = f"ids such as {next(iter(distinct))!r}, where the items have ids such as {next(iter(known))!r}"
-    return f"{best}; write them in one way" if best else f"{sample}; check the columns"
+    return f"{best}; write them in one way" if best else ""

@@ -50,6 +50,8 @@ class OrderOptions(Settings):
     """Split orders at random, near-duplicates together; or by time: the newest are test, those before validation."""
     exclude: tuple[str, ...] = ()
     """Ids that are no products, such as POST or DISCOUNT: taken out of orders."""
+    order_ids: Literal["keep", "number"] = "keep"
+    """Keep the numbers of orders as ids of bundles, or count from 1, for data that will be published."""
 
 
 @dataclass(frozen=True)

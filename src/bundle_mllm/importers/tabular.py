@@ -28,7 +28,7 @@ from bundle_mllm.importers.assemble import (
 )
 from bundle_mllm.importers.columns import FIELDS, LINE_FIELDS, Columns
 from bundle_mllm.importers.media import MediaFolder
-from bundle_mllm.importers.orders import Orders, catalog_records, collect_orders, to_bundles, user_log
+from bundle_mllm.importers.orders import Orders, catalog_records, collect_orders, number_bundles, to_bundles, user_log
 from bundle_mllm.importers.products import shopify_items, woocommerce_items
 from bundle_mllm.importers.settings import TableSettings
 from bundle_mllm.importers.summary import ImportNotes, ImportSummary
@@ -119,12 +119,12 @@ def _import_tables(
             if products is None:
                 rows = _records(items, of["items"], settings, notes)
             else:
-                rows = products(iter_places(items, _delimiter(settings), notes.problem), notes)
+                rows = products(iter_places(items, _delimiter(settings), notes.problem, items.name), notes)
             return collect_items(rows, str(items), notes, media, on_duplicate=settings.on_duplicate)
 
         def read_interactions() -> Interactions:
             path, columns = paths["interactions"], of["interactions"]
-            columns.complete(read_header(path, _delimiter(settings)), str(path), notes)
+            columns.complete(read_header(path, _delimiter(settings)), path.name, notes)
             return Interactions.read(
                 path, catalog, columns=columns.of, delimiter=_delimiter(settings), report=notes.problem
             )
@@ -174,6 +174,8 @@ def _write(
     elif log is not None:
         log = _without_answers(folder, catalog, bundles, log, notes)
     made_of = None if raw is None else "bundles" if orders is None else "orders"
+    if orders is not None and settings.order_ids == "number":
+        bundles, made_of = number_bundles(bundles), "orders, numbered"
     return write_dataset(folder, settings.output_dir, catalog, bundles, log, notes, made_of=made_of)
 
 
@@ -197,7 +199,8 @@ def _without_answers(
 
 
 def _records(path: Path, columns: Columns, settings: TableSettings, notes: ImportNotes) -> Iterator[Place]:
-    return columns.rename(iter_places(path, _delimiter(settings), notes.problem), str(path), notes)
+    places = iter_places(path, _delimiter(settings), notes.problem, path.name)
+    return columns.rename(places, path.name, notes)
 
 
 def _delimiter(settings: TableSettings) -> str:

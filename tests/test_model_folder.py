@@ -65,6 +65,11 @@ def edit_config(folder, **changes):
     (folder / "config.json").write_text(json.dumps({k: v for k, v in config.items() if v is not None}))
 
 
+def edit_combination(folder, **changes):
+    values = json.loads((folder / "combination.json").read_text()) | changes
+    (folder / "combination.json").write_text(json.dumps(values))
+
+
 def edit_weights(folder, name):
     weights = load_file(folder / "model.safetensors")
     weights[name] = weights[name] + 1
@@ -256,7 +261,7 @@ def test_a_fingerprint_is_of_all_that_decides_the_answers_of_both_models(folder,
     assert {fingerprint(folder)} == seen == {fingerprint(saved["both"])}
     for change in (
         lambda: edit_config(folder, fusion_layer_norm=True),
-        lambda: edit_config(folder / "retriever", ranker_weight=0.25),
+        lambda: edit_combination(folder, ranker_weight=0.25),
         lambda: edit_weights(folder, "model.fusion.key.weight"),
         lambda: edit_weights(folder / "retriever", "towers.logit_scale"),
         lambda: write_items(folder, PAIRS[::-1]),
@@ -277,3 +282,63 @@ def test_a_ranker_saved_anew_over_a_folder_keeps_the_retriever_below_it(folder):
     save_model(make_model(separator_token_id=make_processor().separator_token_id), make_processor(), folder)
     assert load_completer(folder).parts == ("ranker", "retriever", "both")
     assert type(load_completer(folder).retriever) is BundleRetriever
+
+
+@pytest.mark.parametrize(
+    ("part", "name"), [("ranker", "model.fusion.key.weight"), ("retriever", "towers.cosine_weight")]
+)
+def test_a_combination_of_other_models_is_refused_in_one_line_that_says_to_fit_again(folder, part, name):
+    edit_weights(folder / {"ranker": "", "retriever": "retriever"}[part], name)
+    with pytest.raises(BundleMLLMError, match=rf"The {part} has other weights .* \(bundle-mllm retriever\)") as error:
+        load_completer(folder)
+    assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match=rf"The {part} has other weights .* \(bundle-mllm retriever\)"):
+        pipeline("bundle-completion", model=str(folder), device="cpu")
+
+
+def test_a_combination_without_the_retriever_that_it_was_fitted_for_is_refused(folder):
+    shutil.rmtree(folder / "retriever")
+    with pytest.raises(BundleMLLMError, match=r"there is no retriever, so answers would be those of one model"):
+        load_completer(folder)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
+def test_a_combination_holds_for_its_models_in_other_precisions(saved, tmp_path, dtype):
+    completer = load_completer(saved["both"], dtype=dtype)
+    for model in completer.models:
+        model.to(getattr(torch, dtype))
+    save_completer(completer, tmp_path)
+    assert load_completer(tmp_path).combination == load_completer(saved["both"]).combination
+
+
+def test_folders_without_a_combination_join_both_models_as_they_are(folder):
+    (folder / "combination.json").unlink()
+    assert load_completer(folder).combination.ranker_weight == 1
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (lambda values: {**values, "temperature": float("nan")}, "temperature is 'nan'"),
+        (lambda values: {**values, "temperature": "cold"}, "temperature is 'cold'"),
+        (lambda values: {**values, "temperature": 0}, "temperature is '0'"),
+        (lambda values: {**values, "ranker_weight": True}, "ranker_weight is 'True'"),
+        (lambda values: {**values, "ranker_weight": None}, "ranker_weight is 'None'"),
+        (lambda values: {**values, "ranker_weight": -0.5}, "ranker_weight is '-0.5'"),
+        (lambda values: {**values, "weight": 1}, "does not hold ranker_weight, temperature, fitted_for and nothing"),
+        (lambda values: {"ranker_weight": 1}, "does not hold ranker_weight, temperature, fitted_for and nothing"),
+        (lambda values: {**values, "fitted_for": None}, "fitted_for names no models"),
+        (lambda values: {**values, "fitted_for": {}}, 'does not name a "ranker" and a "retriever"'),
+        (lambda values: {**values, "fitted_for": {"ranker": [1], "retriever": "x"}}, "retriever in fitted_for are no"),
+        (lambda values: [values], "does not hold"),
+    ],
+)
+def test_a_combination_that_is_none_is_refused_in_one_line(folder, write, message):
+    path = folder / "combination.json"
+    path.write_text(json.dumps(write(json.loads(path.read_text()))))
+    with pytest.raises(BundleMLLMError, match=message) as error:
+        load_completer(folder)
+    assert "combination.json" in str(error.value) and "\n" not in str(error.value) and len(str(error.value)) < 600
+    path.write_text("{")
+    with pytest.raises(BundleMLLMError, match=r"combination\.json cannot be used"):
+        load_completer(folder)

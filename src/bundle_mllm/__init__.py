@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from bundle_mllm.model_folder import load_ranker as load_ranker
     from bundle_mllm.model_folder import save_completer as save_completer
     from bundle_mllm.model_folder import save_model as save_model
+    from bundle_mllm.modeling import BundleCombination as BundleCombination
     from bundle_mllm.modeling import BundleCompleter as BundleCompleter
     from bundle_mllm.modeling import BundleCompletionPipeline as BundleCompletionPipeline
     from bundle_mllm.modeling import BundleItemProcessor as BundleItemProcessor

@@ -16,11 +16,12 @@ from transformers.utils import CONFIG_NAME
 
 from bundle_mllm.data.files import read_json, sha256
 from bundle_mllm.errors import BundleMLLMError
+from bundle_mllm.modeling.combination_bundle_mllm import COMBINATION_FILE
 from bundle_mllm.modeling.completion_bundle_mllm import BundleCompleter
 from bundle_mllm.modeling.configuration_bundle_mllm import BundleRetrieverConfig
 from bundle_mllm.modeling.item_processing_bundle_mllm import BundleItemProcessor
 from bundle_mllm.modeling.modeling_bundle_mllm import BundleMLLMForCausalLM
-from bundle_mllm.modeling.pipeline_bundle_mllm import RETRIEVER_FOLDER, load_retriever
+from bundle_mllm.modeling.pipeline_bundle_mllm import RETRIEVER_FOLDER, load_others
 from bundle_mllm.modeling.processing_bundle_mllm import BundleMLLMProcessor
 from bundle_mllm.modeling.retriever_bundle_mllm import BundleRetriever
 
@@ -30,7 +31,8 @@ CONVERSION_RECORD = "conversion.json"
 """How `bundle-mllm convert` made a model folder."""
 STAGE_ONE_MODEL, HISTORIES = "training/stage_one/model", "training/{stage}/history.json"
 """What a run leaves in its model folder beside the model: the ranker after stage one, and losses and validations."""
-_DECIDING = ("*.safetensors", "items.jsonl", "tokenizer.json", "processor_config.json", "chat_template.jinja")
+_WORDING = ("tokenizer.json", "processor_config.json", "chat_template.jinja")
+_DECIDING = ("*.safetensors", "items.jsonl", COMBINATION_FILE, *_WORDING)
 _UNREADABLE = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)
 
 
@@ -45,6 +47,8 @@ def save_completer(completer: BundleCompleter, folder: Path) -> None:
     top.save_pretrained(folder)
     for retriever in below:
         retriever.save_pretrained(folder / RETRIEVER_FOLDER)
+    if below:
+        completer.combination.save_pretrained(folder)
     completer.processor.save_pretrained(folder)
 
 
@@ -75,7 +79,7 @@ def load_completer(folder: str | Path, device: str | None = None, **kwargs: Any)
             completer = BundleCompleter(processor, retriever=retriever)
         else:
             ranker, processor = load_ranker(folder, **kwargs)
-            completer = BundleCompleter(processor, ranker=ranker, retriever=load_retriever(str(folder)))
+            completer = BundleCompleter(processor, ranker, **load_others(str(folder)))
     except _UNREADABLE as error:
         raise _unreadable(folder, error) from error
     return completer if device is None else completer.to(device)
@@ -123,7 +127,7 @@ def check_same_items(model: Any, processor: BundleItemProcessor, folder: str | P
 
 
 def fingerprint(folder: str | Path) -> str | None:
-    """Return a SHA-256 over all that decides the answers of a model folder: of both models, items, tokenizer, wording.
+    """Return a SHA-256 over all that decides a model folder's answers: models, combination, items, tokenizer, wording.
 
     Returns:
         The hexadecimal digest, or `None` for a Hub repository, whose commit identifies it as well.

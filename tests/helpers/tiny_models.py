@@ -164,13 +164,14 @@ def make_item_processor():
     return BundleItemProcessor(ITEM_IDS, TITLES, MODALITIES)
 
 
-def make_completer(ranker=True, retriever=True, **config):
+def make_completer(ranker=True, retriever=True, combination=None, **config):
     """A completer of one or both models; `config` is of the retriever."""
     processor = make_processor() if ranker else make_item_processor()
     return BundleCompleter(
         processor,
         make_model(separator_token_id=processor.separator_token_id) if ranker else None,
         make_retriever(**config) if retriever else None,
+        combination,
     )
 
 

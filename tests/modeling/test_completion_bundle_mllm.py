@@ -5,6 +5,7 @@ import torch
 from tiny_models import (
     ITEM_IDS,
     TITLES,
+    make_backbone,
     make_completer,
     make_features,
     make_item_processor,
@@ -15,7 +16,7 @@ from tiny_models import (
 )
 from torch.testing import assert_close
 
-from bundle_mllm.modeling import BundleCompleter
+from bundle_mllm.modeling import BundleCombination, BundleCompleter
 
 WEIGHT, TEMPERATURE = 0.7, 1.3
 QUESTION = {"partial": ["i0", "i1"], "candidates": ["i5", "i2", "i7", "i4", "i3", "i6"]}
@@ -25,7 +26,7 @@ HAT = {"title": "new hat", "features": {"visual": [0.5] * 12}}
 
 @pytest.fixture(scope="module")
 def completer():
-    return make_completer(ranker_weight=WEIGHT, temperature=TEMPERATURE)
+    return make_completer(combination=BundleCombination(WEIGHT, TEMPERATURE))
 
 
 @torch.no_grad()
@@ -103,7 +104,9 @@ def test_the_unrestricted_choice_in_a_long_list_is_the_candidate_whose_letter_th
 
 
 def test_the_processor_knows_how_many_options_its_ranker_was_trained_on(completer):
-    shorter = BundleCompleter(make_processor(max_options=3), completer.ranker, completer.retriever)
+    shorter = BundleCompleter(
+        make_processor(max_options=3), completer.ranker, completer.retriever, completer.combination
+    )
     assert_close(score(shorter, QUESTION).answer, score(completer, QUESTION, max_options=3).answer)
 
 
@@ -356,6 +359,26 @@ def test_models_that_read_one_modality_in_two_widths_are_refused():
         BundleCompleter(make_processor(), make_model(), retriever)
 
 
+def test_without_a_combination_both_models_count_as_they_are(completer):
+    plain = score(BundleCompleter(completer.processor, completer.ranker, completer.retriever), QUESTION)
+    product = plain.scores["ranker"] + plain.scores["retriever"]
+    assert_close(plain.answer, product.log_softmax(0))
+
+
+def test_a_combination_that_was_fitted_for_other_models_is_refused(completer):
+    fitted = completer.combination
+    with pytest.raises(ValueError, match=r"ranker has other weights than .* fit them again \(bundle-mllm retriever"):
+        smaller = make_model(make_backbone(num_hidden_layers=1))
+        BundleCompleter(completer.processor, smaller, completer.retriever, fitted)
+    retriever = make_retriever()
+    retriever.towers.logit_scale.data += 0.1
+    with pytest.raises(ValueError, match="The retriever has other weights"):
+        BundleCompleter(completer.processor, completer.ranker, retriever, fitted)
+    for part in ("ranker", "retriever"):
+        with pytest.raises(ValueError, match="fitted for a ranker and a retriever, but there is no"):
+            BundleCompleter(completer.processor, **{part: getattr(completer, part)}, combination=fitted)
+
+
 def test_a_completer_needs_a_model():
     with pytest.raises(ValueError, match="needs a ranker, a retriever or both"):
         BundleCompleter(make_item_processor())
@@ -397,7 +420,7 @@ def test_a_question_is_checked_before_it_is_scored(completer):
 
 
 def test_groups_that_candidates_share_with_the_partial_bundle_change_their_scores(completer):
-    without = make_completer(ranker_weight=WEIGHT, temperature=TEMPERATURE)
+    without = make_completer(combination=BundleCombination(WEIGHT, TEMPERATURE))
     rows = without.retriever.catalog_rows()
     without.retriever.set_catalog(rows["features"], rows["present"])
     assert as_dict(score(without, QUESTION)) != approx(as_dict(score(completer, QUESTION)))

@@ -19,13 +19,12 @@ def test_modalities_keep_one_order_through_json(config_class, tmp_path):
     assert loaded.to_dict() == config.to_dict()
 
 
-def test_memberships_weight_and_temperature_survive_saving(tmp_path):
-    fields = {"memberships": {"textual": 3, "bundle_item": 0}, "ranker_weight": 0.25, "temperature": 1.5}
-    BundleRetrieverConfig(**fields, hidden_size=7, items_hash="0" * 64).save_pretrained(tmp_path)
+def test_the_fields_of_a_retriever_survive_saving(tmp_path):
+    fields = {"memberships": {"textual": 3, "bundle_item": 0}, "hidden_size": 7, "items_hash": "0" * 64}
+    BundleRetrieverConfig(**fields).save_pretrained(tmp_path)
     loaded = BundleRetrieverConfig.from_pretrained(tmp_path)
     assert list(loaded.memberships.items()) == [("bundle_item", 0), ("textual", 3)]
-    assert (loaded.ranker_weight, loaded.temperature, loaded.hidden_size) == (0.25, 1.5, 7)
-    assert loaded.items_hash == "0" * 64
+    assert (loaded.hidden_size, loaded.items_hash) == (7, "0" * 64)
 
 
 def test_the_defaults_are_those_of_the_official_code():
@@ -91,9 +90,6 @@ def test_an_impossible_field_of_a_ranker_is_an_error_that_names_it(fields, messa
         ({"hidden_size": 0}, "hidden_size is 0"),
         ({"dropout": 1.0}, "dropout is 1.0"),
         ({"collaborative_dropout": -0.1}, "collaborative_dropout is -0.1"),
-        ({"ranker_weight": -1.0}, "ranker_weight is -1.0"),
-        ({"ranker_weight": float("nan")}, "ranker_weight is nan"),
-        ({"temperature": 0.0}, "temperature 0.0"),
         ({"num_items": -1}, "num_items is -1"),
     ],
 )

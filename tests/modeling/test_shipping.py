@@ -25,7 +25,13 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 import bundle_mllm.modeling
 from bundle_mllm.model_folder import load_completer, save_completer, save_model
-from bundle_mllm.modeling import BundleMLLMForCausalLM, BundleMLLMModel, BundleMLLMProcessor, BundleMLLMTokenizerFast
+from bundle_mllm.modeling import (
+    BundleCombination,
+    BundleMLLMForCausalLM,
+    BundleMLLMModel,
+    BundleMLLMProcessor,
+    BundleMLLMTokenizerFast,
+)
 
 SOURCES = sorted(Path(bundle_mllm.modeling.__file__).parent.glob("*_bundle_mllm.py"))
 QUESTION = {"partial": ["i0", "i5"], "candidates": ["i2", "i3", {"title": "x", "features": {"visual": [0.1] * 12}}]}
@@ -216,7 +222,8 @@ def close(answers, expected):
 @pytest.mark.slow
 @torch.no_grad()
 def test_ranker_and_retriever_work_and_are_saved_without_the_package(tmp_path):
-    completers = {"both": make_completer(ranker_weight=0.7), "alone": make_completer(ranker=False)}
+    both = make_completer(combination=BundleCombination(0.7, 1.2))
+    completers = {"both": both, "alone": make_completer(ranker=False)}
     for name, completer in completers.items():
         save_completer(completer, tmp_path / name)
     output = tmp_path / "output"

@@ -55,13 +55,13 @@ def test_a_retriever_stands_beside_a_ranker_that_stays_as_it_was(folder, copied_
     figures = add(folder, copied_data)
     after = contents(folder)
     assert {name: after[name] for name in before} == before
-    assert all(name.startswith("retriever/") for name in set(after) - set(before))
+    assert {name.partition("/")[0] for name in set(after) - set(before)} == {"retriever", "combination.json"}
     assert figures.keys() == {"ranker", "retriever", "both", "combination"}
     completer = load_completer(folder)
     assert completer.parts == ("ranker", "retriever", "both")
     assert AutoModel.from_pretrained(folder, subfolder="retriever").config.items_hash == completer.processor.items_hash
-    assert completer.retriever.config.ranker_weight == figures["combination"]["ranker_weight"]
-    assert completer.retriever.config.temperature == figures["combination"]["temperature"]
+    assert completer.combination.ranker_weight == figures["combination"]["ranker_weight"]
+    assert completer.combination.temperature == figures["combination"]["temperature"]
     [answer] = pipeline("bundle-completion", model=str(folder))({"partial": ["red-shirt"]}, top_k=1, explain=True)
     assert {"ranker", "retriever"} < set(answer["explanation"])
 
@@ -132,8 +132,12 @@ def test_a_failure_at_any_step_leaves_the_old_retriever_or_the_new_one(folder, c
                 weights = retriever_weights(folder)
                 assert AutoModel.from_pretrained(folder, subfolder="retriever")
                 assert before is None or same(weights, before)
+            if (folder / "combination.json").exists() and not had_one:  # never without what it was fitted for
+                with pytest.raises(BundleMLLMError, match=r"bundle-mllm retriever"):
+                    load_completer(folder)
     assert number >= 3 and (before is None or not same(new, before))
     assert not [path for path in folder.iterdir() if path.name.startswith(".")]
+    assert load_completer(folder).parts == ("ranker", "retriever", "both")
 
 
 def refusals():

@@ -25,13 +25,13 @@ def test_no_weight_and_temperature_of_a_grid_are_likelier():
     ranker, retriever = rng.normal(size=(2, 400, 5))
     answers = draw(0.6 * ranker + 1.5 * retriever, rng)
     fitted = fit_combination(ranker.tolist(), retriever.tolist(), answers)
-    best = likelihood(ranker, retriever, answers, fitted.ranker_weight, fitted.temperature)
+    best = likelihood(ranker, retriever, answers, fitted.combination.ranker_weight, fitted.combination.temperature)
     assert fitted.log_likelihood == pytest.approx(best)
     for weight in np.linspace(0, 3, 13):
         for temperature in np.geomspace(0.2, 5, 13):
             assert likelihood(ranker, retriever, answers, weight, temperature) <= best + 1e-6
-    assert fitted.ranker_weight == pytest.approx(0.6 / 1.5, abs=0.15)
-    assert fitted.temperature == pytest.approx(1 / 1.5, abs=0.15)
+    assert fitted.combination.ranker_weight == pytest.approx(0.6 / 1.5, abs=0.15)
+    assert fitted.combination.temperature == pytest.approx(1 / 1.5, abs=0.15)
     assert fitted.num_questions == 400
 
 
@@ -50,18 +50,18 @@ def test_a_ranker_that_guesses_gets_next_to_no_weight_and_overconfidence_is_cool
     retriever = rng.normal(size=(2_000, 5))
     answers = draw(retriever, rng)
     fitted = fit_combination(rng.normal(size=(2_000, 5)).tolist(), (4 * retriever).tolist(), answers)
-    assert fitted.ranker_weight < 0.4  # of 4: its share beside the retriever is below a tenth
-    assert fitted.temperature == pytest.approx(4, rel=0.15)
+    assert fitted.combination.ranker_weight < 0.4  # of 4: its share beside the retriever is below a tenth
+    assert fitted.combination.temperature == pytest.approx(4, rel=0.15)
 
 
 def test_a_ranker_that_misleads_gets_none():
     rng = np.random.default_rng(3)
     retriever = rng.normal(size=(300, 5))
     fitted = fit_combination((-retriever).tolist(), rng.normal(size=(300, 5)).tolist(), draw(retriever, rng))
-    assert fitted.ranker_weight == 0
+    assert fitted.combination.ranker_weight == 0
 
 
 def test_lists_of_different_lengths_are_joined():
     ranker, retriever = [[0.0, 2.0], [1.0, 0.0, 0.0]], [[0.0, 1.0], [0.0, 1.0, 0.0]]
     fitted = fit_combination(ranker, retriever, [1, 0])
-    assert 0 < fitted.ranker_weight <= 10 and 0.1 - 1e-9 <= fitted.temperature <= 10
+    assert 0 < fitted.combination.ranker_weight <= 10 and 0.1 - 1e-9 <= fitted.combination.temperature <= 10

@@ -110,8 +110,8 @@ def test_both_models_load_with_the_auto_classes(finished):
 def test_the_fitted_combination_is_that_of_the_folder(finished):
     combination, completer = record_of(finished)["combination"], load_completer(finished)
     assert completer.parts == ("ranker", "retriever", "both")
-    assert completer.retriever.config.ranker_weight == combination["ranker_weight"]
-    assert completer.retriever.config.temperature == combination["temperature"]
+    assert completer.combination.ranker_weight == combination["ranker_weight"]
+    assert completer.combination.temperature == combination["temperature"]
 
 
 def test_the_figures_of_a_run_are_those_of_the_models_in_its_folder(finished, tiny_data):
@@ -272,8 +272,8 @@ def test_a_run_of_too_few_bundles_to_hold_any_out_joins_both_with_equal_weights(
     rewrite_bundles(copied_data, lambda record: record if record["bundle_id"] in ("b0", "b3", "b4") else None)
     out = train(tiny_run(copied_data, tmp_path / "out", **FAST))
     assert "too few different training bundles (1)" in caplog.text
-    config = load_completer(out).retriever.config
-    assert (config.ranker_weight, config.temperature) == (1.0, 1.0)
+    combination = load_completer(out).combination
+    assert (combination.ranker_weight, combination.temperature) == (1.0, 1.0)
     assert "combination" not in record_of(out)
 
 

@@ -72,7 +72,7 @@ def masked(completer: BundleCompleter, mask: Sequence[str]) -> Iterator[BundleCo
             _replace(model, rows)
             model.config.items_hash = None
         processor = completer.processor.without_titles() if TITLES in mask else completer.processor
-        yield BundleCompleter(processor, completer.ranker, completer.retriever)
+        yield BundleCompleter(processor, completer.ranker, completer.retriever, completer.combination)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from bundle_mllm import modeling
 from bundle_mllm.data.files import read_json
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.hub.repository import read_tensors
+from bundle_mllm.modeling.combination_bundle_mllm import COMBINATION_FILE
 from bundle_mllm.modeling.configuration_bundle_mllm import BundleRetrieverConfig
 from bundle_mllm.modeling.pipeline_bundle_mllm import RETRIEVER_FOLDER
 
@@ -29,6 +30,8 @@ def check_complete(folder: Path) -> None:
     _check_files(folder, _NEEDED)
     if read_json(folder / "config.json").get("model_type") != BundleRetrieverConfig.model_type:
         _check_files(folder, _NEEDED_OF_RANKER)
+        if (folder / RETRIEVER_FOLDER).is_dir():
+            _check_files(folder, (COMBINATION_FILE,))
     for part in (folder, folder / RETRIEVER_FOLDER):
         if part.is_dir():
             _check_files(part, ("config.json", *_needed_code(part)))

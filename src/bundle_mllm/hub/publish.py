@@ -21,13 +21,14 @@ from bundle_mllm.hub.settings import PublishSettings
 from bundle_mllm.hub.upload import check_repo_id, publish_folder
 from bundle_mllm.hub.verify import Verification, verify_repository
 from bundle_mllm.model_folder import fingerprint
+from bundle_mllm.modeling.combination_bundle_mllm import COMBINATION_FILE
 from bundle_mllm.modeling.pipeline_bundle_mllm import RETRIEVER_FOLDER
 from bundle_mllm.settings import configured_by
 
 PUBLISHED_RECORD = "training_record.json"
 _MODEL = ("*.safetensors", "*.safetensors.index.json", "*_bundle_mllm.py", "config.json")
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "chat_templates/*.jinja")
-_OTHERS = ("generation_config.json", "items.jsonl", "processor_config.json")
+_OTHERS = ("generation_config.json", "items.jsonl", "processor_config.json", COMBINATION_FILE)
 TAKEN = (*_MODEL, *(f"{RETRIEVER_FOLDER}/{pattern}" for pattern in _MODEL), *_TOKENIZER, *_OTHERS)
 """The files of a model folder that belong in its repository; all others stay here."""
 _EARLIER = ("added_tokens.json", "merges.txt", "special_tokens_map.json", "tokenizer.model", "vocab.json", "vocab.txt")

@@ -35,6 +35,7 @@ from bundle_mllm.hub.schema import (
     version,
     word,
 )
+from bundle_mllm.modeling.combination_bundle_mllm import COMBINATION_FILE, BundleCombination
 from bundle_mllm.settings import NO_RANKER, SCRATCH
 
 _words = nested(either(number, word))
@@ -112,6 +113,9 @@ _SETTINGS: dict[Any, Any] = {
 _WITHHELD = {"_name_or_path", "name_or_path", "id2label", "label2id", "task_specific_params"}
 
 
+COMBINATION: Schema = {name: numbers for name in BundleCombination.__dataclass_fields__}
+
+
 def public_settings(path: Path) -> dict[str, Any]:
     """Return what is published of a file of settings, such as `config.json`: the fields that its class knows."""
     return _public_settings(read_json(path))
@@ -140,6 +144,8 @@ def public_record(record: dict[str, Any]) -> dict[str, Any]:
 
 def place_public(source: Path, target: Path) -> None:
     """Write what is published of a file of a model folder; a file that needs no change is copied as it is."""
+    if source.name == COMBINATION_FILE:
+        return write_json(target, rebuild(read_json(source), COMBINATION))
     is_settings = source.suffix == ".json" and source.name != "tokenizer.json"
     if source.suffix == ".safetensors":
         place_tensors(source, target, {"format": "pt"})

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from bundle_mllm.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from bundle_mllm.modeling.combination_bundle_mllm import BundleCombination as BundleCombination
     from bundle_mllm.modeling.completion_bundle_mllm import BundleCompleter as BundleCompleter
     from bundle_mllm.modeling.configuration_bundle_mllm import BundleMLLMConfig as BundleMLLMConfig
     from bundle_mllm.modeling.configuration_bundle_mllm import BundleRetrieverConfig as BundleRetrieverConfig

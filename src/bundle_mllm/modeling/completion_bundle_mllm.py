@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from .combination_bundle_mllm import BundleCombination
 from .item_processing_bundle_mllm import BundleItemProcessor
 from .questions_bundle_mllm import check_scores, field
 from .ranking_bundle_mllm import GROUP_SIZE, MAX_OPTIONS, round_sizes
@@ -50,22 +51,30 @@ class BundleCompleter:
     """Complete partial bundles with a ranker, a retriever or both.
 
     Up to `max_options` candidates are scored by both models: the answer is `softmax((w * ranker + retriever) / T)` of
-    their log-probabilities, with `ranker_weight` w and `temperature` T of the retriever's configuration (a product of
-    experts; ours). Of more candidates the ranker sees the best `max_options` by the retriever: the probability that
-    the retriever gives these is redistributed among them, and all others keep theirs. Without a retriever longer lists
-    are ranked in groups (`rank_in_groups`); without a ranker the retriever answers. A question without candidates
-    is about the whole catalog except the partial bundle.
+    their log-probabilities, with w and T of the `combination` (a product of experts; ours). Of more candidates
+    the ranker sees the best `max_options` by the retriever: the probability that the retriever gives these is
+    redistributed among them, and all others keep theirs. Without a retriever longer lists are ranked in groups
+    (`rank_in_groups`); without a ranker the retriever answers. A question without candidates is about the whole
+    catalog except the partial bundle.
 
     Args:
         processor: The items; a `BundleMLLMProcessor` if there is a ranker.
         ranker: A `BundleMLLMForCausalLM`, or an adapter of one.
         retriever: A `BundleRetriever`.
+        combination: How both are joined; by default with weight 1 and temperature 1.
 
     Raises:
-        ValueError: If there is no model, or a model has other items than the processor.
+        ValueError: If there is no model, a model has other items than the processor, or the combination was fitted for
+            other models.
     """
 
-    def __init__(self, processor: BundleItemProcessor, ranker: Any = None, retriever: Any = None):
+    def __init__(
+        self,
+        processor: BundleItemProcessor,
+        ranker: Any = None,
+        retriever: Any = None,
+        combination: BundleCombination | None = None,
+    ):
         if ranker is None and retriever is None:
             raise ValueError("A completer needs a ranker, a retriever or both, and got neither: load one first.")
         self.processor: Any = processor
@@ -79,6 +88,15 @@ class BundleCompleter:
                         f"Ranker and retriever read {name!r} features of {self.modalities[name]} and {width} columns, "
                         "so no item fits both: train the retriever for this ranker."
                     )
+        self.combination = combination or BundleCombination()
+        if len(self.models) == 2:
+            self.combination = self.combination.bind(ranker, retriever)
+        elif self.combination.fitted_for:
+            missing = "ranker" if ranker is None else "retriever"
+            raise ValueError(
+                f"The combination was fitted for a ranker and a retriever, but there is no {missing}, so answers "
+                "would be those of one model: give both (bundle-mllm retriever makes a retriever), or no combination."
+            )
         processor.modalities, processor.other_modalities = dict(self.models[0].config.modalities), self.modalities
 
     @property
@@ -397,8 +415,9 @@ class BundleCompleter:
         alone[0, members], alone[1:, members] = answers.log_probabilities, answers.orders
         scores, orders = {**scores, "ranker": alone[0]}, {"ranker": alone[1:]}
         if retrieved is not None:
-            own, both, config = retrieved[members], retrieved.repeat(len(alone), 1), self.retriever.config
-            mixed = (config.ranker_weight * alone[:, members] + own) / config.temperature
+            combination = self.combination
+            own, both = retrieved[members], retrieved.repeat(len(alone), 1)
+            mixed = (combination.ranker_weight * alone[:, members] + own) / combination.temperature
             both[:, members] = own.logsumexp(dim=-1) + mixed.log_softmax(dim=-1)
             scores["both"], orders["both"] = both[0], both[1:]
         choice = None if answers.unrestricted_choice is None else members[answers.unrestricted_choice]

@@ -162,14 +162,11 @@ class BundleRetrieverConfig(_BundleConfig):
         dropout: Dropout of content features, which overfit, and of their hidden units in the towers.
         collaborative_dropout: The same for modalities that are memberships of bundles or users: out-of-fold features
             do not overfit, and lose by more dropout.
-        ranker_weight: Weight of the ranker's log-probabilities when a completer joins both models; fitted on training
-            bundles that neither model has seen.
-        temperature: Divisor of the joined log-probabilities, fitted together with `ranker_weight`.
         **kwargs: `num_items`, `items_hash`, `modalities` and `format_version` as in `BundleMLLMConfig`.
 
     Raises:
-        ValueError: If a modality has an unusable name or width, a size, weight or temperature is out of range, or the
-            folder has another layout.
+        ValueError: If a modality has an unusable name or width, a size is out of range, or the folder has another
+            layout.
     """
 
     model_type = "bundle_retriever"
@@ -184,8 +181,6 @@ class BundleRetrieverConfig(_BundleConfig):
     hidden_size: int = 64
     dropout: float = 0.5
     collaborative_dropout: float = 0.1
-    ranker_weight: float = 1.0
-    temperature: float = 1.0
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
@@ -194,8 +189,3 @@ class BundleRetrieverConfig(_BundleConfig):
         for name in ("dropout", "collaborative_dropout"):
             if not 0 <= (value := getattr(self, name)) < 1:
                 raise ValueError(f"{name} is {value}, which is no share of units to drop: give 0 or more, below 1.")
-        if not self.ranker_weight >= 0 or not self.temperature > 0:
-            raise ValueError(
-                f"ranker_weight is {self.ranker_weight} and temperature {self.temperature}, so joined scores would be "
-                "no probabilities: give a weight of 0 or more and a positive temperature."
-            )

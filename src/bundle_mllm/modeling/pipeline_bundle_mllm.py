@@ -10,6 +10,7 @@ from typing import Any
 from transformers import Pipeline
 from transformers.utils import hub
 
+from .combination_bundle_mllm import BundleCombination
 from .completion_bundle_mllm import NUM_RETRIEVED, BundleCompleter
 from .item_processing_bundle_mllm import BundleItemProcessor
 from .questions_bundle_mllm import check_keys, field, shorten
@@ -34,7 +35,8 @@ class BundleCompletionPipeline(Pipeline):
     `explain=True` adds what each model contributed. Without candidates the whole catalog except the partial bundle is
     searched. `BundleCompleter`, the attribute `completer`, says how ranker and retriever are joined.
 
-    The model is a ranker, whose folder or repository may hold a retriever, too, in `retriever/`; or a retriever alone.
+    The model is a ranker, whose folder or repository may hold a retriever, too, in `retriever/`, and how both are
+    joined, in `combination.json`; or a retriever alone.
     """
 
     _load_processor = True
@@ -56,8 +58,8 @@ class BundleCompletionPipeline(Pipeline):
             self.feature_extractor = self.processor  # without it or a tokenizer, transformers refuses batches
         else:
             config = self.model.config
-            retriever = load_retriever(config._name_or_path, revision=getattr(config, "_commit_hash", None))
-            self.completer = BundleCompleter(self.processor, ranker=self.model, retriever=retriever)
+            others = load_others(config._name_or_path, revision=getattr(config, "_commit_hash", None))
+            self.completer = BundleCompleter(self.processor, self.model, **others)
             self.completer.to(self.device)
 
     def _sanitize_parameters(
@@ -129,20 +131,22 @@ class BundleCompletionPipeline(Pipeline):
         self.processor.save_pretrained(save_directory)
         if self.completer.retriever is not None and self.completer.retriever is not self.model:
             self.completer.retriever.save_pretrained(os.path.join(save_directory, RETRIEVER_FOLDER), **to_save)
+            self.completer.combination.save_pretrained(save_directory)
         if push_to_hub:
             self.push_to_hub(repo_id or os.path.basename(os.path.normpath(save_directory)), **kwargs)
 
 
-def load_retriever(name: str, **kwargs: Any) -> BundleRetriever | None:
-    """Load the retriever that stands beside a ranker, if there is one.
+def load_others(name: str, **kwargs: Any) -> dict[str, Any]:
+    """Load what stands beside a ranker, if anything: the "retriever" and the "combination" of both.
 
     Args:
         name: Model folder or Hub repository of the ranker.
         **kwargs: For `from_pretrained`, such as `revision`.
     """
     if not os.path.isdir(name) and (not name or os.path.isabs(name) or name.count("/") > 1):
-        return None  # a model in memory, or of a folder that is gone
+        return {}  # a model in memory, or of a folder that is gone
     kwargs = {key: value for key, value in kwargs.items() if value is not None}
+    others: dict[str, Any] = {"combination": BundleCombination.from_pretrained(name, **kwargs)}
     config = hub.cached_file(
         name,
         "config.json",
@@ -150,7 +154,7 @@ def load_retriever(name: str, **kwargs: Any) -> BundleRetriever | None:
         _raise_exceptions_for_missing_entries=False,
         **kwargs,
     )
-    if config is None:
-        return None
-    BundleRetriever.register_for_auto_class("AutoModel")  # so that its code is saved with it, package or not
-    return BundleRetriever.from_pretrained(name, subfolder=RETRIEVER_FOLDER, **kwargs).eval()
+    if config is not None:
+        BundleRetriever.register_for_auto_class("AutoModel")  # so that its code is saved with it, package or not
+        others["retriever"] = BundleRetriever.from_pretrained(name, subfolder=RETRIEVER_FOLDER, **kwargs).eval()
+    return others

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from bundle_mllm.data.files import new_folder, require_folder
+from bundle_mllm.data.files import new_folder, require_folder, write_json
 from bundle_mllm.data.folder import DatasetFolder
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.model_folder import check_same_items, load_ranker
+from bundle_mllm.modeling.combination_bundle_mllm import COMBINATION_FILE
+from bundle_mllm.modeling.completion_bundle_mllm import BundleCompleter
 from bundle_mllm.modeling.pipeline_bundle_mllm import RETRIEVER_FOLDER
-from bundle_mllm.modeling.retriever_bundle_mllm import BundleRetriever
 from bundle_mllm.settings import configured_by
 from bundle_mllm.training.config import AddRetrieverSettings
 from bundle_mllm.training.ranker import join
@@ -29,7 +31,7 @@ def add_retriever(settings: AddRetrieverSettings) -> dict[str, dict[str, Any]]:
     """Train a retriever on a dataset folder, fit the weight of the ranker beside it, and write both down.
 
     The retriever is written to `retriever/` in the model folder, in one step; one that is there is replaced once the
-    new one is complete. The ranker's files stay as they are.
+    new one is complete. How both are joined is written to `combination.json`. The ranker's files stay as they are.
 
     Returns:
         The validation figures of "ranker", "retriever" and "both", and of the "combination".
@@ -51,19 +53,25 @@ def add_retriever(settings: AddRetrieverSettings) -> dict[str, dict[str, Any]]:
     check_same_items(ranker, processor, settings.model)
     with limited_threads(settings.num_threads):
         retriever, held_out_scores = make_retriever(data)
-        figures = join(ranker, processor, retriever, held_out_scores, data)
+        completer, figures = join(ranker, processor, retriever, held_out_scores, data)
     retriever.config.items_hash = processor.items_hash
-    _replace_retriever(settings.model, retriever)
+    _replace_retriever(settings.model, completer)
     return figures
 
 
-def _replace_retriever(folder: Path, retriever: BundleRetriever) -> None:
+def _replace_retriever(folder: Path, completer: BundleCompleter) -> None:
+    """Write the retriever and its combination with the ranker.
+
+    The combination comes first: a folder in which a kill leaves it without its retriever is refused when loaded, and
+    is made whole by the next call.
+    """
     target = folder / RETRIEVER_FOLDER
     new, old = (folder / f".{RETRIEVER_FOLDER}.{name}" for name in ("new", "old"))
     for left_by_a_kill in (new, old):
         shutil.rmtree(left_by_a_kill, ignore_errors=True)
     with new_folder(new) as temporary:
-        retriever.save_pretrained(temporary)
+        completer.retriever.save_pretrained(temporary)
+    write_json(folder / COMBINATION_FILE, asdict(completer.combination))
     if target.exists():
         os.replace(target, old)
     os.replace(new, target)

@@ -11,24 +11,24 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import minimize
 
+from bundle_mllm.modeling.combination_bundle_mllm import BundleCombination
+
 MAX_WEIGHT, MAX_TEMPERATURE = 10.0, 10.0
 
 
 @dataclass(frozen=True)
-class Combination:
-    """How the log-probabilities of both models are joined; see `BundleCompleter`.
+class CombinationFit:
+    """The likeliest combination, and how likely the answers are under it.
 
     Attributes:
-        ranker_weight: Weight of the ranker.
-        temperature: Divisor of the joined log-probabilities.
-        num_questions: Questions that both were fitted on.
+        combination: The likeliest one.
+        num_questions: Questions that it was fitted on.
         log_likelihood: Mean log-probability of the answers, joined.
         log_likelihood_of_retriever: The same of the retriever alone.
         log_likelihood_of_ranker: The same of the ranker alone.
     """
 
-    ranker_weight: float
-    temperature: float
+    combination: BundleCombination
     num_questions: int
     log_likelihood: float
     log_likelihood_of_retriever: float
@@ -37,7 +37,7 @@ class Combination:
 
 def fit_combination(
     ranker: Sequence[Sequence[float]], retriever: Sequence[Sequence[float]], answers: Sequence[int]
-) -> Combination:
+) -> CombinationFit:
     """Find the weight and the temperature under which the answers are most likely.
 
     Args:
@@ -64,9 +64,8 @@ def fit_combination(
         key=lambda result: result.fun,
     )
     weight, temperature = float(best.x[0]), float(np.exp(best.x[1]))
-    return Combination(
-        ranker_weight=weight,
-        temperature=temperature,
+    return CombinationFit(
+        combination=BundleCombination(weight, temperature),
         num_questions=len(answers),
         log_likelihood=likelihood(weight, temperature),
         log_likelihood_of_retriever=likelihood(0.0, 1.0),

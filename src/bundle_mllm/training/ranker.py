@@ -5,7 +5,6 @@ Knows nothing about stages or optimizers.
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import torch
@@ -69,22 +68,27 @@ def join(
     retriever: BundleRetriever,
     held_out_scores: list[list[float]],
     data: RunData,
-) -> dict[str, dict[str, Any]]:
-    """Fit the weight of the ranker and the temperature, which the retriever's configuration keeps.
+) -> tuple[BundleCompleter, dict[str, dict[str, Any]]]:
+    """Join ranker and retriever by the weight and the temperature that fit the held-out questions, if there are any.
 
     `held_out_scores` are the retriever's, made before it was trained on the bundles of the held-out questions.
 
     Returns:
-        The `Combination` under "combination", and the validation figures of each part.
+        The completer; and the fit under "combination", with the validation figures of each part.
     """
     figures: dict[str, dict[str, Any]] = {}
+    combination = None
     if data.held_out_questions:
         answers = [question.answer_index for question in data.held_out_questions]
-        combination = fit_combination(score_held_out(ranker, processor, data), held_out_scores, answers)
-        retriever.config.ranker_weight = combination.ranker_weight
-        retriever.config.temperature = combination.temperature
-        figures["combination"] = dataclasses.asdict(combination)
-    return figures | data.validate(BundleCompleter(processor, ranker=ranker, retriever=retriever))
+        fit = fit_combination(score_held_out(ranker, processor, data), held_out_scores, answers)
+        combination, likelihoods = fit.combination, vars(fit).items()
+        figures["combination"] = {
+            "ranker_weight": combination.ranker_weight,
+            "temperature": combination.temperature,
+            **{name: value for name, value in likelihoods if name != "combination"},
+        }
+    completer = BundleCompleter(processor, ranker, retriever, combination)
+    return completer, figures | data.validate(completer)
 
 
 def score_held_out(ranker: BundleMLLMForCausalLM, processor: BundleItemProcessor, data: RunData) -> list[list[float]]:

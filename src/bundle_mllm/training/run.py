@@ -168,13 +168,15 @@ def combine(config: RunConfig, data: RunData, record: RunRecord) -> None:
     if (training / "retriever" / "model").exists():
         retriever = load_completer(training / "retriever" / "model").retriever
     if ranker is not None and retriever is not None:
-        figures = join(ranker, processor, retriever, record["held_out_scores_of_retriever"], data)
+        completer, figures = join(ranker, processor, retriever, record["held_out_scores_of_retriever"], data)
         record.update({name: figures[name] for name in ("combination", "both") if name in figures})
         for part in [part for part in figures if part != "combination"]:
             record.print_figures(part, figures[part])
+    else:
+        completer = BundleCompleter(processor, ranker=ranker, retriever=retriever)
     record.write()
     with new_folder(final) as temporary:
-        save_completer(BundleCompleter(processor, ranker=ranker, retriever=retriever), temporary)
+        save_completer(completer, temporary)
 
 
 def finish(out: Path, record: RunRecord) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from bundle_mllm.data import DatasetFolder, load_questions, make_questions, save
 from bundle_mllm.data.tables import write_records
 from bundle_mllm.encoders.lightgcn import LightGCN
 from bundle_mllm.errors import BundleMLLMError
-from bundle_mllm.evaluation.results import compare_metrics, load_results
+from bundle_mllm.evaluation.results import compare_metrics, load_catalog_results, load_results
 from bundle_mllm.hub.card import read_measurements
 
 
@@ -48,7 +49,7 @@ def test_all_measures_each_baseline_with_data_and_gives_the_reason_for_the_other
     results, output = everything
     assert set(results) == {*BASELINES, "similarity:visual"}
     skipped = {name: result.skipped for name, result in results.items() if result.metrics is None}
-    assert set(skipped) == {"item_knn_users", "lightgcn_users"}
+    assert set(skipped) == {"item_knn_users", "lightgcn_users", "ease_users"}
     assert all("no interactions of users" in reason for reason in skipped.values())
     written = {path.name for path in output.parent.iterdir()}
     assert "metrics.popularity.json" in written and "metrics.similarity-visual.questions.jsonl" in written
@@ -139,6 +140,39 @@ def test_long_lists_are_scored_in_parts_and_to_the_same_scores(tiny_data, questi
     assert [len(part) for part in batch.parts(100)] == [5]
 
 
+def test_whole_catalogs_get_the_scores_that_candidates_get(tiny_data):
+    folder = DatasetFolder.open(tiny_data)
+    num_items = len(folder.catalog)
+    partials = [[0, 9], [3], [17, 2, 30]]
+    everything = QuestionBatch(partials, [range(num_items)] * len(partials), num_items)
+    catalogs = [name for name, entry in BASELINES.items() if entry.catalogs and not entry.reads_users]
+    for name in (*catalogs, "set_transformer", "similarity:visual"):
+        baseline = make_baseline(name, folder)
+        baseline.fit(folder, folder.bundles.train)
+        scores = baseline.score_catalog(QuestionBatch.of_catalog(partials, num_items))
+        assert scores.shape == (len(partials), num_items)
+        if name != "random":
+            of_candidates = np.stack(everything.split(baseline.score(everything)))
+            np.testing.assert_allclose(scores, of_candidates, atol=1e-5, err_msg=name)
+
+
+def test_a_catalog_evaluation_leaves_out_what_ranks_given_candidates(tiny_data, questions, tmp_path):
+    names = ["popularity", "ease", "random"]
+    results = evaluate_baselines(tiny_data, questions, names, tmp_path / "catalog.json", catalog=True)
+    metrics, ranked = load_catalog_results(results[1].path)
+    assert metrics["baseline"] == "ease" and 0 < metrics["recall@5"] < 1 and len(ranked) == metrics["num_questions"]
+    assert compare_metrics(results[1].path, results[0].path)["ndcg@20"]["a"] == metrics["ndcg@20"]
+    for name in ("boosted_ranker", "llm:some/model"):
+        with pytest.raises(BundleMLLMError, match="ranks given candidates, not whole catalogs"):
+            evaluate_baselines(tiny_data, questions, [name], catalog=True)
+
+
+def test_without_lightgbm_the_listwise_ranker_is_left_out(tiny_data, questions, monkeypatch):
+    monkeypatch.setitem(sys.modules, "lightgbm", None)
+    with pytest.raises(BundleMLLMError, match=r"LightGBM is not installed: pip install 'bundle-mllm\[lightgbm\]'"):
+        evaluate_baselines(tiny_data, questions, ["listwise_ranker"])
+
+
 def test_a_user_log_with_the_answers_is_a_warning_for_baselines_that_read_users_only(
     tiny_data, questions, monkeypatch
 ):
@@ -178,7 +212,7 @@ def test_the_command_prints_one_table_best_first(tiny_data, questions, tmp_path,
     assert main([*command, "--baselines", "popularity", "tfidf", "random", "--output", str(output)]) == 0
     printed = capsys.readouterr()
     lines = [line.split() for line in printed.out.splitlines() if line]
-    assert lines[0] == ["hit_rate@1", "ties", "at", "random", "seconds"]
+    assert lines[0] == ["hit_rate@1", "hit_rate@1_random_ties", "hit_rate@3", "mrr", "seconds"]
     assert lines[1][0] == "tfidf" and {lines[2][0], lines[3][0]} == {"popularity", "random"}
     metrics = json.loads((tmp_path / "metrics.tfidf.json").read_text())
     assert lines[1][1] == f"{metrics['hit_rate@1']:.4f}" and lines[1][4] == f"{metrics['hit_rate@1_random_ties']:.4f}"

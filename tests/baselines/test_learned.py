@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bundle_mllm.baselines.base import QuestionBatch, UnavailableError
-from bundle_mllm.baselines.boosting import BoostedRanker
+from bundle_mllm.baselines.boosting import BoostedRanker, ListwiseRanker
 from bundle_mllm.baselines.counting import CoOccurrence, Popularity
 from bundle_mllm.baselines.learning import Schedule
 from bundle_mllm.baselines.multivae import MultiVAE
@@ -64,9 +64,9 @@ def quick(baseline, epochs):
     return baseline
 
 
-def make_ranker(seed=0):
+def make_ranker(seed=0, kind=BoostedRanker):
     simple = {"popularity": Popularity, "co_occurrence": CoOccurrence, "visual": lambda: FeatureCosine("visual")}
-    return BoostedRanker(simple, seed=seed, num_questions=600)
+    return kind(simple, seed=seed, num_questions=600)
 
 
 MAKE = {
@@ -75,8 +75,9 @@ MAKE = {
     "multivae": lambda: quick(MultiVAE(), 10),
     "set_transformer": lambda: quick(SetTransformer(), 10),
     "boosted_ranker": make_ranker,
+    "listwise_ranker": lambda: make_ranker(kind=ListwiseRanker),
 }
-READS_MORE_THAN_BUNDLES = ("lightgcn_users", "set_transformer", "boosted_ranker")
+READS_MORE_THAN_BUNDLES = ("lightgcn_users", "set_transformer", "boosted_ranker", "listwise_ranker")
 
 
 @pytest.fixture(scope="module", params=MAKE)

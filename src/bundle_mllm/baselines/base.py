@@ -5,11 +5,12 @@ Knows nothing about which candidate is the answer, how scores become metrics, no
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from scipy import sparse
@@ -34,11 +35,19 @@ class UnavailableError(BundleMLLMError):
 
 @dataclass(frozen=True, eq=False)
 class QuestionBatch:
-    """The items shown in questions and the candidates, as rows of a catalog of so many items, without the answers."""
+    """The items shown in questions and the candidates, as rows of a catalog of so many items, without the answers.
+
+    Questions about the whole catalog have no candidates.
+    """
 
     partials: Sequence[Sequence[int]]
     candidates: Sequence[Sequence[int]]
     num_items: int
+
+    @classmethod
+    def of_catalog(cls, partials: Sequence[Sequence[int]], num_items: int) -> QuestionBatch:
+        """Ask about the whole catalog."""
+        return cls(partials, [()] * len(partials), num_items)
 
     @classmethod
     def of(cls, questions: Sequence[Question], catalog: ItemCatalog) -> QuestionBatch:
@@ -112,22 +121,46 @@ class Baseline(Protocol):
         ...
 
 
+class CatalogBaseline(Baseline, Protocol):
+    """A baseline that scores whole catalogs, too."""
+
+    def score_catalog(self, batch: QuestionBatch) -> np.ndarray:
+        """Return the score of every item for each question, `[questions, num_items]`, as `score` gives it."""
+        ...
+
+
+class InnerProductBaseline(ABC):
+    """A baseline whose score is the inner product of a vector of the items shown and one of the candidate."""
+
+    reads_bundles = True
+    vectors: np.ndarray | sparse.csr_array
+    """`[num_items, dim]`, set by `fit`."""
+
+    @abstractmethod
+    def fit(self, folder: DatasetFolder, bundles: Sequence[Bundle]) -> None:
+        """Learn the vectors."""
+
+    @abstractmethod
+    def profile(self, batch: QuestionBatch) -> np.ndarray | sparse.csr_array:
+        """Return the vector of the items shown in each question: `[questions, dim]`."""
+
+    def score(self, batch: QuestionBatch) -> np.ndarray:
+        """Multiply each candidate's vector by that of its question."""
+        profile = self.profile(batch)[batch.question_index]
+        vectors = self.vectors[batch.candidate_rows]
+        if isinstance(vectors, np.ndarray):
+            return np.einsum("nd,nd->n", profile, vectors)
+        return np.asarray(vectors.multiply(profile).sum(axis=1)).ravel()
+
+    def score_catalog(self, batch: QuestionBatch) -> np.ndarray:
+        """Multiply the vectors of all items by that of each question."""
+        scores: Any = self.profile(batch) @ self.vectors.T
+        return scores.toarray() if sparse.issparse(scores) else np.asarray(scores)
+
+
 def score_in_parts(baseline: Baseline, batch: QuestionBatch, max_candidates: int = CANDIDATES_AT_ONCE) -> np.ndarray:
     """Score any number of questions, a few candidates at a time: `[total]`."""
     return np.concatenate([np.empty(0), *(baseline.score(part) for part in batch.parts(max_candidates))])
-
-
-def count_shared(groups: sparse.csr_array, batch: QuestionBatch, weights: np.ndarray | None = None) -> np.ndarray:
-    """Count the groups that each candidate shares with the items shown, summed over these: `[total]`.
-
-    Args:
-        groups: `[num_items, num_groups]`, 1 (or another weight) where the item is in the group.
-        batch: The questions.
-        weights: `[num_items]` of the items shown; by default 1.
-    """
-    shown = batch.shown if weights is None else batch.shown @ sparse.diags_array(weights)
-    profile = sparse.csr_array(shown @ groups)  # [questions, num_groups]
-    return np.asarray(profile[batch.question_index].multiply(groups[batch.candidate_rows]).sum(axis=1))
 
 
 def user_groups(folder: DatasetFolder) -> ItemGroups:

@@ -1,4 +1,4 @@
-"""Gradient boosting over the scores of simple baselines, fitted to training questions.
+"""Boosted trees over the scores of simple baselines, fitted to training questions, by candidate or by question.
 
 Knows nothing about validation bundles, nor how a simple baseline scores.
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from typing import Any
 
 import numpy as np
 from sklearn.ensemble import HistGradientBoostingClassifier
@@ -82,6 +83,14 @@ class BoostedRanker:
             fitted = self._fit_simple(folder, kept, {name: self._make[name] for name in refitted})
             inputs.append(self._inputs(QuestionBatch.of(of_fold, folder.catalog), {**self._simple, **fitted}))
             labels += [np.arange(len(question.candidates)) == question.answer_index for question in of_fold]
+        self._fit_trees(np.concatenate(inputs), np.concatenate(labels), list(map(len, labels)))
+
+    def score(self, batch: QuestionBatch) -> np.ndarray:
+        """Score by the simple baselines, then by the trees."""
+        return self._score_by_trees(self._inputs(batch, self._simple))
+
+    def _fit_trees(self, inputs: np.ndarray, is_answer: np.ndarray, sizes: list[int]) -> None:
+        """Fit trees to candidates `[n, columns]`, one question of `sizes` after the other."""
         self._trees = HistGradientBoostingClassifier(
             learning_rate=0.06,
             max_iter=150,
@@ -91,11 +100,10 @@ class BoostedRanker:
             early_stopping=False,  # pyright: ignore[reportArgumentType]  # a stub inferred from the default "auto"
             random_state=self.seed,
         )
-        self._trees.fit(np.concatenate(inputs), np.concatenate(labels))
+        self._trees.fit(inputs, is_answer)
 
-    def score(self, batch: QuestionBatch) -> np.ndarray:
-        """Score by the simple baselines, then by the trees."""
-        return self._trees.decision_function(self._inputs(batch, self._simple))
+    def _score_by_trees(self, inputs: np.ndarray) -> np.ndarray:
+        return self._trees.decision_function(inputs)
 
     @staticmethod
     def _fit_simple(
@@ -116,6 +124,41 @@ class BoostedRanker:
             scores = score_in_parts(simple[name], batch)
             columns += [scores, _standard(batch, scores), _share_lower(batch, scores)]
         return np.stack(columns, axis=1).astype(np.float32)
+
+
+class ListwiseRanker(BoostedRanker):
+    """[`BoostedRanker`] whose trees rank the candidates of a question (LambdaRank; Burges, 2010), by LightGBM.
+
+    The trees have the same size, number and learning rate.
+    """
+
+    def fit(self, folder: DatasetFolder, bundles: Sequence[Bundle]) -> None:
+        """Refuse where LightGBM is missing; else as the base class does."""
+        try:
+            import lightgbm  # noqa: F401
+        except ImportError as error:
+            raise UnavailableError("LightGBM is not installed", "pip install 'bundle-mllm[lightgbm]'") from error
+        super().fit(folder, bundles)
+
+    def _fit_trees(self, inputs: np.ndarray, is_answer: np.ndarray, sizes: list[int]) -> None:
+        import lightgbm
+
+        parameters: dict[str, Any] = {
+            "objective": "lambdarank",
+            "learning_rate": 0.06,
+            "num_leaves": 15,
+            "min_data_in_leaf": 100,
+            "lambda_l2": 1.0,
+            "seed": self.seed,
+            "deterministic": True,
+            "force_row_wise": True,
+            "verbosity": -1,
+        }
+        data = lightgbm.Dataset(inputs, label=is_answer.astype(np.int32), group=sizes)
+        self._ranker = lightgbm.train(parameters, data, num_boost_round=150)
+
+    def _score_by_trees(self, inputs: np.ndarray) -> np.ndarray:
+        return np.asarray(self._ranker.predict(inputs), dtype=np.float64)
 
 
 def _standard(batch: QuestionBatch, scores: np.ndarray) -> np.ndarray:

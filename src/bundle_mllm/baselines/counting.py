@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import sparse
 
-from bundle_mllm.baselines.base import QuestionBatch, UnavailableError, count_shared, user_groups
+from bundle_mllm.baselines.base import InnerProductBaseline, QuestionBatch, UnavailableError, user_groups
 from bundle_mllm.data.bundles import Bundle
 from bundle_mllm.data.folder import DatasetFolder
 from bundle_mllm.data.memberships import ItemGroups
@@ -39,6 +39,11 @@ class Chance:
             scores.append(generator.random(len(candidates)))
         return np.concatenate(scores)
 
+    def score_catalog(self, batch: QuestionBatch) -> np.ndarray:
+        """Draw a score for each item."""
+        keys = ([self.seed, len(partial), *partial] for partial in batch.partials)
+        return np.stack([np.random.default_rng(key).random(batch.num_items) for key in keys])
+
 
 class Popularity:
     """Score an item by the number of its training bundles."""
@@ -53,22 +58,24 @@ class Popularity:
         """Look the counts up."""
         return self._counts[batch.candidate_rows].astype(float)
 
+    def score_catalog(self, batch: QuestionBatch) -> np.ndarray:
+        """Give every question the same scores."""
+        return np.tile(self._counts.astype(float), (len(batch), 1))
 
-class CoOccurrence:
+
+class CoOccurrence(InnerProductBaseline):
     """Score a candidate c by its co-occurrence with the items i shown in training bundles: the sum of |B_i ∩ B_c|."""
-
-    reads_bundles = True
 
     def fit(self, folder: DatasetFolder, bundles: Sequence[Bundle]) -> None:
         """Store the bundles of each item."""
-        self._groups = ItemGroups.of_bundles(bundles, folder.catalog).csr()
+        self.vectors = ItemGroups.of_bundles(bundles, folder.catalog).csr()
 
-    def score(self, batch: QuestionBatch) -> np.ndarray:
-        """Count."""
-        return count_shared(self._groups, batch)
+    def profile(self, batch: QuestionBatch) -> sparse.csr_array:
+        """Count how many items shown are in each bundle."""
+        return sparse.csr_array(batch.shown @ self.vectors)
 
 
-class ItemKNN:
+class ItemKNN(InnerProductBaseline):
     """Score a candidate by its cosine similarity to the items shown (Sarwar et al., WWW 2001), over training bundles.
 
     The sum over the items i shown of |B_i ∩ B_c| / √((|B_i| + s)(|B_c| + s)). The shrinkage s (ours in this form, in
@@ -80,20 +87,18 @@ class ItemKNN:
         shrinkage: s.
     """
 
-    reads_bundles = True
-
     def __init__(self, shrinkage: float = 5.0):
         self.shrinkage = shrinkage
 
     def fit(self, folder: DatasetFolder, bundles: Sequence[Bundle]) -> None:
-        """Store the groups of each item."""
+        """Store the groups of each item, scaled by their number."""
         groups = self._groups_of(folder, bundles)
-        self._groups = groups.csr()
-        self._scale = (groups.groups_per_node + self.shrinkage) ** -0.5  # [num_items]
+        scale = sparse.diags_array((groups.groups_per_node + self.shrinkage) ** -0.5)
+        self.vectors = sparse.csr_array(scale @ groups.csr())
 
-    def score(self, batch: QuestionBatch) -> np.ndarray:
-        """Add similarities up."""
-        return count_shared(self._groups, batch, self._scale) * self._scale[batch.candidate_rows]
+    def profile(self, batch: QuestionBatch) -> sparse.csr_array:
+        """Add up the groups of the items shown."""
+        return sparse.csr_array(batch.shown @ self.vectors)
 
     def _groups_of(self, folder: DatasetFolder, bundles: Sequence[Bundle]) -> ItemGroups:
         return ItemGroups.of_bundles(bundles, folder.catalog)
@@ -147,9 +152,22 @@ class CategoryPMI:
         candidate = self._category[batch.candidate_rows[target]]
         both = (shown >= 0) & (candidate >= 0)
         values = np.zeros(len(target))
-        values[both] = self._pmi(shown[both], candidate[both])
+        a, b = shown[both], candidate[both]
+        joint = np.asarray(self._pairs[a, b]).ravel() if len(a) else np.empty(0)
+        values[both] = self._pmi(joint, self._marginal[a], self._marginal[b])
         return np.bincount(target, weights=values, minlength=len(sizes)) / sizes
 
-    def _pmi(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        joint = np.asarray(self._pairs[a, b]).ravel() if len(a) else np.empty(0)
-        return np.log((joint + 1) / (self._marginal[a] * self._marginal[b] / self._total + 1))
+    def score_catalog(self, batch: QuestionBatch) -> np.ndarray:
+        """Add up the information of the categories shown about all categories, and look those of the items up."""
+        categories = self._category[batch.shown.indices]
+        numbers, column = np.unique(np.maximum(categories, 0), return_inverse=True)
+        weights = (categories >= 0) / np.repeat(batch.num_shown, batch.num_shown)
+        shape = (len(batch), len(numbers))
+        profile = sparse.csr_array((weights, column, batch.shown.indptr), shape=shape)  # [questions, numbers]
+        of_shown = self._marginal[numbers, None]
+        table = self._pmi(self._pairs[numbers].toarray(), of_shown, self._marginal)  # [numbers, names]
+        return np.where(self._category >= 0, (profile @ table)[:, self._category], 0.0)
+
+    def _pmi(self, joint: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        """Return the information of pairs of categories from their joint and marginal counts."""
+        return np.log((joint + 1) / (a * b / self._total + 1))

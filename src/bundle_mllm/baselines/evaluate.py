@@ -10,11 +10,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 from transformers.utils import logging
 
-from bundle_mllm.baselines.base import QuestionBatch, UnavailableError, score_in_parts
+from bundle_mllm.baselines.base import Baseline, CatalogBaseline, QuestionBatch, UnavailableError, score_in_parts
 from bundle_mllm.baselines.registry import BASELINES, LLM, make_baseline, resolve_names
 from bundle_mllm.baselines.settings import BaselineSettings
 from bundle_mllm.data.bundles import BundleSplits
@@ -23,7 +24,8 @@ from bundle_mllm.data.leakage import check_interactions
 from bundle_mllm.data.manifest import read_question_manifest
 from bundle_mllm.data.questions import Question, load_questions
 from bundle_mllm.errors import BundleMLLMError
-from bundle_mllm.evaluation.evaluate import describe, warm_items
+from bundle_mllm.evaluation.catalog import CatalogQuestion, RankedQuestion, catalog_questions, rank_catalog
+from bundle_mllm.evaluation.evaluate import describe, describe_catalog, warm_items
 from bundle_mllm.evaluation.metrics import ScoredQuestion, as_scored
 from bundle_mllm.evaluation.results import check_writable, save_results
 from bundle_mllm.settings import configured_by
@@ -50,8 +52,9 @@ def evaluate_baselines(settings: BaselineSettings) -> list[BaselineResult]:
     `compare_metrics` reads any two of these files.
 
     Returns:
-        One result for each baseline. Its metrics are those of [`describe`], `questions` as in `evaluate`, `baseline`
-        (its name), `seed`, `train_bundles` (their number), `data` and, of a language model, `options` of the scoring.
+        One result for each baseline. Its metrics are those of [`describe`] or, with `catalog`, [`describe_catalog`],
+        `questions` as in `evaluate`, `baseline` (its name), `seed`, `train_bundles` (their number), `data` and, of a
+        language model, `options` of the scoring.
 
     Raises:
         BundleMLLMError: If a path is wrong, a question is malformed, a name is unknown, or a baseline that was named
@@ -62,6 +65,7 @@ def evaluate_baselines(settings: BaselineSettings) -> list[BaselineResult]:
     selected = resolve_names(settings.baselines, folder)
     paths = _paths(settings.output, list(selected), settings.questions)
     questions = load_questions(settings.questions, folder.catalog)
+    open_questions = catalog_questions(questions, folder) if settings.catalog else []
     train_items = warm_items(folder.bundles)
     reads_users = any(BASELINES[name].reads_users for name in selected if name in BASELINES)
     leaked = check_interactions(folder, allow_leakage=True) if reads_users else None
@@ -76,8 +80,11 @@ def evaluate_baselines(settings: BaselineSettings) -> list[BaselineResult]:
     for name, is_named in selected.items():
         start = time.perf_counter()
         options: dict[str, Any] = {}
+        scored: Any
         try:
-            if name.startswith(f"{LLM}:"):
+            if settings.catalog:
+                scored = _rank(name, folder, open_questions, settings.seed)
+            elif name.startswith(f"{LLM}:"):
                 from bundle_mllm.baselines.language_model import score_by_language_model
 
                 model = name.partition(":")[2]
@@ -89,8 +96,12 @@ def evaluate_baselines(settings: BaselineSettings) -> list[BaselineResult]:
                 raise BundleMLLMError(f"The baseline {name!r} cannot be measured: {error}") from error
             result = BaselineResult(name, None, skipped=str(error))
         else:
-            kind: dict[str, Any] = {"max_options": options["max_options"]} if options else {"probabilities": False}
-            metrics = {"baseline": name, **describe(manifest, questions, scored, train_items, **kind), **shared}
+            if settings.catalog:
+                figures = describe_catalog(manifest, open_questions, scored, train_items, len(folder.catalog))
+            else:
+                kind: dict[str, Any] = {"max_options": options["max_options"]} if options else {"probabilities": False}
+                figures = describe(manifest, questions, scored, train_items, **kind)
+            metrics = {"baseline": name, **figures, **shared}
             metrics |= {"options": options} if options else {}
             if (path := paths.get(name)) is not None:
                 save_results(path, metrics, scored)
@@ -113,12 +124,28 @@ def baseline_path(output: Path, name: str) -> Path:
 
 
 def _score(name: str, folder: DatasetFolder, questions: Sequence[Question], seed: int) -> list[ScoredQuestion]:
+    baseline = _fit(name, folder, seed)
+    batch = QuestionBatch.of(questions, folder.catalog)
+    return as_scored(questions, [row.tolist() for row in batch.split(score_in_parts(baseline, batch))])
+
+
+def _rank(name: str, folder: DatasetFolder, questions: Sequence[CatalogQuestion], seed: int) -> list[RankedQuestion]:
+    if name.startswith(f"{LLM}:") or (name in BASELINES and not BASELINES[name].catalogs):
+        raise UnavailableError(f"{name} ranks given candidates, not whole catalogs", "measure it without --catalog")
+    baseline, num_items = cast(CatalogBaseline, _fit(name, folder, seed)), len(folder.catalog)
+
+    def score(partials: Sequence[Sequence[int]]) -> dict[str, np.ndarray]:
+        return {name: baseline.score_catalog(QuestionBatch.of_catalog(partials, num_items))}
+
+    return rank_catalog(score, questions, folder)[name]
+
+
+def _fit(name: str, folder: DatasetFolder, seed: int) -> Baseline:
     baseline = make_baseline(name, folder, seed)
     if baseline.reads_bundles and not folder.bundles.train:
         raise UnavailableError(f"{folder.path} has no training bundles", "add some")
     baseline.fit(folder, folder.bundles.train)
-    batch = QuestionBatch.of(questions, folder.catalog)
-    return as_scored(questions, [row.tolist() for row in batch.split(score_in_parts(baseline, batch))])
+    return baseline
 
 
 def _paths(output: Path | None, names: Sequence[str], questions_path: Path) -> dict[str, Path]:

@@ -30,6 +30,9 @@ ABSENT = -1
 HELD_OUT_FOLDS = 10
 """One bundle in so many, near-duplicates together, is held out to decide when to stop."""
 
+ITEMS_AT_ONCE = 8_192
+"""Items of a whole catalog that a network encodes at once."""
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -159,6 +162,15 @@ class NetworkBaseline(ABC):
         columns, position = np.unique(batch.candidate_rows, return_inverse=True)
         logits = self._network.logits(pad(batch.partials), torch.from_numpy(columns))
         return logits.double().numpy()[batch.question_index, position]
+
+    def score_catalog(self, batch: QuestionBatch) -> np.ndarray:
+        """Encode the items shown, and return the logits of all items."""
+        return self._logits(batch.partials, batch.num_items)
+
+    @torch.inference_mode()
+    def _logits(self, partials: Sequence[Sequence[int]], num_items: int) -> np.ndarray:
+        chunks = torch.arange(num_items).split(ITEMS_AT_ONCE)
+        return torch.cat([self._network.logits(pad(partials), rows) for rows in chunks], dim=1).double().numpy()
 
 
 def hold_out(folder: DatasetFolder, bundles: Sequence[Bundle], seed: int) -> tuple[list[list[int]], list[list[int]]]:

@@ -58,13 +58,24 @@ class MultiVAE(NetworkBaseline):
         """Encode the items shown and decode the candidates."""
         number = self._number[batch.candidate_rows]
         known = number != ABSENT
-        partials = [self._known_numbers(rows) or [ABSENT] for rows in batch.partials]
+        partials = self._known_partials(batch)
         candidates = [entry.tolist() for entry in batch.split(np.maximum(number, 0))]
         scores = super().score(QuestionBatch(partials, candidates, len(self._number)))
         least = np.full(len(batch), np.inf)
         np.minimum.at(least, batch.question_index[known], scores[known])
         floor = np.where(np.isfinite(least), least, 1.0) - 1.0
         return np.where(known, scores, floor[batch.question_index])
+
+    def score_catalog(self, batch: QuestionBatch) -> np.ndarray:
+        """Decode all items that are in a training bundle; the others are last."""
+        known = self._number != ABSENT
+        logits = self._logits(self._known_partials(batch), int(known.sum()))  # in the order of rows
+        scores = np.tile(logits.min(axis=1, keepdims=True) - 1.0, (1, batch.num_items))
+        scores[:, known] = logits
+        return scores
+
+    def _known_partials(self, batch: QuestionBatch) -> list[list[int]]:
+        return [self._known_numbers(rows) or [ABSENT] for rows in batch.partials]
 
     def _known_numbers(self, rows: Sequence[int]) -> list[int]:
         numbers = self._number[list(rows)]

@@ -19,9 +19,9 @@ from bundle_mllm.errors import BundleMLLMError
 ALL = "all"
 LLM = "llm"
 SIMILARITY = "similarity"
-RANKER = "boosted_ranker"
+BOOSTED = ("boosted_ranker", "listwise_ranker")
 STEPS_IN_RANKER = 50
-"""Steps of LightGCN in the ranker, which fits it once for each fold; the ranker is little worse for it."""
+"""Steps of LightGCN in boosted rankers, which fit it once for each fold; they are little worse for it."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,9 @@ class BaselineEntry:
         module: Module of this package.
         maker: Its class in that module.
         seeded: Whether it takes a seed.
-        simple: Whether its scores go into the boosted ranker.
+        simple: Whether its scores go into boosted rankers.
         reads_users: Whether it reads the user log.
+        catalogs: Whether it scores whole catalogs (a `CatalogBaseline`).
     """
 
     module: str
@@ -41,6 +42,7 @@ class BaselineEntry:
     seeded: bool = False
     simple: bool = True
     reads_users: bool = False
+    catalogs: bool = True
 
     def load(self) -> Callable[..., Baseline]:
         """Import the class."""
@@ -57,9 +59,16 @@ BASELINES: Mapping[str, BaselineEntry] = {
     "category_pmi": BaselineEntry("counting", "CategoryPMI"),
     "lightgcn": BaselineEntry("similarity", "BundleLightGCN", seeded=True),
     "lightgcn_users": BaselineEntry("similarity", "UserLightGCN", seeded=True, reads_users=True),
+    "ease": BaselineEntry("ease", "EASE", simple=False),
+    "ease_users": BaselineEntry("ease", "UserEASE", simple=False, reads_users=True),
     "multivae": BaselineEntry("multivae", "MultiVAE", seeded=True, simple=False),
     "set_transformer": BaselineEntry("set_transformer", "SetTransformer", seeded=True, simple=False, reads_users=True),
-    RANKER: BaselineEntry("boosting", "BoostedRanker", seeded=True, simple=False, reads_users=True),
+    "boosted_ranker": BaselineEntry(
+        "boosting", "BoostedRanker", seeded=True, simple=False, reads_users=True, catalogs=False
+    ),
+    "listwise_ranker": BaselineEntry(
+        "boosting", "ListwiseRanker", seeded=True, simple=False, reads_users=True, catalogs=False
+    ),
 }
 """Every baseline by name, except `similarity:MODALITY` (one per modality) and `llm:MODEL`."""
 
@@ -101,13 +110,13 @@ def make_baseline(name: str, folder: DatasetFolder, seed: int = 0) -> Baseline:
         return BaselineEntry("similarity", "FeatureCosine").load()(name.partition(":")[2])
     entry = BASELINES[name]
     make = entry.load()
-    if name == RANKER:
+    if name in BOOSTED:
         return make(_simple_makers(folder, seed), seed=seed)
     return make(seed=seed) if entry.seeded else make()
 
 
 def _simple_makers(folder: DatasetFolder, seed: int) -> dict[str, Callable[[], Baseline]]:
-    """Return makers of the baselines whose scores go into the boosted ranker."""
+    """Return makers of the baselines whose scores go into boosted rankers."""
     names = [name for name, entry in BASELINES.items() if entry.simple]
     store = folder.features()
     modalities = store.modalities if store else {}

@@ -24,8 +24,8 @@ class BaselineSettings(ScoringOptions):
     baselines: tuple[str, ...]
     """Methods to measure beside the model or without one, fitted to the training bundles: all, or some of random,
     popularity, co_occurrence, item_knn, item_knn_users, tfidf, category_pmi, similarity:MODALITY, lightgcn,
-    lightgcn_users, multivae, set_transformer, boosted_ranker; and llm:NAME_OR_FOLDER, a language model that reads
-    titles, zero-shot (not in all)."""
+    lightgcn_users, ease, ease_users, multivae, set_transformer, boosted_ranker, listwise_ranker; and
+    llm:NAME_OR_FOLDER, a language model that reads titles, zero-shot (not in all)."""
     output: Path | None = None
     """Where the metrics of a model would go, such as metrics.json; those of a baseline go beside it, to
     metrics.popularity.json, ..."""

@@ -95,22 +95,25 @@ def _evaluate(
         raise BundleMLLMError("There is nothing to evaluate: give --model OUT, --baselines all, or both.")
     if model is None and (mask or permute):
         raise BundleMLLMError("--mask and --permute change what a model sees, but there is none: give --model OUT.")
-    rows: dict[str, Any] = {}  # metrics and seconds
+    rows: dict[str, show.Row] = {}
     if model is not None:
         from bundle_mllm.evaluation.evaluate import evaluate
 
         metrics = evaluate(model, data, questions, mask=mask, permute=permute, **options)
         show.say(show.metrics(metrics, options))
-        rows |= {part: (values, None) for part, values in metrics["parts"].items()}
+        rows |= {part: show.Row(values) for part, values in metrics["parts"].items()}
     if baselines:
         from bundle_mllm.baselines.evaluate import BaselineResult, evaluate_baselines
+        from bundle_mllm.evaluation.results import compare_metrics
 
         def report(result: BaselineResult) -> None:
             show.say(f"{result.name}: {result.skipped or f'{result.seconds:.1f} s, {result.path}'}", sys.stderr)
 
         for result in evaluate_baselines(data, questions, baselines, report=report, **options):
             if result.metrics is not None:
-                rows[result.name] = result.metrics, result.seconds
+                paired = model is not None and result.path is not None
+                differences = compare_metrics(options["output"], str(result.path)) if paired else {}
+                rows[result.name] = show.Row(result.metrics, result.seconds, differences)
     return show.methods(rows) if baselines and rows else ""
 
 

@@ -10,13 +10,16 @@ import sys
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 if TYPE_CHECKING:
     from bundle_mllm.hub.repository import PublishReport
 
 Metrics = Mapping[str, Any]
 Options = Mapping[str, Any]
+OF_CANDIDATES = ("hit_rate@1", "hit_rate@3", "hit_rate@5", "mrr")
+OF_CATALOGS = ("recall@20", "ndcg@20", "hit_rate@20", "mrr", "coverage@20", "novelty@20", "diversity@20")
+"""The metrics in tables, of given candidates and of whole catalogs."""
 _JOINERS = "\u200c\u200d"  # of letters in Persian and Hindi, and of emoji
 
 
@@ -139,11 +142,12 @@ def metrics(values: Metrics, options: Options) -> str:
 
 def parts(values: Mapping[str, Metrics]) -> str:
     """Return the metrics of ranker, retriever and both, side by side."""
-    columns = {part: numbers for part, numbers in values.items() if "hit_rate@1" in numbers}
-    table = {"": list(columns)}
-    for name in ("hit_rate@1", "hit_rate@3", "hit_rate@5", "mrr", "valid_ratio"):
-        table[name] = [_value(numbers, name) for numbers in columns.values()]
-    lines = (f"{name:11}" + "".join(f"  {cell:15}" for cell in cells) for name, cells in table.items() if any(cells))
+    values = {part: numbers for part, numbers in values.items() if "mrr" in numbers}
+    table: dict[str, list[str]] = {"": list(values)}
+    for name in dict.fromkeys((*OF_CANDIDATES, "valid_ratio", *OF_CATALOGS)):
+        table[name] = [_value(numbers, name) for numbers in values.values()]
+    width = max(len(name) for name, cells in table.items() if any(cells))
+    lines = (f"{name:{width}}" + "".join(f"  {c:15}" for c in cells) for name, cells in table.items() if any(cells))
     return "\n".join(line.rstrip() for line in lines)
 
 
@@ -152,14 +156,30 @@ def _value(numbers: Metrics, name: str, digits: int = 4) -> str:
     return " ± ".join(f"{value:.{digits}f}" for value in values if value is not None)
 
 
-def methods(rows: Mapping[str, tuple[Metrics, float | None]]) -> str:
-    """Return the hit rates and the seconds of several methods, the best first."""
-    width = max(map(len, rows))
-    lines = [f"\n{'':{width}}  hit_rate@1       ties at random   seconds"]
-    for name, (values, seconds) in sorted(rows.items(), key=lambda row: -row[1][0]["hit_rate@1_random_ties"]):
-        hits = "  ".join(f"{_value(values, key):15}" for key in ("hit_rate@1", "hit_rate@1_random_ties"))
-        lines.append(f"{name:{width}}  {hits}  {'' if seconds is None else format(seconds, '7.1f')}".rstrip())
-    return "\n".join(lines)
+class Row(NamedTuple):
+    """A method in a table: its metrics, what it cost, and how much the model is better, from `compare_metrics`."""
+
+    metrics: Metrics
+    seconds: float | None = None
+    differences: Mapping[str, Any] = {}
+
+
+def methods(rows: Mapping[str, Row]) -> str:
+    """Return the metrics and seconds of several methods, the best first, and how much better the model is."""
+    of_catalogs = any("recall@20" in row.metrics for row in rows.values())
+    names = OF_CATALOGS if of_catalogs else ("hit_rate@1", "hit_rate@1_random_ties", "hit_rate@3", "mrr")
+    main = names[0] if of_catalogs else names[1]
+    compared = any(row.differences for row in rows.values())
+    table = [["", *names, *([f"model better by ({main})"] if compared else []), "seconds"]]
+    for name, row in sorted(rows.items(), key=lambda row: -row[1].metrics[main]):
+        cells = [name, *(_value(row.metrics, metric) for metric in names)]
+        if compared:
+            paired = row.differences.get(main)
+            cells.append(f"{paired['difference']:+.4f} ± {paired['se']:.4f}" if paired else "")
+        table.append([*cells, "" if row.seconds is None else f"{row.seconds:.1f}"])
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = ("  ".join(f"{c:{w}}" for c, w in zip(cells, widths, strict=True)).rstrip() for cells in table)
+    return "\n" + "\n".join(lines)
 
 
 def comparison(differences: Mapping[str, Any], _: Options) -> str:

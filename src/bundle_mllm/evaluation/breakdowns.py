@@ -48,7 +48,7 @@ def compute_slices(
           candidate has other letters than in its list).
     """
     labels: dict[str, Sequence[str | None]] = {
-        "partial_length": [_length(len(question.partial)) for question in questions],
+        "partial_length": [length_label(len(question.partial)) for question in questions],
         "num_candidates": [str(len(question.candidates)) for question in questions],
         "position": [
             string.ascii_uppercase[question.answer_index] if len(question.candidates) <= max_options else None
@@ -139,5 +139,6 @@ def _order(label: str) -> tuple[int, str]:
     return (int(digits) if digits.isdigit() else 0), label
 
 
-def _length(number: int) -> str:
+def length_label(number: int) -> str:
+    """Return the label of a number of items shown."""
     return str(number) if number <= 5 else "6-10" if number <= 10 else "11+"

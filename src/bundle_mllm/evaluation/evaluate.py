@@ -12,12 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 from bundle_mllm.data.bundles import BundleSplits, find_bundles
 from bundle_mllm.data.catalog import ItemCatalog
+from bundle_mllm.data.folder import DatasetFolder
 from bundle_mllm.data.manifest import read_question_manifest
 from bundle_mllm.data.questions import MAX_OPTIONS, Question, load_questions
 from bundle_mllm.device import choose_device
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.evaluation.ablation import masked, permuted
 from bundle_mllm.evaluation.breakdowns import compute_slices, position_bias
+from bundle_mllm.evaluation.catalog import CatalogQuestion, RankedQuestion, catalog_questions, rank_catalog
+from bundle_mllm.evaluation.catalog_metrics import compute_catalog_metrics, compute_catalog_slices
+from bundle_mllm.evaluation.catalog_scoring import catalog_scorer
 from bundle_mllm.evaluation.metrics import ScoredQuestion, compute_metrics
 from bundle_mllm.evaluation.results import check_writable, part_path, save_results
 from bundle_mllm.evaluation.scoring import score_questions
@@ -30,8 +34,9 @@ if TYPE_CHECKING:
     from bundle_mllm.modeling.completion_bundle_mllm import BundleCompleter
 
 _MAIN = ("hit_rate@1", "hit_rate@1_random_ties", "hit_rate@3", "hit_rate@5", "mrr", "valid_ratio", "calibration_error")
-SUMMARY = tuple(name for metric in _MAIN for name in (metric, f"{metric}_se"))
-"""Metrics of each part, with standard errors, in the metrics of the whole."""
+_MAIN_OF_CATALOG = ("recall@20", "ndcg@20", "hit_rate@20", "mrr", "coverage@20", "novelty@20", "diversity@20")
+CATALOG = "catalog"
+"""Value of `protocol` in the metrics of a whole-catalog evaluation."""
 
 
 @configured_by(EvaluationSettings)
@@ -39,12 +44,14 @@ def evaluate(settings: EvaluationSettings) -> dict[str, Any]:
     """Score a question file and compute its metrics.
 
     Where the folder holds a ranker and a retriever, all metrics are those of both joined, and the main ones of each
-    part stand beside them under `parts`. With `output` the metrics of each part are written, too
-    (`metrics.ranker.json`), and `compare_metrics` reads any two of these files.
+    part stand beside them under `parts`. With `catalog` the whole catalog is ranked instead of the candidates. With
+    `output` the metrics of each part are written, too (`metrics.ranker.json`), and `compare_metrics` reads any two of
+    these files.
 
     Returns:
-        See [`describe`]; and `part` ("both", or the only one), `parts`, `options` (of the scoring, and what was masked
-        or permuted), `model` and its `fingerprint` (none if something was masked or permuted), `data`.
+        See [`describe`] or, with `catalog`, [`describe_catalog`]; and `part` ("both", or the only one), `parts`,
+        `options` (of the scoring, and what was masked or permuted), `model` and its `fingerprint` (none if something
+        was masked or permuted), `data`.
 
     Raises:
         BundleMLLMError: If a path is wrong, `output` cannot be written, an option is out of range, a question is
@@ -54,19 +61,26 @@ def evaluate(settings: EvaluationSettings) -> dict[str, Any]:
         for path in (settings.output, *(part_path(settings.output, part) for part in ("ranker", "retriever"))):
             check_writable(path, settings.questions)
     manifest = read_question_manifest(settings.questions)
-    catalog = ItemCatalog.load(settings.data)
+    folder = DatasetFolder.open(settings.data) if settings.catalog else None
+    catalog = ItemCatalog.load(settings.data) if folder is None else folder.catalog
     questions = load_questions(settings.questions, catalog)
+    open_questions = [] if folder is None else catalog_questions(questions, folder)
     train_items = load_train_items(settings.data, catalog)
     completer = load_completer(settings.model, str(choose_device(settings.device)))
     check_items(completer, questions, settings.questions, settings.model)
     options = resolved(settings, completer)
+    scored: Any
     with ExitStack() as stack:
         altered = completer
         if settings.permute:
             altered = stack.enter_context(permuted(altered, settings.permute, seed=settings.seed))
         if settings.mask:
             altered = stack.enter_context(masked(altered, settings.mask))
-        scored = score_questions(altered, questions, settings, progress=True)
+        if folder is None:
+            scored = score_questions(altered, questions, settings, progress=True)
+        else:
+            score = catalog_scorer(altered, settings, options["max_options"])
+            scored = rank_catalog(score, open_questions, folder, progress=True)
     changes = {name: list(getattr(settings, name)) for name in ("mask", "permute") if getattr(settings, name)}
     shared = {
         "options": options | changes,
@@ -74,7 +88,18 @@ def evaluate(settings: EvaluationSettings) -> dict[str, Any]:
         "model": str(settings.model),
         "data": str(settings.data),
     }
-    metrics = describe_parts(manifest, questions, scored, train_items, shared, max_options=options["max_options"])
+    if folder is None:
+        metrics = describe_parts(manifest, questions, scored, train_items, shared, max_options=options["max_options"])
+    else:
+        metrics = {
+            part: {
+                "part": part,
+                **describe_catalog(manifest, open_questions, ranked, train_items, len(catalog)),
+                **shared,
+            }
+            for part, ranked in scored.items()
+        }
+        _add_parts(metrics, _MAIN_OF_CATALOG)
     if settings.output is not None:
         save_parts(settings.output, metrics, scored)
     return metrics[answer_part(metrics)]
@@ -99,13 +124,21 @@ def describe_parts(
         part: {"part": part, **describe(manifest, questions, answers, train_items, max_options=max_options), **shared}
         for part, answers in scored.items()
     }
-    parts = {part: {name: values[name] for name in SUMMARY} for part, values in metrics.items()}
-    metrics[answer_part(metrics)]["parts"] = parts
+    _add_parts(metrics, _MAIN)
     return metrics
 
 
+def _add_parts(metrics: Mapping[str, dict[str, Any]], main: Sequence[str]) -> None:
+    """Put the main metrics of each part, with standard errors, into those of the answer."""
+    names = [name for metric in main for name in (metric, f"{metric}_se")]
+    parts = {part: {name: values[name] for name in names} for part, values in metrics.items()}
+    metrics[answer_part(metrics)]["parts"] = parts
+
+
 def save_parts(
-    output: Path, metrics: Mapping[str, Mapping[str, Any]], scored: Mapping[str, Sequence[ScoredQuestion]]
+    output: Path,
+    metrics: Mapping[str, Mapping[str, Any]],
+    scored: Mapping[str, Sequence[ScoredQuestion | RankedQuestion]],
 ) -> None:
     """Write the metrics of the answer to `output`, and those of each part beside it, with the scores."""
     for part, values in metrics.items():
@@ -169,6 +202,30 @@ def describe(
         "random_hit_rate@1": sum(1 / size for size in sizes) / len(sizes),
         "slices": compute_slices(questions, scored, train_items, max_options=max_options),
         "position": position_bias(scored, max_options=max_options),
+    }
+
+
+def describe_catalog(
+    manifest: Mapping[str, Any],
+    questions: Sequence[CatalogQuestion],
+    ranked: Sequence[RankedQuestion],
+    train_items: Collection[str] | None,
+    num_items: int,
+) -> dict[str, Any]:
+    """Compute all figures of a method on the whole catalog.
+
+    Returns:
+        `protocol` ("catalog"), `questions` (path and SHA-256 of the file and, if known, how it was made), `num_items`
+        of the catalog, `num_relevant` (mean number of relevant items), the metrics of `compute_catalog_metrics` and
+        `slices` of `compute_catalog_slices`.
+    """
+    return {
+        "protocol": CATALOG,
+        "questions": dict(manifest),
+        "num_items": num_items,
+        "num_relevant": sum(len(question.relevant) for question in questions) / len(questions),
+        **compute_catalog_metrics(ranked, num_items),
+        "slices": compute_catalog_slices(questions, ranked, num_items, train_items),
     }
 
 

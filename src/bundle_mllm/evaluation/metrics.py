@@ -6,9 +6,9 @@ Knows nothing about models, prompts or files: it sees option scores, answers and
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -116,12 +116,8 @@ def compute_metrics(scored: Sequence[ScoredQuestion], *, probabilities: bool = T
     Raises:
         ValueError: If there is no question, or a score is not finite.
     """
-    metrics: dict[str, float | int] = {}
     bundles = [question.bundle_id for question in scored]
-    for name, values in question_values(scored, probabilities=probabilities).items():
-        metrics[name] = _mean(values)
-        metrics[f"{name}_se"] = clustered_standard_error(_influence(values), bundles)
-    return metrics | {"num_questions": len(scored), "num_bundles": len(set(bundles))}
+    return with_errors(mean_estimates(question_values(scored, probabilities=probabilities)), bundles)
 
 
 def question_values(scored: Sequence[ScoredQuestion], *, probabilities: bool = True) -> dict[str, np.ndarray]:
@@ -194,14 +190,47 @@ def paired_differences(
                 f"Question {one.question_id!r} is about another bundle, answer or number of candidates in the second "
                 "run, so its scores cannot be paired: evaluate both on one question file."
             )
-    values_a, values_b = (question_values(run, probabilities=probabilities) for run in (a, b))
-    bundles = [question.bundle_id for question in a]
+    of_a, of_b = (mean_estimates(question_values(run, probabilities=probabilities)) for run in (a, b))
+    return estimate_differences(of_a, of_b, [question.bundle_id for question in a])
+
+
+class Estimate(NamedTuple):
+    """A metric, and what each question adds to its error."""
+
+    value: float
+    influence: np.ndarray
+    """`[n]` values, the standard error of whose mean is that of the metric."""
+
+
+def mean_estimates(values: Mapping[str, np.ndarray]) -> dict[str, Estimate]:
+    """Return the means of `[n]` values of each question; NaN stands for a question that does not count."""
+    return {name: Estimate(_mean(of_metric), _influence(of_metric)) for name, of_metric in values.items()}
+
+
+def with_errors(estimates: Mapping[str, Estimate], bundles: Sequence[str]) -> dict[str, float | int]:
+    """Return metrics, the standard error of each under its name with `_se`, and the numbers of questions and bundles.
+
+    Args:
+        estimates: The metrics.
+        bundles: `[n]` the bundle of each question; bundles are clusters.
+    """
+    metrics: dict[str, float | int] = {}
+    for name, estimate in estimates.items():
+        metrics[name] = estimate.value
+        metrics[f"{name}_se"] = clustered_standard_error(estimate.influence, bundles)
+    return metrics | {"num_questions": len(bundles), "num_bundles": len(set(bundles))}
+
+
+def estimate_differences(
+    a: Mapping[str, Estimate], b: Mapping[str, Estimate], bundles: Sequence[str]
+) -> dict[str, dict[str, float]]:
+    """Compare the metrics of two methods on the same questions, in the same order; see [`paired_differences`]."""
     result = {}
-    for name, of_a in values_a.items():
-        mean_a, mean_b = _mean(of_a), _mean(values_b[name])
-        error = clustered_standard_error(_influence(of_a) - _influence(values_b[name]), bundles)
-        z = (mean_a - mean_b) / error if error > 0 else math.nan
-        result[name] = {"a": mean_a, "b": mean_b, "difference": mean_a - mean_b, "se": error, "z": z}
+    for name in a:
+        difference = a[name].value - b[name].value
+        error = clustered_standard_error(a[name].influence - b[name].influence, bundles)
+        z = difference / error if error > 0 else math.nan
+        result[name] = {"a": a[name].value, "b": b[name].value, "difference": difference, "se": error, "z": z}
     return result
 
 

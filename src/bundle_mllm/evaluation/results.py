@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,26 +15,29 @@ from bundle_mllm.data.files import read_json, sha256, write_json
 from bundle_mllm.data.manifest import manifest_path
 from bundle_mllm.data.tables import iter_records, write_records
 from bundle_mllm.errors import BundleMLLMError
+from bundle_mllm.evaluation.catalog import RankedQuestion
+from bundle_mllm.evaluation.catalog_metrics import catalog_differences
 from bundle_mllm.evaluation.metrics import ScoredQuestion, paired_differences
 
 _FIELDS = ("question_id", "bundle_id", "answer_index", "rank", "scores", "unrestricted_choice")
 
 
-def save_results(path: str | os.PathLike, metrics: Mapping[str, Any], scored: Sequence[ScoredQuestion]) -> None:
+def save_results(
+    path: str | os.PathLike, metrics: Mapping[str, Any], scored: Sequence[ScoredQuestion | RankedQuestion]
+) -> None:
     """Write a metrics file and, beside it, the scores of every question.
 
     Args:
         path: Where the metrics go, such as `metrics.json`. The scores go to `metrics.questions.jsonl`: one row per
             question with `question_id`, `bundle_id`, `answer_index`, `rank` (of the answer), `scores` (in the
-            order of the question) and `unrestricted_choice`.
+            order of the question) and `unrestricted_choice`; of whole catalogs the fields of `RankedQuestion`.
         metrics: The metrics; `questions` must be the question file's, see `read_question_manifest`. What is not
             defined (NaN) is written as null. `results` is added: name and SHA-256 of the file of scores.
         scored: The scored questions.
     """
     path = Path(path)
     rows = _rows_path(path)
-    records = ({name: getattr(question, name) for name in _FIELDS} for question in scored)
-    write_records(rows, records)
+    write_records(rows, map(_to_record, scored))
     write_json(path, {**metrics, "results": {"path": rows.name, "sha256": sha256(rows)}})
 
 
@@ -65,11 +68,41 @@ def check_writable(path: str | os.PathLike, questions: str | os.PathLike) -> Non
 
 
 def load_results(path: str | os.PathLike) -> tuple[dict[str, Any], list[ScoredQuestion]]:
-    """Read a metrics file of [`save_results`], and the scored questions beside it.
+    """Read a metrics file of [`save_results`] on given candidates, and the scored questions beside it.
 
     Raises:
-        BundleMLLMError: If a file is missing or malformed, or the scores are those of another run.
+        BundleMLLMError: If a file is missing or malformed, the scores are those of another run, or the file is about
+            whole catalogs.
     """
+    metrics, records = _read(path)
+    if "protocol" in metrics:
+        raise BundleMLLMError(
+            f"{path} is about whole catalogs, and these figures are of given candidates: evaluate without --catalog."
+        )
+    fields = ({name: record[name] for name in _FIELDS if name != "rank"} for record in records)
+    return metrics, [ScoredQuestion(**{**record, "scores": tuple(record["scores"])}) for record in fields]
+
+
+def load_catalog_results(path: str | os.PathLike) -> tuple[dict[str, Any], list[RankedQuestion]]:
+    """Read a metrics file of [`save_results`] on whole catalogs, and the ranked questions beside it.
+
+    Raises:
+        BundleMLLMError: If a file is missing or malformed, the places are those of another run, or the file is not
+            about whole catalogs.
+    """
+    metrics, records = _read(path)
+    if "protocol" not in metrics:
+        raise BundleMLLMError(f"{path} is about given candidates, not whole catalogs: evaluate with --catalog.")
+    return metrics, [RankedQuestion(**{name: _frozen(value) for name, value in row.items()}) for row in records]
+
+
+def is_catalog(path: str | os.PathLike) -> bool:
+    """Return whether a metrics file is about whole catalogs."""
+    return "protocol" in _read(path)[0]
+
+
+def _read(path: str | os.PathLike) -> tuple[dict[str, Any], Iterator[dict[str, Any]]]:
+    """Read a metrics file, and the rows beside it."""
     path = Path(path)
     try:
         metrics = read_json(path)
@@ -83,8 +116,17 @@ def load_results(path: str | os.PathLike) -> tuple[dict[str, Any], list[ScoredQu
     if not rows.is_file() or sha256(rows) != expected:
         problem = "is another file than" if rows.exists() else "is missing, which holds"
         raise BundleMLLMError(f"{rows} {problem} the scores that {path} was computed from: evaluate again.")
-    records = ({name: record[name] for name in _FIELDS if name != "rank"} for record in iter_records(rows))
-    return metrics, [ScoredQuestion(**{**record, "scores": tuple(record["scores"])}) for record in records]
+    return metrics, iter_records(rows)
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _to_record(question: ScoredQuestion | RankedQuestion) -> dict[str, Any]:
+    if isinstance(question, RankedQuestion):
+        return vars(question)
+    return {name: getattr(question, name) for name in _FIELDS}
 
 
 def compare_metrics(a: str | os.PathLike, b: str | os.PathLike) -> dict[str, Any]:
@@ -92,7 +134,7 @@ def compare_metrics(a: str | os.PathLike, b: str | os.PathLike) -> dict[str, Any
 
     Args:
         a: Metrics file of one run.
-        b: Metrics file of the other.
+        b: Metrics file of the other; both on given candidates, or both on whole catalogs.
 
     Returns:
         `a`, `b` (the paths), `questions` (which file) and, for each metric that both have, a mapping of `a`, `b`,
@@ -101,7 +143,9 @@ def compare_metrics(a: str | os.PathLike, b: str | os.PathLike) -> dict[str, Any
     Raises:
         BundleMLLMError: If the runs used different question files, or a file is missing, malformed or of another run.
     """
-    (metrics_a, scored_a), (metrics_b, scored_b) = load_results(a), load_results(b)
+    of_catalogs = is_catalog(a)
+    load: Callable[..., tuple[dict[str, Any], list[Any]]] = load_catalog_results if of_catalogs else load_results
+    (metrics_a, of_a), (metrics_b, of_b) = load(a), load(b)
     used = [metrics["questions"] for metrics in (metrics_a, metrics_b)]
     if used[0]["sha256"] != used[1]["sha256"]:
         raise BundleMLLMError(
@@ -109,8 +153,11 @@ def compare_metrics(a: str | os.PathLike, b: str | os.PathLike) -> dict[str, Any
             f"{used[1].get('path')} ({used[1]['sha256'][:12]}…), so a difference would be one of questions: evaluate "
             "both on one question file."
         )
-    probabilities = all("calibration_error" in metrics for metrics in (metrics_a, metrics_b))
-    differences = paired_differences(scored_a, scored_b, probabilities=probabilities)
+    if of_catalogs:
+        differences = catalog_differences(of_a, of_b, metrics_a["num_items"])
+    else:
+        probabilities = all("calibration_error" in metrics for metrics in (metrics_a, metrics_b))
+        differences = paired_differences(of_a, of_b, probabilities=probabilities)
     return {"a": str(a), "b": str(b), "questions": used[0], **differences}
 
 

@@ -31,6 +31,9 @@ class ScoringOptions(Settings):
     """Seed of candidate orders, groups, permuted features and baselines."""
     device: str | None = None
     """cpu or cuda; a GPU if there is one, if not given."""
+    catalog: bool = False
+    """Rank the whole catalog instead of the candidates: which places do the items of the bundle take that the question
+    does not show?"""
 
 
 @dataclass(frozen=True, kw_only=True)

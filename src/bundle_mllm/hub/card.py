@@ -82,7 +82,8 @@ def read_measurements(model_dir: Path, paths: Sequence[Path] = ()) -> list[Measu
     measurements: dict[str, Measurement] = {}
     files = {path: read_json(path) for path in paths or sorted(model_dir.glob("metrics*.json"))}
     if not paths:
-        files = {path: given for path, given in files.items() if "baseline" not in given and not _is_part(given)}
+        files = {path: given for path, given in files.items() if not {"baseline", "protocol"} & given.keys()}
+        files = {path: given for path, given in files.items() if not _is_part(given)}
         files = files or {path: read_json(path) for path in metrics_files(model_dir)}
     expected = fingerprint(model_dir) if files else None
     for path, given in files.items():

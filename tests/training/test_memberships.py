@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from bundle_mllm.data import DatasetFolder
+from bundle_mllm.data import DatasetFolder, write_records
+from bundle_mllm.encoders import encode_folder
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.training import memberships as module
 from bundle_mllm.training.config import MEMBERSHIPS
@@ -52,6 +53,22 @@ def test_groups_are_words_of_texts_and_bundles_of_categories(shop):
     assert set(zip(nodes.tolist(), bundles.tolist(), strict=True)) == {
         (int(category[row]), group) for row, group in as_set(memberships["bundle_item"])
     }
+
+
+def test_groups_are_names_that_items_share_in_the_columns_that_were_encoded(tmp_path):
+    records = [{"item_id": f"i{n}", "brand": f"brand {n // 2}", "price": n % 7} for n in range(40)]
+    write_records(tmp_path / "items.jsonl", records)
+    write_records(tmp_path / "bundles.jsonl", [{"bundle_id": "b", "items": ["i0", "i1"], "split": "train"}])
+    encode_folder(tmp_path, attributes="columns:price")
+    assert load(DatasetFolder.open(tmp_path)) == {}
+    encode_folder(tmp_path, attributes="columns:price,brand")
+    data = DatasetFolder.open(tmp_path)
+    of_brand: dict[int, set[int]] = {}
+    for row, brand in as_set(load(data)["attributes"]):
+        of_brand.setdefault(brand, set()).add(row)
+    assert sorted(map(sorted, of_brand.values())) == [[n, n + 1] for n in range(0, 40, 2)]
+    (tmp_path / "features" / "encoders" / "attributes.json").unlink()  # features that were not made by `encode`
+    assert load(data) == {}
 
 
 @pytest.mark.parametrize(

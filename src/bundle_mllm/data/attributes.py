@@ -98,7 +98,9 @@ class AttributeColumn:
         if self.is_quantity:
             years = [] if self.kind == "number" else self.numbers(cells)
             return [() if math.isnan(year) else (str(int(year)),) for year in years] or [()] * len(cells)
-        return [tuple(dict.fromkeys(self._names(_plain(cell)))) for cell in cells]
+        texts = {cell for cell in cells if isinstance(cell, str)}  # many are equal
+        of_text = {text: tuple(dict.fromkeys(self._names(_plain(text)))) for text in texts}
+        return [of_text[c] if isinstance(c, str) else tuple(dict.fromkeys(self._names(c))) for c in cells]
 
     def _names(self, cell: Any) -> Iterator[str]:
         if self.kind == "path":

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from bundle_mllm.data.files import atomic_path, read_json, require_folder, sha256
 from bundle_mllm.errors import BundleMLLMError
 
-KNOWN_MODALITIES = ("acoustic", "bundle_item", "textual", "user_item", "visual")
+KNOWN_MODALITIES = ("acoustic", "attributes", "bundle_item", "textual", "user_item", "visual")
 MANIFEST = "manifest.json"
 FEATURES, PRESENT = "features", "present"
 FITTED_TO = "train_bundles_sha256"

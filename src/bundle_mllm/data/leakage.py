@@ -307,6 +307,26 @@ def columns_that_name_bundles(
     return named
 
 
+def check_columns(folder: DatasetFolder, names: Sequence[str], *, allow_leakage: bool = False) -> None:
+    """Refuse columns of the items table whose values name bundles.
+
+    Args:
+        folder: The dataset folder.
+        names: The columns.
+        allow_leakage: Refuse none of these.
+
+    Raises:
+        BundleMLLMError: If a column names bundles, or `choose_columns` refuses it.
+    """
+    named = columns_that_name_bundles(folder, choose_columns(folder.catalog, names).columns)
+    if named and not allow_leakage:
+        shares = ", ".join(f"{name!r} ({share:.0%} of the bundles)" for name, share in named.items())
+        raise BundleMLLMError(
+            f"The values of these columns name bundles, the answers: {shares}. Leave them out, or pass "
+            "allow_leakage=True (--allow-leakage) to use them nevertheless."
+        )
+
+
 def _named_share(bundles: sparse.csr_array, groups: sparse.csr_array) -> float:
     """Return the share of bundles `[n, num_items]` to which a group `[num_items, num_groups]` is nearly equal."""
     shared = sparse.coo_array(bundles @ groups)  # [n, num_groups]

@@ -31,8 +31,9 @@ from bundle_mllm.data.features import (
 from bundle_mllm.data.files import sha256
 from bundle_mllm.data.folder import DatasetFolder
 from bundle_mllm.data.folds import count_folds, remove_folds
-from bundle_mllm.data.leakage import check_interactions
+from bundle_mllm.data.leakage import check_columns, check_interactions
 from bundle_mllm.data.tables import find_table
+from bundle_mllm.encoders.attributes import AttributeEncoder
 from bundle_mllm.encoders.base import Encoded, FittingEncoder, IssueGroup, ItemEncoder, Progress, group_issues
 from bundle_mllm.encoders.batches import BatchEncoder, Rows, Sources, embed_batches, put_together
 from bundle_mllm.encoders.distributed import Process
@@ -68,6 +69,7 @@ class ModalitySummary:
         up_to_date: Whether the features existed already, made of the same sources.
         num_folds: Number of out-of-fold features; `None` if the encoder makes none, 0 if there are too few bundles.
         num_taken: Number of items whose features an earlier encoding had made, of the same sources.
+        notes: What else is to be said.
         kept: Name of the file, if another encoder had made the features and none was requested; the rest is unknown.
     """
 
@@ -80,6 +82,7 @@ class ModalitySummary:
     up_to_date: bool = False
     num_folds: int | None = None
     num_taken: int = 0
+    notes: tuple[str, ...] = ()
     kept: str | None = None
 
     def __str__(self) -> str:
@@ -94,7 +97,7 @@ class ModalitySummary:
             text += f", cross-fitted in {self.num_folds} folds" if self.num_folds else ", too few bundles to cross-fit"
         if self.num_taken:
             text += f", {self.num_taken} of them as before"
-        return "\n  ".join([text + ", up to date" * self.up_to_date, *map(str, self.issues)])
+        return "\n  ".join([text + ", up to date" * self.up_to_date, *map(str, self.issues), *self.notes])
 
 
 @configured_by(EncodingSettings)
@@ -175,6 +178,8 @@ class _Run:
             )
         if modality == "user_item":
             check_interactions(self.folder, allow_leakage=self.settings.allow_leakage)
+        if isinstance(encoder, AttributeEncoder) and encoder.columns is not None:
+            check_columns(self.folder, encoder.columns, allow_leakage=self.settings.allow_leakage)
         return None
 
     def encode_whole(self, encoder: ItemEncoder | FittingEncoder, spec: str | ItemEncoder) -> ModalitySummary:
@@ -195,6 +200,8 @@ class _Run:
             encoded = encoder.encode(self.folder, self._progress(encoder.modality))
             log_issues = _log_issues(self.folder) if encoder.modality == "user_item" else ()
             summary = self._write(encoder, spec, encoded, identity, log_issues)
+        if isinstance(encoder, AttributeEncoder):
+            summary = replace(summary, notes=encoder.notes)
         return self._cross_fit(encoder, summary) if isinstance(encoder, BundleItemEncoder) else summary
 
     def _cross_fit(self, encoder: BundleItemEncoder, summary: ModalitySummary) -> ModalitySummary:

@@ -5,6 +5,7 @@ Knows nothing about how an encoder works; imports the models of the requested on
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -18,6 +19,8 @@ from bundle_mllm.encoders.base import ItemEncoder
 from bundle_mllm.encoders.relational import NUM_FOLDS
 from bundle_mllm.encoders.settings import EncoderOptions
 from bundle_mllm.errors import BundleMLLMError
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,10 @@ ENCODERS: Mapping[str, Mapping[str, EncoderEntry]] = {
         "tfidf": EncoderEntry("textual", "TfidfEncoder"),
         "transformers": EncoderEntry("textual", "SentenceEncoder", "sentence-transformers/all-MiniLM-L6-v2"),
     },
+    "attributes": {
+        "all": EncoderEntry("attributes", "AttributeEncoder"),
+        "columns": EncoderEntry("attributes", "AttributeEncoder.of_columns", "price,brand"),
+    },
     "user_item": {
         "svd": EncoderEntry("relational", "UserItemEncoder.svd"),
         "lightgcn": EncoderEntry("relational", "UserItemEncoder.lightgcn"),
@@ -63,6 +70,7 @@ DEFAULTS: Mapping[str, str] = {
     "visual": "descriptor",
     "acoustic": "descriptor",
     "textual": "tfidf",
+    "attributes": "all",
     "user_item": "lightgcn",
     "bundle_item": "svd",
 }
@@ -101,7 +109,7 @@ def make_encoder(modality: str, spec: str | ItemEncoder, device: torch.device) -
 
 def requested(options: EncoderOptions) -> list[tuple[str, str | ItemEncoder]]:
     """Return (modality, spec or encoder) for each that is named."""
-    named = {"visual": options.visual, "acoustic": options.acoustic, "textual": options.textual}
+    named = {name: getattr(options, name) for name in ("visual", "acoustic", "textual", "attributes")}
     selected = [(modality, spec) for modality, spec in named.items() if spec is not None]
     relational = options.relational
     if isinstance(relational, str):
@@ -114,6 +122,17 @@ def requested(options: EncoderOptions) -> list[tuple[str, str | ItemEncoder]]:
     return selected
 
 
+def has_attributes(folder: DatasetFolder) -> bool:
+    """Return whether other columns of the items table say anything; log why not, if there are any."""
+    from bundle_mllm.encoders.attributes import choose_attributes
+
+    choice = choose_attributes(folder)
+    if choice.left_out and not choice.columns:
+        left_out = ", ".join(f"{name} ({reason})" for name, reason in choice.left_out.items())
+        logger.warning(f"attributes: no column is encoded; left out: {left_out}")
+    return bool(choice.columns)
+
+
 def available(folder: DatasetFolder) -> list[tuple[str, str]]:
     """Return (modality, spec of `DEFAULTS`) for each modality that a folder has data of.
 
@@ -124,13 +143,15 @@ def available(folder: DatasetFolder) -> list[tuple[str, str]]:
         "visual": any(item.image for item in folder.catalog),
         "acoustic": any(item.audio for item in folder.catalog),
         "textual": any(item.text for item in folder.catalog),
+        "attributes": has_attributes(folder),
         "user_item": find_table(folder.path, "interactions") is not None,
         "bundle_item": len(folder.bundles.train) >= NUM_FOLDS,  # fewer are not cross-fitted
     }
     selected = [(modality, spec) for modality, spec in DEFAULTS.items() if has[modality]]
     if not selected:
         raise BundleMLLMError(
-            f"{folder.path} has nothing to encode: its items have neither `image` nor `audio` nor text, it has no "
-            f"interactions table and fewer than {NUM_FOLDS} training bundles; add one of them."
+            f"{folder.path} has nothing to encode: its items have neither `image` nor `audio` nor text nor other "
+            f"columns that say anything, it has no interactions table and fewer than {NUM_FOLDS} training bundles; "
+            "add one of them."
         )
     return selected

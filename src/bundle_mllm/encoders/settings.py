@@ -25,6 +25,8 @@ class EncoderOptions(Settings):
     """descriptor, clap:NAME (a Hub name or a folder), or laion:PATH.pt (a checkpoint of LAION)."""
     textual: str | ItemEncoder | None = None
     """tfidf, or transformers:NAME (a sentence encoder; a Hub name or a folder)."""
+    attributes: str | ItemEncoder | None = None
+    """all (of the other columns of the items table, those that say something), or columns:PRICE,BRAND (named ones)."""
     relational: str | ItemEncoder | tuple[str | ItemEncoder, ...] | None = None
     """user_item:lightgcn or user_item:svd (from the interactions), bundle_item:lightgcn or bundle_item:svd (from the
     training bundles; features without each fold of these are written, too), or one of each, separated by a comma."""
@@ -64,7 +66,7 @@ class EncodingSettings(EngineOptions, EncoderOptions):
     strict: bool = False
     """Stop at anything that would be left out, such as a file that cannot be read."""
     allow_leakage: bool = False
-    """Encode user_item even if the interactions encode held-out bundles."""
+    """Encode user_item even if the interactions encode held-out bundles, and named columns that name bundles."""
     progress: Callable[[str, int, int], None] | None = None
     """Called by the main process with (modality, items done, items in all) of its own share, and with
     ("bundle_item, cross-fitting", folds done, folds in all)."""

@@ -33,6 +33,7 @@ PAIR_NAMES = {
     "bundle_item": "item and training bundle",
     "bundle_category": "category and training bundle",
     "textual": "item and word",
+    "attributes": "item and brand, tag or other name",
 }
 _STEPS = {
     "retriever": "retriever",

@@ -12,7 +12,7 @@ from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 
 FORMAT_VERSION = 2
 """Layout of model folders; 1 was one folder and one network for both models."""
-CONTENT_BASED = ("bundle_category", "textual")
+CONTENT_BASED = ("attributes", "bundle_category", "textual")
 """Item-group memberships that follow from what an item is, not from who bundled or bought it. The number of its groups
 carries no information, and would only set apart items that are added later, which have none."""
 
@@ -121,7 +121,7 @@ class BundleMLLMConfig(_BundleConfig):
     pipeline_class: ClassVar = "AutoModelForCausalLM"
 
     text_config: PreTrainedConfig = None  # pyright: ignore[reportAssignmentType]: `__post_init__` sets it
-    mlp_modalities: list[str] | tuple[str, ...] = ("visual", "acoustic", "textual")
+    mlp_modalities: list[str] | tuple[str, ...] = ("visual", "acoustic", "textual", "attributes")
     fusion_hidden_size: int = 64
     mlp_hidden_size: int = 256
     projector_hidden_size: int = None  # pyright: ignore[reportAssignmentType]: `__post_init__` sets it
@@ -157,7 +157,7 @@ class BundleRetrieverConfig(_BundleConfig):
     Args:
         memberships: Number of item-group pairs of each kind of group: "bundle_item" (training bundles),
             "bundle_category" (training bundles of all items of an item's category), "user_item" (users), "textual"
-            (words). `set_catalog` keeps the numbers up to date.
+            (words), "attributes" (names in other columns). `set_catalog` keeps the numbers up to date.
         hidden_size: Width of the vectors of the two towers; the stacker's layers have half of it.
         dropout: Dropout of content features, which overfit, and of their hidden units in the towers.
         collaborative_dropout: The same for modalities that are memberships of bundles or users: out-of-fold features

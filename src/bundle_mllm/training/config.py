@@ -12,7 +12,7 @@ from typing import Any, Literal
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.settings import NO_RANKER, SCRATCH, Settings
 
-MEMBERSHIPS = ("bundle_category", "bundle_item", "textual", "user_item")
+MEMBERSHIPS = ("attributes", "bundle_category", "bundle_item", "textual", "user_item")
 """Item-group memberships that a retriever can count; see `training/memberships.py`."""
 
 ParameterGroup = Literal["lora", "backbone", "fusion", "projector", "separator"]

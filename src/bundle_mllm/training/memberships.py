@@ -12,7 +12,9 @@ import torch
 from bundle_mllm.data.folder import DatasetFolder
 from bundle_mllm.data.folds import OutOfFoldFeatures
 from bundle_mllm.data.leakage import check_interactions
-from bundle_mllm.data.memberships import BUNDLE_CATEGORY, BUNDLE_ITEM, TEXTUAL, USER_ITEM, ItemGroups
+from bundle_mllm.data.memberships import ATTRIBUTES, BUNDLE_CATEGORY, BUNDLE_ITEM, TEXTUAL, USER_ITEM, ItemGroups
+from bundle_mllm.encoders.attributes import AttributeEncoder
+from bundle_mllm.encoders.fitted import ENCODERS_FOLDER, read_encoder
 from bundle_mllm.modeling.groups_bundle_mllm import ItemPairs
 
 MAX_GROUPS = 512
@@ -50,6 +52,8 @@ def load_memberships(
     if BUNDLE_ITEM in names and has_bundles:
         groups = ItemGroups.of_bundles(data.bundles.train, data.catalog)
         memberships[BUNDLE_ITEM] = _pairs(groups.smallest_groups(MAX_GROUPS), folds)
+    if ATTRIBUTES in names and ATTRIBUTES in modalities and (groups := _attribute_groups(data)):
+        memberships[ATTRIBUTES] = _pairs(groups.smallest_groups(MAX_GROUPS))
     if TEXTUAL in names and TEXTUAL in modalities:
         memberships[TEXTUAL] = _pairs(ItemGroups.of_words(data.catalog).smallest_groups(MAX_GROUPS))
     interactions = data.interactions if USER_ITEM in names and USER_ITEM in modalities else None
@@ -58,6 +62,13 @@ def load_memberships(
         users = ItemGroups.of_users(interactions, len(data.catalog))
         memberships[USER_ITEM] = _pairs(users.smallest_groups(MAX_GROUPS))
     return memberships
+
+
+def _attribute_groups(data: DatasetFolder) -> ItemGroups | None:
+    """Return the names that items share in the columns that were encoded; `None` if `encode` did not encode them."""
+    kept = read_encoder(data.path / "features" / ENCODERS_FOLDER, ATTRIBUTES)
+    encoder = None if kept is None else kept.make(torch.device("cpu"))
+    return encoder.groups(data) if isinstance(encoder, AttributeEncoder) else None
 
 
 def _pairs(groups: ItemGroups, folds: torch.Tensor | None = None) -> ItemPairs:

@@ -1,0 +1,169 @@
+"""Describe items by the other columns of the items table: where a number or a date lies, and which names an item has.
+
+Knows nothing about pictures, sounds, texts or users, and of bundles only which columns name them.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import sparse
+
+from bundle_mllm.data.attributes import AttributeChoice, AttributeColumn, choose_columns
+from bundle_mllm.data.folder import DatasetFolder
+from bundle_mllm.data.leakage import columns_that_name_bundles
+from bundle_mllm.data.memberships import ATTRIBUTES, ItemGroups
+from bundle_mllm.encoders.base import Encoded, FittedState, FittingEncoder, Progress
+from bundle_mllm.encoders.relational import truncated_svd
+from bundle_mllm.encoders.textual import fit_tfidf, tfidf
+
+NUM_PIECES = 8
+"""Pieces that the range of a number is cut into, at its quantiles (ours)."""
+MAX_GROUP_SHARE = 0.1
+"""Names that a larger share of the items has are no groups: most items would share one (ours)."""
+UNKNOWN_NAMES = 0.05
+"""Share of names beyond those unknown at first from which what was fitted counts as outdated (ours)."""
+
+
+class AttributeEncoder(FittingEncoder):
+    """Describe each item by the columns of the items table beside title, description and category.
+
+    A number or a date x becomes, for each of eight pieces between its quantiles, the share of the piece that lies
+    below x (piecewise linear encoding; Gorishniy et al., 2022): a linear map of these shares is any function of x that
+    is linear on each piece. They are standardized, and 0 where x is missing. Names (categories, lists, all that is
+    above in a path, the year of a date) are weighed like the words of a text, see `TfidfEncoder`. Where both together
+    are more than `dim` columns, truncated SVD reduces them.
+
+    What it fits: the columns and their kinds, quantiles, means, deviations, the names that several items have, their
+    weights, and the singular vectors.
+
+    Args:
+        columns: The columns to read; all that say something if not given, see `choose_attributes`.
+        dim: Length of a vector; columns that are not needed are zero.
+    """
+
+    modality = ATTRIBUTES
+
+    def __init__(self, columns: Sequence[str] | None = None, dim: int = 128):
+        self.columns, self.dim = columns, dim
+        which = "" if columns is None else f" of {', '.join(columns)}"
+        self.name = f"attributes-1{which}" if dim == 128 else f"attributes-1{which} ({dim} wide)"
+
+    @classmethod
+    def of_columns(cls, columns: str, device: torch.device) -> AttributeEncoder:
+        """Make the encoder of the columns that a text names, separated by commas."""
+        return cls([part.strip() for part in columns.split(",") if part.strip()])
+
+    def encode(self, folder: DatasetFolder, progress: Progress | None = None) -> Encoded:
+        """Describe the items of a folder; an item whose columns say nothing is absent."""
+        if self.fitted is None:
+            self.fitted = self._fit(folder)
+        shares, of_items = _read(folder, self.fitted)
+        table, vectors = _table(shares, of_items, self.fitted), self.fitted.arrays.get("vectors")
+        columns = table.toarray() if vectors is None else np.asarray(table @ vectors.T)
+        features = np.zeros((len(of_items), self.dim), dtype=np.float32)  # [num_items, dim]
+        features[:, : columns.shape[1]] = columns
+        if progress is not None:
+            progress(len(features), len(features))
+        known = set(self.fitted.values["names"])
+        has_name = np.array([not known.isdisjoint(names) for names in of_items])
+        return Encoded(features, has_name | ~np.isnan(shares).all(axis=1))
+
+    def groups(self, folder: DatasetFolder) -> ItemGroups:
+        """Return which items have which name, but for the names that more than a tenth of the items had at first."""
+        assert self.fitted is not None
+        values = self.fitted.values
+        largest = MAX_GROUP_SHARE * values["num_items"]
+        numbered = enumerate(zip(values["names"], values["counts"], strict=True))
+        number = {name: group for group, (name, count) in numbered if count <= largest}
+        _, of_items = _read(folder, self.fitted)
+        of_items = [[number[name] for name in names if name in number] for names in of_items]
+        nodes = np.repeat(np.arange(len(of_items)), [len(groups) for groups in of_items])
+        return ItemGroups(ATTRIBUTES, nodes, np.array([*chain(*of_items)], dtype=np.int64), len(of_items))
+
+    def still_fits(self, folder: DatasetFolder) -> bool:
+        """Return whether the items have the same columns as at first, and hardly more names that are unknown."""
+        assert self.fitted is not None
+        values = self.fitted.values
+        examined = {*values["left_out"], *(column["name"] for column in values["columns"])}
+        known = _share_known(_read(folder, self.fitted)[1], values["names"])
+        return examined == set(folder.catalog.other_columns) and known >= values["share_known"] - UNKNOWN_NAMES
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Which columns are read, and which are left out for what reason."""
+        assert self.fitted is not None
+        values, reasons = self.fitted.values, {}
+        for name, reason in values["left_out"].items():
+            reasons.setdefault(reason, []).append(name)
+        read = ", ".join(f"{column['name']} ({column['kind']})" for column in values["columns"])
+        return f"columns: {read}", *(f"left out, {reason}: {', '.join(names)}" for reason, names in reasons.items())
+
+    def _fit(self, folder: DatasetFolder) -> FittedState:
+        choice = choose_attributes(folder, self.columns)
+        values: dict[str, Any] = {"columns": [], "left_out": dict(choice.left_out), "num_items": len(folder.catalog)}
+        for column in choice.columns:
+            edges = []
+            if column.is_quantity:
+                numbers = column.numbers(folder.catalog.cells(column.name))
+                edges = np.unique(np.nanquantile(numbers, np.linspace(0, 1, NUM_PIECES + 1))).tolist()
+            values["columns"].append({**asdict(column), "edges": edges})
+        shares, of_items = _read(folder, FittedState(values))
+        names, idf = fit_tfidf([Counter(names) for names in of_items])
+        counts = Counter(chain(*of_items))
+        values |= {"names": names, "counts": [counts[name] for name in names]}
+        values["share_known"] = _share_known(of_items, names)
+        arrays = {"mean": np.nanmean(shares, axis=0), "std": np.nanstd(shares, axis=0), "idf": idf}
+        if shares.shape[1] + len(names) > self.dim:
+            arrays["vectors"] = truncated_svd(_table(shares, of_items, FittedState(values, arrays)), self.dim)[1]
+        return FittedState(values, arrays)
+
+
+def choose_attributes(folder: DatasetFolder, names: Sequence[str] | None = None) -> AttributeChoice:
+    """Choose the columns to read, see `choose_columns`; those whose values name bundles are left out unless named."""
+    choice = choose_columns(folder.catalog, names)
+    if names is not None:
+        return choice
+    named = columns_that_name_bundles(folder, choice.columns)
+    columns = tuple(column for column in choice.columns if column.name not in named)
+    return AttributeChoice(columns, {**choice.left_out, **dict.fromkeys(named, "values that name bundles")})
+
+
+def _read(folder: DatasetFolder, fitted: FittedState) -> tuple[np.ndarray, list[list[str]]]:
+    """Read the columns.
+
+    Returns:
+        The share of each piece of a number or date that is below the item's, `[num_items, num_pieces]` float64, NaN
+        where missing; and the distinct names of each item, as COLUMN=NAME.
+    """
+    blocks, of_items = [np.empty((len(folder.catalog), 0))], [[] for _ in folder.catalog]
+    for entry in fitted.values["columns"]:
+        column, edges = AttributeColumn(entry["name"], entry["kind"], entry["form"]), np.array(entry["edges"])
+        cells = folder.catalog.cells(column.name)
+        if column.is_quantity:
+            below = (column.numbers(cells)[:, None] - edges[:-1]) / np.diff(edges)
+            blocks.append(np.clip(below, 0, 1))
+        for names, of_cell in zip(of_items, column.names(cells), strict=True):
+            names += [f"{column.name}={name}" for name in of_cell]
+    return np.concatenate(blocks, axis=1), of_items
+
+
+def _table(shares: np.ndarray, of_items: Sequence[Sequence[str]], fitted: FittedState) -> sparse.csr_array:
+    """Return standardized shares, divided by the root of their number, beside the weights of names."""
+    arrays = fitted.arrays
+    standardized = np.nan_to_num((shares - arrays["mean"]) / arrays["std"]) / max(1, shares.shape[1]) ** 0.5
+    weights = tfidf([Counter(names) for names in of_items], fitted.values["names"], arrays["idf"])
+    return sparse.csr_array(sparse.hstack([sparse.csr_array(standardized), weights]))
+
+
+def _share_known(of_items: Sequence[Sequence[str]], names: Sequence[str]) -> float:
+    """Return the share of the items' names that are among `names`."""
+    known = set(names)
+    found = [name in known for name in chain(*of_items)]
+    return sum(found) / max(1, len(found))

@@ -87,7 +87,7 @@ def test_nested_values_replace_defaults_and_leave_the_rest():
         ({"stage_two": {"batch_size": 0}}, "stage_two.batch_size is 0, so no step"),
         ({"stage_two": {"num_questions": 3}}, "less than one batch"),
         ({"stage_two": {"trains": []}}, "stage_two.trains is empty"),
-        ({"retriever": {"memberships": ["user_items"]}}, r"\['user_items'\] have no groups.*from bundle_category"),
+        ({"retriever": {"memberships": ["user_items"]}}, r"\['user_items'\] have no groups.*from attributes"),
         ({"retriever": {"num_candidates": [1, 5]}}, "retriever.num_candidates is 1–5"),
         ({"retriever": {"steps": -1}}, "retriever.steps is -1"),
         ({"retriever": {"batch_size": 0}}, "batch_size 0"),

@@ -94,8 +94,8 @@ def share_of_bayes_optimal(metrics: str | os.PathLike, best: str | os.PathLike) 
     `best` is the metrics file that `bayes_optimal` wrote on the same question file.
 
     Returns:
-        `accuracy` (hit rate at 1); `share`, which is `accuracy` by the expected Bayes-optimal one, and its `share_se`;
-        and `share_of_realized`, which varies less with the questions.
+        `accuracy` (hit rate at 1; a tie of n counts 1/n, as in the optimum); `share`, which is `accuracy` by the
+        expected Bayes-optimal one, and its `share_se`; and `share_of_realized`, which varies less with the questions.
 
     Raises:
         BundleMLLMError: If a file is missing or malformed, `best` is of another kind, or the question files differ.
@@ -108,10 +108,10 @@ def share_of_bayes_optimal(metrics: str | os.PathLike, best: str | os.PathLike) 
         raise BundleMLLMError(
             f"{metrics} and {best} are about different question files ({used[0][:12]}…, {used[1][:12]}…): use one."
         )
-    accuracy, best_of = of_model["hit_rate@1"], of_best["bayes_optimal"]
+    accuracy, best_of = of_model[REALIZED], of_best["bayes_optimal"]
     return {
         "accuracy": accuracy,
         "share": accuracy / best_of["expected"],
-        "share_se": of_model["hit_rate@1_se"] / best_of["expected"],
+        "share_se": of_model[f"{REALIZED}_se"] / best_of["expected"],
         "share_of_realized": accuracy / best_of["realized"],
     }

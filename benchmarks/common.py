@@ -75,15 +75,20 @@ def as_text_ids(prompts: list[list[int]]) -> list[list[int]]:
     return [[token if token < VOCAB_SIZE else 5 for token in prompt] for prompt in prompts]
 
 
-def paired(calls: dict[str, Callable[[], object]], rounds: int, warmup: int = 2) -> dict[str, list[float]]:
+def paired(
+    calls: dict[str, Callable[[], object]],
+    rounds: int,
+    warmup: int = 2,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, list[float]]:
     """Time calls in turn, A B C A B C …, so that a drift of the machine's speed meets all of them alike."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for number in range(warmup + rounds):
         for name, call in calls.items():
-            start = time.perf_counter()
+            start = clock()
             call()
             if number >= warmup:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(clock() - start)
     return seconds
 
 

@@ -15,7 +15,7 @@ import torch
 
 from bundle_mllm.completion.columns import ItemColumns
 from bundle_mllm.completion.rules import CatalogRules, Rules
-from bundle_mllm.completion.selection import Limits, Selected, select
+from bundle_mllm.completion.selection import Groups, Limits, Prices, Selected, select
 from bundle_mllm.device import choose_device
 from bundle_mllm.errors import BundleMLLMError, check_at_least
 from bundle_mllm.model_folder import load_completer
@@ -151,6 +151,12 @@ class RuledCompleter:
             raise error if isinstance(error, BundleMLLMError) else BundleMLLMError(str(error)) from error
         return [answers[i] for i in range(len(questions))]
 
+    def ranked_items(self, question: Any, top_k: int) -> list[str]:
+        """Return the items that the ranker scores for a question about the whole catalog."""
+        asked = self._read(question)
+        [values] = self._retrieve([asked])
+        return [self.completer.processor.item_ids[row] for row in self._ranked(values, asked.partial, top_k)]
+
     def _read(self, question: Any) -> _Asked:
         partial, candidates = self.completer.processor.read_question(question)
         has_letters = candidates is not None and len(candidates) <= MAX_OPTIONS
@@ -161,13 +167,7 @@ class RuledCompleter:
 
     def _score_catalog(self, questions: Sequence[_Asked], top_k: int, options: Mapping[str, Any]) -> Iterator[_Scored]:
         """Score all allowed items by the retriever, and the best of them by the ranker, too."""
-        completer, item_ids = self.completer, self.completer.processor.item_ids
-        logs = completer.catalog_scores([question.partial for question in questions]).cpu()
-        if not self.rules.allowed.all():
-            logs.masked_fill_(~self._allowed, -torch.inf)
-        logs -= logs.logsumexp(dim=-1, keepdim=True)  # NaN where nothing is allowed
-        logs.nan_to_num_(nan=-torch.inf, neginf=-torch.inf)
-        table = logs.numpy()
+        completer, item_ids, table = self.completer, self.completer.processor.item_ids, self._retrieve(questions)
         if completer.ranker is None:
             yield from (_Scored(values, item_ids) for values in table)
             return
@@ -184,6 +184,14 @@ class RuledCompleter:
             joined, rows = values.astype(np.float64), shown[i]
             joined[rows] = np.logaddexp.reduce(joined[rows]) + completion.answer.log_softmax(dim=-1).numpy()
             yield _Scored(joined, item_ids, completion=completion, shown=rows, retriever=values)
+
+    def _retrieve(self, questions: Sequence[_Asked]) -> np.ndarray:
+        """Return the log-probabilities of the retriever among the allowed items, `[num_questions, num_items]`."""
+        logs = self.completer.catalog_scores([question.partial for question in questions]).cpu()
+        if not self.rules.allowed.all():
+            logs.masked_fill_(~self._allowed, -torch.inf)
+        normalizer = logs.logsumexp(dim=-1, keepdim=True)
+        return logs.sub_(normalizer.masked_fill(normalizer.isinf(), 0.0)).numpy()  # `-inf` where nothing is allowed
 
     def _ranked(self, values: np.ndarray, partial: Sequence[Any], top_k: int) -> list[int]:
         """Return the rows of the items that the ranker scores."""
@@ -347,5 +355,10 @@ def _best(order: np.ndarray, number: int) -> list[int]:
 
 def _of_rows(limits: Limits, rows: np.ndarray) -> Limits:
     """Return the limits of some items."""
-    arrays = {name: getattr(limits, name) for name in ("category", "variant", "price", "promoted")}
-    return replace(limits, **{name: array[rows] for name, array in arrays.items() if array is not None})
+    return replace(
+        limits,
+        category=None if limits.category is None else Groups(limits.category.of[rows]),
+        variant=None if limits.variant is None else Groups(limits.variant.of[rows]),
+        price=None if limits.price is None else Prices(limits.price.of[rows]),
+        promoted=None if limits.promoted is None else limits.promoted[rows],
+    )

@@ -17,7 +17,7 @@ import numpy as np
 
 from bundle_mllm.completion.columns import Column, ItemColumns
 from bundle_mllm.completion.conditions import Condition
-from bundle_mllm.completion.selection import Limits
+from bundle_mllm.completion.selection import Groups, Limits, Prices
 from bundle_mllm.data.files import read_json, require_file
 from bundle_mllm.data.records import require_fields, to_id
 from bundle_mllm.data.tables import SUFFIXES, iter_records
@@ -309,11 +309,11 @@ class CatalogRules:
         """What a selection of answers must keep to."""
         rules = self.rules
         return Limits(
-            category=self.category,
+            category=None if self.category is None else Groups(self.category),
             max_per_category=rules.max_per_category,
             required=self.required,
-            variant=self.variant,
-            price=self.price,
+            variant=None if self.variant is None else Groups(self.variant),
+            price=None if self.price is None else Prices(self.price),
             budget=None if rules.budget is None else _steps(rules.budget),
             promoted=self.promoted,
             promoted_share=rules.promoted_share,

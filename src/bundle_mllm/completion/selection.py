@@ -15,6 +15,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
@@ -26,15 +27,51 @@ Similarity = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True, eq=False)
+class Groups:
+    """The group of each of n items.
+
+    Attributes:
+        of: `[n]` int64, -1 for none.
+    """
+
+    of: np.ndarray
+
+    @cached_property
+    def _by_group(self) -> tuple[np.ndarray, np.ndarray]:
+        return self.of.argsort(kind="stable"), np.append(0, (np.bincount(self.of + 1)).cumsum())
+
+    def members(self, group: int) -> np.ndarray:
+        """Return the items of a group."""
+        rows, ends = self._by_group
+        return rows[ends[group + 1] : ends[group + 2]]
+
+
+@dataclass(frozen=True, eq=False)
+class Prices:
+    """What each of n items costs.
+
+    Attributes:
+        of: `[n]` int64, not negative for items that can be selected.
+    """
+
+    of: np.ndarray
+
+    @cached_property
+    def rising(self) -> np.ndarray:
+        """`[n]` the items from the cheapest to the dearest."""
+        return self.of.argsort(kind="stable")
+
+
+@dataclass(frozen=True, eq=False)
 class Limits:
     """What a selection of n items must keep to; see `Rules` for what each means.
 
     Attributes:
-        category: `[n]` int64, -1 for none.
+        category: Their categories.
         max_per_category: Most items of a category.
         required: Categories of which an item is required, the most important first.
-        variant: `[n]` int64, equal for variants of one product, which are of one category; -1 for none.
-        price: `[n]` int64, not negative for items that can be selected.
+        variant: Their products; variants of one product are of one category.
+        price: Their prices, where there is a budget.
         budget: Most that all selected items may cost.
         promoted: `[n]` bool.
         promoted_share: Least share of promoted items.
@@ -43,11 +80,11 @@ class Limits:
         relax: Limits to drop, one after the other, while items are missing.
     """
 
-    category: np.ndarray | None = None
+    category: Groups | None = None
     max_per_category: int | None = None
     required: tuple[int, ...] = ()
-    variant: np.ndarray | None = None
-    price: np.ndarray | None = None
+    variant: Groups | None = None
+    price: Prices | None = None
     budget: int | None = None
     promoted: np.ndarray | None = None
     promoted_share: float = 0.0
@@ -111,7 +148,7 @@ def select(
 class _Selection:
     """The items taken so far, and why others cannot be."""
 
-    OPEN, TAKEN, NOT_ALLOWED, VARIANT, CATEGORY, SIMILAR = range(6)
+    OPEN, TAKEN, NOT_ALLOWED, VARIANT, CATEGORY, SIMILAR, LEADS_NOWHERE = range(7)
 
     def __init__(
         self, scores: np.ndarray, limits: Limits, number: int, shown: Sequence[int], similarity: Similarity | None
@@ -121,10 +158,9 @@ class _Selection:
         self.active = {"variants", "max_per_category", "budget", "max_similarity"}
         self.chosen: list[int] = []
         self.spent, self.num_promoted = 0, 0
-        self.required = [code for code in limits.required]
+        self.required = list(limits.required)
         self.unmet: list[int] = []
         self.pool: np.ndarray | None = None
-        self.num_blocked_by_budget = 0
         if limits.diversity > 0:
             size = min(POOL_SIZE, int(np.isfinite(self.scores).sum()))
             self.pool = np.sort(np.argpartition(-self.scores, size - 1)[:size]) if size else np.arange(0)
@@ -143,8 +179,14 @@ class _Selection:
         return self.limits.budget if "budget" in self.active else None
 
     @property
-    def variant(self) -> np.ndarray | None:
+    def variant(self) -> Groups | None:
         return self.limits.variant if "variants" in self.active else None
+
+    def category_of(self, row: int) -> int:
+        return -1 if self.limits.category is None else int(self.limits.category.of[row])
+
+    def variant_of(self, row: int) -> int:
+        return -1 if self.variant is None else int(self.variant.of[row])
 
     def drop(self, name: str) -> None:
         """Drop a limit."""
@@ -159,24 +201,31 @@ class _Selection:
         self.values[self.chosen] = -np.inf
         self.counts: Counter[int] = Counter()
         for row in (*self.shown, *self.chosen):
-            if self.variant is not None and self.variant[row] >= 0:
-                self._close(self.variant == self.variant[row], self.VARIANT)
+            self._close_variants(row)
         for row in self.chosen:
             self._count(row)
 
-    def _close(self, which: np.ndarray, reason: int) -> None:
-        which = which & (self.state == self.OPEN)
-        self.state[which] = reason
-        self.values[which] = -np.inf
+    def _close(self, rows: np.ndarray, reason: int) -> None:
+        rows = rows[self.state[rows] == self.OPEN]
+        self.state[rows] = reason
+        self.values[rows] = -np.inf
+
+    def _close_variants(self, row: int) -> None:
+        if self.variant is not None and self.variant_of(row) >= 0:
+            self._close(self.variant.members(self.variant_of(row)), self.VARIANT)
 
     def _count(self, row: int) -> None:
-        category = self.limits.category
-        if category is None or category[row] < 0:
+        code = self.category_of(row)
+        if self.limits.category is None or code < 0:
             return
-        code = int(category[row])
         self.counts[code] += 1
         if self.quota is not None and self.counts[code] == self.quota:
-            self._close(category == code, self.CATEGORY)
+            self._close(self.limits.category.members(code), self.CATEGORY)
+
+    def _reopen(self) -> None:
+        """Open the items that led nowhere."""
+        rows = np.flatnonzero(self.state == self.LEADS_NOWHERE)
+        self.state[rows], self.values[rows] = self.OPEN, self.scores[rows]
 
     # Taking items
 
@@ -192,32 +241,38 @@ class _Selection:
             if self._is_too_similar(row):
                 self.state[row], self.values[row] = self.SIMILAR, -np.inf
                 if completion is not None and row in completion.rows:
+                    self._reopen()  # the selection may become shorter, and leave more for each item
                     completion = self._completion()
                 continue
             if completion is not None:
                 completion.take(row)
             self._take(row)
-        self.num_blocked_by_budget = int((self.state == self.OPEN).sum()) if self.budget is not None else 0
 
     def _take(self, row: int) -> None:
         limits = self.limits
         self.chosen.append(row)
         self.state[row], self.values[row] = self.TAKEN, -np.inf
-        self.spent += 0 if limits.price is None else int(limits.price[row])
+        self.spent += 0 if limits.price is None else int(limits.price.of[row])
         self.num_promoted += int(limits.promoted is not None and limits.promoted[row])
-        if self.variant is not None and self.variant[row] >= 0:
-            self._close(self.variant == self.variant[row], self.VARIANT)
-        if limits.category is not None and int(limits.category[row]) in self.required:
-            self.required.remove(int(limits.category[row]))
+        self._close_variants(row)
+        if self.category_of(row) in self.required:
+            self.required.remove(self.category_of(row))
         self._count(row)
         if self.pool is not None:
             self.nearest = np.maximum(self.nearest, self._cosines(self.pool, [row])[:, 0])
 
     def _next(self, completion: _Completion | None) -> int | None:
         """Return the best item that can be taken."""
+        row = self._best()
+        if row is None or completion is None or completion.admits(row):
+            return row
+        open_rows = np.flatnonzero(self.state == self.OPEN)
+        self._close(open_rows[~completion.admitted(open_rows)], self.LEADS_NOWHERE)  # for good: less will be left
+        return self._best()
+
+    def _best(self) -> int | None:
+        """Return the best open item."""
         limits, values = self.limits, self.values
-        if completion is not None:
-            values = np.where(completion.eligible(), values, -np.inf)
         if limits.promoted is not None:
             due = math.floor(limits.promoted_share * (len(self.chosen) + 1) + 1e-9)
             if self.num_promoted < due:
@@ -249,7 +304,8 @@ class _Selection:
         if len(self.chosen) < self.number:
             names = {self.VARIANT: "variants", self.CATEGORY: "max_per_category", self.SIMILAR: "max_similarity"}
             blocked = {name: int((self.state == reason).sum()) for reason, name in names.items()}
-            blocked["budget"] = self.num_blocked_by_budget
+            left = (self.state == self.OPEN) | (self.state == self.LEADS_NOWHERE)
+            blocked["budget"] = int(left.sum()) if self.budget is not None else 0
         due = math.floor(self.limits.promoted_share * len(self.chosen) + 1e-9)
         return Selected(
             rows=self.chosen,
@@ -266,14 +322,14 @@ class _Selection:
         if self.budget is None and not self.required:
             return None
         limits, rows, cost = self.limits, [], 0
-        open_rows = np.flatnonzero(self.state == self.OPEN)
-        price = np.zeros(len(self.scores), dtype=np.int64) if self.budget is None else limits.price
-        assert price is not None
+        prices = limits.price if self.budget is not None else None
+        price = np.zeros(len(self.scores), dtype=np.int64) if prices is None else prices.of
         room = math.inf if self.budget is None else self.budget - self.spent
         places = self.number - len(self.chosen)
         for code in list(self.required):
             assert limits.category is not None
-            members = open_rows[limits.category[open_rows] == code]
+            members = limits.category.members(code)
+            members = members[self.state[members] == self.OPEN]
             cheapest = int(members[price[members].argmin()]) if len(members) else None
             if cheapest is None or len(rows) == places or cost + int(price[cheapest]) > room:
                 self.required.remove(code)
@@ -281,18 +337,15 @@ class _Selection:
             else:
                 rows.append(cheapest)
                 cost += int(price[cheapest])
-        counts = Counter(self.counts)
-        if limits.category is not None:
-            counts.update(limits.category[rows].tolist())
-        variants = set() if self.variant is None else set(self.variant[rows].tolist())
-        by_price = open_rows if self.budget is None else open_rows[price[open_rows].argsort(kind="stable")]
-        for row in _in_blocks(by_price):
+        num_required = len(rows)
+        counts = self.counts + Counter(map(self.category_of, rows))
+        variants = set(map(self.variant_of, rows))
+        for row in self._open(np.arange(len(price)) if prices is None else prices.rising):
             if len(rows) == places or cost + int(price[row]) > room:
                 break
-            code = -1 if limits.category is None else int(limits.category[row])
-            product = -1 if self.variant is None else int(self.variant[row])
-            full = self.quota is not None and code >= 0 and counts[code] == self.quota
-            if full or (product >= 0 and product in variants) or row in rows[: len(self.required)]:
+            code, product = self.category_of(row), self.variant_of(row)
+            is_full = self.quota is not None and code >= 0 and counts[code] == self.quota
+            if is_full or (product >= 0 and product in variants) or row in rows[:num_required]:
                 continue
             rows.append(row)
             cost += int(price[row])
@@ -300,49 +353,57 @@ class _Selection:
             variants.add(product)
         return _Completion(self, rows, price, room - cost)
 
+    def _open(self, rows: np.ndarray, size: int = 1024) -> Iterator[int]:
+        """Yield those of some rows that are open, without looking at all of them at once."""
+        for start in range(0, len(rows), size):
+            block = rows[start : start + size]
+            yield from block[self.state[block] == self.OPEN].tolist()
+
 
 class _Completion:
     """The cheapest items that bring a selection to its full length, and which other items may replace one of them."""
 
     def __init__(self, selection: _Selection, rows: list[int], price: np.ndarray, slack: float):
         self.selection, self.rows, self.price, self.slack = selection, rows, price, slack
-        category = selection.limits.category
-        self.category = np.full(len(price), -1) if category is None else category
 
-    def eligible(self) -> np.ndarray:
-        """Return with which items the selection can still be completed, `[n]` bool."""
-        most = {code: self._replaceable(code) for code in {-1, *self.category[self.rows].tolist()}}
-        default = self._highest(most[-1])
-        if len(most) == 1:
-            eligible = self.price <= default
+    def admits(self, row: int) -> bool:
+        """Return whether the selection can still be completed with an item."""
+        return row in self.rows or int(self.price[row]) <= self._most(self._replaceable_by(row))
+
+    def admitted(self, rows: np.ndarray) -> np.ndarray:
+        """Return with which items `[n]` the selection can still be completed, `[n]` bool."""
+        category, variant = self.selection.limits.category, self.selection.variant
+        default = self._most(self._replaceable(-1))
+        if category is None:
+            admitted = self.price[rows] <= default
         else:
-            of_code = np.full(int(self.category.max()) + 2, float(default))  # the last for none
-            for code, rows in most.items():
-                of_code[code] = self._highest(rows)
-            eligible = self.price <= of_code[self.category]
-        variant = self.selection.variant
+            most = np.full(int(category.of.max(initial=-1)) + 2, float(default))  # the last for items without one
+            for code in set(map(self.selection.category_of, self.rows)):
+                most[code] = self._most(self._replaceable(code))
+            admitted = self.price[rows] <= most[category.of[rows]]
         if variant is not None:
-            for row in self.rows:
-                if variant[row] >= 0:
-                    same = np.flatnonzero(variant == variant[row])
-                    eligible[same] = self.price[same] <= self._highest([row])
-        return eligible
+            products = {int(variant.of[row]): row for row in self.rows if variant.of[row] >= 0}
+            for place in np.flatnonzero(np.isin(variant.of[rows], list(products))):
+                admitted[place] = self.price[rows[place]] <= self._most([products[int(variant.of[rows[place]])]])
+        return admitted
 
     def take(self, row: int) -> None:
-        """Take an item that is eligible: it replaces the dearest item that it can."""
-        variant = self.selection.variant
-        replaced = [row] if row in self.rows else []
-        if not replaced and variant is not None and variant[row] >= 0:
-            replaced = [other for other in self.rows if variant[other] == variant[row]]
-        replaced = replaced or self._replaceable(int(self.category[row]))
+        """Take an item that is admitted: it replaces the dearest item that it can."""
+        replaced = [row] if row in self.rows else self._replaceable_by(row)
         other = max(replaced, key=lambda each: self.price[each])
         self.rows.remove(other)
         self.slack -= int(self.price[row]) - int(self.price[other])
 
+    def _replaceable_by(self, row: int) -> list[int]:
+        """Return the items that another item can replace."""
+        product = self.selection.variant_of(row)
+        same = [other for other in self.rows if product >= 0 and self.selection.variant_of(other) == product]
+        return same or self._replaceable(self.selection.category_of(row))
+
     def _replaceable(self, code: int) -> list[int]:
         """Return the items that an item of a category can replace, if it is no variant of one of them."""
         selection = self.selection
-        codes = self.category[self.rows].tolist()
+        codes = [selection.category_of(row) for row in self.rows]
         counts = Counter(codes)
         if code >= 0 and selection.quota is not None and counts[code] + selection.counts[code] >= selection.quota:
             return [row for row, of_row in zip(self.rows, codes, strict=True) if of_row == code]
@@ -352,18 +413,12 @@ class _Completion:
             if of_row == code or of_row not in selection.required or counts[of_row] > 1
         ]
 
-    def _highest(self, rows: Sequence[int]) -> float:
+    def _most(self, rows: Sequence[int]) -> float:
         """Return what an item may cost that replaces one of these; less than any price if there is none."""
-        return self.slack + int(self.price[rows].max()) if rows else -1
+        return self.slack + max(int(self.price[row]) for row in rows) if rows else -1
 
 
 def _scaled(scores: np.ndarray) -> np.ndarray:
     """Scale scores to 0 to 1."""
     spread = scores.max() - scores.min() if len(scores) else 0.0
     return (scores - scores.min()) / spread if spread > 0 else np.ones(len(scores))
-
-
-def _in_blocks(rows: np.ndarray, size: int = 1024) -> Iterator[int]:
-    """Yield rows as integers, without making a list of all."""
-    for start in range(0, len(rows), size):
-        yield from rows[start : start + size].tolist()

@@ -4,6 +4,7 @@ Knows nothing about prompt wording, files or metrics.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -217,10 +218,7 @@ class BundleCompleter:
             raise ValueError(f"max_options is {limit}, but options are lettered A to Z: choose 3 to {MAX_OPTIONS}.")
         size_of_groups: int = group_size or min(GROUP_SIZE, limit)
         round_sizes(MAX_OPTIONS, size_of_groups)  # refuses a wrong size before anything runs
-        modes = [model.training for model in self.models]
-        for model in self.models:
-            model.eval()
-        try:
+        with _evaluating(self.models):
             questions, retrieved, terms = self._retrieve(questions, num_retrieved, return_terms)
             ranked: list[tuple[list[int], RankerScores] | None] = [None] * len(questions)
             if self.ranker is not None:
@@ -233,9 +231,6 @@ class BundleCompleter:
                 scored += scorer.in_groups([questions[i] for i in long], size_of_groups, permutations, seed)
                 for i, scores in zip(short + long, scored, strict=True):
                     ranked[i] = shown[i], scores
-        finally:
-            for model, mode in zip(self.models, modes, strict=True):
-                model.train(mode)
         return [
             self._join(question["candidates"], of_ranker, of_retriever, of_terms)
             for question, of_ranker, of_retriever, of_terms in zip(questions, ranked, retrieved, terms, strict=True)
@@ -254,17 +249,13 @@ class BundleCompleter:
         """
         if self.retriever is None:
             raise ValueError("There is no retriever, and the ranker scores no whole catalog: add one, or candidates.")
-        mode = self.retriever.training
-        self.retriever.eval()
-        try:
-            batch = self._rows([{"partial": partial} for partial in partials])
-            batch.pop("option_rows")
+        batch = self._rows([{"partial": partial} for partial in partials])
+        batch.pop("option_rows")
+        with _evaluating([self.retriever]):
             scores = self.retriever.catalog_scores(**batch)
-        finally:
-            self.retriever.train(mode)
         if (allowed := self._allowed(partials)) is not None:
             scores.masked_fill_(~allowed.to(scores.device), -torch.inf)
-        if bool((scores.isnan() | (scores == torch.inf)).any()):
+        if not bool((scores.amax(dim=-1) < torch.inf).all()):  # NaN is the largest
             raise ValueError(
                 "The retriever's scores of some items are not finite, so they rank nothing: repair the features of "
                 "these items, or take a model whose weights are finite."
@@ -422,6 +413,19 @@ class BundleCompleter:
             scores["both"], orders["both"] = both[0], both[1:]
         choice = None if answers.unrestricted_choice is None else members[answers.unrestricted_choice]
         return Completion(candidates, scores, orders, choice, terms)
+
+
+@contextmanager
+def _evaluating(models: Sequence[Any]) -> Iterator[None]:
+    """Put the models that are in training mode into evaluation mode for a while."""
+    training = [model for model in models if model.training]
+    for model in training:
+        model.eval()
+    try:
+        yield
+    finally:
+        for model in training:
+            model.train()
 
 
 def _item_id(entry: Any) -> str | None:

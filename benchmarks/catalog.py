@@ -6,8 +6,8 @@ The parts are retrieval of the best 100 items alone, and one forward pass of the
 ready tokenized. Ours also applies rules (a condition, exclusions, boost, two of a category, variants once, a budget),
 writes and tokenizes the prompt of 26 options, joins the scores and selects ten answers. Target: at most 1.3 times the
 sum of the parts. The ranker is a 4-layer, 256-wide Llama with random weights: a larger one brings the ratio nearer to
-1. Also prints the resident memory, to compare catalogs of several sizes. Times are CPU times of this process, where one
-thread is used: other programs do not change them.
+1. Also prints the resident memory, to compare catalogs of several sizes. With one thread, times are CPU times of this
+process, which other programs hardly change.
 """
 
 from __future__ import annotations

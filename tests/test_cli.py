@@ -67,6 +67,22 @@ def test_complete_keeps_to_rules_of_a_file_and_of_options(model, tiny_data, tmp_
     output = capsys.readouterr()
     assert [item["item_id"] for item in json.loads(output.out)] == ["red-bag"]
     assert 'note: 1 answers instead of 3: allowed removes 30, where "red" in title removes 1' in output.err
+    answers = tmp_path / "answers.csv"
+    every_item = [
+        "complete",
+        "--model",
+        str(model),
+        "--every-item",
+        "--output",
+        str(answers),
+        "--items",
+        str(tiny_data),
+    ]
+    assert main([*every_item, "--top-k", "2", "--rules", str(rules), "--items", str(tiny_data)]) == 0
+    assert capsys.readouterr().out == f"answers: {answers}\n"
+    assert len(answers.read_text().splitlines()) == 33
+    assert main([*every_item, "--json"]) == 2 and "are about one --bundle" in capsys.readouterr().err
+    assert main([*command, "--every-item"]) == 2 and "Give one of" in capsys.readouterr().err
     assert main([*command, "--top-k", "2", "--page", "2"]) == 0
     assert len(json.loads(capsys.readouterr().out)) == 2
 

@@ -119,24 +119,39 @@ def _evaluate(
 
 def _complete(
     model: str,
-    bundle: str,
+    bundle: str | None,
     candidates: str | None,
-    top_k: int,
     page: int,
     rules: Path | None,
-    items: Path | None,
     explain: bool,
     json: bool,
-    device: str | None,
     **options: Any,
 ) -> str:
-    from bundle_mllm.completion.complete import load_ruled_completer
     from bundle_mllm.completion.rules import Rules
+    from bundle_mllm.completion.settings import BulkOptions
 
-    base = Rules() if rules is None else Rules.load(rules)
-    completer = load_ruled_completer(model, replace(base, **options), items, device)
+    given = {each.name: options.pop(each.name) for each in fields(Rules)}
+    applied = replace(Rules() if rules is None else Rules.load(rules), **given)
+    bulk = {each.name: options.pop(each.name) for each in fields(BulkOptions)}
+    if (bundle is None) == (bulk["input"] is None and not bulk["every_item"]):
+        raise BundleMLLMError("Which bundle, or bundles? Give one of --bundle ID,ID, --input FILE and --every-item.")
+    if bundle is None:
+        if candidates is not None or page != 1 or explain or json:
+            raise BundleMLLMError(
+                "--candidates, --page, --explain and --json are about one --bundle: write `candidates` into the file "
+                "of --input, and leave the others out."
+            )
+        from bundle_mllm.completion.bulk import complete_bulk
+        from bundle_mllm.progress import progress_bars
+
+        with progress_bars() as show_part:
+            written = complete_bulk(model=model, rules=applied, progress=show_part, **bulk, **options)
+        return f"answers: {written}"
+    from bundle_mllm.completion.complete import load_ruled_completer
+
+    completer = load_ruled_completer(model, applied, options["items"], options["device"])
     question = {"partial": _ids(bundle), "candidates": None if candidates is None else _ids(candidates)}
-    [answers] = completer.complete([question], top_k=top_k, page=page, explain=explain)
+    [answers] = completer.complete([question], top_k=options["top_k"], page=page, explain=explain)
     for note in (*completer.rules.notes, *answers.notes):
         print(f"note: {note}", file=sys.stderr)
     return json_format.dumps(answers.items, ensure_ascii=False, indent=2) if json else show.ranking(answers.items)
@@ -220,7 +235,7 @@ COMMANDS = {
     "report": Command("draw the paper's figures on your data",
                       "report.settings:ReportSettings", "report.build:build_report", show.report,
                       defaults={"progress": True}),
-    "complete": Command("complete a bundle, under the rules of a shop",
+    "complete": Command("complete one bundle or many, under the rules of a shop",
                         "cli.settings:CompletionSettings completion.rules:Rules", _complete, recipe=_rules),
     "publish": Command("publish a model folder on the Hub",
                        "hub.settings:PublishSettings", "hub.publish:publish", show.published),

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from bundle_mllm.completion.settings import BulkOptions
 from bundle_mllm.settings import Settings
 from bundle_mllm.synthetic.settings import Attribute, Domain, Signal
 
@@ -70,12 +71,12 @@ class ConfigFileSettings(Settings):
 
 
 @dataclass(frozen=True)
-class CompletionSettings(Settings):
-    """Complete a bundle: out of the whole catalog or of given candidates, under the rules of a shop."""
+class CompletionSettings(BulkOptions):
+    """Complete one bundle or many: out of the whole catalog or of given candidates, under the rules of a shop."""
 
     model: str
     """Model folder or Hub repository."""
-    bundle: str
+    bundle: str | None = None
     """Ids of the items that the bundle has so far, separated by commas (a JSON list for ids with commas)."""
     candidates: str | None = None
     """Ids to choose from, separated by commas; the whole catalog if not given. Of more than 26 the ranker sees the

@@ -1,0 +1,71 @@
+"""Answer parts of a bulk run on Ray Data: actors hold the models, this process saves the rows.
+
+Knows nothing about what a question or a row holds. All machines must reach the model folder under the same path.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from bundle_mllm.device import choose_device
+from bundle_mllm.errors import BundleMLLMError
+
+if TYPE_CHECKING:
+    from bundle_mllm.completion.settings import BulkSettings
+
+
+class AnswerActor:
+    """Holds the models and the rules, and answers parts."""
+
+    def __init__(self, settings: BulkSettings):
+        from bundle_mllm.completion.complete import load_ruled_completer
+
+        self._settings = settings
+        self._shop = load_ruled_completer(settings.model, settings.rules, settings.items, settings.device)
+
+    def __call__(self, parts: dict[str, Any]) -> dict[str, Any]:
+        from bundle_mllm.completion.bulk import answer
+
+        rows = [json.dumps(answer(self._shop, json.loads(each), self._settings)) for each in parts["questions"]]
+        return {"number": parts["number"], "rows": rows}
+
+
+def answer_on_ray(
+    settings: BulkSettings, parts: Sequence[tuple[int, Sequence[dict[str, Any]]]]
+) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+    """Answer parts on a Ray cluster, or on this machine without one.
+
+    Yields:
+        The number of each part and its rows, in any order.
+
+    Raises:
+        BundleMLLMError: If Ray is not installed.
+    """
+    try:
+        import ray  # pyright: ignore[reportMissingImports]
+        import ray.data  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise BundleMLLMError('engine="ray" needs Ray: pip install "bundle-mllm[ray]".') from error
+    if not parts:
+        return
+    if not ray.is_initialized():
+        ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    settings = replace(settings, device=choose_device(settings.device).type)
+    on_gpu = settings.device == "cuda"
+    available = ray.cluster_resources()
+    actors = int(available.get("GPU", 1)) if on_gpu else max(1, int(available.get("CPU", 1)) // 2)
+    results = ray.data.from_items(
+        [{"number": number, "questions": json.dumps(questions)} for number, questions in parts]
+    ).map_batches(
+        AnswerActor,
+        fn_constructor_args=(settings,),
+        batch_size=1,
+        num_gpus=1 if on_gpu else 0,
+        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=max(1, min(actors, len(parts)))),
+    )
+    for row in results.iter_rows():
+        yield int(row["number"]), json.loads(row["rows"])

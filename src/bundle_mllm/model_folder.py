@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from safetensors import SafetensorError
 from transformers import AutoConfig
@@ -21,6 +21,7 @@ from bundle_mllm.modeling.completion_bundle_mllm import BundleCompleter
 from bundle_mllm.modeling.configuration_bundle_mllm import BundleRetrieverConfig
 from bundle_mllm.modeling.item_processing_bundle_mllm import BundleItemProcessor
 from bundle_mllm.modeling.modeling_bundle_mllm import BundleMLLMForCausalLM
+from bundle_mllm.modeling.option_scoring_bundle_mllm import BundleMLLMForOptionScoring
 from bundle_mllm.modeling.pipeline_bundle_mllm import RETRIEVER_FOLDER, load_others
 from bundle_mllm.modeling.processing_bundle_mllm import BundleMLLMProcessor
 from bundle_mllm.modeling.retriever_bundle_mllm import BundleRetriever
@@ -31,6 +32,9 @@ CONVERSION_RECORD = "conversion.json"
 """How `bundle-mllm convert` made a model folder."""
 STAGE_ONE_MODEL, HISTORIES = "training/stage_one/model", "training/{stage}/history.json"
 """What a run leaves in its model folder beside the model: the ranker after stage one, and losses and validations."""
+Ranker = BundleMLLMForCausalLM | BundleMLLMForOptionScoring
+RANKERS: dict[str, Any] = {each.config_class.model_type: each for each in get_args(Ranker)}
+"""Classes of rankers by the `model_type` of their configuration."""
 _WORDING = ("tokenizer.json", "processor_config.json", "chat_template.jinja")
 _DECIDING = ("*.safetensors", "items.jsonl", COMBINATION_FILE, *_WORDING)
 _UNREADABLE = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)
@@ -52,7 +56,7 @@ def save_completer(completer: BundleCompleter, folder: Path) -> None:
     completer.processor.save_pretrained(folder)
 
 
-def save_model(ranker: BundleMLLMForCausalLM, processor: BundleMLLMProcessor, folder: Path) -> None:
+def save_model(ranker: Ranker, processor: BundleMLLMProcessor, folder: Path) -> None:
     """Write the folder of a ranker alone; see [`save_completer`]."""
     ranker.config.items_hash = processor.items_hash
     ranker.save_pretrained(folder)
@@ -85,14 +89,14 @@ def load_completer(folder: str | Path, device: str | None = None, **kwargs: Any)
     return completer if device is None else completer.to(device)
 
 
-def load_ranker(folder: str | Path, **kwargs: Any) -> tuple[BundleMLLMForCausalLM, BundleMLLMProcessor]:
+def load_ranker(folder: str | Path, **kwargs: Any) -> tuple[Ranker, BundleMLLMProcessor]:
     """Load the ranker of a model folder or Hub repository, and its processor; see [`load_completer`]."""
     _check_exists(folder)
     try:
         model_type = AutoConfig.from_pretrained(folder).model_type
-        if model_type != "bundle_mllm":
+        if model_type not in RANKERS:
             raise ValueError(f"its config.json is of a {model_type!r} model, not of a ranker")
-        model = BundleMLLMForCausalLM.from_pretrained(folder, **kwargs)
+        model = RANKERS[model_type].from_pretrained(folder, **kwargs)
     except _UNREADABLE as error:
         raise _unreadable(folder, error) from error
     processor = load_processor(folder)

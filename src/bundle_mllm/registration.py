@@ -20,7 +20,7 @@ from importlib.util import find_spec
 from types import ModuleType
 
 _CONFIGURATION = "bundle_mllm.modeling.configuration_bundle_mllm"
-_RANKER, _RETRIEVER = "BundleMLLMConfig", "BundleRetrieverConfig"
+_RANKER, _OPTIONS, _RETRIEVER = "BundleMLLMConfig", "BundleMLLMOptionConfig", "BundleRetrieverConfig"
 
 
 def _register_class(name: str, auto_class: str, config: str, ours: ModuleType, theirs: ModuleType) -> None:
@@ -43,7 +43,8 @@ def _register_pipeline(ours: ModuleType, theirs: ModuleType) -> None:
 
 
 def _register_lora(ours: ModuleType, theirs: ModuleType) -> None:
-    theirs.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.setdefault("bundle_mllm", ours.LORA_TARGET_MODULES)
+    for model_type in ("bundle_mllm", "bundle_mllm_options"):
+        theirs.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.setdefault(model_type, ours.LORA_TARGET_MODULES)
 
 
 _pending: list[tuple[tuple[str, str], Callable[[ModuleType, ModuleType], None]]] = [
@@ -54,11 +55,15 @@ _pending: list[tuple[tuple[str, str], Callable[[ModuleType, ModuleType], None]]]
     for ours, theirs, *of in (
         ("configuration", "configuration", "BundleMLLMConfig", "AutoConfig", _RANKER),
         ("configuration", "configuration", "BundleRetrieverConfig", "AutoConfig", _RETRIEVER),
+        ("configuration", "configuration", "BundleMLLMOptionConfig", "AutoConfig", _OPTIONS),
         ("modeling", "modeling", "BundleMLLMModel", "AutoModel", _RANKER),
         ("modeling", "modeling", "BundleMLLMForCausalLM", "AutoModelForCausalLM", _RANKER),
+        ("option_scoring", "modeling", "BundleMLLMForOptionScoring", "AutoModel", _OPTIONS),
         ("retriever", "modeling", "BundleRetriever", "AutoModel", _RETRIEVER),
         ("tokenization", "tokenization", "BundleMLLMTokenizerFast", "AutoTokenizer", _RANKER),
+        ("tokenization", "tokenization", "BundleMLLMTokenizerFast", "AutoTokenizer", _OPTIONS),
         ("processing", "processing", "BundleMLLMProcessor", "AutoProcessor", _RANKER),
+        ("processing", "processing", "BundleMLLMProcessor", "AutoProcessor", _OPTIONS),
         ("item_processing", "processing", "BundleItemProcessor", "AutoProcessor", _RETRIEVER),
     )
 ]

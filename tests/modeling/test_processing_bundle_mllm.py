@@ -8,6 +8,7 @@ import torch
 from tiny_models import (
     CHAT_TEMPLATE,
     ITEM_IDS,
+    MODALITIES,
     TITLES,
     make_processor,
     make_sentencepiece_tokenizer,
@@ -299,3 +300,19 @@ def test_a_prompt_longer_than_the_context_is_an_error(question):
 def test_a_processor_that_could_write_no_prompt_is_an_error(tokenizer, fields, message):
     with pytest.raises(ValueError, match=message):
         BundleMLLMProcessor(tokenizer, **{"item_ids": ITEM_IDS, "titles": TITLES, **fields})
+
+
+@pytest.mark.parametrize("show_items", [True, False])
+def test_long_titles_are_cut_where_a_token_ends(show_items):
+    titles = ["red linen shirt", *TITLES[1:]]
+    processor = BundleMLLMProcessor.from_backbone_tokenizer(
+        make_tokenizer(), ITEM_IDS, titles, modalities=MODALITIES, max_title_tokens=2
+    )
+    cut = processor.item_text("i0", show_items).split("<|")[0]
+    assert titles[0].startswith(cut) and 0 < len(cut) < len(titles[0])
+    tokens = processor.tokenizer(titles[0], add_special_tokens=False)["input_ids"]
+    assert processor.tokenizer(cut, add_special_tokens=False)["input_ids"] == tokens[:2]
+    new = {"title": titles[0], "features": {}}
+    assert processor.item_text(new, False) == cut
+    processor.max_title_tokens = 100
+    assert processor.item_text(new, False) == titles[0]

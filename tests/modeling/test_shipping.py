@@ -27,7 +27,9 @@ import bundle_mllm.modeling
 from bundle_mllm.model_folder import load_completer, save_completer, save_model
 from bundle_mllm.modeling import (
     BundleCombination,
+    BundleCompleter,
     BundleMLLMForCausalLM,
+    BundleMLLMForOptionScoring,
     BundleMLLMModel,
     BundleMLLMProcessor,
     BundleMLLMTokenizerFast,
@@ -127,9 +129,13 @@ def test_the_base_model_loads_alone(saved):
     assert_close(head(base(**inputs).last_hidden_state), logits)
 
 
-def test_every_file_of_the_code_ships_with_a_ranker(tmp_path):
-    make_model().save_pretrained(tmp_path)
-    assert {path.name for path in tmp_path.glob("*.py")} == {source.name for source in SOURCES}
+def test_every_file_of_the_code_ships_with_a_ranker_but_that_of_another_class(tmp_path):
+    BundleMLLMForOptionScoring.from_ranker(make_model()).save_pretrained(tmp_path / "options")
+    make_model().save_pretrained(tmp_path / "letters")
+    everything = {source.name for source in SOURCES}
+    assert {path.name for path in (tmp_path / "options").glob("*.py")} == everything
+    shipped = {path.name for path in (tmp_path / "letters").glob("*.py")}
+    assert shipped == everything - {"option_scoring_bundle_mllm.py"}
 
 
 @pytest.mark.parametrize("make", [make_retriever, make_processor, make_item_processor])
@@ -145,26 +151,45 @@ def test_all_that_the_code_of_a_part_imports_ships_with_it(tmp_path, make):
         assert {"pipeline_bundle_mllm", "item_processing_bundle_mllm"} <= shipped.keys()
 
 
-@torch.no_grad()
-def test_the_shipped_code_gives_the_same_answers(saved, tmp_path, monkeypatch):
-    folder, inputs, logits = saved
+@pytest.fixture
+def remote(tmp_path, monkeypatch):
+    """Loads a class from the code of a folder, as `trust_remote_code=True` does."""
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path))
     monkeypatch.syspath_prepend(str(tmp_path))
     for name in [name for name in sys.modules if name.split(".")[0] == "transformers_modules"]:
         monkeypatch.delitem(sys.modules, name)
 
-    def remote(reference):
+    def load(reference, folder):
         found = get_class_from_dynamic_module(reference, folder)
         assert found.__module__.startswith("transformers_modules.")
         return found
 
-    model = remote("modeling_bundle_mllm.BundleMLLMForCausalLM").from_pretrained(folder)
-    processor = remote("processing_bundle_mllm.BundleMLLMProcessor").from_pretrained(folder)
+    return load
+
+
+@torch.no_grad()
+def test_the_shipped_code_gives_the_same_answers(saved, remote):
+    folder, inputs, logits = saved
+    model = remote("modeling_bundle_mllm.BundleMLLMForCausalLM", folder).from_pretrained(folder)
+    processor = remote("processing_bundle_mllm.BundleMLLMProcessor", folder).from_pretrained(folder)
     assert "custom_pipelines" in model.config.to_dict()
     assert model.config.items_hash == processor.items_hash
     assert_close(model(**inputs).logits, logits)
-    completer = remote("pipeline_bundle_mllm.BundleCompletionPipeline")(model=model, processor=processor, device="cpu")
+    pipeline = remote("pipeline_bundle_mllm.BundleCompletionPipeline", folder)
+    completer = pipeline(model=model, processor=processor, device="cpu")
     assert abs(sum(option["score"] for option in completer(QUESTION)) - 1) < 1e-6
+
+
+@torch.no_grad()
+def test_the_shipped_code_of_a_ranker_without_letters_gives_the_same_answers(tmp_path, remote):
+    folder, processor = tmp_path / "model", make_processor()
+    ranker = BundleMLLMForOptionScoring.from_ranker(make_model(separator_token_id=processor.separator_token_id))
+    save_model(ranker, processor, folder)
+    expected = BundleCompleter(processor, ranker=ranker).complete(QUESTION)
+    model = remote("option_scoring_bundle_mllm.BundleMLLMForOptionScoring", folder).from_pretrained(folder)
+    loaded = remote("processing_bundle_mllm.BundleMLLMProcessor", folder).from_pretrained(folder)
+    pipeline = remote("pipeline_bundle_mllm.BundleCompletionPipeline", folder)
+    close([pipeline(model=model, processor=loaded, device="cpu")(QUESTION)], [expected])
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ from bundle_mllm.data import DatasetFolder
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.evaluation.scoring import score_questions
 from bundle_mllm.modeling.completion_bundle_mllm import BundleCompleter
+from bundle_mllm.modeling.scoring_bundle_mllm import pad_right
 from bundle_mllm.training.ranker import build_ranker, longest_list, score_held_out
 from bundle_mllm.training.run_data import RunData
 
@@ -53,6 +54,23 @@ def test_a_pretrained_backbone_is_taken_from_its_folder(data, tmp_path):
     model, _, _ = build(data, tmp_path, str(tmp_path / "base"))
     expected = make_backbone().state_dict()["model.layers.0.self_attn.q_proj.weight"]
     assert torch.equal(tensors(model)["model.language_model.layers.0.self_attn.q_proj.weight"], expected)
+
+
+def test_a_ranker_without_letters_has_the_backbone_and_the_spread_of_its_titles(data, tmp_path):
+    make_backbone().save_pretrained(tmp_path / "base")
+    make_tokenizer().save_pretrained(tmp_path / "base")
+    before = torch.get_rng_state()
+    model, processor, _ = build(data, tmp_path, str(tmp_path / "base"), scoring="options", max_title_tokens=1)
+    assert torch.equal(before, torch.get_rng_state())
+    assert torch.equal(
+        tensors(model)["model.language_model.embed_tokens.weight"],
+        make_backbone().state_dict()["model.embed_tokens.weight"],
+    )
+    tokens, _ = processor.item_tokens(processor.item_ids, show_items=False)
+    assert {len(each) for each in tokens} == {2}  # the first token and one of the title
+    with torch.no_grad():
+        states = torch.cat([model.item_states(**pad_right([each])) for each in tokens])
+    assert torch.allclose(model.matching.mean, states.mean(dim=0), atol=2e-2)  # computed in bfloat16 where that pays
 
 
 def test_without_features_stage_two_is_refused_with_the_way_out(copied_data, tmp_path):

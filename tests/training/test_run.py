@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny_models import make_backbone, make_tokenizer
 from tiny_training import TINY_STAGE, tiny_run, weights
 from transformers import AutoModel, AutoModelForCausalLM, AutoProcessor, pipeline
 
@@ -159,6 +160,31 @@ def test_the_papers_system_is_the_ranker_alone_trained_on_every_bundle(tiny_data
 
 
 @pytest.mark.slow
+def test_a_ranker_without_letters_trains_in_both_stages_and_answers_beside_the_retriever(folds_data, tmp_path):
+    make_backbone().save_pretrained(tmp_path / "base")
+    make_tokenizer().save_pretrained(tmp_path / "base")
+    run = tiny_run(
+        folds_data.path,
+        tmp_path / "out",
+        str(tmp_path / "base"),
+        scoring="options",
+        stage_one={"warm_start_steps": 0, "lora": {"upper_layers": 1}},
+        stage_two={"warm_start_steps": 0},
+    )
+    out = train(run)
+    first, last = load_completer(out / "training/stage_one/model").ranker, load_completer(out)
+    assert type(last.ranker).__name__ == "BundleMLLMForOptionScoring"
+    moved = differing(first.state_dict(), last.ranker.state_dict())
+    assert {name.split(".")[0] for name in moved} == {"model", "matching"}
+    assert not any("language_model" in name for name in moved)  # frozen in stage two
+    start = make_backbone().state_dict()["model.layers.1.self_attn.q_proj.weight"]
+    assert not torch.equal(first.state_dict()["model.language_model.layers.1.self_attn.q_proj.weight"], start)
+    record = record_of(out)
+    assert record["both"]["num_questions"] == 8 and len(record["stage_one"]) == len(record["stage_two"]) == 2
+    scored = score_questions(last, questions_of(folds_data.path))
+    assert compute_metrics(scored["ranker"])["valid_ratio"] == 1.0
+
+
 def test_a_short_budget_of_tokens_means_fewer_questions(tiny_data, tmp_path):
     changes = TINY_STAGE | {"max_tokens": 900, "num_questions": 80, "trains": ("separator",)}
     out = train(tiny_run(tiny_data, tmp_path / "out", no_retriever=True, stage_one=NO_STAGE, stage_two=changes))

@@ -46,6 +46,14 @@ def test_lora_adapts_query_and_value_of_the_backbone_only(model):
     assert all("language_model" in name and ("q_proj" in name or "v_proj" in name) for name in names)
 
 
+def test_lora_may_adapt_the_upper_layers_alone_and_no_gradient_is_computed_below_them(model):
+    adapted = make_trainable(model, ["lora"], LoraSettings(upper_layers=1), seed=0)
+    names = trained(adapted)
+    assert len(names) == 2 * 2 and all(".layers.2." in name for name in names)
+    states = adapted(input_ids=torch.tensor([[5, 6, 7]]), output_hidden_states=True).hidden_states
+    assert [state.requires_grad for state in states] == [False, False, False, True]
+
+
 def test_the_adapters_first_weights_depend_on_the_seed(tiny_data):
     states = []
     for seed in (0, 0, 1):

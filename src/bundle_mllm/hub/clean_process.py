@@ -20,8 +20,9 @@ def answer(folder: str, questions: list[dict[str, Any]]) -> dict[str, Any]:
 
         step = "AutoConfig.from_pretrained"
         config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
-        is_retriever = config.model_type == "bundle_retriever"
-        for auto in (AutoProcessor, *((AutoModel,) if is_retriever else (AutoTokenizer, AutoModelForCausalLM))):
+        writes = "AutoModelForCausalLM" in config.auto_map
+        reads = (AutoTokenizer,) if "AutoTokenizer" in config.auto_map else ()
+        for auto in (AutoProcessor, *reads, AutoModelForCausalLM if writes else AutoModel):
             step = f"{auto.__name__}.from_pretrained"
             auto.from_pretrained(folder, trust_remote_code=True)
         if (Path(folder) / "retriever").is_dir():

@@ -49,7 +49,12 @@ def wrap_backbone(
 
 
 def load_backbone(name: str, dtype: str = "auto") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a causal LM and its tokenizer by Hub name or folder.
+    """Load a causal LM and its tokenizer by Hub name, folder or GGUF file, whose weights are then dequantized.
+
+    Args:
+        name: The model.
+        dtype: Precision of its weights; "auto" is the checkpoint's with a GPU, and float32 without: a processor may
+            compute in bfloat16 far more slowly.
 
     Raises:
         BundleMLLMError: If there is no such model, its weights are damaged or incomplete, or its tokenizer is empty.
@@ -57,16 +62,27 @@ def load_backbone(name: str, dtype: str = "auto") -> tuple[PreTrainedModel, PreT
     path = Path(name)
     if not path.exists() and (path.is_absolute() or len(path.parts) > 2 or name.startswith(".")):
         raise BundleMLLMError(f'There is no folder {name} with a base model: check the path, or use "{SCRATCH}".')
+    if dtype == "auto" and not torch.cuda.is_available():
+        dtype = "float32"
     options: dict[str, Any] = {"dtype": dtype if dtype == "auto" else getattr(torch, dtype)}
+    source, gguf = name, {}
+    if path.suffix == ".gguf":
+        source, gguf = str(path.parent), {"gguf_file": path.name}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(name, output_loading_info=True, **options)
+        tokenizer = AutoTokenizer.from_pretrained(source, **gguf)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(source, output_loading_info=True, **options, **gguf)
+    except ImportError as error:
+        raise BundleMLLMError(
+            f'The base model {name!r} cannot be loaded: {error}. Install pip install "bundle-mllm[gguf]".'
+        ) from error
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise BundleMLLMError(
             f"The base model {name!r} cannot be loaded: {str(error).rstrip('.')}. Check the name, the network and "
             f'access rights, give a local folder, or use "{SCRATCH}".'
         ) from error
     backbone, info = loaded
+    if gguf:
+        _forget_quantization(backbone)
     if missing := sorted(info["missing_keys"]):
         raise BundleMLLMError(
             f"The base model {name!r} lacks {len(missing)} weights ({', '.join(missing[:3])}), which would be random: "
@@ -78,3 +94,10 @@ def load_backbone(name: str, dtype: str = "auto") -> tuple[PreTrainedModel, PreT
             "do that): load it once with a network, or give a folder that holds tokenizer.json."
         )
     return backbone, tokenizer
+
+
+def _forget_quantization(backbone: PreTrainedModel) -> None:
+    """Remove the marks of the file that was dequantized: transformers refuses to save a model that bears them."""
+    for name in ("hf_quantizer", "is_quantized", "quantization_method"):
+        backbone.__dict__.pop(name, None)
+    backbone.config.__dict__.pop("quantization_config", None)

@@ -125,7 +125,7 @@ def _load(model_dir: str | Path) -> tuple[BundleMLLMForCausalLM, BundleMLLMProce
     with suppress(OSError, ValueError):  # no such folder or repository: load_ranker names the problem
         is_adapter = find_adapter_config_file(str(model_dir))
     if is_adapter is None:
-        return *load_ranker(model_dir), _left_behind(model_dir)
+        return *_with_letters(*load_ranker(model_dir), model_dir), _left_behind(model_dir)
     try:
         base = PeftConfig.from_pretrained(str(model_dir)).base_model_name_or_path
     except (OSError, ValueError, TypeError) as error:
@@ -135,7 +135,7 @@ def _load(model_dir: str | Path) -> tuple[BundleMLLMForCausalLM, BundleMLLMProce
             f"The adapter {model_dir} does not name what it adapts, so it cannot be merged: set "
             "base_model_name_or_path in its adapter_config.json to the model folder it was trained on."
         )
-    model, processor = load_ranker(base)
+    model, processor = _with_letters(*load_ranker(base), base)
     try:
         merged: Any = PeftModel.from_pretrained(model, str(model_dir)).merge_and_unload()
     except (OSError, ValueError, KeyError, RuntimeError) as error:
@@ -147,6 +147,18 @@ def _load(model_dir: str | Path) -> tuple[BundleMLLMForCausalLM, BundleMLLMProce
         processor = load_processor(model_dir)
     check_same_items(model, processor, model_dir)
     return merged.eval(), processor, _left_behind(base)
+
+
+def _with_letters(
+    model: Any, processor: BundleMLLMProcessor, model_dir: str | Path
+) -> tuple[BundleMLLMForCausalLM, BundleMLLMProcessor]:
+    """Return model and processor, if the model answers by letters."""
+    if not isinstance(model, BundleMLLMForCausalLM):
+        raise BundleMLLMError(
+            f"{model_dir} holds a ranker without letters, which compares hidden states and writes no text, so no "
+            "language-model server can run it: export one that was trained with --scoring letters."
+        )
+    return model, processor
 
 
 def _left_behind(model_dir: str | Path) -> list[str]:

@@ -12,10 +12,11 @@ from typing import Any
 import torch
 
 from .combination_bundle_mllm import BundleCombination
+from .configuration_bundle_mllm import BundleMLLMConfig
 from .item_processing_bundle_mllm import BundleItemProcessor
 from .questions_bundle_mllm import check_scores, field
 from .ranking_bundle_mllm import GROUP_SIZE, MAX_OPTIONS, round_sizes
-from .scoring_bundle_mllm import RankerScorer, RankerScores, select
+from .scoring_bundle_mllm import OptionScorer, RankerScorer, RankerScores, select
 
 NUM_RETRIEVED = 100
 """Items that a whole catalog is narrowed down to, unless more are wanted."""
@@ -55,12 +56,12 @@ class BundleCompleter:
     their log-probabilities, with w and T of the `combination` (a product of experts; ours). Of more candidates
     the ranker sees the best `max_options` by the retriever: the probability that the retriever gives these is
     redistributed among them, and all others keep theirs. Without a retriever longer lists are ranked in groups
-    (`rank_in_groups`); without a ranker the retriever answers. A question without candidates is about the whole
-    catalog except the partial bundle.
+    (`rank_in_groups`); without a ranker the retriever answers. A ranker without letters scores lists of any length. A
+    question without candidates is about the whole catalog except the partial bundle.
 
     Args:
         processor: The items; a `BundleMLLMProcessor` if there is a ranker.
-        ranker: A `BundleMLLMForCausalLM`, or an adapter of one.
+        ranker: A `BundleMLLMForCausalLM` or a `BundleMLLMForOptionScoring`, or an adapter of one.
         retriever: A `BundleRetriever`.
         combination: How both are joined; by default with weight 1 and temperature 1.
 
@@ -104,6 +105,11 @@ class BundleCompleter:
     def models(self) -> list[Any]:
         """The models there are, the ranker first."""
         return [model for model in (self.ranker, self.retriever) if model is not None]
+
+    @property
+    def reads_letters(self) -> bool:
+        """Whether there is a ranker that answers by the letter of an option."""
+        return self.ranker is not None and self.ranker.config.model_type == BundleMLLMConfig.model_type
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -221,7 +227,11 @@ class BundleCompleter:
         with _evaluating(self.models):
             questions, retrieved, terms = self._retrieve(questions, num_retrieved, return_terms)
             ranked: list[tuple[list[int], RankerScores] | None] = [None] * len(questions)
-            if self.ranker is not None:
+            if self.ranker is not None and not self.reads_letters:
+                scored = OptionScorer(self.ranker, self.processor, batch_size, progress).score(questions)
+                for i, scores in enumerate(scored):
+                    ranked[i] = list(range(len(questions[i]["candidates"]))), scores
+            elif self.ranker is not None:
                 scorer = RankerScorer(self.ranker, self.processor, batch_size, progress)
                 shown = self._shown(questions, retrieved, limit)
                 short = [i for i, members in shown.items() if len(members) <= limit]

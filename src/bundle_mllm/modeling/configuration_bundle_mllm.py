@@ -151,6 +151,30 @@ class BundleMLLMConfig(_BundleConfig):
             )
 
 
+class BundleMLLMOptionConfig(BundleMLLMConfig):
+    """Describe the ranker without letters, `BundleMLLMForOptionScoring` (ours).
+
+    Args:
+        matching_rank: Rank of the residual maps of hidden states.
+        **kwargs: As in `BundleMLLMConfig`.
+    """
+
+    model_type = "bundle_mllm_options"
+    auto_classes: ClassVar = {
+        "AutoConfig": "configuration_bundle_mllm.BundleMLLMOptionConfig",
+        "AutoModel": "option_scoring_bundle_mllm.BundleMLLMForOptionScoring",
+        "AutoTokenizer": [None, "tokenization_bundle_mllm.BundleMLLMTokenizerFast"],
+        "AutoProcessor": "processing_bundle_mllm.BundleMLLMProcessor",
+    }
+    pipeline_class: ClassVar = "AutoModel"
+
+    matching_rank: int = 64
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        self.check_positive("matching_rank")
+
+
 class BundleRetrieverConfig(_BundleConfig):
     """Describe the retriever, `BundleRetriever` (ours).
 

@@ -37,6 +37,7 @@ class BundleMLLMProcessor(BundleItemProcessor):
         max_length: Longest prompt in tokens, the context of the backbone; `None` for no check.
         max_options: Longest list of candidates that is best asked in one prompt, up to 26: longer ones are ranked in
             groups. Set it to what the model was trained on, where that is less; it does not know letters beyond.
+        max_title_tokens: Longest title in tokens; longer ones are cut where a token ends. `None` for no limit.
         show_items: Whether item tokens are shown beside the titles (stage two) or not (stage one).
         conversational: Whether to ask in the tokenizer's chat template, as a user; by default if it has one.
         item_noun: What the instruction calls an item.
@@ -63,6 +64,7 @@ class BundleMLLMProcessor(BundleItemProcessor):
         modalities=None,
         max_length=None,
         max_options=26,
+        max_title_tokens=None,
         show_items=True,
         conversational=None,
         item_noun="item",
@@ -79,7 +81,7 @@ class BundleMLLMProcessor(BundleItemProcessor):
     ):
         chat_template = chat_template or tokenizer.chat_template
         super().__init__(item_ids, titles, modalities, tokenizer=tokenizer, chat_template=chat_template)
-        self.max_length, self.max_options = max_length, max_options
+        self.max_length, self.max_options, self.max_title_tokens = max_length, max_options, max_title_tokens
         self.show_items, self.conversational = show_items, conversational
         self.item_noun, self.bundle_noun = item_noun, bundle_noun
         self.instruction, self.prompt_template = instruction, prompt_template
@@ -231,12 +233,12 @@ class BundleMLLMProcessor(BundleItemProcessor):
         show_items = self.show_items if show_items is None else show_items
         if isinstance(entry, Mapping):
             extra = [] if extra is None else extra
-            title, row = self.tokenizer.escape(entry.get("title") or ""), self.num_items + len(extra)
+            title, row = self._shown_title(entry.get("title") or ""), self.num_items + len(extra)
             extra += [entry] if show_items else []
         else:
             row = self.row(entry)
             if row not in self._escaped:
-                self._escaped[row] = self.tokenizer.escape(self.titles[row])
+                self._escaped[row] = self._shown_title(self.titles[row])
             title = self._escaped[row]
         if not show_items:
             return title or self.untitled_text
@@ -244,6 +246,36 @@ class BundleMLLMProcessor(BundleItemProcessor):
         if not title:
             return ITEM_SEPARATOR + item
         return self.item_template.format(title=title, separator=ITEM_SEPARATOR, item=item)
+
+    def item_tokens(
+        self, entries: Sequence[Any], show_items: bool | None = None
+    ) -> tuple[list[list[int]], dict[str, Any] | None]:
+        """Tokenize items, each alone, as prompts write them; what a ranker without letters reads.
+
+        Returns:
+            The tokens of each item, and `extra_items` for the model, where dict items are shown.
+
+        Raises:
+            ValueError: If an item is unknown or malformed, or longer than `max_length`.
+        """
+        extra: list[Mapping] = []
+        texts = [self.item_text(entry, show_items, extra) for entry in entries]
+        tokens: list[list[int]] = self.tokenizer(texts)["input_ids"] if texts else []
+        longest = max(map(len, tokens), default=0)
+        if self.max_length is not None and longest > self.max_length:
+            raise ValueError(
+                f"The title of an item has {longest} tokens, and the backbone reads {self.max_length}, so a part "
+                "would be lost: set max_title_tokens."
+            )
+        return tokens, self.extra_items(extra) if extra else None
+
+    def _shown_title(self, title: str) -> str:
+        """Return a title as ordinary words, cut to `max_title_tokens`."""
+        title, most = self.tokenizer.escape(title), self.max_title_tokens
+        if most is None or len(title) <= most:  # a token has a character at least
+            return title
+        spans = self.tokenizer(title, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+        return title if len(spans) <= most else title[: spans[most - 1][1]].rstrip()
 
     def answer_token_ids(self, num_candidates: int) -> list[int]:
         """Return the tokens of the answer letters, as the tokenizer writes them after a prompt.

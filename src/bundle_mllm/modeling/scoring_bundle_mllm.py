@@ -111,6 +111,63 @@ class RankerScorer:
         return [answers[i] for i in range(len(prompts))]
 
 
+@dataclass(frozen=True)
+class OptionScorer:
+    """Scores candidates by a ranker without letters: each item is read once, and a list may have any length.
+
+    Attributes:
+        ranker: A `BundleMLLMForOptionScoring`, or an adapter of one.
+        processor: Its `BundleMLLMProcessor`.
+        batch_size: A prompt's worth of items: so many times ten items are read per forward pass.
+        progress: Wraps the batches, for a progress bar.
+    """
+
+    ranker: Any
+    processor: Any
+    batch_size: int
+    progress: Callable[[Iterable[int]], Iterable[int]] = iter
+
+    @torch.inference_mode()
+    def score(self, questions: Sequence[Any]) -> list[RankerScores]:
+        """Score the candidates of each question; their order has no effect."""
+        entries: dict[Any, tuple[int, Any]] = {}  # of each different item: its number, and the item
+
+        def numbers(items: Sequence[Any]) -> list[int]:
+            keys = [item if isinstance(item, str) else id(item) for item in items]
+            return [entries.setdefault(key, (len(entries), i))[0] for key, i in zip(keys, items, strict=True)]
+
+        lists = [(numbers(field(q, "partial")), numbers(field(q, "candidates"))) for q in questions]
+        states = self._states([item for _, item in entries.values()])
+        scored = []
+        for question, (partial, candidates) in zip(questions, lists, strict=True):
+            indices = (torch.tensor([each], device=states.device) for each in (partial, candidates))
+            scores = self.ranker.matching(states, *indices)[0].double().cpu()
+            check_scores(question, scores.tolist())
+            logs = scores.log_softmax(dim=-1)
+            scored.append(RankerScores(logs, logs[None], int(logs.argmax())))
+        return scored
+
+    def _states(self, entries: Sequence[Any]) -> torch.Tensor:
+        """Return the state of each item, `[n, hidden_size]`."""
+        tokens, extra_items = self.processor.item_tokens(entries)
+        order, size = sorted(range(len(tokens)), key=lambda i: len(tokens[i])), 10 * self.batch_size
+        states: list[torch.Tensor] = []
+        for start in self.progress(range(0, len(order), size)):
+            batch = pad_right([tokens[i] for i in order[start : start + size]])
+            inputs = {name: tensor.to(self.ranker.device) for name, tensor in batch.items()}
+            states.append(self.ranker.item_states(**inputs, extra_items=extra_items))
+        return torch.cat(states)[torch.tensor(order).argsort().to(self.ranker.device)]
+
+
+def pad_right(tokens: Sequence[Sequence[int]]) -> dict[str, torch.Tensor]:
+    """Return `input_ids` and `attention_mask` `[n, length]` of lists of tokens, padded on the right by token 0."""
+    length = max(map(len, tokens))
+    return {
+        "input_ids": torch.tensor([[*each, *[0] * (length - len(each))] for each in tokens]),
+        "attention_mask": torch.tensor([[1] * len(each) + [0] * (length - len(each)) for each in tokens]),
+    }
+
+
 def candidate_orders(num_candidates: int, permutations: int, seed: int, question_id: str) -> list[list[int]]:
     """Return orders of the candidates of a question, so that the effect of a position averages out.
 

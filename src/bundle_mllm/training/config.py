@@ -15,7 +15,7 @@ from bundle_mllm.settings import NO_RANKER, SCRATCH, Settings
 MEMBERSHIPS = ("attributes", "bundle_category", "bundle_item", "textual", "user_item")
 """Item-group memberships that a retriever can count; see `training/memberships.py`."""
 
-ParameterGroup = Literal["lora", "backbone", "fusion", "projector", "separator"]
+ParameterGroup = Literal["lora", "backbone", "fusion", "projector", "separator", "matching"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,8 @@ class LoraSettings(Settings):
     """Dropout before the adapter."""
     target_modules: tuple[str, ...] | None = None
     """Names of the linear maps to adapt; query and value, or the fused map that holds them, if not given."""
+    upper_layers: int | None = None
+    """How many of the uppermost layers are adapted; all if not given. No gradient is computed below them."""
 
 
 @dataclass(frozen=True)
@@ -113,8 +115,8 @@ class StageConfig(Settings):
     """How often the stage validates and saves; the best checkpoint by validation questions is kept."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
-    bf16: bool = False
-    """Mixed precision."""
+    bf16: bool | None = None
+    """Mixed precision, in training and validation; if not given, where GPU or processor has instructions for it."""
     lora: LoraSettings = field(default_factory=LoraSettings)
 
     @property
@@ -200,7 +202,13 @@ class RunConfig(InputOptions):
     no_retriever: bool = False
     """Train the ranker alone, the paper's system."""
     dtype: Literal["float32", "bfloat16", "auto"] = "auto"
-    """Precision in which a downloaded backbone is loaded; "scratch" is float32."""
+    """Precision of the weights of a downloaded backbone; "auto" is the checkpoint's with a GPU, float32 without."""
+    scoring: Literal["letters", "options"] = "letters"
+    """How the ranker answers: by the letter of an option, as the paper's, or by comparing the hidden states of options
+    with those of the partial bundle (ours): then `num_candidates` are the options that a question brings to its batch.
+    """
+    max_title_tokens: int | None = None
+    """Tokens of a title that a prompt shows: longer ones are cut; all are shown if not given."""
     retriever: RetrieverSettings = field(default_factory=RetrieverSettings, kw_only=True)
     fusion: FusionSettings = field(default_factory=FusionSettings)
     stage_one: StageOneConfig = field(default_factory=StageOneConfig)
@@ -211,6 +219,15 @@ class RunConfig(InputOptions):
         if not self.trains_ranker and not self.trains_retriever:
             raise BundleMLLMError(
                 f'base_model is "{NO_RANKER}" without a retriever, so nothing would be trained: choose one of them.'
+            )
+        if self.base_model == SCRATCH and self.scoring == "options":
+            raise BundleMLLMError(
+                'scoring is "options", which compares what a pretrained model knows, and the backbone "scratch" has '
+                "seen no language: give another base_model."
+            )
+        if self.max_title_tokens is not None and self.max_title_tokens < 1:
+            raise BundleMLLMError(
+                f"max_title_tokens is {self.max_title_tokens}, so no title would be shown: give 1 or more."
             )
         for name in ("stage_one", "stage_two"):
             _check_stage(name, getattr(self, name))
@@ -246,6 +263,11 @@ def _check_stage(name: str, stage: StageConfig) -> None:
             raise BundleMLLMError(f"{name}.{size} is {value}, so no step could be taken: give 1 or more.")
     _check_num_candidates(name, stage.num_candidates)
     _check_learning_rate(name, stage.learning_rate)
+    if stage.lora.upper_layers is not None and stage.lora.upper_layers < 1:
+        raise BundleMLLMError(
+            f"{name}.lora.upper_layers is {stage.lora.upper_layers}, so no layer would be adapted: give 1 or more, or "
+            "leave it out for all."
+        )
     if stage.num_questions and not stage.max_steps:
         raise BundleMLLMError(
             f"{name}.num_questions is {stage.num_questions}, less than one batch of {stage.step_size}, so no step "
@@ -287,6 +309,7 @@ def default_run(base_model: str, *, data: str | Path, output_dir: str | Path) ->
         "num_candidates": (2, 12),
         "weight_decay": 0.05,
         "num_validations": 6,
+        "bf16": False,  # its products are too small to gain
     }
     return RunConfig(
         **paths,

@@ -10,21 +10,27 @@ from typing import Any
 import torch
 
 from bundle_mllm.data.questions import MAX_OPTIONS
+from bundle_mllm.device import gains_by_bfloat16, mixed_precision
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.interop.backbone import load_backbone, wrap_backbone
+from bundle_mllm.model_folder import Ranker
 from bundle_mllm.modeling.completion_bundle_mllm import BundleCompleter
 from bundle_mllm.modeling.item_processing_bundle_mllm import BundleItemProcessor
-from bundle_mllm.modeling.modeling_bundle_mllm import BundleMLLMForCausalLM
+from bundle_mllm.modeling.option_scoring_bundle_mllm import BundleMLLMForOptionScoring
 from bundle_mllm.modeling.processing_bundle_mllm import BundleMLLMProcessor
 from bundle_mllm.modeling.retriever_bundle_mllm import BundleRetriever
+from bundle_mllm.modeling.scoring_bundle_mllm import pad_right
 from bundle_mllm.settings import SCRATCH
 from bundle_mllm.training.combine import fit_combination
 from bundle_mllm.training.config import RunConfig
 from bundle_mllm.training.run_data import RunData
 from bundle_mllm.training.scratch import scratch_backbone
 
+STATISTICS_OF = 1_024
+"""Titles whose hidden states give a ranker without letters the mean and standard deviation of its inputs."""
 
-def build_ranker(config: RunConfig, data: RunData) -> tuple[BundleMLLMForCausalLM, BundleMLLMProcessor]:
+
+def build_ranker(config: RunConfig, data: RunData) -> tuple[Ranker, BundleMLLMProcessor]:
     """Wrap the backbone of a run into an untrained ranker over the catalog of a dataset folder.
 
     Deterministic: the same settings and data give the same weights.
@@ -52,8 +58,26 @@ def build_ranker(config: RunConfig, data: RunData) -> tuple[BundleMLLMForCausalL
     if store is not None:
         features, present = store.load()
         model.set_catalog(features, present, fit_statistics=config.fusion.standardize_features)
-    processor.max_options = longest_list(config)
-    return model, processor
+    processor.max_options, processor.max_title_tokens = longest_list(config), config.max_title_tokens
+    if config.scoring == "letters":
+        return model, processor
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        ranker = BundleMLLMForOptionScoring.from_ranker(model)
+    fit_statistics(ranker, processor)
+    return ranker, processor
+
+
+@torch.inference_mode()
+def fit_statistics(ranker: BundleMLLMForOptionScoring, processor: BundleMLLMProcessor) -> None:
+    """Let a ranker without letters standardize hidden states as those of some titles of the catalog are."""
+    number = min(STATISTICS_OF, processor.num_items)
+    some = [index * processor.num_items // number for index in range(number)]  # at equal distances
+    tokens, _ = processor.item_tokens([processor.item_ids[row] for row in some], show_items=False)
+    tokens.sort(key=len)
+    batches = (pad_right(tokens[start : start + 64]) for start in range(0, len(tokens), 64))
+    with mixed_precision(gains_by_bfloat16()):
+        ranker.matching.fit_statistics(torch.cat([ranker.item_states(**batch) for batch in batches]))
 
 
 def longest_list(config: RunConfig) -> int:
@@ -63,7 +87,7 @@ def longest_list(config: RunConfig) -> int:
 
 
 def join(
-    ranker: BundleMLLMForCausalLM,
+    ranker: Ranker,
     processor: BundleItemProcessor,
     retriever: BundleRetriever,
     held_out_scores: list[list[float]],
@@ -91,7 +115,7 @@ def join(
     return completer, figures | data.validate(completer)
 
 
-def score_held_out(ranker: BundleMLLMForCausalLM, processor: BundleItemProcessor, data: RunData) -> list[list[float]]:
+def score_held_out(ranker: Ranker, processor: BundleItemProcessor, data: RunData) -> list[list[float]]:
     """Score the candidates of the held-out questions, each with the out-of-fold features of its bundle's fold."""
     questions, folds = data.held_out_questions, data.out_of_fold
     completer = BundleCompleter(processor, ranker=ranker)

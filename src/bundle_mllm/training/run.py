@@ -18,10 +18,9 @@ from transformers.utils import logging
 
 from bundle_mllm.data.files import new_folder
 from bundle_mllm.data.folder import DatasetFolder
-from bundle_mllm.model_folder import STAGE_ONE_MODEL, load_completer, load_ranker, save_completer, save_model
+from bundle_mllm.model_folder import STAGE_ONE_MODEL, Ranker, load_completer, load_ranker, save_completer, save_model
 from bundle_mllm.modeling.completion_bundle_mllm import BundleCompleter
 from bundle_mllm.modeling.item_processing_bundle_mllm import BundleItemProcessor
-from bundle_mllm.modeling.modeling_bundle_mllm import BundleMLLMForCausalLM
 from bundle_mllm.modeling.processing_bundle_mllm import BundleMLLMProcessor
 from bundle_mllm.modeling.retriever_bundle_mllm import BundleRetriever
 from bundle_mllm.settings import SCRATCH, with_overrides
@@ -34,7 +33,7 @@ from bundle_mllm.training.stage import BEST, StageQuestions, run_stage
 
 logger = logging.get_logger(__name__)
 
-Ranker = tuple[BundleMLLMForCausalLM, BundleMLLMProcessor]
+RankerAndProcessor = tuple[Ranker, BundleMLLMProcessor]
 """A ranker and its processor."""
 
 
@@ -77,7 +76,7 @@ def train(config: RunConfig | None = None, **fields: Any) -> Path:
     return run.output_dir
 
 
-def first_ranker(config: RunConfig, data: RunData) -> Ranker | None:
+def first_ranker(config: RunConfig, data: RunData) -> RankerAndProcessor | None:
     """Build the ranker of stage one, unless that is over, before any training: wrong settings end the run here."""
     if not config.trains_ranker or (config.output_dir / STAGE_ONE_MODEL).exists():
         return None
@@ -105,7 +104,9 @@ def train_retriever(config: RunConfig, data: RunData, record: RunRecord) -> None
         save_completer(completer, temporary)
 
 
-def train_stage(name: str, config: RunConfig, data: RunData, record: RunRecord, first: Ranker | None = None) -> None:
+def train_stage(
+    name: str, config: RunConfig, data: RunData, record: RunRecord, first: RankerAndProcessor | None = None
+) -> None:
     """Train one stage, from the `first` ranker or stage one's, and keep the ranker; untrained without questions."""
     folder = config.output_dir / "training" / name
     if not (folder / "model").exists():
@@ -160,7 +161,7 @@ def combine(config: RunConfig, data: RunData, record: RunRecord) -> None:
     training, final = config.output_dir / "training", config.output_dir / "training" / "final"
     if final.exists():
         return
-    ranker: BundleMLLMForCausalLM | None = None
+    ranker: Ranker | None = None
     retriever: BundleRetriever | None = None
     processor: BundleItemProcessor = data.item_processor()
     if config.trains_ranker:

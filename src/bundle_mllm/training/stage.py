@@ -1,4 +1,4 @@
-"""Run one stage with TRL's `SFTTrainer`: resume after a kill, validate at each checkpoint, keep the best.
+"""Run one stage by TRL's or transformers' trainer: resume after a kill, validate at each checkpoint, keep the best.
 
 Knows nothing about prompt wording or about what came before the stage.
 """
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import ProgressCallback, TrainerCallback, TrainerState
+from transformers import ProgressCallback, Trainer, TrainerCallback, TrainerState
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling, SFTTrainer
 
@@ -23,22 +23,24 @@ from bundle_mllm.data.catalog import ItemCatalog
 from bundle_mllm.data.files import atomic_path
 from bundle_mllm.data.folds import OutOfFoldFeatures
 from bundle_mllm.data.questions import Question
+from bundle_mllm.device import gains_by_bfloat16, mixed_precision, peak_memory
 from bundle_mllm.evaluation.metrics import validation_figures
 from bundle_mllm.evaluation.scoring import score_questions
 from bundle_mllm.evaluation.settings import ScoringOptions
 from bundle_mllm.modeling.completion_bundle_mllm import BundleCompleter
 from bundle_mllm.training.config import StageConfig
 from bundle_mllm.training.dataset import IGNORED, batch_by_length, check_lengths, training_dataset
+from bundle_mllm.training.option_batches import OptionCollator, batch_by_fold, question_dataset
 from bundle_mllm.training.out_of_fold import QuestionRows, fold_rows
 from bundle_mllm.training.trainable import load_trainable, make_trainable, merge_lora, save_trainable
 from bundle_mllm.training.warm_start import warm_start_items, warm_start_words
 
 if TYPE_CHECKING:
-    from bundle_mllm.modeling.modeling_bundle_mllm import BundleMLLMForCausalLM
+    from bundle_mllm.model_folder import Ranker
     from bundle_mllm.modeling.processing_bundle_mllm import BundleMLLMProcessor
 
 BEST, COMPLETE, HISTORY = "best.safetensors", "validation.json", "history.json"
-_SAME = ("gradient_accumulation_steps", "learning_rate", "lr_scheduler_type", "weight_decay", "max_grad_norm", "bf16")
+_SAME = ("gradient_accumulation_steps", "learning_rate", "lr_scheduler_type", "weight_decay", "max_grad_norm")
 """Settings that have the same name in `SFTConfig`."""
 
 
@@ -50,7 +52,7 @@ class StageQuestions:
         train: Questions in sampling order.
         validation: Questions that choose the checkpoint; none keeps the last one.
         warm_start: Questions of the warm start of item tokens.
-        bundles: Training bundles of the warm start of words.
+        bundles: The training bundles that the ranker may see.
         out_of_fold: Features that training questions use where items are shown.
     """
 
@@ -62,7 +64,7 @@ class StageQuestions:
 
 
 def run_stage(
-    model: BundleMLLMForCausalLM,
+    model: Ranker,
     processor: BundleMLLMProcessor,
     stage: StageConfig,
     catalog: ItemCatalog,
@@ -70,7 +72,7 @@ def run_stage(
     *,
     folder: Path,
     seed: int,
-) -> tuple[BundleMLLMForCausalLM, list[dict[str, Any]]]:
+) -> tuple[Ranker, list[dict[str, Any]]]:
     """Train one stage and return the model with the best parameters by validation questions.
 
     A call that was killed at any moment continues when it is made again with the same arguments, and ends with the
@@ -90,7 +92,8 @@ def run_stage(
     """
     folder.mkdir(parents=True, exist_ok=True)
     processor.show_items = stage.shows_items
-    check_lengths([*questions.train, *questions.validation], processor, catalog)
+    if model.has_head:
+        check_lengths([*questions.train, *questions.validation], processor, catalog)
     with fold_rows(model.model.catalog, questions.out_of_fold):
         if steps := stage.warm_start_steps:
             model.cpu()  # after stage one it may be on a GPU
@@ -99,21 +102,7 @@ def run_stage(
                 warm_start_items(model, rows, steps=steps, seed=seed)
             else:
                 warm_start_words(model, processor, catalog, questions.bundles, steps=steps, seed=seed)
-        ordered = batch_by_length(questions.train, catalog, batch_size=stage.batch_size, seed=seed)
-        tokenizer = processor.tokenizer
-        padding = (
-            tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-        )  # as TRL chooses
-        trainer = SFTTrainer(
-            model=make_trainable(model, stage.trains, stage.lora, seed=seed),
-            args=_arguments(stage, folder, seed),
-            train_dataset=training_dataset(
-                ordered, processor, shows_items=stage.shows_items, out_of_fold=questions.out_of_fold
-            ),
-            processing_class=tokenizer,
-            data_collator=AnswerCollator(pad_token_id=padding),
-            callbacks=[KeepBest(processor, questions.validation, folder)],
-        )
+        trainer = _trainer(model, processor, stage, catalog, questions, folder=folder, seed=seed)
         trainer.remove_callback(ProgressCallback)
         trainer.add_callback(StageProgress(folder.name.replace("_", " ")))
         resume_from = _last_complete_checkpoint(folder)
@@ -126,6 +115,41 @@ def run_stage(
     return merge_lora(trained), [entry for entry in history if "validation_hit_rate@1" in entry]
 
 
+def _trainer(
+    model: Any,
+    processor: BundleMLLMProcessor,
+    stage: StageConfig,
+    catalog: ItemCatalog,
+    questions: StageQuestions,
+    *,
+    folder: Path,
+    seed: int,
+) -> Trainer:
+    """Make the trainer of a stage: TRL's for letters, transformers' for a ranker without."""
+    common: dict[str, Any] = {
+        "args": _arguments(stage, folder, seed),
+        "callbacks": [KeepBest(processor, questions.validation, folder)],
+    }
+    folds, size = questions.out_of_fold, stage.batch_size
+    if not model.has_head:
+        return Trainer(
+            model=make_trainable(model, (*stage.trains, "matching"), stage.lora, seed=seed),
+            train_dataset=question_dataset(batch_by_fold(questions.train, folds, batch_size=size, seed=seed)),
+            data_collator=OptionCollator(processor, questions.bundles, shows_items=stage.shows_items, features=folds),
+            **common,
+        )
+    ordered = batch_by_length(questions.train, catalog, batch_size=size, seed=seed)
+    tokenizer = processor.tokenizer
+    padding = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id  # as TRL chooses
+    return SFTTrainer(
+        model=make_trainable(model, stage.trains, stage.lora, seed=seed),
+        train_dataset=training_dataset(ordered, processor, shows_items=stage.shows_items, out_of_fold=folds),
+        processing_class=tokenizer,
+        data_collator=AnswerCollator(pad_token_id=padding),
+        **common,
+    )
+
+
 def _arguments(stage: StageConfig, folder: Path, seed: int) -> SFTConfig:
     steps = stage.max_steps
     return SFTConfig(
@@ -133,6 +157,8 @@ def _arguments(stage: StageConfig, folder: Path, seed: int) -> SFTConfig:
         max_steps=steps,
         per_device_train_batch_size=stage.batch_size,
         **{name: getattr(stage, name) for name in _SAME},
+        bf16=uses_bfloat16(stage),
+        use_cpu=uses_bfloat16(stage) and not torch.cuda.is_available(),  # or transformers refuses bfloat16
         warmup_steps=math.ceil(stage.warmup_ratio * steps),  # as the Trainer itself reads a fraction
         activation_checkpointing=stage.gradient_checkpointing,
         dataloader_pin_memory=torch.cuda.is_available(),
@@ -149,6 +175,11 @@ def _arguments(stage: StageConfig, folder: Path, seed: int) -> SFTConfig:
         max_length=None,  # a prompt is never cut; the processor refuses one that is too long
         dataset_kwargs={"skip_prepare_dataset": True},  # tokenized on the fly
     )
+
+
+def uses_bfloat16(stage: StageConfig) -> bool:
+    """Return whether a stage computes in mixed precision."""
+    return gains_by_bfloat16() if stage.bf16 is None else stage.bf16
 
 
 class AnswerCollator(DataCollatorForLanguageModeling):
@@ -181,7 +212,8 @@ class KeepBest(TrainerCallback):
         entry: dict[str, Any] = {"step": state.global_step}
         if self.questions:
             completer = BundleCompleter(self.processor, ranker=model)
-            scored = score_questions(completer, self.questions, ScoringOptions(batch_size=args.train_batch_size))
+            with mixed_precision(args.bf16):
+                scored = score_questions(completer, self.questions, ScoringOptions(batch_size=args.train_batch_size))
             entry |= {f"validation_{name}": value for name, value in validation_figures(scored["ranker"]).items()}
         names = ("validation_hit_rate@1", "validation_log_likelihood")
         ranks = [tuple(each[name] for name in names) for each in [*state.log_history, entry] if names[0] in each]
@@ -195,7 +227,7 @@ class KeepBest(TrainerCallback):
 
 
 class StageProgress(ProgressCallback):
-    """The Trainer's progress bar with the stage's name, last loss and last validation beside it."""
+    """The Trainer's progress bar (with the time left), and last loss, last validation and most memory used."""
 
     def __init__(self, name: str):
         super().__init__()
@@ -210,7 +242,7 @@ class StageProgress(ProgressCallback):
         if self.training_bar is not None:
             names = {"loss": "loss", "validation_hit_rate@1": "validation"}
             shown = {names[name]: entry[name] for entry in state.log_history for name in names if name in entry}
-            self.training_bar.set_postfix(shown)
+            self.training_bar.set_postfix(shown | {"GiB": f"{peak_memory():.1f}"})
 
 
 def _last_complete_checkpoint(folder: Path) -> Path | None:

@@ -19,21 +19,22 @@ from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.lora import LORA_TARGET_MODULES
 from bundle_mllm.training.config import LoraSettings, ParameterGroup
 
-# group -> prefixes of parameter names in BundleMLLMForCausalLM. "lora" has none: its parameters are added by PEFT.
+# group -> prefixes of parameter names in a ranker. "lora" has none: its parameters are added by PEFT.
 PARAMETER_GROUPS: dict[ParameterGroup, tuple[str, ...]] = {
     "lora": (),
     "backbone": ("model.language_model.", "lm_head."),
     "fusion": ("model.fusion.",),
     "projector": ("model.projector.",),
     "separator": ("model.separator.",),
+    "matching": ("matching.",),  # of a ranker without letters
 }
 
 
-def make_trainable(model: nn.Module, groups: Collection[ParameterGroup], lora: LoraSettings, *, seed: int) -> Any:
+def make_trainable(model: Any, groups: Collection[ParameterGroup], lora: LoraSettings, *, seed: int) -> Any:
     """Freeze everything but the named groups.
 
     Args:
-        model: A `BundleMLLMForCausalLM`.
+        model: A ranker.
         groups: Names of `PARAMETER_GROUPS`.
         lora: Settings of the adapter that is added when `groups` names "lora".
         seed: Seed of the adapter's initial weights.
@@ -60,18 +61,18 @@ def make_trainable(model: nn.Module, groups: Collection[ParameterGroup], lora: L
         r=lora.r,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
-        target_modules=lora_targets(model, lora.target_modules),
+        target_modules=lora_targets(model, lora),
         modules_to_save=[prefix.strip(".") for group in groups for prefix in PARAMETER_GROUPS[group]] or None,
-        task_type="CAUSAL_LM",
+        task_type="CAUSAL_LM" if model.has_head else None,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return get_peft_model(model, config)
 
 
-def lora_targets(model: nn.Module, names: Collection[str] | None) -> list[str]:
+def lora_targets(model: nn.Module, lora: LoraSettings) -> list[str]:
     """Return the full names of the backbone's modules that LoRA adapts: query and value maps if no names are given."""
-    wanted = LORA_TARGET_MODULES if names is None else names
+    wanted = LORA_TARGET_MODULES if lora.target_modules is None else lora.target_modules
     modules = [name for name, _ in model.named_modules() if name.startswith("model.language_model.")]
     targets = [name for name in modules if name.rsplit(".", 1)[-1] in wanted]
     if not targets:
@@ -79,7 +80,15 @@ def lora_targets(model: nn.Module, names: Collection[str] | None) -> list[str]:
             f"The backbone has no module named {' or '.join(wanted)}, so LoRA has nothing to adapt: set "
             "stage_one.lora.target_modules to the names of its query and value maps."
         )
-    return targets
+    if lora.upper_layers is None:
+        return targets
+    layers = sorted({_layer(name) for name in targets})
+    return [name for name in targets if _layer(name) in layers[-lora.upper_layers :]]
+
+
+def _layer(name: str) -> int:
+    """Return the number of the layer that a module is in, the first number of its name."""
+    return next((int(part) for part in name.split(".") if part.isdecimal()), -1)
 
 
 def merge_lora(model: Any) -> Any:

@@ -1,0 +1,173 @@
+"""A ranker without letters (ours): a language model reads each item alone, and hidden states are compared.
+
+Knows nothing about titles, tokenizers, prompts or how batches are made.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers import initialization as init
+from transformers.utils.generic import ModelOutput
+
+from .configuration_bundle_mllm import BundleMLLMOptionConfig
+from .modeling_bundle_mllm import BundleMLLMForCausalLM, BundleMLLMModel, BundleMLLMPreTrainedModel
+
+FIRST_SCALE = 1 / 0.07
+"""Factor of the cosines before training (CLIP's)."""
+
+
+@dataclass
+class BundleMLLMOptionOutput(ModelOutput):
+    """Scores of options, higher is better; up to a constant of the question they are log-probabilities.
+
+    Attributes:
+        loss: Cross-entropy of the answers among the options, where `labels` are given.
+        scores: `[batch, num_options]` float32, `-inf` where there is no option.
+    """
+
+    loss: torch.Tensor | None = None
+    scores: torch.Tensor | None = None
+
+
+class BundleMLLMResidualMap(nn.Module):
+    """`x + B A x`, with A and B of low rank: the identity before training."""
+
+    def __init__(self, size: int, rank: int):
+        super().__init__()
+        self.down = nn.Linear(size, rank, bias=False)
+        self.up = nn.Linear(rank, size, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map `[..., size]` to `[..., size]`."""
+        return x + self.up(self.down(x))
+
+
+class BundleMLLMMatching(nn.Module):
+    """Compares partial bundles and options by the hidden states of their items.
+
+    With `h` the state of an item, standardized over the catalog, `Q` and `K` residual maps and `|x|` the norm,
+
+        score(c) = s cos( sum_{p in P} Q h_p / |Q h_p| , K h_c )
+    """
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, size: int, rank: int):
+        super().__init__()
+        self.query, self.key = BundleMLLMResidualMap(size, rank), BundleMLLMResidualMap(size, rank)
+        self.log_scale = nn.Parameter(torch.tensor(math.log(FIRST_SCALE)))
+        self.register_buffer("mean", torch.zeros(size))
+        self.register_buffer("std", torch.ones(size))
+
+    @torch.no_grad()
+    def fit_statistics(self, states: torch.Tensor) -> None:
+        """Take mean and standard deviation of the states `[n, size]` of some items."""
+        self.mean.copy_(states.float().mean(dim=0))
+        self.std.copy_(states.float().std(dim=0, correction=0).clamp(min=1e-6))
+
+    def forward(self, states: torch.Tensor, partial: torch.Tensor, options: torch.Tensor) -> torch.Tensor:
+        """Score `options` `[B, K]` beside `partial` `[B, P]`, indices of `states` `[n, size]`, -1 for none."""
+        with torch.autocast(states.device.type, enabled=False):  # cosines need more than the 3 digits of bfloat16
+            standard = ((states.float() - self.mean.float()) / self.std.float()).to(self.mean.dtype)
+            queries = functional.normalize(self.query(standard).float(), dim=-1)  # [n, size]
+            keys = functional.normalize(self.key(standard).float(), dim=-1)  # [n, size]
+            shown = queries[partial.clamp(min=0)] * (partial >= 0).unsqueeze(-1)  # [B, P, size]
+            bundle = functional.normalize(shown.sum(dim=1), dim=-1)  # [B, size]
+            cosines = (bundle @ keys.T).gather(1, options.clamp(min=0))  # [B, K]
+            return (self.log_scale.float().exp() * cosines).masked_fill(options < 0, -torch.inf)
+
+
+class BundleMLLMForOptionScoring(BundleMLLMPreTrainedModel):
+    """A `BundleMLLMModel` whose hidden states of items are compared with those of a partial bundle.
+
+    The state of an item is the mean over its tokens (title, and separator and item token where items are shown). It
+    depends on no other item: it is computed once, however many questions the item is in, and a list of options may
+    have any length.
+    """
+
+    config: BundleMLLMOptionConfig
+    config_class = BundleMLLMOptionConfig
+    how_to_make = ", or take over a ranker with BundleMLLMForOptionScoring.from_ranker"
+
+    def __init__(self, config: BundleMLLMOptionConfig):
+        super().__init__(config)
+        self.model = BundleMLLMModel(config)
+        self.matching = BundleMLLMMatching(config.get_text_config().hidden_size, config.matching_rank)
+        self.post_init()
+        self.freeze_backbone_if_asked()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, BundleMLLMMatching):
+            init.constant_(module.log_scale, math.log(FIRST_SCALE))
+            init.zeros_(module.mean)
+            init.ones_(module.std)
+        elif isinstance(module, BundleMLLMResidualMap):
+            init.kaiming_uniform_(module.down.weight, a=math.sqrt(5))
+            init.zeros_(module.up.weight)
+        else:
+            super()._init_weights(module)
+
+    @classmethod
+    def from_ranker(cls, ranker: BundleMLLMForCausalLM, matching_rank: int = 64) -> "BundleMLLMForOptionScoring":
+        """Take over all of a ranker but its head (no copy), and add what compares hidden states.
+
+        Args:
+            ranker: The ranker.
+            matching_rank: Rank of the residual maps.
+        """
+        left_out = ("model_type", "auto_map", "architectures", "custom_pipelines", "transformers_version")
+        values = {name: value for name, value in ranker.config.to_dict().items() if name not in left_out}
+        config = BundleMLLMOptionConfig(**values, matching_rank=matching_rank)
+        config.dtype = ranker.config.dtype
+        with torch.device("meta"), init.meta_device_safe_creation_ops():
+            model = cls(config)
+        model.model = ranker.model
+        model.matching = BundleMLLMMatching(config.get_text_config().hidden_size, matching_rank)
+        model.matching.apply(model._init_weights)
+        model.matching.to(ranker.device, ranker.dtype)
+        return model.eval()
+
+    def set_catalog(self, *args, **kwargs) -> None:
+        """Replace the rows of the item catalog; see `BundleMLLMModel.set_catalog`."""
+        self.model.set_catalog(*args, **kwargs)
+
+    def catalog_rows(self) -> dict[str, dict[str, torch.Tensor]]:
+        """Return the rows of the item catalog as keyword arguments of `set_catalog`."""
+        features, present = self.model.catalog.rows()
+        return {"features": features, "present": present}
+
+    def item_states(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, extra_items: dict | None = None
+    ) -> torch.Tensor:
+        """Return the states of items `[n, hidden_size]` float32, of tokens `[n, length]` padded on the right."""
+        hidden = self.model(input_ids=input_ids, attention_mask=attention_mask, extra_items=extra_items)
+        weights = attention_mask.unsqueeze(-1).float()  # [n, length, 1]
+        return (hidden.last_hidden_state.float() * weights).sum(dim=1) / weights.sum(dim=1)
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        partial: torch.Tensor,
+        options: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        extra_items: dict | None = None,
+    ) -> BundleMLLMOptionOutput:
+        """Score the options of questions.
+
+        Args:
+            input_ids: `[n, length]` tokens of the items of all questions, each item once, padded on the right.
+            attention_mask: `[n, length]`
+            partial: `[batch, max_partial]` which of the items each partial bundle holds, -1 for none.
+            options: `[batch, num_options]` the same of the options.
+            labels: `[batch]` place of the answer among the options.
+            extra_items: See `BundleMLLMModel.forward`.
+        """
+        scores = self.matching(self.item_states(input_ids, attention_mask, extra_items), partial, options)
+        loss = None if labels is None else functional.cross_entropy(scores, labels)
+        return BundleMLLMOptionOutput(loss=loss, scores=scores)

@@ -1,0 +1,148 @@
+"""The ranker without letters: what a score depends on, lists of any length, and a folder that loads."""
+
+import pytest
+import torch
+from tiny_models import (
+    ITEM_IDS,
+    MODALITIES,
+    make_features,
+    make_model,
+    make_processor,
+    make_retriever,
+)
+from torch.nn import functional
+from torch.testing import assert_close
+from transformers import AutoModel, AutoModelForCausalLM, pipeline
+
+from bundle_mllm.errors import BundleMLLMError
+from bundle_mllm.interop.export import export_stock
+from bundle_mllm.model_folder import load_completer, save_completer
+from bundle_mllm.modeling import BundleCompleter, BundleMLLMForOptionScoring
+
+QUESTION = {"partial": ["i0", "i2"], "candidates": ["i1", "i3", "i4", "i7"]}
+
+
+@pytest.fixture
+def processor():
+    return make_processor()
+
+
+@pytest.fixture
+def model(processor):
+    ranker = make_model(separator_token_id=processor.separator_token_id)
+    model = BundleMLLMForOptionScoring.from_ranker(ranker, matching_rank=4)
+    generator = torch.Generator().manual_seed(3)
+    for parameter in (model.matching.query.up.weight, model.matching.key.up.weight):
+        parameter.data = torch.randn(parameter.shape, generator=generator)
+    model.matching.mean += 0.1
+    model.matching.std += 0.5
+    return model
+
+
+@pytest.fixture
+def completer(model, processor):
+    return BundleCompleter(processor, ranker=model)
+
+
+def scores(completer, question, **options):
+    return completer.score([question], **options)[0].scores["ranker"]
+
+
+def test_the_score_is_the_formula_of_the_documentation(model, processor, completer):
+    def state(item_id):
+        tokens, _ = processor.item_tokens([item_id])
+        hidden = model.model(input_ids=torch.tensor(tokens)).last_hidden_state[0].mean(dim=0)
+        return (hidden - model.matching.mean) / model.matching.std
+
+    with torch.no_grad():
+        queries = [model.matching.query(state(item_id)) for item_id in QUESTION["partial"]]
+        bundle = sum(functional.normalize(query, dim=0) for query in queries)
+        keys = [model.matching.key(state(item_id)) for item_id in QUESTION["candidates"]]
+        cosines = torch.stack([functional.cosine_similarity(bundle, key, dim=0) for key in keys])
+        expected = (model.matching.log_scale.exp() * cosines).log_softmax(dim=0)
+    assert_close(scores(completer, QUESTION), expected.double(), atol=1e-5, rtol=1e-4)
+
+
+def test_the_order_of_the_candidates_and_of_the_bundle_has_no_effect(completer):
+    turned = {"partial": QUESTION["partial"][::-1], "candidates": QUESTION["candidates"][::-1]}
+    assert_close(scores(completer, turned).flip(0), scores(completer, QUESTION), atol=1e-5, rtol=1e-5)
+
+
+def test_a_question_scores_the_same_in_any_batch(completer):
+    others = [{"partial": ["i3"], "candidates": ["i5", "i6"]}, {"partial": ["i7", "i5"], "candidates": ["i0", "i1"]}]
+    together = completer.score([others[0], QUESTION, others[1]], batch_size=1)
+    assert_close(together[1].scores["ranker"], scores(completer, QUESTION), atol=1e-5, rtol=1e-5)
+
+
+def test_features_count_where_items_are_shown_and_nowhere_else(model, processor, completer):
+    before = scores(completer, QUESTION)
+    processor.show_items = False
+    titles_only = scores(completer, QUESTION)
+    model.set_catalog(make_features(seed=9))
+    assert torch.equal(scores(completer, QUESTION), titles_only)
+    processor.show_items = True
+    assert not torch.allclose(scores(completer, QUESTION), before, atol=1e-3)
+
+
+def test_a_new_item_scores_like_one_of_the_catalog_with_its_title_and_features(model, processor, completer):
+    row = ITEM_IDS.index("i3")
+    features = {name: matrix[row].tolist() for name, matrix in make_features().items()}
+    new = {"title": processor.titles[row], "features": features}
+    question = {**QUESTION, "candidates": ["i1", new, "i4", "i7"]}
+    assert_close(scores(completer, question), scores(completer, QUESTION), atol=1e-5, rtol=1e-5)
+
+
+def test_a_list_of_more_options_than_letters_is_scored_in_one_piece(completer):
+    shirts = [{"title": f"shirt number {number}"} for number in range(40)]
+    found = completer.score([{"partial": ["i0"], "candidates": [*shirts, "i1"]}])[0]
+    assert found.scores["ranker"].isfinite().all() and len(found.scores["ranker"]) == 41
+    assert found.unrestricted_choice == int(found.scores["ranker"].argmax())
+
+
+def test_beside_a_retriever_both_count(model, processor):
+    retriever = make_retriever()
+    found = BundleCompleter(processor, ranker=model, retriever=retriever).score([QUESTION])[0].scores
+    assert set(found) == {"ranker", "retriever", "both"}
+    assert_close(found["both"].exp().sum(), torch.tensor(1.0, dtype=torch.float64))
+
+
+def test_the_loss_is_the_cross_entropy_of_the_answer_and_an_index_of_minus_one_is_no_option(model):
+    inputs = {
+        "input_ids": torch.tensor([[5, 6], [7, 8], [9, 0]]),
+        "attention_mask": torch.tensor([[1, 1], [1, 1], [1, 0]]),
+    }
+    partial, options = torch.tensor([[0, -1], [0, 1]]), torch.tensor([[1, 2, -1], [2, -1, -1]])
+    output = model(**inputs, partial=partial, options=options, labels=torch.tensor([1, 0]))
+    assert output.scores.isinf().tolist() == [[False, False, True], [False, True, True]]
+    assert_close(output.loss, -(output.scores.log_softmax(dim=-1)[torch.arange(2), [1, 0]]).mean())
+
+
+def test_a_saved_folder_gives_the_same_answers_by_package_auto_class_and_pipeline(completer, tmp_path):
+    save_completer(completer, tmp_path)
+    expected = scores(completer, QUESTION)
+    assert_close(scores(load_completer(tmp_path), QUESTION), expected, atol=1e-5, rtol=1e-5)
+    assert type(AutoModel.from_pretrained(tmp_path)).__name__ == "BundleMLLMForOptionScoring"
+    answers = pipeline("bundle-completion", model=str(tmp_path))(QUESTION)
+    assert answers[0]["item_id"] == QUESTION["candidates"][int(expected.argmax())]
+
+
+def test_what_writes_text_refuses_it_in_one_line(completer, tmp_path):
+    save_completer(completer, tmp_path / "model")
+    with pytest.raises(BundleMLLMError, match="ranker without letters"):
+        export_stock(tmp_path / "model", tmp_path / "export")
+    with pytest.raises(ValueError, match="Unrecognized configuration class"):
+        AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+
+
+def test_a_title_that_the_backbone_cannot_read_is_refused(processor):
+    processor.max_length = 4
+    with pytest.raises(ValueError, match="set max_title_tokens"):
+        processor.item_tokens([{"title": "red linen shirt " * 5, "features": {}}])
+
+
+def test_folders_of_a_ranker_with_letters_lack_what_compares(processor, tmp_path):
+    ranker = make_model(separator_token_id=processor.separator_token_id)
+    ranker.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="matching"):
+        BundleMLLMForOptionScoring.from_pretrained(tmp_path)
+    assert ranker.config.modalities == MODALITIES

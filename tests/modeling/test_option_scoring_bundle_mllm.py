@@ -35,7 +35,7 @@ def model(processor):
     for parameter in (model.matching.query.up.weight, model.matching.key.up.weight):
         parameter.data = torch.randn(parameter.shape, generator=generator)
     model.matching.mean += 0.1
-    model.matching.std += 0.5
+    model.matching.whitening += 0.05 * torch.randn(model.matching.whitening.shape, generator=generator)
     return model
 
 
@@ -52,7 +52,7 @@ def test_the_score_is_the_formula_of_the_documentation(model, processor, complet
     def state(item_id):
         tokens, _ = processor.item_tokens([item_id])
         hidden = model.model(input_ids=torch.tensor(tokens)).last_hidden_state[0].mean(dim=0)
-        return (hidden - model.matching.mean) / model.matching.std
+        return (hidden - model.matching.mean) @ model.matching.whitening
 
     with torch.no_grad():
         queries = [model.matching.query(state(item_id)) for item_id in QUESTION["partial"]]
@@ -61,6 +61,22 @@ def test_the_score_is_the_formula_of_the_documentation(model, processor, complet
         cosines = torch.stack([functional.cosine_similarity(bundle, key, dim=0) for key in keys])
         expected = (model.matching.log_scale.exp() * cosines).log_softmax(dim=0)
     assert_close(scores(completer, QUESTION), expected.double(), atol=1e-5, rtol=1e-4)
+
+
+def test_states_are_whitened_in_part_and_a_direction_without_variance_does_no_harm(model):
+    generator = torch.Generator().manual_seed(0)
+    states = 5 + torch.randn(500, 32, generator=generator) @ torch.randn(32, 32, generator=generator)
+    states[:, 3] = 7.0
+    model.matching.fit_statistics(states)
+
+    def spread(x):  # of the variances of the principal directions
+        variances = torch.linalg.eigvalsh(torch.cov(x.T))[1:]
+        return float(variances.log().std())
+
+    standard = (states - states.mean(dim=0)) / states.std(dim=0).clamp(min=1e-6)
+    whitened = (states - model.matching.mean) @ model.matching.whitening
+    assert whitened.isfinite().all() and whitened.mean(dim=0).abs().max() < 1e-3
+    assert spread(whitened) == pytest.approx(0.75 * spread(standard), rel=0.02)
 
 
 def test_the_order_of_the_candidates_and_of_the_bundle_has_no_effect(completer):

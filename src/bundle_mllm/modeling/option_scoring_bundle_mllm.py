@@ -15,6 +15,8 @@ from transformers.utils.generic import ModelOutput
 from .configuration_bundle_mllm import BundleMLLMOptionConfig
 from .modeling_bundle_mllm import BundleMLLMForCausalLM, BundleMLLMModel, BundleMLLMPreTrainedModel
 
+WHITENING = 0.25
+"""How far hidden states are whitened: 0 only standardizes them, 1 makes all directions equal (see the results)."""
 FIRST_SCALE = 1 / 0.07
 """Factor of the cosines before training (CLIP's)."""
 
@@ -48,31 +50,40 @@ class BundleMLLMResidualMap(nn.Module):
 class BundleMLLMMatching(nn.Module):
     """Compares partial bundles and options by the hidden states of their items.
 
-    With `h` the state of an item, standardized over the catalog, `Q` and `K` residual maps and `|x|` the norm,
+    With `h` the state of an item, partially whitened over the catalog, `Q` and `K` residual maps and `|x|` the norm,
 
         score(c) = s cos( sum_{p in P} Q h_p / |Q h_p| , K h_c )
     """
 
     mean: torch.Tensor
-    std: torch.Tensor
+    whitening: torch.Tensor
 
     def __init__(self, size: int, rank: int):
         super().__init__()
         self.query, self.key = BundleMLLMResidualMap(size, rank), BundleMLLMResidualMap(size, rank)
         self.log_scale = nn.Parameter(torch.tensor(math.log(FIRST_SCALE)))
         self.register_buffer("mean", torch.zeros(size))
-        self.register_buffer("std", torch.ones(size))
+        self.register_buffer("whitening", torch.eye(size))
 
     @torch.no_grad()
     def fit_statistics(self, states: torch.Tensor) -> None:
-        """Take mean and standard deviation of the states `[n, size]` of some items."""
-        self.mean.copy_(states.float().mean(dim=0))
-        self.std.copy_(states.float().std(dim=0, correction=0).clamp(min=1e-6))
+        """Whiten partially as the states `[n, size]` of some items ask for.
+
+        Few directions, which say little, hold most of the variance of a language model's states. Each column is
+        divided by its standard deviation, and each principal direction by its own to the power of `WHITENING`.
+        """
+        states = states.double()
+        self.mean.copy_(states.mean(dim=0))
+        std = states.std(dim=0, correction=0).clamp(min=1e-6)
+        standard = (states - states.mean(dim=0)) / std
+        variances, directions = torch.linalg.eigh(standard.T @ standard / len(standard))
+        shrunk = directions * variances.clamp(min=1e-3).pow(-WHITENING / 2) @ directions.T
+        self.whitening.copy_(shrunk / std.unsqueeze(1))
 
     def forward(self, states: torch.Tensor, partial: torch.Tensor, options: torch.Tensor) -> torch.Tensor:
         """Score `options` `[B, K]` beside `partial` `[B, P]`, indices of `states` `[n, size]`, -1 for none."""
         with torch.autocast(states.device.type, enabled=False):  # cosines need more than the 3 digits of bfloat16
-            standard = ((states.float() - self.mean.float()) / self.std.float()).to(self.mean.dtype)
+            standard = ((states.float() - self.mean.float()) @ self.whitening.float()).to(self.mean.dtype)
             queries = functional.normalize(self.query(standard).float(), dim=-1)  # [n, size]
             keys = functional.normalize(self.key(standard).float(), dim=-1)  # [n, size]
             shown = queries[partial.clamp(min=0)] * (partial >= 0).unsqueeze(-1)  # [B, P, size]
@@ -105,7 +116,7 @@ class BundleMLLMForOptionScoring(BundleMLLMPreTrainedModel):
         if isinstance(module, BundleMLLMMatching):
             init.constant_(module.log_scale, math.log(FIRST_SCALE))
             init.zeros_(module.mean)
-            init.ones_(module.std)
+            init.eye_(module.whitening)
         elif isinstance(module, BundleMLLMResidualMap):
             init.kaiming_uniform_(module.down.weight, a=math.sqrt(5))
             init.zeros_(module.up.weight)

@@ -26,8 +26,8 @@ from bundle_mllm.training.config import RunConfig
 from bundle_mllm.training.run_data import RunData
 from bundle_mllm.training.scratch import scratch_backbone
 
-STATISTICS_OF = 1_024
-"""Titles whose hidden states give a ranker without letters the mean and standard deviation of its inputs."""
+STATISTICS_OF = 2_048
+"""Titles whose hidden states tell a ranker without letters how to whiten them."""
 
 
 def build_ranker(config: RunConfig, data: RunData) -> tuple[Ranker, BundleMLLMProcessor]:
@@ -70,7 +70,7 @@ def build_ranker(config: RunConfig, data: RunData) -> tuple[Ranker, BundleMLLMPr
 
 @torch.inference_mode()
 def fit_statistics(ranker: BundleMLLMForOptionScoring, processor: BundleMLLMProcessor) -> None:
-    """Let a ranker without letters standardize hidden states as those of some titles of the catalog are."""
+    """Let a ranker without letters whiten hidden states as those of some titles of the catalog ask for."""
     number = min(STATISTICS_OF, processor.num_items)
     some = [index * processor.num_items // number for index in range(number)]  # at equal distances
     tokens, _ = processor.item_tokens([processor.item_ids[row] for row in some], show_items=False)

@@ -64,7 +64,7 @@ class StageQuestions:
 
 
 def run_stage(
-    model: Ranker,
+    model: Any,
     processor: BundleMLLMProcessor,
     stage: StageConfig,
     catalog: ItemCatalog,
@@ -79,7 +79,7 @@ def run_stage(
     same weights: checkpoints count only once they are complete, and data order and random states are restored.
 
     Args:
-        model: The model as it is before the stage (also when the stage resumes).
+        model: The ranker as it is before the stage (also when the stage resumes).
         processor: Its processor; `show_items` is set as the stage shows items.
         stage: The stage's settings.
         catalog: The items.

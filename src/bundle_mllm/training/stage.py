@@ -208,7 +208,20 @@ class KeepBest(TrainerCallback):
         self.questions = questions
         self.folder = folder
 
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, model: Any = None, **kwargs: Any) -> None:
+        """Take a ranker without letters as the first candidate: it compares well before any step."""
+        if not state.global_step and self.questions and not BundleCompleter(self.processor, model).reads_letters:
+            self._keep_if_best(args, state, model)
+
     def on_save(self, args: Any, state: TrainerState, control: Any, model: Any = None, **kwargs: Any) -> None:
+        entry = self._keep_if_best(args, state, model)
+        checkpoint = self.folder / f"checkpoint-{state.global_step}"
+        state.save_to_json(str(checkpoint / "trainer_state.json"))  # with the entry, for a resumed run
+        with atomic_path(checkpoint / COMPLETE) as temporary:
+            temporary.write_text(json.dumps(entry) + "\n", encoding="utf-8")
+
+    def _keep_if_best(self, args: Any, state: TrainerState, model: Any) -> dict[str, Any]:
+        """Validate, write the parameters down if none were better so far, and return the entry of the history."""
         entry: dict[str, Any] = {"step": state.global_step}
         if self.questions:
             completer = BundleCompleter(self.processor, ranker=model)
@@ -220,10 +233,7 @@ class KeepBest(TrainerCallback):
         if names[0] not in entry or all(ranks[-1] > earlier for earlier in ranks[:-1]):
             save_trainable(model, self.folder / BEST)
         state.log_history.append(entry)
-        checkpoint = self.folder / f"checkpoint-{state.global_step}"
-        state.save_to_json(str(checkpoint / "trainer_state.json"))  # with the entry, for a resumed run
-        with atomic_path(checkpoint / COMPLETE) as temporary:
-            temporary.write_text(json.dumps(entry) + "\n", encoding="utf-8")
+        return entry
 
 
 class StageProgress(ProgressCallback):

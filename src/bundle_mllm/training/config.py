@@ -293,10 +293,10 @@ def _check_num_candidates(name: str, num_candidates: tuple[int, int]) -> None:
 def default_run(base_model: str, *, data: str | Path, output_dir: str | Path) -> RunConfig:
     """Return the default recipe for a base model.
 
-    A pretrained backbone gets the paper's recipe, with titles of up to 40 tokens (ours). `scratch` has nothing to preserve: it trains in full in both
-    stages, with larger steps, and with the feature standardization and item-embedding norm (both ours) that a
-    backbone without pretraining profits from. One thread: operations of its size gain nothing from a second one, and
-    on a busy machine threads that wait for each other lose much.
+    A pretrained backbone gets the paper's recipe, with titles of up to 40 tokens (ours). `scratch` has nothing to
+    preserve: it trains in full in both stages, with larger steps, and with the feature standardization and
+    item-embedding norm (both ours) that a backbone without pretraining profits from. One thread: operations of its
+    size gain nothing from a second one, and on a busy machine threads that wait for each other lose much.
     """
     paths: dict[str, Any] = {"data": data, "output_dir": output_dir, "base_model": base_model}
     if base_model == NO_RANKER:

@@ -77,7 +77,9 @@ def fit_statistics(ranker: BundleMLLMForOptionScoring, processor: BundleMLLMProc
     tokens.sort(key=len)
     batches = (pad_right(tokens[start : start + 64]) for start in range(0, len(tokens), 64))
     with mixed_precision(gains_by_bfloat16()):
-        ranker.matching.fit_statistics(torch.cat([ranker.item_states(*batch.values()) for batch in batches]))
+        ranker.matching.fit_statistics(
+            torch.cat([ranker.item_states(each["input_ids"], each["attention_mask"]) for each in batches])
+        )
 
 
 def longest_list(config: RunConfig) -> int:

@@ -168,6 +168,7 @@ def test_a_ranker_without_letters_trains_in_both_stages_and_answers_beside_the_r
         tmp_path / "out",
         str(tmp_path / "base"),
         scoring="options",
+        validation_questions=0,  # so that the last checkpoints are kept
         stage_one={"warm_start_steps": 0, "lora": {"upper_layers": 1}},
         stage_two={"warm_start_steps": 0},
     )
@@ -179,9 +180,6 @@ def test_a_ranker_without_letters_trains_in_both_stages_and_answers_beside_the_r
     assert not any("language_model" in name for name in moved)  # frozen in stage two
     start = make_backbone().state_dict()["model.layers.1.self_attn.q_proj.weight"]
     assert not torch.equal(first.state_dict()["model.language_model.layers.1.self_attn.q_proj.weight"], start)
-    record = record_of(out)
-    assert record["both"]["num_questions"] == 8 and len(record["stage_one"]) == len(record["stage_two"]) == 3
-    assert record["stage_one"][0]["step"] == 0  # as it was before: also a candidate
     scored = score_questions(last, questions_of(folds_data.path))
     assert compute_metrics(scored["ranker"])["valid_ratio"] == 1.0
 

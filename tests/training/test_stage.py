@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from tiny_models import make_backbone, make_tokenizer
 from tiny_training import tiny_run, training_questions
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling, SFTTrainer
@@ -190,3 +191,19 @@ def test_losses_and_validations_are_written_down(data, validation, tmp_path):
     assert [entry["step"] for entry in validations] == [2, 4]
     assert all(entry["validation_num_questions"] == len(validation) for entry in validations)
     assert [entry["step"] for entry in history if "loss" in entry] == [1, 2, 3, 4]
+
+
+def test_a_ranker_without_letters_is_kept_as_it_was_if_no_step_makes_it_better(data, tmp_path, validation):
+    make_backbone().save_pretrained(tmp_path / "base")
+    make_tokenizer().save_pretrained(tmp_path / "base")
+    run = tiny_run(data.path, tmp_path / "out", str(tmp_path / "base"), scoring="options")
+    model, processor = build_ranker(run, RunData(run, data))
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    stage = with_overrides(run.stage_one, SHORT | {"learning_rate": 100.0})  # far too high
+    questions = StageQuestions(questions_about(data), validation, bundles=data.bundles.train)
+    trained, validations = run_stage(
+        model, processor, stage, data.catalog, questions, folder=tmp_path / "stage", seed=0
+    )
+    assert [entry["step"] for entry in validations] == [0, 2, 4]
+    assert max(entry["validation_hit_rate@1"] for entry in validations[1:]) < validations[0]["validation_hit_rate@1"]
+    assert equal(before, dict(trained.named_parameters()))

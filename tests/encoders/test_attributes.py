@@ -128,6 +128,7 @@ def test_new_items_are_described_by_what_was_fitted(folder):
     before, _ = stored(folder)
     encoder = read_encoder(folder / "features" / "encoders", "attributes").make(torch.device("cpu"))
     assert isinstance(encoder, AttributeEncoder)
+    assert encoder.read_columns == ("price", "brand", "tags", "released")
     new = {name: [cells[0], cells[3], None] for name, cells in COLUMNS.items()} | {"color": ["red", "red", "blue"]}
     del new["tags"]
     encoded = encoder.encode(items({**new, "tags": [["b", "a", "unheard"], ["c"], ["unheard"]]}))

@@ -55,6 +55,11 @@ class AttributeEncoder(FittingEncoder):
         which = "" if columns is None else f" of {', '.join(columns)}"
         self.name = f"attributes-1{which}" if dim == 128 else f"attributes-1{which} ({dim} wide)"
 
+    @property
+    def read_columns(self) -> tuple[str, ...]:
+        """The columns of the items table that it reads, once it is fitted."""
+        return () if self.fitted is None else tuple(column["name"] for column in self.fitted.values["columns"])
+
     @classmethod
     def of_columns(cls, columns: str, device: torch.device) -> AttributeEncoder:
         """Make the encoder of the columns that a text names, separated by commas."""

@@ -123,6 +123,16 @@ def test_groups_are_names_of_several_items_but_of_at_most_a_tenth():
     assert sorted(map(sorted, members.values())) == sorted(map(sorted, by_brand + by_year))
 
 
+def test_a_name_of_very_many_items_is_no_group_in_any_catalog():
+    data, encoder = (
+        items({"brand": ["large"] * 1_001 + ["small"] * 1_000 + [f"b{row // 2}" for row in range(9_000)]}),
+        AttributeEncoder(),
+    )
+    encoder.encode(data)
+    groups = encoder.groups(data)
+    assert set(range(11_001)) - set(groups.nodes.tolist()) == set(range(1_001))
+
+
 def test_new_items_are_described_by_what_was_fitted(folder):
     encode_folder(folder, attributes="all")
     before, _ = stored(folder)

@@ -27,6 +27,8 @@ NUM_PIECES = 8
 """Pieces that the range of a number is cut into, at its quantiles (ours)."""
 MAX_GROUP_SHARE = 0.1
 """Names that a larger share of the items has are no groups: most items would share one (ours)."""
+MAX_GROUP_SIZE = 1_000
+"""Names that more items have are no groups, either, so that the cost of a question has a bound in any catalog."""
 UNKNOWN_NAMES = 0.05
 """Share of names beyond those unknown at first from which what was fitted counts as outdated (ours)."""
 
@@ -81,10 +83,10 @@ class AttributeEncoder(FittingEncoder):
         return Encoded(features, has_name | ~np.isnan(shares).all(axis=1))
 
     def groups(self, folder: DatasetFolder) -> ItemGroups:
-        """Return which items have which name, but for the names that more than a tenth of the items had at first."""
+        """Return which items have which name, but for names that too many items had when they were fitted."""
         assert self.fitted is not None
         values = self.fitted.values
-        largest = MAX_GROUP_SHARE * values["num_items"]
+        largest = min(MAX_GROUP_SIZE, MAX_GROUP_SHARE * values["num_items"])
         numbered = enumerate(zip(values["names"], values["counts"], strict=True))
         number = {name: group for group, (name, count) in numbered if count <= largest}
         _, of_items = _read(folder, self.fitted)

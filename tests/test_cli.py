@@ -332,7 +332,7 @@ def test_help_shows_each_option_once_with_a_text(command, capsys):
             assert f"--{field.name.replace('_', '-')}" in printed or field.name in (*UNSEEN, *_nested(each), "source")
 
 
-UNSEEN = ("progress", "report")
+UNSEEN = ("fitted", "progress", "report")
 """Fields that a command line cannot give: functions."""
 
 

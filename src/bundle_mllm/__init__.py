@@ -15,6 +15,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from bundle_mllm.baselines import evaluate_baselines as evaluate_baselines
+    from bundle_mllm.benchmark import run_benchmark as run_benchmark
     from bundle_mllm.completion.bulk import complete_bulk as complete_bulk
     from bundle_mllm.completion.columns import ItemColumns as ItemColumns
     from bundle_mllm.completion.complete import Answers as Answers

@@ -83,14 +83,14 @@ def evaluate_baselines(settings: BaselineSettings) -> list[BaselineResult]:
         scored: Any
         try:
             if settings.catalog:
-                scored = _rank(name, folder, open_questions, settings.seed)
+                scored = _rank(name, folder, open_questions, settings)
             elif name.startswith(f"{LLM}:"):
                 from bundle_mllm.baselines.language_model import score_by_language_model
 
                 model = name.partition(":")[2]
                 scored, options = score_by_language_model(model, folder.catalog, questions, settings)
             else:
-                scored = _score(name, folder, questions, settings.seed)
+                scored = _score(name, folder, questions, settings)
         except UnavailableError as error:
             if is_named:
                 raise BundleMLLMError(f"The baseline {name!r} cannot be measured: {error}") from error
@@ -123,16 +123,20 @@ def baseline_path(output: Path, name: str) -> Path:
     return output.with_name(f"{output.name.removesuffix('.json')}.{slug}.json")
 
 
-def _score(name: str, folder: DatasetFolder, questions: Sequence[Question], seed: int) -> list[ScoredQuestion]:
-    baseline = _fit(name, folder, seed)
+def _score(
+    name: str, folder: DatasetFolder, questions: Sequence[Question], settings: BaselineSettings
+) -> list[ScoredQuestion]:
+    baseline = _fit(name, folder, settings)
     batch = QuestionBatch.of(questions, folder.catalog)
     return as_scored(questions, [row.tolist() for row in batch.split(score_in_parts(baseline, batch))])
 
 
-def _rank(name: str, folder: DatasetFolder, questions: Sequence[CatalogQuestion], seed: int) -> list[RankedQuestion]:
+def _rank(
+    name: str, folder: DatasetFolder, questions: Sequence[CatalogQuestion], settings: BaselineSettings
+) -> list[RankedQuestion]:
     if name.startswith(f"{LLM}:") or (name in BASELINES and not BASELINES[name].catalogs):
         raise UnavailableError(f"{name} ranks given candidates, not whole catalogs", "measure it without --catalog")
-    baseline, num_items = cast(CatalogBaseline, _fit(name, folder, seed)), len(folder.catalog)
+    baseline, num_items = cast(CatalogBaseline, _fit(name, folder, settings)), len(folder.catalog)
 
     def score(partials: Sequence[Sequence[int]]) -> dict[str, np.ndarray]:
         return {name: baseline.score_catalog(QuestionBatch.of_catalog(partials, num_items))}
@@ -140,11 +144,14 @@ def _rank(name: str, folder: DatasetFolder, questions: Sequence[CatalogQuestion]
     return rank_catalog(score, questions, folder)[name]
 
 
-def _fit(name: str, folder: DatasetFolder, seed: int) -> Baseline:
-    baseline = make_baseline(name, folder, seed)
+def _fit(name: str, folder: DatasetFolder, settings: BaselineSettings) -> Baseline:
+    if name in settings.fitted:
+        return settings.fitted[name]
+    baseline = make_baseline(name, folder, settings.seed)
     if baseline.reads_bundles and not folder.bundles.train:
         raise UnavailableError(f"{folder.path} has no training bundles", "add some")
     baseline.fit(folder, folder.bundles.train)
+    settings.fitted[name] = baseline
     return baseline
 
 

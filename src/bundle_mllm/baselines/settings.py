@@ -29,5 +29,7 @@ class BaselineSettings(ScoringOptions):
     output: Path | None = None
     """Where the metrics of a model would go, such as metrics.json; those of a baseline go beside it, to
     metrics.popularity.json, ..."""
+    fitted: dict[str, Any] = field(default_factory=dict, kw_only=True)
+    """Baselines by name that are fitted to the same folder already; receives those that are fitted now."""
     report: Callable[[Any], None] | None = field(default=None, kw_only=True)
     """Called with each `BaselineResult` as soon as it is measured and written."""

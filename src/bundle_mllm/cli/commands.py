@@ -232,6 +232,8 @@ COMMANDS = {
     "compare": Command("compare two metrics files",
                        "evaluation.settings:ComparisonSettings", "evaluation.results:compare_metrics",
                        show.comparison),
+    "benchmark": Command("measure baselines and models on a published data set, in one table",
+                         "benchmark.settings:BenchmarkSettings", "benchmark.run:run_benchmark", show.benchmark),
     "report": Command("draw the paper's figures on your data",
                       "report.settings:ReportSettings", "report.build:build_report", show.report,
                       defaults={"progress": True}),

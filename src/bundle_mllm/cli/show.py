@@ -191,6 +191,11 @@ def comparison(differences: Mapping[str, Any], _: Options) -> str:
     )
 
 
+def benchmark(result: Mapping[str, Any], options: Options) -> str:
+    """Return the table of a benchmark, and where it is."""
+    return f"{result['table']}\nwritten to {options['output_dir'] / 'benchmark.md'}"
+
+
 def report(result: Mapping[str, Any], options: Options) -> str:
     """Return the first table of a report, and where the page is."""
     folder = options["output_dir"] or options["model"][0] / "report"

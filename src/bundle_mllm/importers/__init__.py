@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from bundle_mllm.importers.official import import_official as import_official
     from bundle_mllm.importers.official import read_official as read_official
     from bundle_mllm.importers.official import read_official_items as read_official_items
+    from bundle_mllm.importers.polyvore import import_polyvore as import_polyvore
     from bundle_mllm.importers.summary import ImportNote as ImportNote
     from bundle_mllm.importers.summary import ImportSummary as ImportSummary
     from bundle_mllm.importers.tabular import import_orders as import_orders

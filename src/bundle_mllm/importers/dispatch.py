@@ -13,6 +13,7 @@ from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.importers.bundlerec import import_bundlerec
 from bundle_mllm.importers.huggingface import import_huggingface
 from bundle_mllm.importers.official import import_official
+from bundle_mllm.importers.polyvore import import_polyvore
 from bundle_mllm.importers.settings import ImportSettings
 from bundle_mllm.importers.summary import ImportSummary
 from bundle_mllm.importers.tabular import import_orders, import_shopify, import_tabular, import_woocommerce
@@ -21,6 +22,7 @@ from bundle_mllm.settings import configured_by
 FORMATS: Mapping[str, Callable[..., ImportSummary]] = {
     "official": import_official,
     "bundlerec": import_bundlerec,
+    "polyvore": import_polyvore,
     "tabular": import_tabular,
     "huggingface": import_huggingface,
     "shopify": import_shopify,

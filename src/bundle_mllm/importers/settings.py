@@ -70,10 +70,11 @@ class TableSettings(OrderOptions, SplitOptions, NamingOptions):
 class ImportSettings(OrderOptions, SplitOptions, NamingOptions):
     """Turn a data set of another format into a dataset folder."""
 
-    format: Literal["official", "bundlerec", "tabular", "huggingface", "shopify", "woocommerce", "orders"]
-    """The layout that the authors of Bundle-MLLM published; that of BundleRec; tables of your own (CSV, JSON Lines,
-    Parquet); a data set of the Hub or of `datasets.save_to_disk`; the product export of Shopify or of WooCommerce,
-    with tables of orders or bundles beside it; or one file of order lines with descriptions."""
+    format: Literal["official", "bundlerec", "polyvore", "tabular", "huggingface", "shopify", "woocommerce", "orders"]
+    """The layout that the authors of Bundle-MLLM published; that of BundleRec; that of Polyvore Outfits; tables of
+    your own (CSV, JSON Lines, Parquet); a data set of the Hub or of `datasets.save_to_disk`; the product export of
+    Shopify or of WooCommerce, with tables of orders or bundles beside it; or one file of order lines with
+    descriptions."""
     source: str
     """Folder of the data set, or its name on the Hub; of one table, the file."""
     output_dir: Path

@@ -270,7 +270,7 @@ def test_prompt_completion_rows_need_no_model_and_read_as_text(tiny_data, tmp_pa
         (["evaluate", "--model", "nowhere", "--data", "DATA", "--questions", "Q"], "nowhere"),
         (["evaluate", "--model", "MODEL", "--data", "DATA", "--questions", "nowhere.jsonl"], "nowhere.jsonl"),
         (["complete", "--model", "MODEL", "--bundle", "red-shirt", "--candidates", "red-bag,no-such"], "'no-such'"),
-        (["complete", "--model", "MODEL", "--bundle", "red-shirt", "--where", "price < 3"], "no --items were given"),
+        (["complete", "--model", "MODEL", "--bundle", "red-shirt", "--where", "price < 3"], "has no column 'price'"),
         (["complete", "--model", "MODEL", "--bundle", "red-shirt", "--budget", "-5"], "budget is -5"),
         (["complete", "--model", "MODEL", "--bundle", "red-shirt", "--rules", "gone.yaml"], "gone.yaml"),
         (["complete", "--model", "MODEL", "--bundle", ",", "--candidates", "red-bag,blue-bag"], "names no item"),
@@ -329,7 +329,12 @@ def test_help_shows_each_option_once_with_a_text(command, capsys):
     settings = [_load(each) for each in COMMANDS[command].settings.split()]
     for each in settings:
         for field in dataclasses.fields(each):
-            assert f"--{field.name.replace('_', '-')}" in printed or field.name in (*UNSEEN, *_nested(each), "source")
+            assert f"--{field.name.replace('_', '-')}" in printed or field.name in (
+                *UNSEEN,
+                *_nested(each),
+                "source",
+                "action",
+            )
 
 
 UNSEEN = ("fitted", "progress", "report")

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from bundle_mllm.baselines import evaluate_baselines as evaluate_baselines
     from bundle_mllm.benchmark import run_benchmark as run_benchmark
     from bundle_mllm.completion.bulk import complete_bulk as complete_bulk
+    from bundle_mllm.completion.catalog import update_catalog as update_catalog
     from bundle_mllm.completion.columns import ItemColumns as ItemColumns
     from bundle_mllm.completion.complete import Answers as Answers
     from bundle_mllm.completion.complete import RuledCompleter as RuledCompleter

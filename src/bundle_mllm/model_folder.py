@@ -22,7 +22,7 @@ from bundle_mllm.modeling.configuration_bundle_mllm import BundleRetrieverConfig
 from bundle_mllm.modeling.item_processing_bundle_mllm import BundleItemProcessor
 from bundle_mllm.modeling.modeling_bundle_mllm import BundleMLLMForCausalLM
 from bundle_mllm.modeling.option_scoring_bundle_mllm import BundleMLLMForOptionScoring
-from bundle_mllm.modeling.pipeline_bundle_mllm import RETRIEVER_FOLDER, load_others
+from bundle_mllm.modeling.pipeline_bundle_mllm import RETRIEVER_FOLDER, item_encoder, load_others
 from bundle_mllm.modeling.processing_bundle_mllm import BundleMLLMProcessor
 from bundle_mllm.modeling.retriever_bundle_mllm import BundleRetriever
 
@@ -35,8 +35,9 @@ STAGE_ONE_MODEL, HISTORIES = "training/stage_one/model", "training/{stage}/histo
 Ranker = BundleMLLMForCausalLM | BundleMLLMForOptionScoring
 RANKERS: dict[str, Any] = {each.config_class.model_type: each for each in get_args(Ranker)}
 """Classes of rankers by the `model_type` of their configuration."""
+_ITEMS = ("items.jsonl", "encoders/*", "group_names.json")
 _WORDING = ("tokenizer.json", "processor_config.json", "chat_template.jinja")
-_DECIDING = ("*.safetensors", "items.jsonl", COMBINATION_FILE, *_WORDING)
+_DECIDING = ("*.safetensors", *_ITEMS, COMBINATION_FILE, *_WORDING)
 _UNREADABLE = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)
 
 
@@ -86,6 +87,7 @@ def load_completer(folder: str | Path, device: str | None = None, **kwargs: Any)
             completer = BundleCompleter(processor, ranker, **load_others(str(folder)))
     except _UNREADABLE as error:
         raise _unreadable(folder, error) from error
+    completer.encode_items = item_encoder(str(folder))
     return completer if device is None else completer.to(device)
 
 

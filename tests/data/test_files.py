@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import save_file
 
 import bundle_mllm
-from bundle_mllm.data.files import atomic_path, new_folder
+from bundle_mllm.data import files as module
+from bundle_mllm.data.files import atomic_path, new_folder, replaced_folder
 from bundle_mllm.errors import BundleMLLMError
 
 
@@ -94,7 +95,8 @@ from pathlib import Path
 package = types.ModuleType("bundle_mllm")
 package.__path__ = [sys.argv[1]]
 sys.modules["bundle_mllm"] = package
-from bundle_mllm.data.files import atomic_path, new_folder
+from bundle_mllm.data import files as module
+from bundle_mllm.data.files import atomic_path, new_folder, replaced_folder
 from bundle_mllm.errors import BundleMLLMError
 
 own, folder = sys.argv[2], Path(sys.argv[3])
@@ -132,3 +134,55 @@ def test_a_folder_is_created_in_place_of_an_empty_one_only(tmp_path):
     for path in (tmp_path / "empty", tmp_path / "empty" / "file.txt"):
         with pytest.raises(BundleMLLMError, match="give the name of a new folder"), new_folder(path):
             pass
+
+
+@pytest.fixture(params=["linux", "other"])
+def system(request, monkeypatch):
+    """The systems that exchange two folders in one step, and those that rename."""
+    monkeypatch.setattr(module.sys, "platform", request.param)
+
+
+@pytest.fixture
+def old(tmp_path):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "old").write_text("old")
+    return folder
+
+
+def test_a_folder_is_replaced_when_the_block_is_done(old, system):
+    with replaced_folder(old) as temporary:
+        (temporary / "new").write_text("new")
+        assert [path.name for path in old.iterdir()] == ["old"]
+    assert [path.name for path in old.iterdir()] == ["new"]
+    assert list(old.parent.iterdir()) == [old]
+
+
+def test_a_link_to_a_folder_stays_a_link(old, system):
+    link = old.with_name("link")
+    link.symlink_to(old.name)
+    with replaced_folder(link) as temporary:
+        (temporary / "new").touch()
+    assert link.is_symlink() and [path.name for path in old.iterdir()] == ["new"]
+
+
+def test_an_interrupted_replacement_keeps_the_old_folder(old):
+    with pytest.raises(KeyboardInterrupt), replaced_folder(old) as temporary:
+        (temporary / "new").touch()
+        raise KeyboardInterrupt
+    assert [path.name for path in old.iterdir()] == ["old"]
+    assert list(old.parent.iterdir()) == [old]
+
+
+def test_of_two_replacements_at_a_time_the_second_says_so(old, system):
+    with pytest.raises(BundleMLLMError, match="changed by another process meanwhile"), replaced_folder(old) as slow:
+        (slow / "slow").touch()
+        with replaced_folder(old) as quick:
+            (quick / "quick").touch()
+    assert [path.name for path in old.iterdir()] == ["quick"]
+    assert list(old.parent.iterdir()) == [old]
+
+
+def test_a_folder_that_does_not_exist_is_not_replaced(tmp_path):
+    with pytest.raises(BundleMLLMError, match="There is no folder"), replaced_folder(tmp_path / "none"):
+        pass

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hub_server import TOKEN, HubServer
@@ -15,7 +16,11 @@ from safetensors.torch import load_file, save_file
 from tiny_models import MODALITIES, make_item_processor, make_retriever
 from transformers import pipeline
 
+from bundle_mllm.completion.new_items import find_item_encoder
 from bundle_mllm.data import SPLITS, DatasetFolder, load_questions
+from bundle_mllm.encoders import ImageDescriptor, SoundDescriptor, TfidfEncoder
+from bundle_mllm.encoders.base import FittedState
+from bundle_mllm.encoders.fitted import save_encoder
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.hub.publish import publish
 from bundle_mllm.model_folder import fingerprint, load_completer, load_ranker, save_completer, save_model
@@ -277,6 +282,33 @@ def test_free_text_of_records_settings_and_weights_reaches_neither_card_nor_repo
     for name in report.files:
         assert b"alice" not in (report.folder / name).read_bytes().lower(), name
     assert json.loads((report.folder / "metrics.json").read_text())["fingerprint"] == fingerprint(report.folder)
+
+
+def test_encoders_that_others_can_make_go_along_and_columns_stay_at_home(model_folder, tmp_path):
+    folder = shutil.copytree(model_folder, tmp_path / "model")
+    (folder / "catalog.parquet").write_bytes(b"prices of alice")
+    tfidf = TfidfEncoder()
+    values = {"vocabulary": ["blue", "shirt"], "known_words": 4, "words": 5, "note": "alice"}
+    tfidf.fitted = FittedState(values, {"idf": np.ones(2), "vectors": np.eye(2)})
+    save_encoder(folder / "encoders", tfidf, "tfidf")
+    save_encoder(folder / "encoders", ImageDescriptor(), "descriptor")
+    save_encoder(folder / "encoders", SoundDescriptor(), f"laion:{tmp_path}/alice.pt")
+    (folder / "encoders" / "attributes.json").write_text('{"encoder": "a", "spec": "b", "fitted": {"x": "alice"}}')
+    (folder / "group_names.json").write_text('{"textual": ["alice", "blue", "jeans", "shirt", "secret"]}')
+    report = publish(folder, "acme/outfits", dry_run=True)
+    published = {name for name in report.files if "encoders/" in name or name == "group_names.json"}
+    textual = {"encoders/textual.json", "encoders/textual.safetensors"}
+    assert published == {"encoders/visual.json", "group_names.json", *textual}
+    assert "catalog.parquet" in report.left_out
+    for name in report.files:
+        assert b"alice" not in (report.folder / name).read_bytes().lower(), name
+    names = json.loads((report.folder / "group_names.json").read_text())
+    assert names == {"textual": ["", "blue", "jeans", "shirt", ""]}
+    [entry] = find_item_encoder(str(report.folder)).encode_items([{"title": "a blue dress"}])
+    assert entry["features"]["textual"][:2] == [1, 0] and entry.groups == {"textual": [1]}
+    (folder / "encoders" / "textual.safetensors").write_bytes(b"cut")
+    with pytest.raises(BundleMLLMError, match=r"textual\.safetensors is of another encoding"):
+        publish(folder, "acme/outfits", dry_run=True)
 
 
 def test_files_that_need_no_change_are_published_as_they_are(model_folder, tmp_path):

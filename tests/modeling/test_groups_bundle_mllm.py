@@ -83,6 +83,32 @@ def test_pairs_read_back_make_the_same_groups():
     assert all(torch.equal(again.state_dict()[name], value) for name, value in made.state_dict().items())
 
 
+def test_given_sizes_count_whatever_the_pairs_are():
+    """So that an item that is added or removed leaves the sizes of its groups as they were, also after saving."""
+    made, again = make_groups([[0, 1], [2]], sizes=torch.tensor([7, 5, 3])), BundleRetrieverGroups(NUM_ITEMS, 3)
+    again.load_state_dict(made.state_dict())
+    for groups in (made, again):
+        assert groups.gather(torch.tensor([0, 2]), NUM_ITEMS)[3].tolist() == [7, 5]
+        assert groups.members(torch.tensor([0]))[2].tolist() == [7, 7]
+        assert groups.pairs().sizes.tolist() == [7, 5]
+
+
+def test_extra_rows_are_in_the_groups_that_are_given_with_them():
+    made = make_groups()
+    extra = ItemPairs(torch.tensor([2, 0, 0, 2]), torch.tensor([3, 2, 9, 0]))  # no item of the catalog is in group 9
+    rows = torch.tensor([NUM_ITEMS + 2, 4, NUM_ITEMS, NUM_ITEMS + 1])
+    degree, owner, group, size = made.gather(rows, NUM_ITEMS, extra)
+    assert degree.tolist() == [2, 3, 1, 0] and owner.tolist() == [0, 0, 1, 1, 1, 2]
+    assert sorted(zip(owner.tolist(), group.tolist(), size.tolist(), strict=True)) == [
+        (0, 0, 3),
+        (0, 3, 2),
+        (1, 0, 3),
+        (1, 1, 1),
+        (1, 3, 2),
+        (2, 2, 2),
+    ]
+
+
 def test_no_pairs_and_no_items_are_allowed():
     made = make_groups()
     made.replace(3, None)
@@ -98,6 +124,7 @@ def test_no_pairs_and_no_items_are_allowed():
         (ItemPairs(torch.tensor([-1]), torch.tensor([0])), "some pairs have no item"),
         (ItemPairs(torch.tensor([0]), torch.tensor([-1])), "groups from 0"),
         (ItemPairs(torch.tensor([0, 1]), torch.tensor([0])), "2 rows and 1 groups for 6 items"),
+        (make_pairs([[0], [1]], sizes=torch.tensor([1])), "1 sizes of groups and pairs of group 1"),
         (make_pairs([[0]], node_of_item=torch.tensor([0])), r"node_of_item has shape \[1\] for 6 items"),
         (make_pairs([[0]], node_of_item=torch.full((NUM_ITEMS,), 6)), "or a node outside"),
     ],

@@ -8,6 +8,7 @@ from tiny_models import make_pairs
 from transformers import AutoConfig, AutoModel
 
 from bundle_mllm.modeling import BundleRetriever, BundleRetrieverConfig
+from bundle_mllm.modeling.groups_bundle_mllm import ItemPairs
 
 MODALITIES = {"bundle_item": 3, "textual": 4, "visual": 5}
 NUM_ITEMS = 40
@@ -189,6 +190,26 @@ def test_a_new_item_is_scored_by_its_features_at_once():
     expected[0, 0] = -torch.inf
     found = model.retrieve(partial, top_k=5, extra_items=extra)
     assert torch.allclose(found.scores, expected.topk(5).values, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_new_item_with_the_features_and_groups_of_an_old_one_has_its_scores():
+    model, row = make_retriever(), 2
+    features = {name: model.catalog.features[name][[row]] for name in MODALITIES}
+    groups = {}
+    for name, each in model.memberships.items():
+        _, node, group, _ = each.gather(torch.tensor([row]), NUM_ITEMS)
+        groups[name] = ItemPairs(node, group)
+    extra = {"features": features, "present": model.catalog.present[[row]], "groups": groups}
+    every = torch.arange(NUM_ITEMS)[None]
+    old, new = model(torch.tensor([[0, row]]), every), model(torch.tensor([[0, NUM_ITEMS]]), every, extra)
+    assert torch.allclose(new.scores, old.scores, atol=1e-5)
+    options = torch.tensor([[row, NUM_ITEMS]])
+    scores = model(torch.tensor([[0, 5]]), options, extra).scores
+    assert torch.allclose(scores[0, 0], scores[0, 1], atol=1e-5)
+    old.scores[0, 0] = -torch.inf
+    found = model.retrieve(torch.tensor([[0, NUM_ITEMS]]), top_k=5, extra_items=extra)
+    assert torch.allclose(found.scores, old.scores.topk(5).values, atol=1e-5)
 
 
 @torch.no_grad()

@@ -48,7 +48,7 @@ def test_groups_are_words_of_texts_and_bundles_of_categories(shop):
     assert everything in of_word.values()  # red
     assert everything - {23} in of_word.values()  # thing
     assert {n for n in range(24) if n % 3 == 1} in of_word.values()  # shoes
-    nodes, bundles, category, _ = memberships["bundle_category"]
+    nodes, bundles, category, *_ = memberships["bundle_category"]
     assert category.tolist() == [{0: 1, 1: 2, 2: 0}[n % 3] for n in range(23)] + [-1]  # Hat, Shirt, Shoes
     assert set(zip(nodes.tolist(), bundles.tolist(), strict=True)) == {
         (int(category[row]), group) for row, group in as_set(memberships["bundle_item"])

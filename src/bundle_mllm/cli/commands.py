@@ -150,38 +150,44 @@ def _complete(
     from bundle_mllm.completion.complete import load_ruled_completer
 
     completer = load_ruled_completer(model, applied, options["items"], options["device"])
-    question = {"partial": _ids(bundle), "candidates": None if candidates is None else _ids(candidates)}
+    question = {"partial": _entries(bundle), "candidates": None if candidates is None else _entries(candidates)}
     [answers] = completer.complete([question], top_k=options["top_k"], page=page, explain=explain)
     for note in (*completer.rules.notes, *answers.notes):
         print(f"note: {note}", file=sys.stderr)
     return json_format.dumps(answers.items, ensure_ascii=False, indent=2) if json else show.ranking(answers.items)
 
 
-def _ids(text: str) -> list[str]:
-    """Return item ids that are separated by commas, or a JSON list."""
-    ids = [item_id for part in text.split(",") if (item_id := part.strip())]
+def _entries(text: str) -> list[Any]:
+    """Return item ids that are separated by commas, or a JSON list of ids and new items."""
+    entries: Any = [item_id for part in text.split(",") if (item_id := part.strip())]
     if text.lstrip().startswith("["):
         try:
-            ids = json_format.loads(text)
+            entries = json_format.loads(text)
         except ValueError as error:
             raise BundleMLLMError(f'{text!r} is no JSON list ({error}): write it as ["a12", "b7"].') from error
-    if not ids or not all(isinstance(item_id, str) for item_id in ids):
-        raise BundleMLLMError(f'{text!r} names no item: give item ids such as a12,b7, or ["a12", "b7"].')
-    return ids
+    if not entries or not all(isinstance(entry, str | dict) for entry in entries):
+        raise BundleMLLMError(
+            f'{text!r} names no item: give item ids such as a12,b7, or ["a12", {{"title": "linen shirt"}}].'
+        )
+    return entries
 
 
 def _recipe(argv: Sequence[str]) -> tuple[Options, str]:
     """Return the defaults of `train`, which depend on --base-model and --config, and the description in its help."""
     from bundle_mllm.settings import SCRATCH, read_overrides, with_overrides
-    from bundle_mllm.training.config import default_run
+    from bundle_mllm.training.config import continued_run, default_run
 
     parser = ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--config", nargs="?")
     parser.add_argument("--base-model", "--base_model", nargs="?")
+    parser.add_argument("--continue-from", "--continue_from", nargs="?")
     early, _ = parser.parse_known_args(argv)
     values = read_overrides(Path(early.config)) if early.config else {}
     base_model = early.base_model or values.get("base_model") or SCRATCH
-    run = with_overrides(default_run(base_model, data=Path(), output_dir=Path()), values)
+    if folder := early.continue_from or values.get("continue_from"):
+        run = with_overrides(continued_run(Path(folder), data=Path(), output_dir=Path()), values)
+    else:
+        run = with_overrides(default_run(base_model, data=Path(), output_dir=Path()), values)
     required = {"data", "output_dir"} - values.keys()
     return (
         {each.name: getattr(run, each.name) for each in fields(run) if each.name not in required},
@@ -239,6 +245,9 @@ COMMANDS = {
                       defaults={"progress": True}),
     "complete": Command("complete one bundle or many, under the rules of a shop",
                         "cli.settings:CompletionSettings completion.rules:Rules", _complete, recipe=_rules),
+    "catalog": Command("add items to a model folder, update some or remove some",
+                       "completion.settings:CatalogSettings", "completion.catalog:update_catalog",
+                       positional=("action",)),
     "publish": Command("publish a model folder on the Hub",
                        "hub.settings:PublishSettings", "hub.publish:publish", show.published),
     "publish-dataset": Command("publish a dataset folder on the Hub",

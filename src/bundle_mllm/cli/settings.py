@@ -77,7 +77,8 @@ class CompletionSettings(BulkOptions):
     model: str
     """Model folder or Hub repository."""
     bundle: str | None = None
-    """Ids of the items that the bundle has so far, separated by commas (a JSON list for ids with commas)."""
+    """Ids of the items that the bundle has so far, separated by commas; or a JSON list of ids and of new items, such
+    as ["a12", {"title": "linen shirt", "image": "shirt.jpg"}]."""
     candidates: str | None = None
     """Ids to choose from, separated by commas; the whole catalog if not given. Of more than 26 the ranker sees the
     retriever's best; without a retriever they are ranked in groups, at about 0.15 prompts per candidate."""

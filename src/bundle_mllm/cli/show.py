@@ -84,7 +84,8 @@ def ranking(ranked: Iterable[Mapping[str, Any]], answer: str | None = None) -> s
     lines = []
     for entry in ranked:
         mark = "   <- the item that was left out" if entry["item_id"] == answer else ""
-        lines.append(f"  {entry['score']:6.1%}  {entry['item_id']}  {entry['title']}{mark}")
+        guess = "   (a guess: nothing is known about it)" if entry.get("guess") else ""
+        lines.append(f"  {entry['score']:6.1%}  {entry['item_id']}  {entry['title']}{guess}{mark}")
         if explanation := dict(entry.get("explanation", {})):
             terms = explanation.pop("retriever_terms", {})
             probabilities = [f"{part} {value:.1%}" for part, value in explanation.items()]

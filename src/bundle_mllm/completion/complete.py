@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from bundle_mllm.completion.columns import ItemColumns
+from bundle_mllm.completion.item_table import ITEM_TABLE
 from bundle_mllm.completion.rules import CatalogRules, Rules
 from bundle_mllm.completion.selection import Groups, Limits, Prices, Selected, select
 from bundle_mllm.device import choose_device
@@ -36,7 +37,8 @@ class Answers:
     Attributes:
         items: In the order in which they were selected, without rules best first: `item_id`, `title`, `letter` (the
             place among up to 26 candidates, else `None`), `score` (the probability among all items that the filters
-            allow; `boost` and limits do not change it) and, if wanted, `explanation`.
+            allow; `boost` and limits do not change it), `guess` (see `BundleCompleter.guesses`) and, if wanted,
+            `explanation`.
         notes: One line for each rule that could not be kept to or left too few; empty if there is nothing to say.
     """
 
@@ -140,7 +142,7 @@ class RuledCompleter:
         options = {"batch_size": batch_size, "progress": progress}
         size = max(1, min(MAX_QUESTIONS, CATALOG_CELLS // max(1, self.completer.processor.num_items)))
         try:
-            asked = [self._read(question) for question in questions]
+            asked = [self._read(question) for question in self.completer.prepare(questions)]
             for score, wanted in ((self._score_catalog, True), (self._score_candidates, False)):
                 numbers = [i for i, each in enumerate(asked) if (each.candidates is None) == wanted]
                 for start in range(0, len(numbers), size):
@@ -238,7 +240,8 @@ class RuledCompleter:
             for _ in range(page):
                 order[found.rows] = -np.inf
                 found = self._select(order, limits, top_k, shown, rows)
-        items = [self._describe(scored, place) for place in found.rows]
+        guesses = self.completer.guesses(partial, [scored.entries[place] for place in found.rows])
+        items = [self._describe(scored, *pair) for pair in zip(found.rows, guesses, strict=True)]
         if explain:
             for item, explanation in zip(items, self._explain(partial, scored, found.rows), strict=True):
                 item["explanation"] = explanation
@@ -266,13 +269,14 @@ class RuledCompleter:
         ids = [entry.get("item_id") if isinstance(entry, Mapping) else entry for entry in entries]
         return [processor.row(item_id) for item_id in ids if item_id in processor]
 
-    def _describe(self, scored: _Scored, place: int) -> dict[str, Any]:
+    def _describe(self, scored: _Scored, place: int, guess: bool) -> dict[str, Any]:
         entry = scored.entries[place]
         return {
             "item_id": entry.get("item_id") if isinstance(entry, Mapping) else entry,
             "title": self.completer.processor.title(entry),
             "letter": scored.letters[place] if scored.letters else None,
             "score": float(np.exp(scored.values[place])),
+            "guess": guess,
         }
 
     def _explain(self, partial: Sequence[Any], scored: _Scored, places: Sequence[int]) -> list[dict[str, Any]]:
@@ -329,7 +333,8 @@ def load_ruled_completer(
     Args:
         model: The folder or repository.
         rules: The rules; none if not given.
-        items: Items table or dataset folder whose columns the rules read; by default what the model holds.
+        items: Items table or dataset folder whose columns the rules read; by default the table that the model folder
+            holds, see `item_table`.
         device: Where the models run; a GPU if there is one.
 
     Raises:
@@ -339,6 +344,8 @@ def load_ruled_completer(
     if rules is None or rules == Rules():
         return RuledCompleter(completer)
     item_ids, titles = completer.processor.item_ids, completer.processor.titles
+    if items is None and (Path(model) / ITEM_TABLE).is_file():
+        items = Path(model) / ITEM_TABLE
     if items is not None:
         columns = ItemColumns.load(items, item_ids)
     else:

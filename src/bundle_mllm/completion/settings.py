@@ -1,6 +1,6 @@
-"""Settings of completing many bundles.
+"""Settings of functions that use a model in a shop.
 
-Knows nothing about how it is done; imports neither torch nor transformers.
+Knows nothing about models; imports neither torch nor transformers.
 """
 
 from __future__ import annotations
@@ -47,3 +47,24 @@ class BulkSettings(BulkOptions):
     """Items table, or dataset folder, whose columns the rules read."""
     device: str | None = None
     """Where the models run; a GPU if there is one."""
+
+
+@dataclass(frozen=True)
+class CatalogSettings(Settings):
+    """Add items to a model folder, change some or remove some, without training.
+
+    `add` encodes new items by the encoders that made the features of the others. `update` replaces the columns that
+    the file has: title, description, category, image and audio are encoded again, others, such as price and stock, are
+    only stored. `remove` needs item ids alone. Ranker and retriever change together, in one step; scores of all other
+    items stay what they were.
+    """
+
+    action: Literal["add", "update", "remove"]
+    """What to do."""
+    model: Path
+    """Model folder."""
+    items: Path
+    """Table of items (.jsonl, .csv, .parquet), or a folder with a table `items`. Paths of pictures and sounds in it
+    begin in its folder."""
+    device: str | None = None
+    """Where the encoders' models run; the GPU if there is one, if not given."""

@@ -100,7 +100,11 @@ class ItemCatalog(Sequence[Item]):
 
         [`~ItemCatalog.load`] reads an equal catalog back, except that CSV turns `extra` values into text.
         """
-        write_records(path, (_to_record(item) for item in self))
+        write_records(path, self.records())
+
+    def records(self) -> Iterator[dict[str, Any]]:
+        """Yield each item as [`~ItemCatalog.from_records`] takes it."""
+        return (_to_record(item) for item in self)
 
     @property
     def item_ids(self) -> tuple[str, ...]:

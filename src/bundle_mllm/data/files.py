@@ -7,16 +7,18 @@ Temporary names are unique, so that processes that write to one place at once do
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
 import math
 import os
 import shutil
 import stat
+import sys
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from glob import escape
 from pathlib import Path
 from typing import Any
@@ -65,9 +67,7 @@ def new_folder(path: str | os.PathLike) -> Iterator[Path]:
         raise BundleMLLMError(f"{path} {problem}: give the name of a new folder.")
     if final.is_mount():
         raise BundleMLLMError(f"{path} is a mount point, which cannot be replaced in one step: give a folder in it.")
-    for other in final.parent.glob(f".{escape(final.name)}.*.tmp"):
-        if other.is_dir() and other.stat().st_mtime < time.time() - _ABANDONED:
-            shutil.rmtree(other, ignore_errors=True)
+    _delete_abandoned(final)
     temporary = _temporary(final)
     temporary.mkdir(parents=True)
     try:
@@ -84,6 +84,55 @@ def new_folder(path: str | os.PathLike) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+@contextmanager
+def replaced_folder(path: str | os.PathLike) -> Iterator[Path]:
+    """Yield an empty temporary folder that takes the place of the folder `path` in one step when the block succeeds.
+
+    A reader of `path` finds the old folder or the new one, after a kill, too. Where the system cannot exchange two
+    folders (other than Linux, some file systems), `path` is missing for a moment between two renames.
+
+    Raises:
+        BundleMLLMError: If another process has replaced the folder meanwhile; its folder stays.
+    """
+    final = require_folder(path).resolve()
+    _delete_abandoned(final)
+    before, temporary = final.stat().st_ino, _temporary(final)
+    temporary.mkdir()
+    try:
+        yield temporary
+        _make_readable(temporary)
+        exchange(final, temporary)
+        if temporary.stat().st_ino != before:
+            exchange(final, temporary)
+            raise BundleMLLMError(f"{final} was changed by another process meanwhile, and stays so: repeat this.")
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def exchange(one: Path, other: Path) -> None:
+    """Exchange two files or folders of one file system: in one step on Linux, elsewhere by renaming.
+
+    A kill between the renames leaves `one` beside its place, under a hidden name that ends in `.old`.
+    """
+    if sys.platform == "linux":
+        here, flag = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+        with suppress(AttributeError):  # a C library without this function
+            renameat2 = ctypes.CDLL(None).renameat2
+            if not renameat2(here, os.fsencode(one), here, os.fsencode(other), flag):
+                return
+    between = _temporary(one).with_suffix(".old")
+    os.replace(one, between)
+    os.replace(other, one)
+    os.replace(between, other)
+
+
+def _delete_abandoned(final: Path) -> None:
+    """Delete the temporary folders of a folder that killed processes left a day ago or more."""
+    for other in final.parent.glob(f".{escape(final.name)}.*.tmp"):
+        if other.is_dir() and other.stat().st_mtime < time.time() - _ABANDONED:
+            shutil.rmtree(other, ignore_errors=True)
 
 
 def _temporary(path: Path) -> Path:

@@ -20,6 +20,8 @@ from bundle_mllm.data.words import words
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
+MAX_GROUPS = 512
+"""An item keeps so many of its smallest groups, which are the most specific: the cost of a question has a bound."""
 BUNDLE_ITEM, BUNDLE_CATEGORY, USER_ITEM = "bundle_item", "bundle_category", "user_item"
 TEXTUAL, ATTRIBUTES = "textual", "attributes"
 
@@ -37,6 +39,7 @@ class ItemGroups:
         groups: `[num_pairs]` int64, the number of the group, from 0.
         num_items: Length of the catalog.
         node_of_item: `[num_items]` int64, the node of each item, -1 for none; `None` if each item is its own.
+        names: The name of each group, where it has one, such as a word.
     """
 
     name: str
@@ -44,6 +47,7 @@ class ItemGroups:
     groups: np.ndarray
     num_items: int
     node_of_item: np.ndarray | None = None
+    names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         width = self.num_groups
@@ -88,7 +92,7 @@ class ItemGroups:
         """Take the distinct names that each item has as groups, numbered in sorted order."""
         number = {each: index for index, each in enumerate(sorted(set().union(*of_items)))}
         groups, nodes = _pairs([[number[each] for each in names] for names in of_items])
-        return cls(name, nodes, groups, len(of_items))
+        return cls(name, nodes, groups, len(of_items), names=tuple(number))
 
     def __len__(self) -> int:
         """Return the number of pairs."""

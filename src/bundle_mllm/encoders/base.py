@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from bundle_mllm.data.folder import DatasetFolder
+from bundle_mllm.data.memberships import ItemGroups
 
 Progress = Callable[[int, int], None]
 """Called with (items done, items in all)."""
@@ -95,6 +96,11 @@ class FittingEncoder(ABC):
     dim: int
     fitted: FittedState | None = None
 
+    @property
+    def read_columns(self) -> tuple[str, ...]:
+        """The columns of the items table that it reads."""
+        return ("title", "description", "category")
+
     @abstractmethod
     def encode(self, folder: DatasetFolder, progress: Progress | None = None) -> Encoded:
         """Encode all items of a folder; fit to them first if `fitted` is `None`.
@@ -105,6 +111,10 @@ class FittingEncoder(ABC):
     @abstractmethod
     def still_fits(self, folder: DatasetFolder) -> bool:
         """Return whether `fitted` describes the items of a folder as well as those that it was fitted to."""
+
+    def groups(self, folder: DatasetFolder) -> ItemGroups | None:
+        """Return the groups of a folder's items that go with the features, numbered as when it was fitted, if any."""
+        return None
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ import hashlib
 import json
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from bundle_mllm.data.features import (
     renew_items_hash,
     write_modality,
 )
-from bundle_mllm.data.files import sha256
+from bundle_mllm.data.files import require_folder, sha256
 from bundle_mllm.data.folder import DatasetFolder
 from bundle_mllm.data.folds import count_folds, remove_folds
 from bundle_mllm.data.leakage import check_columns, check_interactions
@@ -38,7 +38,14 @@ from bundle_mllm.encoders.base import Encoded, FittingEncoder, IssueGroup, ItemE
 from bundle_mllm.encoders.batches import BatchEncoder, Rows, Sources, embed_batches, put_together
 from bundle_mllm.encoders.distributed import Process
 from bundle_mllm.encoders.earlier import digests_of_rows, find_earlier, read_earlier, save_digests
-from bundle_mllm.encoders.fitted import ENCODERS_FOLDER, forget_encoder, read_encoder, save_encoder
+from bundle_mllm.encoders.fitted import (
+    ENCODERS_FOLDER,
+    KeptEncoder,
+    forget_encoder,
+    read_encoder,
+    read_encoders,
+    save_encoder,
+)
 from bundle_mllm.encoders.registry import available, make_encoder, requested
 from bundle_mllm.encoders.relational import BundleItemEncoder
 from bundle_mllm.encoders.settings import EncodingSettings
@@ -126,7 +133,15 @@ def encode_folder(settings: EncodingSettings) -> dict[str, ModalitySummary]:
         raise BundleMLLMError('engine="ray" and `accelerate launch` both spread the work: use one of them.')
     run = _Run(settings, folder, process)
     # All models are loaded before the first item is encoded: a wrong name shows at once, not after hours.
-    chosen = selected or available(folder)
+    if settings.like is not None:
+        like = read_encoders(require_folder(settings.like, "give a model folder") / ENCODERS_FOLDER)
+        if not like or selected or settings.refit:
+            raise BundleMLLMError(
+                f"like={settings.like} chooses the encoders and what they fitted, so it excludes others and `refit`, "
+                f"and has to be a model folder that keeps some (this one keeps {len(like)}): drop one of them."
+            )
+        run = replace(run, like=like)
+    chosen = selected or [(modality, run.spec_of(modality, spec)) for modality, spec in available(folder)]
     makers = [partial(make_encoder, modality, spec) for modality, spec in chosen]
     encoders = [make(process.device) for make in makers]
     for modality, count in Counter(encoder.modality for encoder in encoders).items():
@@ -153,6 +168,11 @@ class _Run:
     settings: EncodingSettings
     folder: DatasetFolder
     process: Process
+    like: Mapping[str, KeptEncoder] = field(default_factory=dict)
+
+    def spec_of(self, modality: str, default: str) -> str:
+        """Return the spec of the encoder that a model folder keeps, if it is to be used."""
+        return self.like[modality].spec if modality in self.like else default
 
     @property
     def _features(self) -> Path:
@@ -190,11 +210,12 @@ class _Run:
         if not isinstance(encoder, FittingEncoder):
             summary = self._up_to_date(encoder, identity)
         else:
-            summary, kept = None, read_encoder(self._features / ENCODERS_FOLDER, encoder.modality)
+            summary, given = None, self.like.get(encoder.modality)
+            kept = given or read_encoder(self._features / ENCODERS_FOLDER, encoder.modality)
             if kept is not None and kept.name == encoder.name and not self.settings.refit:
                 encoder.fitted = kept.fitted
                 summary = self._up_to_date(encoder, {**identity, FITTED: kept.sha256})
-                if summary is None and encoder.fitted is not None and not encoder.still_fits(self.folder):
+                if summary is None and encoder.fitted and given is None and not encoder.still_fits(self.folder):
                     encoder.fitted = None
         if summary is None:
             encoded = encoder.encode(self.folder, self._progress(encoder.modality))

@@ -6,7 +6,7 @@ Knows nothing about how an encoder works, nor what its features are used for.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,7 +115,7 @@ def read_encoders(folder: Path) -> dict[str, KeptEncoder]:
     return {modality: encoder for modality, encoder in kept.items() if encoder is not None}
 
 
-def copy_encoders(source: Path, target: Path, modalities: Mapping[str, int]) -> None:
+def copy_encoders(source: Path, target: Path, modalities: Iterable[str]) -> None:
     """Copy the records of the encoders of some modalities, as far as there are any."""
     for modality in modalities:
         for path in (source / f"{modality}.json", source / f"{modality}.safetensors"):

@@ -202,8 +202,13 @@ def cross_fit(
 
 def rotate_onto(features: np.ndarray, reference: np.ndarray) -> np.ndarray:
     """Rotate features `[num_items, dim]`: X Q with the orthogonal Q that minimizes |X Q - Y| (Schönemann, 1966)."""
+    return (features @ rotation_onto(features, reference)).astype(features.dtype)
+
+
+def rotation_onto(features: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """Return the rotation Q `[dim, dim]` of `rotate_onto`."""
     left, _, right = np.linalg.svd(features.T.astype(np.float64) @ reference)
-    return (features @ (left @ right)).astype(features.dtype)
+    return left @ right
 
 
 def _with_popularity(factors: np.ndarray, counts: np.ndarray) -> Encoded:

@@ -60,6 +60,9 @@ class EncodingSettings(EngineOptions, EncoderOptions):
 
     data: Path
     """Dataset folder; its features/ is written."""
+    like: Path | None = None
+    """Model folder whose encoders are used, with what they fitted, so that its training can be continued on the folder
+    (`train --continue-from`)."""
     refit: bool = False
     """Fit vocabularies and statistics anew, too. They are kept otherwise as long as they describe the items, so that
     features of earlier items stay what they were."""

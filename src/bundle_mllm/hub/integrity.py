@@ -11,6 +11,7 @@ from pathlib import Path
 
 from bundle_mllm import modeling
 from bundle_mllm.data.files import read_json
+from bundle_mllm.encoders.fitted import ENCODERS_FOLDER, read_encoders
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.hub.repository import read_tensors
 from bundle_mllm.modeling.combination_bundle_mllm import COMBINATION_FILE
@@ -32,6 +33,7 @@ def check_complete(folder: Path) -> None:
         _check_files(folder, _NEEDED_OF_RANKER)
         if (folder / RETRIEVER_FOLDER).is_dir():
             _check_files(folder, (COMBINATION_FILE,))
+    read_encoders(folder / ENCODERS_FOLDER)  # refuses damaged ones
     for part in (folder, folder / RETRIEVER_FOLDER):
         if part.is_dir():
             _check_files(part, ("config.json", *_needed_code(part)))

@@ -8,11 +8,13 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from bundle_mllm.completion.item_table import GROUP_NAMES
 from bundle_mllm.data.files import read_json, write_json
+from bundle_mllm.encoders.fitted import ENCODERS_FOLDER
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.hub.card import find_record, read_measurements, render_model_card
 from bundle_mllm.hub.integrity import check_code, check_complete
-from bundle_mllm.hub.records import place_public, public_record, public_settings
+from bundle_mllm.hub.records import place_public, public_encoder, public_record, public_settings
 from bundle_mllm.hub.report_files import FILES as REPORT_FILES
 from bundle_mllm.hub.report_files import FOLDER as REPORT_FOLDER
 from bundle_mllm.hub.report_files import read_report, write_report
@@ -28,7 +30,9 @@ from bundle_mllm.settings import configured_by
 PUBLISHED_RECORD = "training_record.json"
 _MODEL = ("*.safetensors", "*.safetensors.index.json", "*_bundle_mllm.py", "config.json")
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "chat_templates/*.jinja")
-_OTHERS = ("generation_config.json", "items.jsonl", "processor_config.json", COMBINATION_FILE)
+_ENCODERS = ("encoders/visual.json", "encoders/acoustic.json", "encoders/textual.*", GROUP_NAMES)
+"""What encodes new items, as far as it tells no more than titles and texts do: columns such as prices stay here."""
+_OTHERS = ("generation_config.json", "items.jsonl", "processor_config.json", COMBINATION_FILE, *_ENCODERS)
 TAKEN = (*_MODEL, *(f"{RETRIEVER_FOLDER}/{pattern}" for pattern in _MODEL), *_TOKENIZER, *_OTHERS)
 """The files of a model folder that belong in its repository; all others stay here."""
 _EARLIER = ("added_tokens.json", "merges.txt", "special_tokens_map.json", "tokenizer.model", "vocab.json", "vocab.txt")
@@ -67,7 +71,7 @@ def publish(settings: PublishSettings) -> PublishReport:
     card = render_model_card(settings, measurements, report)
     record = find_record(source)
     files = [path for path in source.rglob("[!.]*") if path.is_file()]
-    taken = [path for path in files if matches(path.relative_to(source).as_posix(), TAKEN)]
+    taken = [path for path in files if matches(path.relative_to(source).as_posix(), TAKEN) and is_public(path)]
 
     def write(target: Path) -> None:
         for path in taken:
@@ -92,6 +96,11 @@ def publish(settings: PublishSettings) -> PublishReport:
     paths = [*source.iterdir(), *source.glob(f"{RETRIEVER_FOLDER}/*")]
     names = sorted(path.relative_to(source).as_posix() for path in paths if path not in used and path.name[0] != ".")
     return replace(published, left_out=tuple(names), verification=verified[0])
+
+
+def is_public(path: Path) -> bool:
+    """Return whether others can use a file: that of an encoder only if they can make the encoder."""
+    return path.parent.name != ENCODERS_FOLDER or public_encoder(path.with_suffix(".json")) is not None
 
 
 def _check_no_user_log(source: Path) -> None:

@@ -16,7 +16,10 @@ from typing import Any
 
 from transformers import AutoConfig, GenerationConfig
 
+from bundle_mllm.completion.item_table import GROUP_NAMES
 from bundle_mllm.data.files import read_json, write_json
+from bundle_mllm.data.words import words
+from bundle_mllm.encoders.fitted import ENCODERS_FOLDER
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.hub.repository import link_or_copy, place_tensors
 from bundle_mllm.hub.schema import (
@@ -90,6 +93,12 @@ _MODALITY: Schema = {
     NAME: numbers,
 }
 FEATURES: Schema = {re.compile("[a-z][a-z0-9_]{0,39}"): _MODALITY}
+ENCODER_RECORD: Schema = {
+    "encoder": _ENCODER,
+    "spec": matching(r"[a-z_]+(:(hf-hub:)?[\w.-]+/[\w.-]+)?"),
+    **dict.fromkeys(("weights_sha256", "arrays_sha256"), digest),
+    "fitted": {"vocabulary": [text], NAME: number},
+}
 FEATURES_METADATA: Schema = {"encoded_by": _ENCODER, "of": digest, "format": matching("pt")}
 
 _KEY = re.compile(r"[\w.-]{1,80}")
@@ -132,6 +141,30 @@ def _public_settings(values: dict[str, Any]) -> dict[str, Any]:
     return rebuild(values, schema)
 
 
+def public_encoder(path: Path) -> dict[str, Any] | None:
+    """Return what is published of the record of an encoder; `None` if others cannot make it: it is of a local folder.
+
+    A vocabulary passes: it is of words that two items or more have in title, category or description.
+    """
+    values = rebuild(read_json(path), ENCODER_RECORD)
+    _, _, model = values.get("spec", ":/").partition(":")
+    return None if (model and Path(model).exists()) or "spec" not in values else values
+
+
+def public_group_names(path: Path) -> dict[str, list[str]]:
+    """Return what is published of the words that items share: those in titles and in the published vocabulary.
+
+    The others are blank, so that each word keeps its number.
+    """
+    with open(path.with_name("items.jsonl"), encoding="utf-8") as file:
+        public = {word for line in file for word in words(json.loads(line)["title"])}
+    record = path.parent / ENCODERS_FOLDER / "textual.json"
+    encoder = public_encoder(record) if record.is_file() else None
+    public |= set((encoder or {}).get("fitted", {}).get("vocabulary", ()))
+    names = rebuild(read_json(path), {"textual": [text]})
+    return {name: [word if word in public else "" for word in each] for name, each in names.items()}
+
+
 def public_record(record: dict[str, Any]) -> dict[str, Any]:
     """Return what is published of `run.json` or `conversion.json`; a base model only if others can get it."""
     public = rebuild(record, RUN)
@@ -151,6 +184,10 @@ def place_public(source: Path, target: Path) -> None:
         place_tensors(source, target, {"format": "pt"})
     elif source.name == "items.jsonl":
         _place_items(source, target)
+    elif source.name == GROUP_NAMES:
+        write_json(target, public_group_names(source))
+    elif source.parent.name == ENCODERS_FOLDER:
+        write_json(target, public_encoder(source))
     elif is_settings and (public := public_settings(source)) != read_json(source):
         write_json(target, public)
     else:

@@ -77,6 +77,10 @@ class BundleCombination:
                 )
         return self if self.fitted_for else replace(self, fitted_for=samples)
 
+    def unbound(self) -> "BundleCombination":
+        """Return the combination for other models of the same kind, such as ones that were trained further."""
+        return replace(self, fitted_for=None)
+
     def save_pretrained(self, folder: str | os.PathLike) -> None:
         """Write `combination.json` to a folder."""
         path = Path(folder, COMBINATION_FILE)

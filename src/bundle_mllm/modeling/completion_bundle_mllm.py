@@ -10,14 +10,19 @@ from itertools import islice
 from typing import Any
 
 import torch
+from transformers.utils import logging
 
 from .combination_bundle_mllm import BundleCombination
 from .configuration_bundle_mllm import BundleMLLMConfig
 from .item_processing_bundle_mllm import BundleItemProcessor
-from .questions_bundle_mllm import check_scores, field
+from .questions_bundle_mllm import EncodedItem, check_scores, field, groups_of, name_of
 from .ranking_bundle_mllm import GROUP_SIZE, MAX_OPTIONS, round_sizes
 from .scoring_bundle_mllm import OptionScorer, RankerScorer, RankerScores, select
 
+logger = logging.get_logger(__name__)
+
+BUNDLE_CATEGORY = "bundle_category"
+"""The membership that items share through their category."""
 NUM_RETRIEVED = 100
 """Items that a whole catalog is narrowed down to, unless more are wanted."""
 QUESTIONS_AT_ONCE = 256
@@ -35,6 +40,7 @@ class Completion:
         orders: `[num_orders, K]` the same under each order of the candidates in the prompt, for "ranker" and "both".
         unrestricted_choice: See `RankerScores`; `None` without a ranker.
         terms: What each part of the retriever adds to its scores `[K]`, by name; where asked for.
+        partial: The partial bundle of the question.
     """
 
     candidates: Sequence[Any]
@@ -42,6 +48,7 @@ class Completion:
     orders: Mapping[str, torch.Tensor]
     unrestricted_choice: int | None
     terms: Mapping[str, torch.Tensor] | None = None
+    partial: Sequence[Any] = ()
 
     @property
     def answer(self) -> torch.Tensor:
@@ -82,6 +89,8 @@ class BundleCompleter:
         self.processor: Any = processor
         self.ranker, self.retriever = ranker, retriever
         self.modalities: dict[str, int] = {}
+        self.encode_items: Callable[[Sequence[Mapping]], Sequence[Mapping]] | None = None
+        """Encodes dict items without features; the model folder's own encoders where the package is installed."""
         for model in self.models:
             processor.check_model(model.config)
             for name, width in model.config.modalities.items():
@@ -121,6 +130,43 @@ class BundleCompleter:
     def num_ranked(self) -> int:
         """Of how many retrieved items M the ranker scores the best."""
         return getattr(self.processor, "max_options", MAX_OPTIONS)
+
+    def known(self, entries: Sequence[Any]) -> list[bool]:
+        """Return of each item of a question whether a model knows anything about it beyond its id.
+
+        Both models read features, the retriever counts shared groups, and the ranker reads titles.
+        """
+        rows = [self.processor.row(entry) for entry in entries if not isinstance(entry, Mapping)]
+        at = torch.tensor(rows, dtype=torch.long)
+        found = torch.zeros(len(at), dtype=torch.bool)
+        if self.ranker is not None:
+            for mask in self.ranker.catalog_rows()["present"].values():
+                found |= mask[at.to(mask.device)].cpu()
+        if self.retriever is not None:
+            found |= self.retriever.catalog.present[at.to(self.retriever.device)].any(dim=1).cpu()
+            for groups in self.retriever.memberships.values():
+                found |= groups.degree(at.to(self.retriever.device)).cpu() > 0
+        in_catalog = iter(found.tolist())
+        return [
+            (bool(entry.get("features") or groups_of(entry)) if isinstance(entry, Mapping) else next(in_catalog))
+            or (self.ranker is not None and bool(self.processor.title(entry)))
+            for entry in entries
+        ]
+
+    def guesses(self, partial: Sequence[Any], candidates: Sequence[Any]) -> list[bool]:
+        """Return of each candidate whether its score is a guess; a warning names the dict items that make it one.
+
+        It is if no model knows anything about the candidate, or about any item of the partial bundle.
+        """
+        known = self.known([*partial, *candidates])
+        entries = zip([*partial, *candidates], known, strict=True)
+        if unknown := [name_of(entry) for entry, is_known in entries if isinstance(entry, Mapping) and not is_known]:
+            logger.warning(
+                f"Nothing is known about {', '.join(unknown[:3])}{', ...' if len(unknown) > 3 else ''}, so scores are "
+                "guesses: give features, or what the encoders of the model folder read."
+            )
+        of_partial, of_candidates = known[: len(partial)], known[len(partial) :]
+        return [not (is_known and any(of_partial)) for is_known in of_candidates]
 
     def to(self, device: Any) -> "BundleCompleter":
         """Move the models to a device."""
@@ -242,7 +288,7 @@ class BundleCompleter:
                 for i, scores in zip(short + long, scored, strict=True):
                     ranked[i] = shown[i], scores
         return [
-            self._join(question["candidates"], of_ranker, of_retriever, of_terms)
+            self._join(question, of_ranker, of_retriever, of_terms)
             for question, of_ranker, of_retriever, of_terms in zip(questions, ranked, retrieved, terms, strict=True)
         ]
 
@@ -271,6 +317,39 @@ class BundleCompleter:
                 "these items, or take a model whose weights are finite."
             )
         return scores
+
+    def prepare(self, questions: Sequence[Any]) -> list[Any]:
+        """Return questions with their dict items encoded, as far as these have no features and there are encoders.
+
+        Raises:
+            ValueError: If an item cannot be encoded.
+        """
+        if self.encode_items is None:
+            return list(questions)
+        lists = [(field(question, "partial"), field(question, "candidates")) for question in questions]
+        new = [entry for pair in lists for entries in pair for entry in _to_encode(entries)]
+        if not new:
+            return list(questions)
+        encoded = iter([self._with_category(entry) for entry in self.encode_items(new)])
+        prepared = []
+        for question, pair in zip(questions, lists, strict=True):
+            entries = [
+                [next(encoded) if _needs_encoding(entry) else entry for entry in each]
+                if any(_to_encode(each))
+                else each
+                for each in pair
+            ]
+            own = {"question_id": field(question, "question_id"), "partial": entries[0], "candidates": entries[1]}
+            prepared.append({**question, **own} if isinstance(question, Mapping) else own)
+        return prepared
+
+    def _with_category(self, entry: Mapping) -> Mapping:
+        """Put a new item into the groups of its category, which are those of any item of that category."""
+        groups = None if self.retriever is None else self.retriever.memberships.get(BUNDLE_CATEGORY)
+        if groups is not None and isinstance(entry, EncodedItem) and entry.of_category in self.processor:
+            row = torch.tensor([self.processor.row(entry.of_category)], device=groups.offsets.device)
+            entry.groups[BUNDLE_CATEGORY] = groups.gather(row, self.processor.num_items)[2].tolist()
+        return entry
 
     def check(self, question: Any) -> None:
         """Refuse a question that cannot be scored, before its batch runs; errors are those of `score`."""
@@ -306,18 +385,20 @@ class BundleCompleter:
         """Return the candidates of a completion as dictionaries, best first.
 
         Each has `item_id`, `title`, `letter` (its place in the question, up to 26 candidates; else `None`), `score`
-        (its probability) and, if wanted, `explanation`.
+        (its probability), `guess` (whether it is one, see `guesses`) and, if wanted, `explanation`.
         """
         candidates = completion.candidates
         letters = letters and len(candidates) <= MAX_OPTIONS
         probabilities = completion.answer.exp().tolist()
-        answers = []
-        for i in sorted(range(len(candidates)), key=lambda i: -probabilities[i])[:top_k]:
+        answers, best = [], sorted(range(len(candidates)), key=lambda i: -probabilities[i])[:top_k]
+        guesses = self.guesses(completion.partial, [candidates[i] for i in best])
+        for i, guess in zip(best, guesses, strict=True):
             answer: dict[str, Any] = {
                 "item_id": _item_id(candidates[i]),
                 "title": self.processor.title(candidates[i]),
                 "letter": chr(65 + i) if letters else None,
                 "score": probabilities[i],
+                "guess": guess,
             }
             if explain:
                 logs = {name: values for name, values in completion.scores.items() if name != "both"}
@@ -332,7 +413,7 @@ class BundleCompleter:
     ) -> tuple[list[dict[str, Any]], list[torch.Tensor | None], list[dict[str, torch.Tensor] | None]]:
         """Return the questions with their candidates, and the retriever's log-probabilities (and terms) of these."""
         complete: list[dict[str, Any]] = []
-        for question in questions:
+        for question in self.prepare(questions):
             partial, candidates = self.processor.read_question(question)
             if candidates is None and self.retriever is None:
                 candidates = list(self._others(partial))
@@ -403,14 +484,15 @@ class BundleCompleter:
 
     def _join(
         self,
-        candidates: Sequence[Any],
+        question: Mapping[str, Any],
         ranked: tuple[list[int], RankerScores] | None,
         retrieved: torch.Tensor | None,
         terms: Mapping[str, torch.Tensor] | None,
     ) -> Completion:
+        candidates, partial = question["candidates"], question["partial"]
         scores = {} if retrieved is None else {"retriever": retrieved}
         if ranked is None:
-            return Completion(candidates, scores, {}, None, terms)
+            return Completion(candidates, scores, {}, None, terms, partial)
         members, answers = ranked
         alone = torch.full((1 + len(answers.orders), len(candidates)), -torch.inf, dtype=torch.float64)
         alone[0, members], alone[1:, members] = answers.log_probabilities, answers.orders
@@ -422,7 +504,16 @@ class BundleCompleter:
             both[:, members] = own.logsumexp(dim=-1) + mixed.log_softmax(dim=-1)
             scores["both"], orders["both"] = both[0], both[1:]
         choice = None if answers.unrestricted_choice is None else members[answers.unrestricted_choice]
-        return Completion(candidates, scores, orders, choice, terms)
+        return Completion(candidates, scores, orders, choice, terms, partial)
+
+
+def _needs_encoding(entry: Any) -> bool:
+    return isinstance(entry, Mapping) and not isinstance(entry, EncodedItem) and not entry.get("features")
+
+
+def _to_encode(entries: Any) -> list[Mapping]:
+    """Return the dict items among the entries of a question that are to be encoded."""
+    return [entry for entry in entries if _needs_encoding(entry)] if isinstance(entries, (list, tuple)) else []
 
 
 @contextmanager

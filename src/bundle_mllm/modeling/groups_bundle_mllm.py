@@ -17,12 +17,15 @@ class ItemPairs(NamedTuple):
         groups: `[num_pairs]` number of the group, from 0.
         node_of_item: `[num_items]` node of each item, -1 for none; `None`: every item is its own node.
         fold_of_group: `[num_groups]` fold of each group, for training on out-of-fold rows; not saved.
+        sizes: `[num_groups]` size of each group in nodes; the number of its pairs if not given. Items that are added
+            to a trained model or removed from it leave the sizes as they were, and with them all other scores.
     """
 
     nodes: torch.Tensor
     groups: torch.Tensor
     node_of_item: torch.Tensor | None = None
     fold_of_group: torch.Tensor | None = None
+    sizes: torch.Tensor | None = None
 
 
 class BundleRetrieverGroups(nn.Module):
@@ -53,13 +56,14 @@ class BundleRetrieverGroups(nn.Module):
 
     def replace(self, num_items: int, pairs: ItemPairs | None) -> None:
         """Replace all pairs by those of a catalog of `num_items` items, or by none; see `checked_pairs` for errors."""
-        nodes, groups, node_of_item, fold_of_group = checked_pairs(num_items, pairs)
+        nodes, groups, node_of_item, fold_of_group, sizes = checked_pairs(num_items, pairs)
         device = self.offsets.device
         self.node_of_item = node_of_item.to(device=device, dtype=torch.int32)
         pairs_by_node = torch.stack([nodes, groups]).unique(dim=1).to(device)  # sorted by node, each pair once
         self.offsets = _offsets(pairs_by_node[0], num_items)
         self.groups = pairs_by_node[1].int()
-        self.sizes = pairs_by_node[1].bincount()[pairs_by_node[1]].int() if len(nodes) else self.groups.clone()
+        sizes = pairs_by_node[1].bincount() if sizes is None else sizes.to(device)
+        self.sizes = sizes[pairs_by_node[1]].int()
         folds = None if fold_of_group is None else fold_of_group.to(device)
         self.register_buffer("fold_of_group", folds, persistent=False)
         self._inverse = None
@@ -68,7 +72,13 @@ class BundleRetrieverGroups(nn.Module):
         """Return all pairs, as `replace` takes them."""
         nodes = torch.arange(len(self.offsets) - 1, device=self.offsets.device)
         nodes = nodes.repeat_interleave(self.offsets.diff())
-        return ItemPairs(nodes, self.groups.long(), self.node_of_item.long(), self.fold_of_group)
+        return ItemPairs(nodes, self.groups.long(), self.node_of_item.long(), self.fold_of_group, self.group_sizes())
+
+    def group_sizes(self) -> torch.Tensor:
+        """Return the size of each group in nodes, `[num_groups]`; 1 of a group that has lost all its items."""
+        groups = self.groups.long()
+        num_groups = int(groups.max()) + 1 if len(groups) else 0
+        return groups.new_ones(num_groups).scatter_(0, groups, self.sizes.long())
 
     def degree(self, rows: torch.Tensor) -> torch.Tensor:
         """Return the number of groups `[n]` of the items in catalog rows `[n]`."""
@@ -76,7 +86,7 @@ class BundleRetrieverGroups(nn.Module):
         return end - first
 
     def gather(
-        self, rows: torch.Tensor, num_rows: int
+        self, rows: torch.Tensor, num_rows: int, extra: ItemPairs | None = None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """Read the groups of the given rows.
 
@@ -84,7 +94,9 @@ class BundleRetrieverGroups(nn.Module):
 
         Args:
             rows: `[n]`
-            num_rows: `BundleMLLMItemCatalog.num_rows`, folds included; a row beyond them is in no group.
+            num_rows: `BundleMLLMItemCatalog.num_rows`, folds included.
+            extra: Nodes and groups of items beyond them: node `j` is row `num_rows + j`, in no group if not given.
+                Groups that no item of the catalog has do not count.
 
         Returns:
             The number of groups of each row `[n]`; and for every pair `[num_pairs]` each the index below n (rising),
@@ -97,7 +109,23 @@ class BundleRetrieverGroups(nn.Module):
             fold = torch.div(rows, len(self.node_of_item), rounding_mode="floor") - 1
             kept = self.fold_of_group[group] != fold[owner]
             owner, group, size = owner[kept], group[kept], size[kept]
+        if extra is not None:
+            more_owner, more_group, more_size = self._gather_extra(rows - num_rows, extra)
+            owner, order = torch.cat([owner, more_owner]).sort(stable=True)
+            group, size = torch.cat([group, more_group])[order], torch.cat([size, more_size])[order]
         return owner.bincount(minlength=len(rows)), owner, group, size
+
+    def _gather_extra(self, rows: torch.Tensor, extra: ItemPairs) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return index, group and group size of each pair of the extra items `rows` `[n]`; negative rows have none."""
+        sizes = self.group_sizes()
+        known = extra.groups.to(rows.device) < len(sizes)
+        nodes, order = extra.nodes.to(rows.device)[known].sort(stable=True)
+        groups = extra.groups.to(rows.device)[known][order]
+        offsets = _offsets(nodes, int(torch.cat([rows, nodes]).max().clamp(min=-1)) + 1)
+        [index] = (rows >= 0).nonzero(as_tuple=True)
+        first = offsets[rows[index]]
+        owner, place = expand(first, offsets[rows[index] + 1] - first)
+        return index[owner], groups[place], sizes[groups[place]]
 
     def members(self, groups: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """Read the items of the given groups `[n]`.
@@ -107,26 +135,27 @@ class BundleRetrieverGroups(nn.Module):
             and the number of groups of the item.
         """
         if self._inverse is None:
-            nodes, all_groups, _, _ = self.pairs()
+            nodes, all_groups, _, _, sizes = self.pairs()
+            assert sizes is not None
             node_of_item = self.node_of_item.long()
             by_group = all_groups.argsort(stable=True)
-            num_groups = int(all_groups.max()) + 1 if len(all_groups) else 0
+            num_groups = len(sizes)
             items = (node_of_item >= 0).nonzero().flatten()
             by_node = node_of_item[items].argsort(stable=True)
             self._inverse = (
                 nodes[by_group],
                 _offsets(all_groups, num_groups),
+                sizes,
                 items[by_node],
                 _offsets(node_of_item[items], len(node_of_item)),
             )
-        nodes, group_offsets, items, node_offsets = self._inverse
+        nodes, group_offsets, sizes, items, node_offsets = self._inverse
         first = group_offsets[groups]
-        size = group_offsets[groups + 1] - first
-        owner, place = expand(first, size)
+        owner, place = expand(first, group_offsets[groups + 1] - first)
         node = nodes[place]
         degree = self.offsets[node + 1] - self.offsets[node]
         of_pair, place = expand(node_offsets[node], node_offsets[node + 1] - node_offsets[node])
-        return owner[of_pair], items[place], size[owner][of_pair], degree[of_pair]
+        return owner[of_pair], items[place], sizes[groups][owner][of_pair], degree[of_pair]
 
     def _range(self, rows: torch.Tensor, num_rows: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the first and the end place of the groups of each row `[n]`."""
@@ -144,10 +173,10 @@ class BundleRetrieverGroups(nn.Module):
 
 def checked_pairs(
     num_items: int, pairs: ItemPairs | None
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
     """Return the fields of pairs, with a node for each item, if all are in the catalog; else raise `ValueError`."""
     nothing = torch.zeros(0, dtype=torch.long)
-    nodes, groups, node_of_item, fold_of_group = pairs or ItemPairs(nothing, nothing)
+    nodes, groups, node_of_item, fold_of_group, sizes = pairs or ItemPairs(nothing, nothing)
     if node_of_item is None:
         node_of_item = torch.arange(num_items)
     is_whole = nodes.shape == groups.shape and (len(nodes) == 0 or int(torch.minimum(nodes, groups).min()) >= 0)
@@ -161,7 +190,12 @@ def checked_pairs(
             f"node_of_item has shape {list(node_of_item.shape)} for {num_items} items, or a node outside -1 to "
             f"{num_items - 1}, so some items would be in the groups of others: give one node per item."
         )
-    return nodes, groups, node_of_item, fold_of_group
+    if sizes is not None and (sizes.ndim != 1 or (len(groups) and len(sizes) <= int(groups.max()))):
+        raise ValueError(
+            f"A membership has {len(sizes)} sizes of groups and pairs of group {int(groups.max())}: give one size for "
+            "each group, or none."
+        )
+    return nodes, groups, node_of_item, fold_of_group, sizes
 
 
 def expand(first: torch.Tensor, counts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -15,7 +15,8 @@ from transformers import ProcessorMixin
 from transformers.tokenization_utils_base import BatchEncoding
 from transformers.utils import hub
 
-from .questions_bundle_mllm import read_features, read_question, unknown_item
+from .groups_bundle_mllm import ItemPairs
+from .questions_bundle_mllm import groups_of, read_features, read_question, unknown_item
 
 ITEMS_FILE = "items.jsonl"
 _HUB_KWARGS = ("cache_dir", "force_download", "proxies", "token", "revision", "local_files_only", "subfolder")
@@ -122,7 +123,8 @@ class BundleItemProcessor(ProcessorMixin):
 
         Returns:
             `partial_rows` `[batch, max_partial]` and `option_rows` `[batch, max_options]`, -1 for padding; and
-            `extra_items` where there are dict items, numbered through the batch from row `num_items` on.
+            `extra_items` where there are dict items, numbered through the batch from row `num_items` on, with the
+            `groups` of these.
         """
         read = [self.read_question(question) for question in questions]
         extra: list[Mapping] = []
@@ -139,7 +141,7 @@ class BundleItemProcessor(ProcessorMixin):
             "option_rows": _pad([rows(candidates or ()) for _, candidates in read]),
         }
         if extra:
-            encoded["extra_items"] = self.extra_items(extra, modalities)
+            encoded["extra_items"] = {**self.extra_items(extra, modalities), "groups": _pairs_of(extra)}
         return BatchEncoding(encoded)
 
     def extra_items(self, entries: Sequence[Mapping], modalities: Mapping[str, int] | None = None) -> dict[str, Any]:
@@ -202,6 +204,15 @@ class BundleItemProcessor(ProcessorMixin):
                 f"{error}): copy the model folder again."
             ) from error
         return fields, kwargs
+
+
+def _pairs_of(entries: Sequence[Mapping]) -> dict[str, ItemPairs]:
+    """Return the groups of dict items by membership, the number of the item as node."""
+    pairs: dict[str, list[tuple[int, int]]] = {}
+    for node, entry in enumerate(entries):
+        for name, groups in groups_of(entry).items():
+            pairs.setdefault(name, []).extend((node, group) for group in groups)
+    return {name: ItemPairs(*torch.tensor(each, dtype=torch.long).T) for name, each in pairs.items()}
 
 
 def _pad(rows: list[list[int]]) -> torch.Tensor:

@@ -4,7 +4,9 @@ Knows nothing about prompt wording, token ids, features or how ranker and retrie
 """
 
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import lru_cache
+from importlib import import_module
 from typing import Any
 
 from transformers import Pipeline
@@ -27,13 +29,15 @@ class BundleCompletionPipeline(Pipeline):
     ```python
     >>> completer = pipeline("bundle-completion", model=folder)
     >>> completer({"partial": ["i1", "i2"], "candidates": ["i3", "i4"]})
-    [{"item_id": "i4", "title": "linen shirt", "letter": "B", "score": 0.93}, {"item_id": "i3", ...}]
+    [{"item_id": "i4", "title": "linen shirt", "letter": "B", "score": 0.93, "guess": False}, {"item_id": "i3", ...}]
     ```
 
     A list of questions gives a list of such lists; `batch_size` of them run at once. An item that the catalog does not
-    hold is given as `{"title": ..., "features": {modality: vector}}`. `top_k` keeps the best candidates only, and
-    `explain=True` adds what each model contributed. Without candidates the whole catalog except the partial bundle is
-    searched. `BundleCompleter`, the attribute `completer`, says how ranker and retriever are joined.
+    hold is given as `{"title": ..., "features": {modality: vector}}`; or, where the package bundle-mllm is installed,
+    as `{"title": ..., "image": path}` or whatever the encoders in the model's folder read. `top_k` keeps the best
+    candidates only, and `explain=True` adds what each model contributed. Without candidates the whole catalog except
+    the partial bundle is searched. `BundleCompleter`, the attribute `completer`, says how ranker and retriever are
+    joined.
 
     The model is a ranker, whose folder or repository may hold a retriever, too, in `retriever/`, and how both are
     joined, in `combination.json`; or a retriever alone.
@@ -61,6 +65,9 @@ class BundleCompletionPipeline(Pipeline):
             others = load_others(config._name_or_path, revision=getattr(config, "_commit_hash", None))
             self.completer = BundleCompleter(self.processor, self.model, **others)
             self.completer.to(self.device)
+
+        config = self.model.config
+        self.completer.encode_items = item_encoder(config._name_or_path, getattr(config, "_commit_hash", None))
 
     def _sanitize_parameters(
         self, top_k: int | None = None, group_size: int | None = None, explain: bool | None = None, **unknown: Any
@@ -93,6 +100,7 @@ class BundleCompletionPipeline(Pipeline):
         for name, value in entries.items():  # a set or an array will do; the processor refuses what is no list
             if name != "question_id" and isinstance(value, Collection) and not isinstance(value, (str, Mapping)):
                 entries[name] = list(value)
+        [entries] = self.completer.prepare([entries])
         self.completer.check(entries)
         return {"questions": entries}
 
@@ -158,3 +166,22 @@ def load_others(name: str, **kwargs: Any) -> dict[str, Any]:
         BundleRetriever.register_for_auto_class("AutoModel")  # so that its code is saved with it, package or not
         others["retriever"] = BundleRetriever.from_pretrained(name, subfolder=RETRIEVER_FOLDER, **kwargs).eval()
     return others
+
+
+def item_encoder(name: str, revision: str | None = None) -> Callable[[Sequence[Mapping]], Sequence[Mapping]] | None:
+    """Return what encodes new items by the encoders that a model folder or Hub repository keeps.
+
+    Encoders do not travel with the model's code, so there are none unless the package bundle-mllm is installed.
+    """
+    if not os.path.isdir(name) and (not name or os.path.isabs(name) or name.count("/") > 1):
+        return None  # a model in memory, or of a folder that is gone
+    try:
+        package = import_module("bundle_mllm.completion.new_items")
+    except ImportError:
+        return None
+
+    @lru_cache(maxsize=1)
+    def found() -> Any:
+        return package.find_item_encoder(name, revision)
+
+    return lambda entries: entries if found() is None else found().encode_items(entries)

@@ -17,6 +17,31 @@ _AS_DICT = 'the item itself as {"title": ..., "features": {...}}'
 _LONGEST_NAME = 60
 
 
+class EncodedItem(dict):
+    """A dict item that the encoders of a model folder have read: its title, id and features.
+
+    Attributes:
+        groups: Of each membership that follows from what an item is, the numbers of its groups.
+        of_category: The id of an item of the catalog that is of the same category, if there is one.
+    """
+
+    def __init__(
+        self,
+        entry: Mapping,
+        features: Mapping[str, Sequence[float]],
+        groups: Mapping[str, Sequence[int]],
+        of_category: str | None = None,
+    ):
+        super().__init__({**entry, "features": dict(features)})
+        self.groups, self.of_category = dict(groups), of_category
+
+
+def groups_of(entry: Mapping) -> dict[str, Sequence[int]]:
+    """Return the groups of a dict item, of each membership in which it is in any."""
+    groups = entry.groups if isinstance(entry, EncodedItem) else {}
+    return {name: numbers for name, numbers in groups.items() if len(numbers)}
+
+
 def field(question: Any, name: str) -> Any:
     """Return a field of a question, which is a mapping or an object; `None` if it has none."""
     return question.get(name) if isinstance(question, Mapping) else getattr(question, name, None)
@@ -172,7 +197,7 @@ def _check_item(entry: Any, known: Collection[str]) -> str | None:
                 "elsewhere, not inside an emoji."
             )
     item_id = entry.get("item_id")
-    if not entry.get("title") and not entry.get("features"):
+    if not entry.get("title") and not entry.get("features") and not isinstance(entry, EncodedItem):
         fix = "give a title or features, or the plain id of an item of the catalog"
         if item_id in known:
             fix = f"give the plain id {shorten(item_id)} for the item of the catalog, or add title or features"

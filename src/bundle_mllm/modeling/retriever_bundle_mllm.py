@@ -150,6 +150,7 @@ class BundleRetriever(BundlePreTrainedModel):
             partial_rows: `[batch, max_partial]` catalog rows of the partial bundles, -1 for padding.
             option_rows: `[batch, max_options]` catalog rows of the options, -1 for padding.
             extra_items: Items of this call only, from row `catalog.num_rows` on; see `BundleMLLMItemCatalog.gather`.
+                Where it has `groups`, they are the memberships of these items, by name.
             return_terms: Whether to return what each part adds to the scores.
         """
         items, query, options = self._encode(partial_rows, option_rows, extra_items)
@@ -161,7 +162,7 @@ class BundleRetriever(BundlePreTrainedModel):
             parts = products.split([self.towers.width, *self.towers.widths, 1], dim=-1)
             terms = {name: part.sum(dim=-1) for name, part in zip(names, parts, strict=True)}
         if self.stacker is not None:
-            table, shares = self.co_occurrence(partial_rows, option_rows)
+            table, shares = self.co_occurrence(partial_rows, option_rows, extra_items)
             table = self.stacker.standardize(table)
             stacked = self.stacker.slope_of(table[..., -1]) * scores
             stacked = stacked + self.stacker.item_term(table[..., self.stacker.popularity_columns])
@@ -191,7 +192,7 @@ class BundleRetriever(BundlePreTrainedModel):
         return items, self.towers.pool(items, queries, partial.masked_fill(is_padding, -1)), options
 
     def co_occurrence(
-        self, partial_rows: torch.Tensor, option_rows: torch.Tensor
+        self, partial_rows: torch.Tensor, option_rows: torch.Tensor, extra_items: dict[str, Any] | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Count the groups that each option shares with its partial bundle P, exactly.
 
@@ -216,9 +217,11 @@ class BundleRetriever(BundlePreTrainedModel):
         question_of_option, _ = (option_rows >= 0).nonzero(as_tuple=True)
         size = question.bincount(minlength=len(partial_rows)).clamp(min=1)[question_of_option].float()
         columns, shares = [], torch.zeros(len(options), dtype=torch.bool, device=device)
+        extra_groups = (extra_items or {}).get("groups") or {}
         for name, groups in self.memberships.items():
-            degree, owner, group, group_size = groups.gather(options, self.catalog.num_rows)
-            keys, weight, count = self._partial_groups(groups, partial, question)
+            extra = extra_groups.get(name)
+            degree, owner, group, group_size = groups.gather(options, self.catalog.num_rows, extra)
+            keys, weight, count = self._partial_groups(groups, partial, question, extra)
             wanted = (question_of_option[owner] << 32) | group
             found = torch.searchsorted(keys, wanted).clamp(max=max(len(keys) - 1, 0))
             hit = keys[found] == wanted if len(keys) else torch.zeros_like(wanted, dtype=torch.bool)
@@ -238,14 +241,18 @@ class BundleRetriever(BundlePreTrainedModel):
         return table, shared
 
     def _partial_groups(
-        self, groups: BundleRetrieverGroups, partial: torch.Tensor, question: torch.Tensor
+        self,
+        groups: BundleRetrieverGroups,
+        partial: torch.Tensor,
+        question: torch.Tensor,
+        extra: ItemPairs | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return the groups of partial bundles as sorted keys (question << 32 | group) `[num_keys]`.
 
         Besides, of each key, the sum of `|G_p|^(-1/2)` over its items and their number. `partial` `[num_partial]` are
-        catalog rows, and `question` `[num_partial]` the number of the question of each.
+        catalog rows, `question` `[num_partial]` is the number of the question of each, and `extra` as in `gather`.
         """
-        degree, owner, group, _ = groups.gather(partial, self.catalog.num_rows)
+        degree, owner, group, _ = groups.gather(partial, self.catalog.num_rows, extra)
         keys, key = ((question[owner] << 32) | group).unique(return_inverse=True)
         norm = degree.clamp(min=1).float().rsqrt()
         weight = norm.new_zeros(len(keys)).index_add(0, key, norm[owner])
@@ -298,7 +305,8 @@ class BundleRetriever(BundlePreTrainedModel):
             size = is_partial.sum(dim=1, keepdim=True).clamp(min=1).float()
             slope = self.stacker.slope_of(self.stacker.standardize(size.log(), [-1])[:, 0]).unsqueeze(-1)
             scores = torch.cat([slope * query, torch.ones_like(slope)], dim=-1) @ index.items.T
-            self._add_shared(self.stacker, scores, slope[:, 0], size[:, 0], partial_rows, index)
+            extra_groups = (extra_items or {}).get("groups") or {}
+            self._add_shared(self.stacker, scores, slope[:, 0], size[:, 0], partial_rows, index, extra_groups)
         in_catalog = is_partial & (partial_rows < num_items)
         question, _ = in_catalog.nonzero(as_tuple=True)
         scores[question, partial_rows[in_catalog]] = -torch.inf
@@ -350,6 +358,7 @@ class BundleRetriever(BundlePreTrainedModel):
         size: torch.Tensor,
         partial_rows: torch.Tensor,
         index: _Index,
+        extra_groups: dict[str, ItemPairs],
     ) -> None:
         """Add `g` to the scores `[batch, num_items]` of the items that share a group with the partial bundle."""
         num_items = self.catalog.num_items
@@ -357,7 +366,7 @@ class BundleRetriever(BundlePreTrainedModel):
         partial = partial_rows[partial_rows >= 0]
         shared: dict[str, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = {}
         for name, groups in self.memberships.items():
-            keys, weight, count = self._partial_groups(groups, partial, question)
+            keys, weight, count = self._partial_groups(groups, partial, question, extra_groups.get(name))
             owner, rows, group_size, degree = groups.members(keys & 0xFFFFFFFF)
             cells, cell = ((keys[owner] >> 32) * num_items + rows).unique(return_inverse=True)
             zeros, divisor = weight.new_zeros(len(cells)), size[cells // num_items]

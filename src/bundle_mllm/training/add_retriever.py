@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from bundle_mllm.completion.item_table import save_items
 from bundle_mllm.data.files import new_folder, require_folder, write_json
 from bundle_mllm.data.folder import DatasetFolder
 from bundle_mllm.errors import BundleMLLMError
@@ -56,6 +57,7 @@ def add_retriever(settings: AddRetrieverSettings) -> dict[str, dict[str, Any]]:
         completer, figures = join(ranker, processor, retriever, held_out_scores, data)
     retriever.config.items_hash = processor.items_hash
     _replace_retriever(settings.model, completer)
+    save_items(settings.model, data.folder, completer.modalities, retriever.memberships)
     return figures
 
 

@@ -5,12 +5,13 @@ Knows nothing about prompts, features or the models' code; imports neither torch
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from bundle_mllm.data.files import read_json, require_folder
 from bundle_mllm.errors import BundleMLLMError
-from bundle_mllm.settings import NO_RANKER, SCRATCH, Settings
+from bundle_mllm.settings import NO_RANKER, SCRATCH, Settings, with_overrides
 
 MEMBERSHIPS = ("attributes", "bundle_category", "bundle_item", "textual", "user_item")
 """Item-group memberships that a retriever can count; see `training/memberships.py`."""
@@ -199,6 +200,10 @@ class RunConfig(InputOptions):
     """Where the model folder is written. A killed run started again with the same arguments continues."""
     base_model: str = SCRATCH
     """Hub name or local folder of a causal LM, "scratch", or "none" for a retriever alone."""
+    continue_from: Path | None = None
+    """Model folder to continue on new bundles and items, such as each night, instead of a new training: output_dir
+    receives a folder named after the day and the link `current` to it. The new weights are kept only if they are not
+    worse on the validation bundles."""
     no_retriever: bool = False
     """Train the ranker alone, the paper's system."""
     dtype: Literal["float32", "bfloat16", "auto"] = "auto"
@@ -288,6 +293,48 @@ def _check_num_candidates(name: str, num_candidates: tuple[int, int]) -> None:
         raise BundleMLLMError(
             f"{name}.num_candidates is {low}–{high}, but a question has 2 to 26 options (A–Z): give two, such as 4 20."
         )
+
+
+def continued_run(folder: Path, *, data: str | Path, output_dir: str | Path) -> RunConfig:
+    """Return the recipe that continues a model folder: that of its own training, shorter and more careful.
+
+    A quarter of the retriever's steps, an eighth of stage two's questions, half the learning rates, and neither stage
+    one nor warm starts (ours).
+
+    Raises:
+        BundleMLLMError: If `train` did not make the folder.
+    """
+    path = require_folder(folder, "give the output folder of `bundle-mllm train`") / "run.json"
+    if not path.is_file():
+        raise BundleMLLMError(
+            f"{folder} has no run.json, so it is unknown how to continue its training: give the output folder of "
+            "`bundle-mllm train`."
+        )
+    settings = {**read_json(path).get("settings", {}), "continue_from": folder}
+    was_continued = read_json(path)["settings"].get("continue_from") is not None
+    known = {each.name for each in fields(RunConfig)} - {"data", "output_dir"}
+    base = default_run(settings.get("base_model", SCRATCH), data=data, output_dir=output_dir)
+    run = with_overrides(base, {name: value for name, value in settings.items() if name in known})
+    if was_continued:
+        return run
+    retriever, two = run.retriever, run.stage_two
+    return replace(
+        run,
+        retriever=replace(
+            retriever,
+            steps=-(-retriever.steps // 4),
+            num_questions=-(-retriever.num_questions // 4),
+            learning_rate=retriever.learning_rate / 2,
+        ),
+        stage_one=replace(run.stage_one, num_questions=0, warm_start_steps=0),
+        stage_two=replace(
+            two,
+            num_questions=max(two.step_size, two.num_questions // 8) if two.num_questions else 0,
+            warm_start_steps=0,
+            num_validations=2,
+            learning_rate=two.learning_rate / 2,
+        ),
+    )
 
 
 def default_run(base_model: str, *, data: str | Path, output_dir: str | Path) -> RunConfig:

@@ -12,13 +12,19 @@ import torch
 from bundle_mllm.data.folder import DatasetFolder
 from bundle_mllm.data.folds import OutOfFoldFeatures
 from bundle_mllm.data.leakage import check_interactions
-from bundle_mllm.data.memberships import ATTRIBUTES, BUNDLE_CATEGORY, BUNDLE_ITEM, TEXTUAL, USER_ITEM, ItemGroups
+from bundle_mllm.data.memberships import (
+    ATTRIBUTES,
+    BUNDLE_CATEGORY,
+    BUNDLE_ITEM,
+    MAX_GROUPS,
+    TEXTUAL,
+    USER_ITEM,
+    ItemGroups,
+)
 from bundle_mllm.encoders.attributes import AttributeEncoder
 from bundle_mllm.encoders.fitted import ENCODERS_FOLDER, read_encoder
 from bundle_mllm.modeling.groups_bundle_mllm import ItemPairs
 
-MAX_GROUPS = 512
-"""An item keeps so many of its smallest groups, which are the most specific: the cost of a question has a bound."""
 MAX_GROUPS_OF_CATEGORY = 128
 """The same for a category, which is in many more bundles than an item is; more of them changed no figure."""
 

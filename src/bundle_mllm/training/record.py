@@ -18,12 +18,16 @@ from tqdm.auto import tqdm
 from bundle_mllm.data.files import atomic_path, read_json
 from bundle_mllm.data.folder import DatasetFolder
 from bundle_mllm.errors import BundleMLLMError
-from bundle_mllm.model_folder import RUN_RECORD
+from bundle_mllm.model_folder import RUN_RECORD, fingerprint
 from bundle_mllm.settings import as_dict
 from bundle_mllm.training.config import RunConfig
 
 _PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "safetensors", "tokenizers")
 PACKAGES = ("bundle-mllm", *_PACKAGES)
+CONTINUED = "continue_from"
+"""The key of a run's inputs for the fingerprint of the model that it continues."""
+_PLACES = {"data", "output_dir", "continue_from"}
+"""Settings that only say where something is; what is there is compared by its content."""
 
 
 class RunRecord(UserDict):
@@ -41,14 +45,16 @@ class RunRecord(UserDict):
             BundleMLLMError: If another run was begun in the folder, or it holds other files.
         """
         settings, inputs, out = as_dict(config), data.input_hashes(), config.output_dir
+        if config.continue_from is not None:
+            inputs[CONTINUED] = fingerprint(config.continue_from)
         path = out / RUN_RECORD
         if path.exists() and not _has_begun(out):
             path.unlink()  # of a run that ended before its first step, for example for a mistake in its settings
         if path.exists():
             values = read_json(path)
             for what, now in (("settings", settings), ("inputs", inputs)):
-                if values[what] != now:
-                    changed = sorted(key for key in {**values[what], **now} if values[what].get(key) != now.get(key))
+                keys = {**values[what], **now}.keys() - (_PLACES if what == "settings" else set())
+                if changed := sorted(key for key in keys if values[what].get(key) != now.get(key)):
                     raise BundleMLLMError(
                         f"{out} holds a run with other {what} (different: {', '.join(changed)}); continuing would mix "
                         "the two. Use another --output-dir, or delete that folder to start over."

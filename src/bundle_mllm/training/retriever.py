@@ -135,6 +135,18 @@ def fit_retriever(
     return scores
 
 
+def continue_towers(retriever: BundleRetriever, data: RunData) -> None:
+    """Train the towers of a trained retriever further, on the data of a run; the stacker stays as it is.
+
+    The stacker learned how far to trust towers about bundles that they have not seen, and there are no such bundles
+    any more but the new ones.
+    """
+    rows = QuestionRows(data.retriever_questions(), data.catalog, data.out_of_fold)
+    generator, seed = torch.Generator().manual_seed(data.settings.seed + 1), data.settings.seed + 1
+    with fold_rows(retriever.catalog, data.out_of_fold):
+        fit_towers(retriever, rows, torch.arange(len(rows)), data.settings.retriever, generator, seed)
+
+
 def fit_towers(
     retriever: BundleRetriever,
     rows: QuestionRows,

@@ -14,17 +14,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers.utils import logging
+from transformers.utils import CONFIG_NAME, logging
 
-from bundle_mllm.data.files import new_folder
+from bundle_mllm.completion.item_table import save_items
+from bundle_mllm.data.files import new_folder, read_json
 from bundle_mllm.data.folder import DatasetFolder
+from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.model_folder import STAGE_ONE_MODEL, Ranker, load_completer, load_ranker, save_completer, save_model
 from bundle_mllm.modeling.completion_bundle_mllm import BundleCompleter
 from bundle_mllm.modeling.item_processing_bundle_mllm import BundleItemProcessor
 from bundle_mllm.modeling.processing_bundle_mllm import BundleMLLMProcessor
 from bundle_mllm.modeling.retriever_bundle_mllm import BundleRetriever
 from bundle_mllm.settings import SCRATCH, with_overrides
-from bundle_mllm.training.config import RunConfig, StageConfig, default_run
+from bundle_mllm.training.config import RunConfig, StageConfig, continued_run, default_run
+from bundle_mllm.training.continuation import choose, continued_retriever, folder_of_today, point_to, with_new_catalog
 from bundle_mllm.training.ranker import build_ranker, join
 from bundle_mllm.training.record import RunRecord
 from bundle_mllm.training.retriever import make_retriever
@@ -58,6 +61,9 @@ def train(config: RunConfig | None = None, **fields: Any) -> Path:
         BundleMLLMError: If the data cannot be used, or `output_dir` belongs to another run.
     """
     run: RunConfig = _over_recipe(fields) if config is None else config
+    if run.continue_from is not None:
+        return continue_training(run)
+    _check_base_model(run.base_model)
     data = RunData(run, DatasetFolder.open(run.data), holds_out=run.trains_ranker and run.trains_retriever)
     record = RunRecord.open(run, data.folder)
     if record["finished"]:
@@ -73,6 +79,56 @@ def train(config: RunConfig | None = None, **fields: Any) -> Path:
             combine(run, data, record)
         finish(run.output_dir, record)
     remove_leftovers(run.output_dir)
+    return run.output_dir
+
+
+def continue_training(config: RunConfig) -> Path:
+    """Continue the model folder `continue_from` on new bundles and items; see `continued_run` for the recipe.
+
+    Encoders, statistics, stacker and the combination of ranker and retriever stay. The towers of the retriever, and
+    what stage two trains of the ranker, train further. On the validation bundles, new and old weights are compared
+    with the new catalog, paired; the new ones are kept unless they are worse by more than one standard error. The
+    folder holds the new items in both cases.
+
+    Returns:
+        The folder of the run, `output_dir/YYYY-MM-DD`; the link `output_dir/current` points to it.
+
+    Raises:
+        BundleMLLMError: If the features of the data were made by other encoders than the model's.
+    """
+    run = dataclasses.replace(config, output_dir=folder_of_today(config.output_dir))
+    data = RunData(run, DatasetFolder.open(run.data), holds_out=False)
+    record = RunRecord.open(run, data.folder)
+    training = run.output_dir / "training"
+    of_retriever, final = training / "retriever" / "model", training / "final"
+    with limited_threads(run.num_threads):
+        before = with_new_catalog(run, data)
+        models: dict[str, Any] = {}
+        processor: BundleItemProcessor = before.processor
+        if before.retriever is not None:
+            if not of_retriever.exists():
+                retriever = continued_retriever(before.retriever, data)
+                with new_folder(of_retriever) as temporary:
+                    save_completer(BundleCompleter(data.item_processor(), retriever=retriever), temporary)
+            models["retriever"] = load_completer(of_retriever).retriever
+        if before.ranker is not None:
+            if not (run.output_dir / STAGE_ONE_MODEL).exists():
+                with new_folder(run.output_dir / STAGE_ONE_MODEL) as temporary:
+                    save_model(before.ranker, before.processor, temporary)
+            train_stage("stage_two", run, data, record)
+            models["ranker"], processor = load_ranker(training / "stage_two" / "model")
+        if not final.exists():
+            after = BundleCompleter(processor, **models, combination=before.combination.unbound())
+            kept, record["continued"] = choose(before, after, data)
+            record.write()
+            with new_folder(final) as temporary:
+                save_completer(kept, temporary)
+                save_items(
+                    temporary, data.folder, kept.modalities, kept.retriever.memberships if kept.retriever else ()
+                )
+    finish(run.output_dir, record)
+    remove_leftovers(run.output_dir)
+    point_to(run.output_dir)
     return run.output_dir
 
 
@@ -177,7 +233,14 @@ def combine(config: RunConfig, data: RunData, record: RunRecord) -> None:
         completer = BundleCompleter(processor, ranker=ranker, retriever=retriever)
     record.write()
     with new_folder(final) as temporary:
-        save_completer(completer, temporary)
+        _save_all(completer, data, temporary)
+
+
+def _save_all(completer: BundleCompleter, data: RunData, folder: Path) -> None:
+    """Write models, items and encoders."""
+    save_completer(completer, folder)
+    memberships = () if completer.retriever is None else completer.retriever.memberships
+    save_items(folder, data.folder, completer.modalities, memberships)
 
 
 def finish(out: Path, record: RunRecord) -> None:
@@ -212,6 +275,18 @@ def limited_threads(number: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def _check_base_model(name: str) -> None:
+    """Refuse a model folder of this package as the backbone of another one."""
+    path = Path(name) / CONFIG_NAME
+    if path.is_file() and str(read_json(path).get("model_type")).startswith("bundle_"):
+        raise BundleMLLMError(
+            f"{name} is a model folder of bundle-mllm and no causal language model: train it further by "
+            f"--continue-from {name}, or give the base model that it was trained from (see its run.json)."
+        )
+
+
 def _over_recipe(fields: dict[str, Any]) -> RunConfig:
     paths = {name: fields.pop(name) for name in ("data", "output_dir")}
+    if (folder := fields.pop("continue_from", None)) is not None:
+        return with_overrides(continued_run(Path(folder), **paths), fields)
     return with_overrides(default_run(fields.pop("base_model", SCRATCH), **paths), fields)

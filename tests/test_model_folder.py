@@ -325,8 +325,15 @@ def test_folders_without_a_combination_join_both_models_as_they_are(folder):
         (lambda values: {**values, "ranker_weight": True}, "ranker_weight is 'True'"),
         (lambda values: {**values, "ranker_weight": None}, "ranker_weight is 'None'"),
         (lambda values: {**values, "ranker_weight": -0.5}, "ranker_weight is '-0.5'"),
-        (lambda values: {**values, "weight": 1}, "does not hold ranker_weight, temperature, fitted_for and nothing"),
-        (lambda values: {"ranker_weight": 1}, "does not hold ranker_weight, temperature, fitted_for and nothing"),
+        (
+            lambda values: {**values, "weight": 1},
+            "does not hold ranker_weight, temperature, num_ranked, fitted_for",
+        ),
+        (
+            lambda values: {"ranker_weight": 1},
+            "does not hold ranker_weight, temperature, num_ranked, fitted_for",
+        ),
+        (lambda values: {**values, "num_ranked": 27}, "num_ranked is '27', but a prompt has 2 to 26 options"),
         (lambda values: {**values, "fitted_for": None}, "fitted_for names no models"),
         (lambda values: {**values, "fitted_for": {}}, 'does not name a "ranker" and a "retriever"'),
         (lambda values: {**values, "fitted_for": {"ranker": [1], "retriever": "x"}}, "retriever in fitted_for are no"),

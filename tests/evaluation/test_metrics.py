@@ -9,6 +9,7 @@ from bundle_mllm.data import Question
 from bundle_mllm.evaluation.metrics import (
     ScoredQuestion,
     as_scored,
+    calibration_before_temperature,
     clustered_standard_error,
     compute_metrics,
     log_likelihood,
@@ -164,3 +165,20 @@ def test_log_likelihood_is_that_of_the_answer_among_the_options():
 def test_no_question_has_no_metric():
     with pytest.raises(ValueError, match="no questions"):
         compute_metrics([])
+
+
+def test_calibration_before_a_temperature_is_that_of_the_scores_it_divided():
+    rng = np.random.default_rng(0)
+    before = rng.normal(size=(400, 5)) * 3
+    answers = [rng.choice(5, p=np.exp(row / 2 - np.logaddexp.reduce(row / 2))) for row in before]
+
+    def scored(scores):
+        return [
+            ScoredQuestion(str(i), str(i), int(answer), tuple(row), int(row.argmax()))
+            for i, (row, answer) in enumerate(zip(scores, answers, strict=True))
+        ]
+
+    after = scored(before / 2)
+    expected = compute_metrics(scored(before))["calibration_error"]
+    assert calibration_before_temperature(after, 2.0) == pytest.approx(expected)
+    assert compute_metrics(after)["calibration_error"] < expected

@@ -1,5 +1,7 @@
 """The completer: probabilities of ranker and retriever joined as its formula says, for any number of candidates."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tiny_models import (
@@ -121,6 +123,16 @@ def test_without_candidates_the_rest_of_the_catalog_is_scored_as_if_it_were_give
     expected = score(completer, {**OPEN_QUESTION, "candidates": found.candidates}, max_options=max_options)
     assert sorted(found.candidates) == rest
     assert as_dict(found) == approx(as_dict(expected))
+
+
+def test_of_a_whole_catalog_the_ranker_sees_num_ranked_items_and_of_candidates_all():
+    completer = make_completer()
+    completer.combination = replace(completer.combination, num_ranked=3)
+    found = score(completer, OPEN_QUESTION)
+    expected = score(make_completer(), OPEN_QUESTION, max_options=3)
+    assert as_dict(found) == approx(as_dict(expected))
+    assert found.scores["ranker"].isfinite().sum() == 3 == completer.num_ranked
+    assert score(completer, QUESTION).scores["ranker"].isfinite().all()
 
 
 def test_the_best_items_of_a_catalog_have_their_share_of_the_whole(completer):

@@ -22,7 +22,7 @@ from bundle_mllm.evaluation.breakdowns import compute_slices, position_bias
 from bundle_mllm.evaluation.catalog import CatalogQuestion, RankedQuestion, catalog_questions, rank_catalog
 from bundle_mllm.evaluation.catalog_metrics import compute_catalog_metrics, compute_catalog_slices
 from bundle_mllm.evaluation.catalog_scoring import catalog_scorer
-from bundle_mllm.evaluation.metrics import ScoredQuestion, compute_metrics
+from bundle_mllm.evaluation.metrics import ScoredQuestion, calibration_before_temperature, compute_metrics
 from bundle_mllm.evaluation.results import check_writable, part_path, save_results
 from bundle_mllm.evaluation.scoring import score_questions
 from bundle_mllm.evaluation.settings import EvaluationSettings, ScoringOptions
@@ -90,6 +90,10 @@ def evaluate(settings: EvaluationSettings) -> dict[str, Any]:
     }
     if folder is None:
         metrics = describe_parts(manifest, questions, scored, train_items, shared, max_options=options["max_options"])
+        longest = max(len(question.candidates) for question in questions)
+        if "both" in metrics and longest <= options["max_options"]:  # the temperature concerns all candidates
+            before = calibration_before_temperature(scored["both"], completer.combination.temperature)
+            metrics["both"]["calibration_error_before_temperature"] = before
     else:
         metrics = {
             part: {

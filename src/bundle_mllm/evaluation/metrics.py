@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -286,6 +286,17 @@ def _influence(values: np.ndarray) -> np.ndarray:
     if not counted.any():
         return np.full(len(values), math.nan)
     return np.where(counted, values - _mean(values), 0.0) * (len(values) / counted.sum())
+
+
+def calibration_before_temperature(scored: Sequence[ScoredQuestion], temperature: float) -> float:
+    """Return the `calibration_error` (see [`compute_metrics`]) of scores before a temperature divided them.
+
+    Args:
+        scored: Questions whose options were all scored under the temperature.
+        temperature: The temperature.
+    """
+    before = [replace(each, scores=tuple(temperature * score for score in each.scores)) for each in scored]
+    return float(compute_metrics(before)["calibration_error"])
 
 
 def _calibration(scored: Sequence[ScoredQuestion], hits: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""How the scores of a ranker and a retriever are joined: two numbers, and for which two models they were fitted.
+"""How the scores of a ranker and a retriever are joined: a few numbers, and for which two models they were fitted.
 
 Knows nothing about questions, scores or how the numbers were fitted.
 """
@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 from transformers.utils import hub
+
+from .ranking_bundle_mllm import MAX_OPTIONS
 
 COMBINATION_FILE = "combination.json"
 """Where the combination stands in a model folder or repository that holds a ranker and a retriever."""
@@ -31,6 +33,8 @@ class BundleCombination:
     Attributes:
         ranker_weight: Weight w of the ranker, 0 or more.
         temperature: Divisor T of the joined log-probabilities, more than 0.
+        num_ranked: How many items of a whole catalog, M, the ranker scores, 2 to 26: the retriever's best. Training
+            sets it to what takes a second on its machine. Given candidates are not concerned.
         fitted_for: By part, "ranker" and "retriever", one weight of each parameter of that model (see
             `sample_weights`); `None` until a completer names its models here.
 
@@ -40,6 +44,7 @@ class BundleCombination:
 
     ranker_weight: float = 1.0
     temperature: float = 1.0
+    num_ranked: int = MAX_OPTIONS
     fitted_for: Mapping[str, Sequence[float | None]] | None = None
 
     def __post_init__(self):
@@ -50,6 +55,11 @@ class BundleCombination:
                     f"{name} is {str(value)[:40]!r}, so joined scores would be no probabilities: give a "
                     f"number, {least}."
                 )
+        if isinstance(self.num_ranked, bool) or self.num_ranked not in range(2, MAX_OPTIONS + 1):
+            raise ValueError(
+                f"num_ranked is {str(self.num_ranked)[:40]!r}, but a prompt has 2 to {MAX_OPTIONS} options: give such "
+                "a number."
+            )
         if self.fitted_for is None:
             return
         if not isinstance(self.fitted_for, Mapping) or set(self.fitted_for) != set(_PARTS):

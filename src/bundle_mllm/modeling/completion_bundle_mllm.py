@@ -128,8 +128,9 @@ class BundleCompleter:
 
     @property
     def num_ranked(self) -> int:
-        """Of how many retrieved items M the ranker scores the best."""
-        return getattr(self.processor, "max_options", MAX_OPTIONS)
+        """How many of the retrieved items, M, the ranker scores in a question about the whole catalog."""
+        limit = getattr(self.processor, "max_options", MAX_OPTIONS)
+        return limit if self.combination is None else min(limit, self.combination.num_ranked)
 
     def known(self, entries: Sequence[Any]) -> list[bool]:
         """Return of each item of a question whether a model knows anything about it beyond its id.
@@ -270,6 +271,7 @@ class BundleCompleter:
             raise ValueError(f"max_options is {limit}, but options are lettered A to Z: choose 3 to {MAX_OPTIONS}.")
         size_of_groups: int = group_size or min(GROUP_SIZE, limit)
         round_sizes(MAX_OPTIONS, size_of_groups)  # refuses a wrong size before anything runs
+        about_catalog = [field(question, "candidates") is None for question in questions]
         with _evaluating(self.models):
             questions, retrieved, terms = self._retrieve(questions, num_retrieved, return_terms)
             ranked: list[tuple[list[int], RankerScores] | None] = [None] * len(questions)
@@ -279,7 +281,8 @@ class BundleCompleter:
                     ranked[i] = list(range(len(questions[i]["candidates"]))), scores
             elif self.ranker is not None:
                 scorer = RankerScorer(self.ranker, self.processor, batch_size, progress)
-                shown = self._shown(questions, retrieved, limit)
+                most = [min(limit, self.num_ranked) if is_open else limit for is_open in about_catalog]
+                shown = self._shown(questions, retrieved, most)
                 short = [i for i, members in shown.items() if len(members) <= limit]
                 long = [i for i in shown if len(shown[i]) > limit]
                 prompts = [select(questions[i], shown[i]) for i in short]
@@ -470,11 +473,11 @@ class BundleCompleter:
         return {name: v.to(self.retriever.device) if torch.is_tensor(v) else v for name, v in batch.items()}
 
     def _shown(
-        self, questions: Sequence[dict[str, Any]], retrieved: Sequence[torch.Tensor | None], limit: int
+        self, questions: Sequence[dict[str, Any]], retrieved: Sequence[torch.Tensor | None], limits: Sequence[int]
     ) -> dict[int, list[int]]:
         """Return which candidates of each question the ranker scores; no entry where the retriever suffices."""
         shown: dict[int, list[int]] = {}
-        for i, (question, logs) in enumerate(zip(questions, retrieved, strict=True)):
+        for i, (question, logs, limit) in enumerate(zip(questions, retrieved, limits, strict=True)):
             count = len(question["candidates"])
             if count > limit and logs is not None:
                 shown[i] = sorted(logs.topk(limit).indices.tolist())

@@ -5,6 +5,7 @@ Knows nothing about stages or optimizers.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from bundle_mllm.modeling.processing_bundle_mllm import BundleMLLMProcessor
 from bundle_mllm.modeling.retriever_bundle_mllm import BundleRetriever
 from bundle_mllm.modeling.scoring_bundle_mllm import pad_right
 from bundle_mllm.settings import SCRATCH
+from bundle_mllm.training.answer_time import measure_num_ranked
 from bundle_mllm.training.combine import fit_combination
 from bundle_mllm.training.config import RunConfig
 from bundle_mllm.training.run_data import RunData
@@ -97,6 +99,8 @@ def join(
 ) -> tuple[BundleCompleter, dict[str, dict[str, Any]]]:
     """Join ranker and retriever by the weight and the temperature that fit the held-out questions, if there are any.
 
+    Also measure how many items of the whole catalog the ranker scores in a second.
+
     `held_out_scores` are the retriever's, made before it was trained on the bundles of the held-out questions.
 
     Returns:
@@ -114,7 +118,12 @@ def join(
             **{name: value for name, value in likelihoods if name != "combination"},
         }
     completer = BundleCompleter(processor, ranker, retriever, combination)
-    return completer, figures | data.validate(completer)
+    figures |= data.validate(completer)
+    partial = next(bundle.items[:-1] or bundle.items for bundle in data.folder.bundles.train)
+    completer.combination = replace(completer.combination, num_ranked=measure_num_ranked(completer, partial))
+    if "combination" in figures:
+        figures["combination"]["num_ranked"] = completer.combination.num_ranked
+    return completer, figures
 
 
 def score_held_out(ranker: Ranker, processor: BundleItemProcessor, data: RunData) -> list[list[float]]:

@@ -19,7 +19,7 @@ from bundle_mllm.data.folder import DatasetFolder
 from bundle_mllm.data.folds import OutOfFoldFeatures, part_bundles
 from bundle_mllm.data.questions import Question, make_questions, sample_training_questions, spread
 from bundle_mllm.data.splitting import held_out_near_duplicates
-from bundle_mllm.evaluation.metrics import validation_figures
+from bundle_mllm.evaluation.metrics import calibration_before_temperature, compute_metrics, validation_figures
 from bundle_mllm.evaluation.scoring import score_questions
 from bundle_mllm.modeling.completion_bundle_mllm import BundleCompleter
 from bundle_mllm.modeling.item_processing_bundle_mllm import BundleItemProcessor
@@ -173,7 +173,12 @@ class RunData:
         if not self.validation_questions:
             return {}
         scored = score_questions(completer, self.validation_questions)
-        return {part: validation_figures(questions) for part, questions in scored.items()}
+        figures = {part: validation_figures(questions) for part, questions in scored.items()}
+        if "both" in scored:
+            before = calibration_before_temperature(scored["both"], completer.combination.temperature)
+            figures["both"]["calibration_error"] = float(compute_metrics(scored["both"])["calibration_error"])
+            figures["both"]["calibration_error_before_temperature"] = before
+        return figures
 
     def item_processor(self) -> BundleItemProcessor:
         """Return a processor of the items alone."""

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -37,6 +39,14 @@ def test_the_record_of_the_same_run_is_read_again(run):
     record["retriever"] = {"hit_rate@1": 0.1}
     record.write()
     assert RunRecord.open(run, DatasetFolder.open(run.data)).data == record.data
+
+
+def test_a_run_is_recognized_by_the_content_of_its_folders_not_by_their_names(run, tmp_path, monkeypatch):
+    record = begin(run)
+    moved = shutil.move(run.data, tmp_path / "moved")
+    monkeypatch.chdir(tmp_path)
+    elsewhere = dataclasses.replace(run, data=moved, output_dir=Path("out"))
+    assert RunRecord.open(elsewhere, DatasetFolder.open(moved)).data == record.data
 
 
 def test_other_settings_are_refused_and_named(run):

@@ -54,7 +54,7 @@ class BundleRetriever(BundlePreTrainedModel):
 
     The score of an item does not depend on which other items are scored. `forward` scores given options, `retrieve`
     the whole catalog; both give the same scores. A partial bundle or an option may hold items that the catalog does
-    not (`extra_items`): they are scored by their features at once, and share no group.
+    not (`extra_items`): they are scored at once by their features and the groups that are given with them.
     """
 
     config: BundleRetrieverConfig

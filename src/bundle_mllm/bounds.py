@@ -31,18 +31,18 @@ class Bounds(Settings):
     """Channels of a sound."""
     sound_values: int = 64_000_000
     """Samples times channels of the window of a sound that is read at once."""
-    table_rows: int = 20_000_000
+    table_rows: int = 10_000_000
     """Rows of a table that is read row by row (items, bundles, questions)."""
     rows_per_byte: int = 32
     """Rows of a Parquet file for each of its bytes: a few bytes can claim millions of equal rows."""
     cell_characters: int = 10_000_000
     """Characters of a line of JSON Lines, or of a cell of a CSV file."""
-    json_bytes: int = 1 << 30
+    json_bytes: int = 1 << 28
     """Bytes of a JSON document."""
     yaml_bytes: int = 100_000
     """Bytes of a YAML file of settings."""
     tensor_values: int = 1 << 33
-    """Values of one matrix of features or weights."""
+    """Values of one tensor of a file of tensors (`.pt`, `.bin`)."""
     title_characters: int = 2_000
     """Characters of a title, which each question shows in full."""
     text_characters: int = 200_000

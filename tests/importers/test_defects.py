@@ -196,3 +196,20 @@ def test_a_log_of_the_same_orders_as_the_bundles_loses_what_shows_held_out_ones(
     assert set(folder.interactions.users) == {b.bundle_id for b in folder.bundles.train}
     assert any("made of the same orders" in warning for warning in summary.warnings)
     assert summary.num_users == 32
+
+
+def test_titles_that_are_no_text_are_problems_by_line(shop, tmp_path, items):
+    (shop / "items.csv").unlink()
+    titles = ["Infinity", '["a"]', '"half \\ud83d"', "7", "NaN"]
+    (shop / "items.jsonl").write_text(
+        "".join(f'{{"item_id": "{number}", "title": {title}}}\n' for number, title in enumerate(titles))
+    )
+    with pytest.raises(BundleMLLMError) as error:
+        import_tabular(shop, tmp_path / "data")
+    for part in (
+        "3 problems",
+        "items.jsonl line 1 has an infinite number as `title`",
+        "items.jsonl line 2 has a list as `title`",
+        "items.jsonl line 3 has half a character in `title`",
+    ):
+        assert part in str(error.value)

@@ -208,6 +208,7 @@ def test_a_single_file_of_order_lines_is_enough(retail, tmp_path):
         in text
     )
     assert "rather than 'thing nought' (1)" in text
+    assert "columns of orders that say nothing about items were left out: Country." in summary.warnings
     assert summary.dropped["order lines without an item, left out"] == 1
     assert summary.dropped["cancellations (their number has a C before it), which are no orders"] == 1
     assert folder.bundles.test[0].bundle_id == "1036"

@@ -291,6 +291,11 @@ def test_a_prompt_longer_than_the_context_is_an_error(question):
     ("fields", "message"),
     [
         ({"prompt_template": "{question}"}, r"prompt_template has the unknown fields \['question'\]"),
+        (
+            {"item_template": "{title:>1000000000}{separator}{item}"},
+            r"item_template gives the fields \['title'\] a width",
+        ),
+        ({"item_template": "{title}" + "x" * 10_000}, r"item_template has 10,007 characters: give 10,000 at most"),
         ({"option_template": "{letter.__class__}"}, r"option_template has the unknown fields"),
         ({"titles": ["a"]}, "8 item ids but 1 titles"),
         ({"max_options": 27}, "max_options is 27"),

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from bundle_mllm.bounds import check
 from bundle_mllm.data.files import require_file
 from bundle_mllm.errors import BundleMLLMError
 
@@ -46,6 +47,11 @@ def load_weights(path: str | os.PathLike) -> dict[str, torch.Tensor]:
 def _check_values(tensor: torch.Tensor, what: str) -> None:
     if tensor.layout != torch.strided or not tensor.is_floating_point():
         raise BundleMLLMError(f"{what} is {tensor.layout}, {tensor.dtype}: convert it to a dense float tensor.")
+    check("tensor_values", tensor.numel(), what)
+    if tensor.numel() * tensor.itemsize > tensor.untyped_storage().nbytes():  # a view that repeats a few values
+        raise BundleMLLMError(
+            f"{what} claims {tensor.numel():,} values and holds fewer: save it again, `.contiguous()`."
+        )
 
 
 def _load(path: str | os.PathLike) -> Any:

@@ -91,8 +91,11 @@ def collect_items(
             for name, value in record.items():
                 if name not in MEDIA and (name == "" or _holds_bytes(value)):
                     left_out.add(name)
+                elif name in TEXTS:
+                    if (text := _clean(name, value, where, notes)) is not None:
+                        plain[name] = text
                 elif name not in plain and name not in MEDIA and (value := _to_plain(value)) is not None:
-                    plain[name] = _clean(name, value, where, notes) if name in TEXTS else value
+                    plain[name] = value
             if item_id in first_of:
                 first, first_plain, first_paths = first_of[item_id]
                 if plain == first_plain:
@@ -110,7 +113,6 @@ def collect_items(
                         f"give it another id{choice}."
                     )
                 continue
-            title = to_text(plain.get("title"), "title", where)
             first_of[item_id] = where, plain, {kind: value for kind, value in media.items() if isinstance(value, str)}
             item = dict(plain)
             for kind, value in media.items():
@@ -122,7 +124,7 @@ def collect_items(
                     what = f"{'pictures' if kind == 'image' else 'sounds'} that are web addresses, kept as {kind}_url"
                     notes.add(what, f"item {item_id!r}", harmless=True)
             items.append(item)
-            if not title:
+            if not plain.get("title"):
                 notes.add("items without a title", f"item {item_id!r}", harmless=True)
     if left_out:
         names = ", ".join(name or "(no name)" for name in sorted(left_out))
@@ -337,10 +339,10 @@ def _to_split(value: Any, where: str) -> str | None:
     return split
 
 
-def _clean(name: str, value: Any, where: str, notes: ImportNotes) -> Any:
+def _clean(name: str, value: Any, where: str, notes: ImportNotes) -> str | None:
     """Return a text field as plain text, and note what was cleaned; a title that is far too long is cut."""
     if not isinstance(value, str):
-        return value
+        return to_text(value if isinstance(value, float) else _to_plain(value), name, where)
     cleaned = clean_text(value)
     if cleaned != value:
         notes.add(
@@ -350,7 +352,7 @@ def _clean(name: str, value: Any, where: str, notes: ImportNotes) -> Any:
     if len(cleaned) > most:
         notes.add(f"{name}s longer than {most:,} characters, cut", where)
         cleaned = cleaned[: most + 1].rsplit(None, 1)[0][:most]
-    return cleaned
+    return to_text(cleaned, name, where)
 
 
 def _shorten(place: str, beside: str) -> str:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from bundle_mllm.bounds import check
 from bundle_mllm.data.bundles import BundleSplits
 from bundle_mllm.data.catalog import ItemCatalog
 from bundle_mllm.data.features import write_modality
@@ -364,7 +365,8 @@ def _iter_lines(path: Path, template: str = "%s") -> Iterator[tuple[str, Any]]:
 
 
 def _read_object(path: Path) -> dict[str, Any]:
-    with open_text(require_file(path, "copy the whole data folder")) as stream:
+    check("json_bytes", require_file(path, "copy the whole data folder").stat().st_size, str(path))
+    with open_text(path) as stream:
         text = stream.read()
     value = parse_json(text, str(path), constants=False)  # NaN stands in fields that are not read
     if not isinstance(value, dict):

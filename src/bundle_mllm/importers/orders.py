@@ -25,6 +25,7 @@ from bundle_mllm.importers.times import to_seconds
 
 _CANCELLATION = re.compile(r"[Cc](\d+)")
 _DESCRIBED = ("title", "category", "price")
+_USED = frozenset({"order_id", "item_id", "quantity", "timestamp", "user_id", *_DESCRIBED})
 
 
 @dataclass
@@ -71,6 +72,8 @@ def collect_orders(records: Iterable[Place], options: OrderOptions, notes: Impor
                 f"{where} has no `{missing[0]}` (its columns: {', '.join(map(str, record)) or 'none'}): map the "
                 f"column that holds it, such as {missing[0]}=COLUMN."
             )
+        if not number and (unused := [name for name in record if name and name not in _USED]):
+            notes.warn(f"columns of orders that say nothing about items were left out: {', '.join(unused)}.")
         with notes.problems():
             order_id, item_id = (clean_id(record.get(name), where, notes) for name in ("order_id", "item_id"))
             if order_id is None or item_id is None:

@@ -15,6 +15,7 @@ from .tokenization_bundle_mllm import ITEM_SEPARATOR, BundleMLLMTokenizerFast
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _NOUNS = {"item_noun", "bundle_noun"}
+_TEMPLATE_CHARACTERS = 10_000
 _TEMPLATES = {
     "instruction": _NOUNS,
     "prompt_template": _NOUNS | {"instruction", "partial", "options"},
@@ -100,7 +101,16 @@ class BundleMLLMProcessor(BundleItemProcessor):
         if not 3 <= self.max_options <= len(LETTERS):
             raise ValueError(f"max_options is {self.max_options}, but options are lettered A to Z: give 3 to 26.")
         for name, allowed in _TEMPLATES.items():
-            fields = {field for _, field, _, _ in Formatter().parse(getattr(self, name)) if field is not None}
+            template = getattr(self, name)
+            if len(template) > _TEMPLATE_CHARACTERS:
+                raise ValueError(f"{name} has {len(template):,} characters: give {_TEMPLATE_CHARACTERS:,} at most.")
+            parsed = [(field, spec) for _, field, spec, _ in Formatter().parse(template) if field is not None]
+            if formatted := sorted(field for field, spec in parsed if spec):
+                raise ValueError(
+                    f"{name} gives the fields {formatted} a width or format, which could make a prompt of any length: "
+                    "write the braces with the name alone."
+                )
+            fields = {field for field, _ in parsed}
             if unknown := sorted(fields - allowed):
                 raise ValueError(
                     f"{name} has the unknown fields {unknown}, so it cannot be filled: use only {sorted(allowed)}, "

@@ -121,7 +121,18 @@ def test_a_shop_export_with_all_its_defects_becomes_a_model(tmp_path, capsys):
     small = ["--retriever.steps", "60", "--retriever.num-questions", "2000"]
     assert main(["train", "--data", str(data), "--base-model", "none", "--output-dir", str(model), *small]) == 0
     capsys.readouterr()
-    bundle = ",".join(ids["garden"][:2])
-    assert main(["complete", "--model", str(model), "--bundle", bundle, "--top-k", "5", "--json"]) == 0
-    answers = json.loads(capsys.readouterr().out)
-    assert sum(answer["item_id"] in ids["garden"] for answer in answers) >= 4
+    rules = ["--items", str(data), "--where", "price <= 15"]
+    complements = tmp_path / "complements.jsonl"
+    assert (
+        main(["complete", "--model", str(model), "--every-item", "--output", str(complements), "--top-k", "3", *rules])
+        == 0
+    )
+    rows = [json.loads(line) for line in complements.read_text().splitlines()]
+    assert len(rows) == 48
+    theme_of = {item_id: theme for theme, item_ids in ids.items() for item_id in item_ids}
+    price_of = {
+        item["item_id"]: item["price"] for item in map(json.loads, (data / "items.jsonl").read_text().splitlines())
+    }
+    answers = [(row["item_id"], answer) for row in rows for answer in row["answers"]]
+    assert len(answers) == 3 * 48 and all(price_of[answer] <= 15 for _, answer in answers)
+    assert sum(theme_of[item_id] == theme_of[answer] for item_id, answer in answers) > 0.9 * len(answers)

@@ -127,5 +127,7 @@ def test_the_command_prints_catalog_metrics_with_paired_differences(model, data,
     popularity = json.loads((tmp_path / "catalog.popularity.json").read_text())
     both = json.loads((tmp_path / "catalog.json").read_text())
     difference = both["recall@20"] - popularity["recall@20"]
+    shown = both["slices"]["partial_length"]["2"]
+    assert f"2 shown      recall@20 {shown['recall@20']:.4f} ± " in printed and "warm items   recall@20" in printed
     for text in ("recall@20", "ndcg@20", "coverage@20", f"{popularity['recall@20']:.4f}", f"{difference:+.4f} ± "):
         assert text in printed

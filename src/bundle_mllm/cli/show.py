@@ -138,7 +138,19 @@ def exported(folder: Path, options: Options) -> str:
 def metrics(values: Metrics, options: Options) -> str:
     """Return the metrics of a model, its parts side by side."""
     counts = f"{values['num_questions']} about {values['num_bundles']} bundles"
-    return f"{parts(values['parts'])}\nquestions    {counts}\nwritten to   {options['output']}"
+    lines = [parts(values["parts"]), *(_slices(values) if "protocol" in values else [])]
+    return "\n".join([*lines, f"questions    {counts}", f"written to   {options['output']}"])
+
+
+def _slices(values: Metrics) -> list[str]:
+    """Return Recall and NDCG of cold and warm items, and by the number of items shown."""
+    names = {"relevant": "{} items", "partial_length": "{} shown"}
+    lines = []
+    for name, template in names.items():
+        for label, of_slice in values["slices"].get(name, {}).items():
+            figures = "  ".join(f"{metric} {_value(of_slice, metric)}" for metric in OF_CATALOGS[:2])
+            lines.append(f"{template.format(label):11}  {figures}  ({of_slice['num_questions']} questions)")
+    return lines
 
 
 def parts(values: Mapping[str, Metrics]) -> str:

@@ -1,6 +1,7 @@
 """Ranks in a whole catalog, worked out by hand, and what a model folder gives."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,8 +11,10 @@ from bundle_mllm.cli import main
 from bundle_mllm.data import load_questions
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.evaluation.catalog import CatalogQuestion, catalog_questions, rank_catalog
+from bundle_mllm.evaluation.catalog_scoring import catalog_scorer
 from bundle_mllm.evaluation.evaluate import evaluate
 from bundle_mllm.evaluation.results import compare_metrics, load_catalog_results, load_results
+from bundle_mllm.evaluation.settings import ScoringOptions
 from bundle_mllm.model_folder import load_completer
 
 PARTS = ("ranker", "retriever", "both")
@@ -92,6 +95,17 @@ def test_each_part_ranks_the_catalog_as_the_completer_does(model, data, write_qu
             assert list(places.top[: len(order)]) == order[:20]
             assert completion.scores["retriever"].numel() == step - len(question.partial)
     assert written["slices"]["relevant"].keys() <= {"cold", "warm"}
+
+
+def test_the_ranker_moves_only_the_items_that_it_is_shown(completer, data):
+    completer.combination = replace(completer.combination, num_ranked=4)
+    partials = [[0, 9], [3]]
+    scores = catalog_scorer(completer, ScoringOptions(), 6)(partials)
+    for number, partial in enumerate(partials):
+        order = {part: np.argsort(-scores[part][number], kind="stable") for part in PARTS}
+        assert set(order["ranker"][:4]) == set(order["retriever"][:4])
+        assert list(order["ranker"][4:]) == list(order["retriever"][4:])
+        assert np.isneginf(scores["both"][number]).nonzero()[0].tolist() == sorted(partial)
 
 
 def test_a_ranker_alone_ranks_in_groups(folders, data, write_questions):

@@ -19,34 +19,33 @@ from bundle_mllm.modeling.completion_bundle_mllm import BundleCompleter, Complet
 def catalog_scorer(completer: BundleCompleter, options: ScoringOptions, max_options: int) -> ScoreCatalog:
     """Return what scores the catalog of a completer by each of its parts.
 
-    The retriever scores all items. The ranker is shown its best `max_options`: "ranker" has these first, in the
-    ranker's order, and "both" has them as the completer joins the two; all others are as the retriever has them. A
-    ranker without a retriever ranks the catalog in groups, at about 0.15 prompts per item.
+    The retriever scores all items. The ranker is shown as many of its best as in `BundleCompleter.score`: "ranker" has
+    these first, in the ranker's order, and "both" has them as the completer joins the two; all others are as the
+    retriever has them. A ranker without a retriever ranks the catalog in groups, at about 0.15 prompts per item.
 
     Args:
         completer: The models.
         options: How the ranker scores candidates; see `BundleCompleter.score`.
-        max_options: How many items the ranker is shown.
+        max_options: Most items that the ranker is shown.
     """
     processor = completer.processor
 
     def score(partials: Sequence[Sequence[int]]) -> dict[str, np.ndarray]:
-        questions = [{"partial": [processor.item_ids[row] for row in rows]} for rows in partials]
+        shown = [[processor.item_ids[row] for row in rows] for rows in partials]
         scores: dict[str, np.ndarray] = {}
         if completer.retriever is not None:
-            rows = processor.option_rows(questions, completer.retriever.config.modalities)["partial_rows"]
-            logs = completer.retriever.catalog_scores(rows.to(completer.retriever.device)).log_softmax(dim=-1)
-            scores["retriever"] = logs.double().cpu().numpy()
+            scores["retriever"] = completer.catalog_scores(shown).log_softmax(dim=-1).double().cpu().numpy()
         if completer.ranker is None:
             return scores
-        completions = _complete(completer, questions, options, max_options)
+        completions = _complete(completer, [{"partial": items} for items in shown], options, max_options)
         ranker = scores.get("retriever", np.full((len(partials), processor.num_items), -np.inf)).copy()
         scores["ranker"] = ranker
         for number, completion in enumerate(completions):
-            members = [processor.row(item_id) for item_id in completion.candidates]
+            members = np.array([processor.row(item_id) for item_id in completion.candidates])
             alone = completion.scores["ranker"].numpy()
+            ranked = np.isfinite(alone)
             above = ranker[number].max(initial=0.0, where=np.isfinite(ranker[number]))
-            ranker[number, members] = above + 1 + alone - alone.min()
+            ranker[number, members[ranked]] = above + 1 + alone[ranked] - alone[ranked].min()
             if completer.retriever is not None:
                 both = scores.setdefault("both", scores["retriever"].copy())
                 both[number, members] = completion.scores["both"].numpy()

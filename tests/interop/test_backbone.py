@@ -1,6 +1,7 @@
 """A backbone and a tokenizer become an untrained ranker over a catalog."""
 
 import pytest
+import torch
 from tiny_models import make_backbone, make_tokenizer
 from transformers import BloomConfig, BloomForCausalLM
 
@@ -50,3 +51,44 @@ def test_a_saved_backbone_is_loaded_with_its_tokenizer(tmp_path):
 def test_a_base_model_that_cannot_be_loaded_is_refused(tmp_path, name, message):
     with pytest.raises(BundleMLLMError, match=message):
         load_backbone(name.format(tmp=tmp_path))
+
+
+def test_without_a_gpu_weights_are_held_in_float32_unless_asked_otherwise(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    make_backbone().to(torch.bfloat16).save_pretrained(tmp_path)
+    make_tokenizer().save_pretrained(tmp_path)
+    assert load_backbone(str(tmp_path))[0].dtype == torch.float32
+    assert load_backbone(str(tmp_path), "bfloat16")[0].dtype == torch.bfloat16
+
+
+def test_a_gguf_file_is_read_beside_its_folder_and_its_marks_are_removed(tmp_path, monkeypatch):
+    asked = []
+
+    def load_model(source, **options):
+        asked.append((source, options.get("gguf_file")))
+        model = make_backbone()
+        model.hf_quantizer, model.is_quantized = object(), True
+        model.config.quantization_config = {"quant_method": "gguf"}
+        return model, {"missing_keys": []}
+
+    def load_tokenizer(source, **options):
+        asked.append((source, options.get("gguf_file")))
+        return make_tokenizer()
+
+    monkeypatch.setattr("bundle_mllm.interop.backbone.AutoModelForCausalLM.from_pretrained", load_model)
+    monkeypatch.setattr("bundle_mllm.interop.backbone.AutoTokenizer.from_pretrained", load_tokenizer)
+    (tmp_path / "small.gguf").touch()
+    backbone, _ = load_backbone(str(tmp_path / "small.gguf"))
+    assert asked == [(str(tmp_path), "small.gguf")] * 2
+    backbone.save_pretrained(tmp_path / "saved")  # refused with the marks
+    assert "quantization_config" not in (tmp_path / "saved/config.json").read_text()
+
+
+def test_a_gguf_file_without_its_reader_names_what_to_install(tmp_path, monkeypatch):
+    def fail(source, **options):
+        raise ImportError("You need the gguf package")
+
+    monkeypatch.setattr("bundle_mllm.interop.backbone.AutoTokenizer.from_pretrained", fail)
+    (tmp_path / "small.gguf").touch()
+    with pytest.raises(BundleMLLMError, match=r"bundle-mllm\[gguf\]"):
+        load_backbone(str(tmp_path / "small.gguf"))

@@ -1,5 +1,7 @@
 """The ranker without letters: what a score depends on, lists of any length, and a folder that loads."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tiny_models import (
@@ -120,6 +122,17 @@ def test_beside_a_retriever_both_count(model, processor):
     found = BundleCompleter(processor, ranker=model, retriever=retriever).score([QUESTION])[0].scores
     assert set(found) == {"ranker", "retriever", "both"}
     assert_close(found["both"].exp().sum(), torch.tensor(1.0, dtype=torch.float64))
+
+
+def test_of_a_whole_catalog_the_ranker_reads_the_best_items_of_the_retriever(model, processor):
+    completer = BundleCompleter(processor, ranker=model, retriever=make_retriever())
+    completer.combination = replace(completer.combination, num_ranked=3)
+    found = completer.score([{"partial": ["i0"]}])[0].scores
+    assert int(found["ranker"].isfinite().sum()) == 3
+    best = found["retriever"].topk(3).indices
+    assert found["ranker"][best].isfinite().all() and found["both"].isfinite().all()
+    alone = BundleCompleter(processor, ranker=model).score([{"partial": ["i0"]}])[0].scores["ranker"]
+    assert len(alone) == len(ITEM_IDS) - 1 and alone.isfinite().all()
 
 
 def test_the_loss_is_the_cross_entropy_of_the_answer_and_an_index_of_minus_one_is_no_option(model):

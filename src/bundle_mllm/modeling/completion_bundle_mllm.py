@@ -276,9 +276,13 @@ class BundleCompleter:
             questions, retrieved, terms = self._retrieve(questions, num_retrieved, return_terms)
             ranked: list[tuple[list[int], RankerScores] | None] = [None] * len(questions)
             if self.ranker is not None and not self.reads_letters:
-                scored = OptionScorer(self.ranker, self.processor, batch_size, progress).score(questions)
-                for i, scores in enumerate(scored):
-                    ranked[i] = list(range(len(questions[i]["candidates"]))), scores
+                lengths = [len(question["candidates"]) for question in questions]
+                most = [self.num_ranked if open_ else n for open_, n in zip(about_catalog, lengths, strict=True)]
+                shown = self._shown(questions, retrieved, most)
+                scorer = OptionScorer(self.ranker, self.processor, batch_size, progress)
+                scored = scorer.score([select(questions[i], members) for i, members in shown.items()])
+                for (i, members), scores in zip(shown.items(), scored, strict=True):
+                    ranked[i] = members, scores
             elif self.ranker is not None:
                 scorer = RankerScorer(self.ranker, self.processor, batch_size, progress)
                 most = [min(limit, self.num_ranked) if is_open else limit for is_open in about_catalog]

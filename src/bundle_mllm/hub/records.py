@@ -66,6 +66,7 @@ RUN: Schema = {  # and of a conversion
     "settings": {
         "base_model": BASE_MODEL,
         "dtype": word,
+        "scoring": matching("letters|options"),
         "modalities": _words,
         **dict.fromkeys(("stage_one", "stage_two", "retriever"), _STEP),
         NAME: numbers,

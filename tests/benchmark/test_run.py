@@ -102,7 +102,7 @@ def test_models_are_the_reference_and_their_parts_are_rows(bundlerec, tmp_path):
 def test_baselines_that_the_data_cannot_serve_are_named_without_paths(tmp_path):
     source = write_polyvore(tmp_path / "disjoint")
     result = run_benchmark(source, tmp_path / "out", baselines=["popularity", "boosted_ranker"])
-    assert {row["questions"] for row in result["rows"]} == {"uniform", "hard", "fill_in_blank", "catalog"}
+    assert {row["questions"] for row in result["rows"]} == {"uniform", "hard", "published_fill_in_blank", "catalog"}
     assert set(result["left_out"]) == {"boosted_ranker, catalog"}
     assert str(tmp_path) not in result["table"]
     with pytest.raises(BundleMLLMError, match="'item_knn_users' cannot be measured"):
@@ -110,8 +110,11 @@ def test_baselines_that_the_data_cannot_serve_are_named_without_paths(tmp_path):
 
 
 def test_the_authors_layout_and_dataset_folders_are_read_too(tmp_path, tiny_data, capsys):
-    result = run_benchmark(write_data(tmp_path / "pog"), tmp_path / "a", baselines=["popularity"], num_candidates=3)
-    assert {row["questions"] for row in result["rows"]} == {"uniform", "hard", "cans3", "catalog"}
+    for name in ("pog", "spotify", "steam"):
+        source = write_data(tmp_path / name, name)
+        result = run_benchmark(source, tmp_path / "a" / name, baselines=["popularity"], num_candidates=3)
+        assert {row["questions"] for row in result["rows"]} == {"uniform", "hard", "published_cans3", "catalog"}
+        assert result["table"].startswith(f"# {name}\n")
     command = ["benchmark", "--source", str(tiny_data), "--output-dir", str(tmp_path / "b")]
     assert main([*command, "--baselines", "popularity"]) == 0
     assert not (tmp_path / "b" / "data").exists()

@@ -127,7 +127,7 @@ def _questions(settings: BenchmarkSettings, folder: DatasetFolder) -> dict[str, 
         kept.replace(path)
         manifest_path(kept).replace(manifest_path(path))
     published = sorted((folder.path / "questions").glob(f"{settings.split}_*.jsonl"))
-    sets |= {path.stem.removeprefix(f"{settings.split}_"): path for path in published if path not in sets.values()}
+    sets |= {f"published_{path.stem.removeprefix(f'{settings.split}_')}": path for path in published}
     return sets | {CATALOG: sets["uniform"]}
 
 

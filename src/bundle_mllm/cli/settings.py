@@ -90,7 +90,7 @@ class CompletionSettings(BulkOptions):
     """File of rules, JSON or YAML, with the names of the options below; an option given here takes precedence."""
     items: Path | None = None
     """Items table, or dataset folder, whose columns the rules read: prices and stock change without encoding. By
-    default ids and titles, which the model knows."""
+    default the table that the model folder holds."""
     explain: bool = False
     """Show what ranker, retriever and boost contribute to each score."""
     json: bool = False

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bundle_mllm.completion.complete import RuledCompleter, load_ruled_completer
+from bundle_mllm.completion.item_table import ITEM_TABLE
 from bundle_mllm.completion.rules import Rules
 from bundle_mllm.completion.settings import BulkSettings
 from bundle_mllm.data.files import atomic_path, read_json, sha256, write_json
@@ -121,7 +122,7 @@ class _BulkRun:
     def _hashes(self) -> dict[str, Any]:
         """Return what decides the answers."""
         settings, rules = self.settings, self.settings.rules or Rules()
-        files = [settings.input, rules.allowed_file, rules.excluded_file]
+        files = [settings.input, rules.allowed_file, rules.excluded_file, Path(settings.model) / ITEM_TABLE]
         if settings.items is not None:
             files.append(settings.items if settings.items.is_file() else find_table(settings.items, "items"))
         return {

@@ -20,7 +20,6 @@ from bundle_mllm.data.folder import DatasetFolder
 from bundle_mllm.data.leakage import columns_that_name_bundles
 from bundle_mllm.data.memberships import ATTRIBUTES, ItemGroups
 from bundle_mllm.encoders.base import Encoded, FittedState, FittingEncoder, Progress
-from bundle_mllm.encoders.relational import truncated_svd
 from bundle_mllm.encoders.textual import fit_tfidf, tfidf
 
 NUM_PIECES = 8
@@ -40,10 +39,11 @@ class AttributeEncoder(FittingEncoder):
     below x (piecewise linear encoding; Gorishniy et al., 2022): a linear map of these shares is any function of x that
     is linear on each piece. They are standardized, and 0 where x is missing. Names (categories, lists, all that is
     above in a path, the year of a date) are weighed like the words of a text, see `TfidfEncoder`. Where both together
-    are more than `dim` columns, truncated SVD reduces them.
+    are more than `dim` columns, each is added, with a random sign, to one of `dim` (feature hashing; Weinberger et
+    al., 2009), which keeps products of vectors in expectation.
 
     What it fits: the columns and their kinds, quantiles, means, deviations, the names that several items have, their
-    weights, and the singular vectors.
+    weights, and where each is added.
 
     Args:
         columns: The columns to read; all that say something if not given, see `choose_attributes`.
@@ -72,8 +72,7 @@ class AttributeEncoder(FittingEncoder):
         if self.fitted is None:
             self.fitted = self._fit(folder)
         shares, of_items = _read(folder, self.fitted)
-        table, vectors = _table(shares, of_items, self.fitted), self.fitted.arrays.get("vectors")
-        columns = table.toarray() if vectors is None else np.asarray(table @ vectors.T)
+        columns = _table(shares, of_items, self.fitted, self.dim).toarray()
         features = np.zeros((len(of_items), self.dim), dtype=np.float32)  # [num_items, dim]
         features[:, : columns.shape[1]] = columns
         if progress is not None:
@@ -127,8 +126,12 @@ class AttributeEncoder(FittingEncoder):
         values |= {"names": names, "counts": [counts[name] for name in names]}
         values["share_known"] = _share_known(of_items, names)
         arrays = {"mean": np.nanmean(shares, axis=0), "std": np.nanstd(shares, axis=0), "idf": idf}
-        if shares.shape[1] + len(names) > self.dim:
-            arrays["vectors"] = truncated_svd(_table(shares, of_items, FittedState(values, arrays)), self.dim)[1]
+        if (width := shares.shape[1] + max(1, len(names))) > self.dim:
+            random = np.random.default_rng(0)
+            arrays |= {
+                "targets": random.integers(self.dim, size=width),
+                "signs": random.choice([-1.0, 1.0], size=width),
+            }
         return FittedState(values, arrays)
 
 
@@ -161,12 +164,16 @@ def _read(folder: DatasetFolder, fitted: FittedState) -> tuple[np.ndarray, list[
     return np.concatenate(blocks, axis=1), of_items
 
 
-def _table(shares: np.ndarray, of_items: Sequence[Sequence[str]], fitted: FittedState) -> sparse.csr_array:
-    """Return standardized shares, divided by the root of their number, beside the weights of names."""
+def _table(shares: np.ndarray, of_items: Sequence[Sequence[str]], fitted: FittedState, dim: int) -> sparse.csr_array:
+    """Return standardized shares, divided by the root of their number, beside the weights of names; hashed if wide."""
     arrays = fitted.arrays
     standardized = np.nan_to_num((shares - arrays["mean"]) / arrays["std"]) / max(1, shares.shape[1]) ** 0.5
     weights = tfidf([Counter(names) for names in of_items], fitted.values["names"], arrays["idf"])
-    return sparse.csr_array(sparse.hstack([sparse.csr_array(standardized), weights]))
+    table = sparse.csr_array(sparse.hstack([sparse.csr_array(standardized), weights]))
+    if "targets" not in arrays:
+        return table
+    places = np.arange(len(arrays["targets"])), arrays["targets"]
+    return sparse.csr_array(table @ sparse.csr_array((arrays["signs"], places), shape=(len(places[0]), dim)))
 
 
 def _share_known(of_items: Sequence[Sequence[str]], names: Sequence[str]) -> float:

@@ -1,6 +1,9 @@
 """Many bundles at once: the answers of one by one, in every format, the same bytes after kills, and nothing mixed."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 from tiny_models import ITEM_IDS, TITLES, make_completer
@@ -153,6 +156,27 @@ def test_mistakes_are_refused_before_anything_is_written(model, tmp_path, monkey
     with pytest.raises(BundleMLLMError, match=message):
         complete_bulk(model=str(model), device="cpu", **options)
     assert {path.name for path in tmp_path.iterdir()} == {"none.jsonl", "other.jsonl", "bad.jsonl"}
+
+
+@pytest.mark.slow
+def test_accelerate_launch_shares_the_parts_with_no_change(model, tmp_path):
+    alone, shared = tmp_path / "alone.csv", tmp_path / "shared.csv"
+    complete_bulk(model=str(model), every_item=True, top_k=3, device="cpu", output=alone)
+    options = {"num_processes": 2, "num_machines": 1, "main_process_port": 0, "mixed_precision": "no"}
+    launch = [f"--{name}={value}" for name, value in {**options, "dynamo_backend": "no"}.items()]
+    code = "import sys\nfrom bundle_mllm.cli import main\nfrom bundle_mllm.completion import bulk\n"
+    (tmp_path / "run.py").write_text(f"{code}bulk.PART_SIZE = {bulk.PART_SIZE}\nsys.exit(main(sys.argv[1:]))\n")
+    command = ["complete", "--model", str(model), "--every-item", "--top-k", "3", "--device", "cpu", "--output"]
+    script = [str(tmp_path / "run.py"), *command, str(shared)]
+    run = subprocess.run(
+        [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", *launch, *script],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert run.returncode == 0, run.stderr
+    assert shared.read_bytes() == alone.read_bytes()
 
 
 @pytest.mark.slow

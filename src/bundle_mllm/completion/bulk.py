@@ -76,10 +76,10 @@ class _BulkRun:
         questions = self._questions(shop)
         process.from_main(lambda: self._open(hashes))
         chunks = [questions[start : start + PART_SIZE] for start in range(0, len(questions), PART_SIZE)]
-        left = [number for number in range(len(chunks)) if not self._part(number).exists()]
-        mine = left[process.index :: process.count]
+        mine = [n for n in range(process.index, len(chunks), process.count) if not self._part(n).exists()]
         done = len(questions) - sum(len(chunks[number]) for number in mine)
-        self.progress("Completing", done, len(questions))
+        progress = self.progress if process.is_main else lambda name, done, total: None
+        progress("Completing", done, len(questions))
         if settings.engine == "ray":
             from bundle_mllm.completion.ray_bulk import answer_on_ray
 
@@ -90,7 +90,7 @@ class _BulkRun:
             with atomic_path(self._part(number)) as temporary:
                 temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
             done += len(rows)
-            self.progress("Completing", done, len(questions))
+            progress("Completing", done, len(questions))
         process.wait()
         process.from_main(lambda: self._join(hashes, len(chunks)))
         return self.output

@@ -134,13 +134,14 @@ def test_columns_that_are_encoded_are_read_of_new_items_too(alone, tmp_path):
 def test_prices_and_stock_change_without_encoding_or_touching_the_models(both, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "load_completer", lambda *_: pytest.fail("a model was loaded"))
     before = files(both)
-    write_records(tmp_path / "prices.csv", [{"item_id": "red-bag", "price": 3.5, "stock": 2}])
+    price = {"item_id": "red-bag", "price": 3.5, "in_stock": "FALSE", "stock": 2}
+    write_records(tmp_path / "prices.csv", [price])
     change = update_catalog("update", both, tmp_path / "prices.csv")
     assert (change.updated, change.encoded, change.num_items) == (1, 0, 24)
     changed = {name for name, content in files(both).items() if before.get(name) != content}
     assert changed == {Path("catalog.parquet")}
     [item] = [item for item in read_item_table(both) if item["item_id"] == "red-bag"]
-    assert (item["price"], item["stock"], item["title"]) == ("3.5", "2", "red bag")
+    assert (item["price"], item["in_stock"], item["stock"], item["title"]) == (3.5, False, "2", "red bag")
     assert update_catalog("update", both, tmp_path / "prices.csv").updated == 0
 
 

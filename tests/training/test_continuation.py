@@ -174,7 +174,8 @@ def test_the_recipe_is_that_of_the_model_but_shorter_and_not_shorter_each_night(
 def test_a_ranker_and_a_retriever_are_continued_together(old, new, tmp_path):
     train(tiny_run(old[0], tmp_path / "both", "scratch"))
     run = with_overrides(
-        continued_run(tmp_path / "both", data=new, output_dir=tmp_path / "runs"), {"validation_questions": 8}
+        continued_run(tmp_path / "both", data=new, output_dir=tmp_path / "runs"),
+        {"validation_questions": 8, "stage_two": {"num_questions": 32}},
     )
     folder = train(run)
     before, after = weights(tmp_path / "both"), weights(folder)

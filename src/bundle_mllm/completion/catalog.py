@@ -5,6 +5,7 @@ Knows nothing about how an item is encoded or scored.
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -95,7 +96,8 @@ def update_catalog(settings: CatalogSettings) -> CatalogChange:
             )
         return _rewrite(folder, {item_id: items[item_id] for item_id in kept}, items, {}, encoder, root, seen)
     before = {item_id: items.get(item_id, {}) for item_id in given}
-    after = {item_id: _merged(before[item_id], record) for item_id, record in given.items()}
+    kinds = {name: type(value) for item in items.values() for name, value in item.items()}  # one of each column
+    after = {item_id: _merged(before[item_id], record, kinds) for item_id, record in given.items()}
     changed = {item_id: record for item_id, record in after.items() if record != before[item_id]}
     encoded = {
         item_id: record
@@ -139,9 +141,25 @@ def _by_id(records: Sequence[Mapping[str, Any]], source: str) -> dict[str, dict[
     return by_id
 
 
-def _merged(before: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Any]:
+def _merged(before: Mapping[str, Any], record: Mapping[str, Any], kinds: Mapping[str, type]) -> dict[str, Any]:
     """Return an item with the columns of a record; an empty cell removes the value."""
-    return {name: value for name, value in {**before, **record}.items() if value is not None}
+    read = {name: _as_kind(value, kinds.get(name)) for name, value in record.items()}
+    return {name: value for name, value in {**before, **read}.items() if value is not None}
+
+
+def _as_kind(value: Any, kind: type | None) -> Any:
+    """Return a text, such as CSV has, as what its column holds, if it can be read so."""
+    if not isinstance(value, str) or kind not in (int, float, bool):
+        return value
+    if kind is bool:
+        return {"true": True, "false": False}.get(value.strip().lower(), value)
+    try:
+        number = float(value)
+    except ValueError:
+        return value
+    if not math.isfinite(number):
+        return value
+    return int(number) if kind is int and number.is_integer() else number
 
 
 def _rewrite(

@@ -7,7 +7,7 @@ RAY_STAMP := $(VENV)/.installed-ray
 LAION := .venv-laion
 LAION_STAMP := $(LAION)/.installed
 
-.PHONY: demo test test-ray test-laion lint clean
+.PHONY: demo test test-random test-ray test-laion lint clean
 
 demo: $(STAMP)
 	$(BIN)/bundle-mllm demo --output-dir out/demo
@@ -15,6 +15,10 @@ demo: $(STAMP)
 # Everything: `pytest` alone leaves out what is marked slow (runs, servers, other processes).
 test: lint
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "slow or not slow"
+
+# Random input: about 100,000 cases of importers, tables, texts, settings, questions and prompts; each test says how many it accepted.
+test-random: $(STAMP)
+	RANDOM_INPUTS=7700 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n 2 tests/random_input
 
 # Ray starts processes of its own, which takes minutes on a small machine (more where others are busy: it makes them nice).
 test-ray: $(RAY_STAMP)

@@ -236,9 +236,12 @@ def test_features_of_items_that_have_changed_are_refused(tmp_path, catalog):
 
 def test_a_broken_manifest_is_refused(tmp_path):
     write_modality(tmp_path, "visual", FEATURES, None, {})
-    for broken in ("{", "[]", '{"visual": 3}', '{"visual": {"provenance": [1]}}'):
+    hashes = ('{"visual": {"items_hash": 7}}', '{"visual": {"provenance": {"train_bundles_sha256": [1]}}}')
+    for broken in ("{", "[]", '{"visual": 3}', '{"visual": {"provenance": [1]}}', "[" * 50_000, *hashes):
         (tmp_path / "manifest.json").write_text(broken)
-        with pytest.raises(BundleMLLMError, match=r"manifest\.json (is not JSON|holds a list|does not map)"):
+        with pytest.raises(
+            BundleMLLMError, match=r"manifest\.json (is not JSON|is JSON nested|holds a list|does not map)"
+        ):
             FeatureStore.open(tmp_path, 4)
 
 

@@ -330,7 +330,9 @@ def test_an_import_goes_by_the_name_of_its_format(shop, tmp_path, same_tree):
     import_tabular(shop, tmp_path / "expected", seed=2)
     import_dataset("tabular", shop, tmp_path / "data", seed=2, columns=None, revision=None)
     assert same_tree(tmp_path / "expected", tmp_path / "data")
-    with pytest.raises(BundleMLLMError, match=r"format must be one of 'official', 'bundlerec', 'tab.*, not 'excel'"):
+    with pytest.raises(
+        BundleMLLMError, match=r"format must be one of 'official', 'bundlerec', .*'tabular'.*, not 'excel'"
+    ):
         import_dataset("excel", shop, tmp_path / "other")
     with pytest.raises(
         BundleMLLMError, match=r"tabular has no option `revision` \(formats that have it: huggingface\)"

@@ -280,6 +280,11 @@ def test_messages_cut_what_is_long(processor, question):
     assert len(str(error.value)) < 350 and "the question 'q7' with" in str(error.value)
 
 
+def test_no_question_is_an_error():
+    with pytest.raises(ValueError, match="There is no question to write"):
+        make_processor()([])
+
+
 def test_a_prompt_longer_than_the_context_is_an_error(question):
     length = len(make_processor()(question)["input_ids"][0])
     assert make_processor(max_length=length)(question)["input_ids"]

@@ -153,7 +153,7 @@ def _complete(
     question = {"partial": _entries(bundle), "candidates": None if candidates is None else _entries(candidates)}
     [answers] = completer.complete([question], top_k=options["top_k"], page=page, explain=explain)
     for note in (*completer.rules.notes, *answers.notes):
-        print(f"note: {note}", file=sys.stderr)
+        show.say(f"note: {note}", sys.stderr)
     return json_format.dumps(answers.items, ensure_ascii=False, indent=2) if json else show.ranking(answers.items)
 
 

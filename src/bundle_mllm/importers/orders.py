@@ -65,7 +65,6 @@ def collect_orders(records: Iterable[Place], options: OrderOptions, notes: Impor
     """
     orders = Orders()
     excluded = set(options.exclude)
-    returned = 0
     for number, (where, record) in enumerate(records):
         if not number and (missing := [name for name in ("order_id", "item_id") if name not in record]):
             raise BundleMLLMError(
@@ -87,7 +86,6 @@ def collect_orders(records: Iterable[Place], options: OrderOptions, notes: Impor
             order.quantities[item_id] = order.quantities.get(item_id, 0) + quantity
             order.time = order.time or to_text(record.get("timestamp"), "timestamp", where)
             order.user = order.user or to_text(record.get("user_id"), "user_id", where)
-            returned += quantity < 0
             if quantity > 0 or item_id not in orders.described:
                 _describe(orders.described, item_id, record, where)
     _take_off_cancellations(orders.of, notes)

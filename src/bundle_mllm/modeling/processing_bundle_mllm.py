@@ -183,6 +183,8 @@ class BundleMLLMProcessor(BundleItemProcessor):
             raise ValueError(f"{sorted(kwargs)} would be ignored beside questions: set the processor's fields.")
         extra: list[Mapping] = []
         batch = list(questions) if isinstance(questions, (list, tuple)) else [questions]
+        if not batch:
+            raise ValueError("There is no question to write: give one, or a list of some.")
         prompts = [self.render(question, show_items, extra) for question in batch]
         input_ids = self.tokenizer(prompts)["input_ids"]
         for question, ids in zip(batch, input_ids, strict=True):

@@ -27,7 +27,7 @@ from bundle_mllm.settings import SCRATCH
 from bundle_mllm.synthetic.settings import Domain, SyntheticSettings
 from bundle_mllm.synthetic.write import make_synthetic
 from bundle_mllm.training.config import RunConfig, default_run
-from bundle_mllm.training.run import train
+from bundle_mllm.training.run import limited_threads, train
 
 logger = logging.get_logger(__name__)
 
@@ -43,9 +43,9 @@ def demo_run(data: Path, output_dir: Path, seed: int) -> RunConfig:
         run,
         seed=seed,
         validation_questions=200,
-        retriever=replace(run.retriever, steps=200, num_questions=12_000, dropout=0.2, **same),
-        stage_one=replace(run.stage_one, num_questions=2_400, **short),
-        stage_two=replace(run.stage_two, num_questions=9_600, **short),
+        retriever=replace(run.retriever, steps=150, num_questions=12_000, dropout=0.2, **same),
+        stage_one=replace(run.stage_one, num_questions=1_536, **short),
+        stage_two=replace(run.stage_two, num_questions=3_072, **short),
     )
 
 
@@ -67,16 +67,19 @@ def run_demo(output_dir: Path, *, domain: Domain = "fashion", seed: int = 0) -> 
     data = output_dir / "data"
     make_synthetic(data, SyntheticSettings(domain=domain, seed=seed))
     media: Any = {"visual" if domain == "fashion" else "acoustic": "descriptor"}
-    for summary in encode_folder(data, relational="user_item:svd", **media).values():
+    for summary in encode_folder(data, textual="tfidf", relational="user_item:svd", **media).values():
         logger.info(str(summary))
     folder = DatasetFolder.open(data)
     made: dict[str, Any] = {"num_candidates": NUM_CANDIDATES, "negatives": "uniform", "partial": "half", "seed": seed}
     questions = make_questions(folder.bundles.test, folder.catalog, folder.bundles, **made)
     save_questions(data / "questions" / "test.jsonl", questions)
     write_question_manifest(data / "questions" / "test.jsonl", {"split": "test", **made})
-    model_dir = train(demo_run(data, output_dir / "model", seed))
-    result: dict[str, Any] = {"domain": domain, "seed": seed} | _compare(model_dir, questions, seed)
-    result["completion"] = _complete(model_dir, folder, questions[0])
+    run = demo_run(data, output_dir / "model", seed)
+    model_dir = train(run)
+    result: dict[str, Any] = {"domain": domain, "seed": seed}
+    with limited_threads(run.num_threads):
+        result |= _compare(model_dir, questions, seed)
+        result["completion"] = _complete(model_dir, folder, questions[0])
     result["seconds"] = round(time.monotonic() - start, 1)
     write_json(output_dir / "demo.json", result)
     return result

@@ -90,7 +90,7 @@ def test_variants_are_of_the_category_of_the_first_of_them():
         ({"boost": 3}, "boost must be of type Mapping"),
         ({"budget": -5}, "budget is -5, which no item costs"),
         ({"budget": 0}, "budget is 0"),
-        ({"budget": float("nan")}, "budget is nan"),
+        ({"budget": float("nan")}, "budget must be a number, not nan"),
         ({"budget": 5, "price_column": "title"}, "holds 'shirt 0', which is no number"),
         ({"budget": 5, "price_column": "prices"}, "did you mean 'price'"),
         ({"budget": 5}, r"leave none of the 6 items \(no price, or one above the budget removes 6"),

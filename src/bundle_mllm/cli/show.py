@@ -25,8 +25,8 @@ _JOINERS = "\u200c\u200d"  # of letters in Persian and Hindi, and of emoji
 
 def say(text: str, stream: TextIO | None = None) -> None:
     """Print a text to a terminal; see [`printable`]."""
-    stream = stream or sys.stdout
-    print(printable(text, stream.encoding or "ascii"), file=stream)
+    target: TextIO = sys.stdout if stream is None else stream
+    print(printable(text, target.encoding or "ascii"), file=target)
 
 
 def printable(text: str, encoding: str) -> str:

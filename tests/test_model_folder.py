@@ -1,6 +1,7 @@
 """A model folder holds models and items that belong together; what is none is refused in one line."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny_models import (
+    CHAT_TEMPLATE,
     ITEM_IDS,
     MODALITIES,
     TITLES,
@@ -30,7 +32,7 @@ from bundle_mllm.model_folder import (
     save_completer,
     save_model,
 )
-from bundle_mllm.modeling import BundleMLLMForCausalLM, BundleMLLMProcessor, BundleRetriever
+from bundle_mllm.modeling import BundleCompleter, BundleMLLMForCausalLM, BundleMLLMProcessor, BundleRetriever
 
 PAIRS = list(zip(ITEM_IDS, TITLES, strict=True))
 QUESTION = {"partial": ["i0", "i1"], "candidates": ["i2", "i3", "i4"]}
@@ -149,7 +151,7 @@ def test_a_model_that_remembers_no_items_is_not_checked(any_folder):
 def test_processor_and_catalog_agree_on_the_hash():
     pairs = [("ä\n", 'a "title" \\ \u2028 \U0001f600'), ("b", "")]
     catalog = ItemCatalog.from_records({"item_id": item_id, "title": title} for item_id, title in pairs)
-    processor = BundleMLLMProcessor(make_tokenizer(), catalog.item_ids, catalog.titles)
+    processor = BundleMLLMProcessor.from_backbone_tokenizer(make_tokenizer(), catalog.item_ids, catalog.titles)
     assert processor.items_hash == catalog.content_hash
     processor.titles = ("a", "b")
     assert processor.items_hash != catalog.content_hash
@@ -349,3 +351,67 @@ def test_a_combination_that_is_none_is_refused_in_one_line(folder, write, messag
     path.write_text("{")
     with pytest.raises(BundleMLLMError, match=r"combination\.json cannot be used"):
         load_completer(folder)
+
+
+def test_all_files_of_a_model_have_the_permissions_of_the_umask(tmp_path):
+    save_completer(make_completer(), tmp_path)
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.rglob("*.*")} == {0o666 & ~current_umask()}
+
+
+def current_umask():
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def chat_completer():
+    completer = make_completer()
+    processor = make_processor(make_tokenizer(chat_template=CHAT_TEMPLATE))
+    completer.ranker.config.separator_token_id = processor.separator_token_id
+    return BundleCompleter(processor, completer.ranker, completer.retriever)
+
+
+def test_a_folder_that_lacks_any_file_is_refused_in_one_line_or_a_warning_says_what_is_missing(tmp_path, caplog):
+    whole = tmp_path / "whole"
+    save_completer(chat_completer(), whole)
+    expected = load_completer(whole).complete(QUESTION)
+    for path in sorted(
+        path for path in whole.rglob("*") if path.suffix in (".json", ".jsonl", ".jinja", ".safetensors")
+    ):
+        name = path.relative_to(whole)
+        folder = shutil.copytree(whole, tmp_path / name.as_posix().replace("/", "-"))
+        (folder / name).unlink()
+        caplog.clear()
+        try:
+            assert load_completer(folder).complete(QUESTION) == expected
+            assert name.name in ("generation_config.json", "combination.json"), name
+            assert ("has no combination.json" in caplog.text) == (name.name == "combination.json")
+        except BundleMLLMError as error:
+            assert str(folder) in str(error) and "\n" not in str(error).strip(), name
+
+
+def test_pickled_weights_are_not_read(folder):
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(BundleMLLMError, match="safetensors") as error:
+        load_completer(folder)
+    assert "\n" not in str(error.value).strip()
+
+
+@pytest.mark.parametrize("name", ["BertTokenizer", "LlamaTokenizerFast", "NoSuchTokenizer"])
+def test_another_tokenizer_class_is_refused_in_one_line(folder, name):
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"tokenizer_class": name, "auto_map": None}))
+    with pytest.raises(BundleMLLMError, match="okenizer") as error:
+        load_completer(folder)
+    assert "\n" not in str(error.value).strip()
+
+
+def test_a_folder_with_a_tokenizer_but_no_processor_says_to_save_the_processor(tmp_path):
+    completer = make_completer(retriever=False)
+    completer.ranker.save_pretrained(tmp_path)
+    completer.processor.tokenizer.save_pretrained(tmp_path)  # what a trainer with processing_class=tokenizer saves
+    with pytest.raises(ValueError, match=r"has no items\.jsonl.* save the processor there, too"):
+        pipeline("bundle-completion", model=str(tmp_path), device="cpu")
+    with pytest.raises(BundleMLLMError, match=r"has no items\.jsonl.* save the processor there, too"):
+        load_completer(tmp_path)

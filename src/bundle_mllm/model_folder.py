@@ -7,19 +7,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
 from safetensors import SafetensorError
 from transformers import AutoConfig
-from transformers.utils import CONFIG_NAME
+from transformers.utils import CONFIG_NAME, hub
 
 from bundle_mllm.data.files import read_json, sha256
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.modeling.combination_bundle_mllm import COMBINATION_FILE
 from bundle_mllm.modeling.completion_bundle_mllm import BundleCompleter
 from bundle_mllm.modeling.configuration_bundle_mllm import BundleRetrieverConfig
-from bundle_mllm.modeling.item_processing_bundle_mllm import BundleItemProcessor
+from bundle_mllm.modeling.item_processing_bundle_mllm import HUB_ARGUMENTS, BundleItemProcessor
 from bundle_mllm.modeling.modeling_bundle_mllm import BundleMLLMForCausalLM
 from bundle_mllm.modeling.option_scoring_bundle_mllm import BundleMLLMForOptionScoring
 from bundle_mllm.modeling.pipeline_bundle_mllm import RETRIEVER_FOLDER, item_encoder, load_others
@@ -38,7 +39,7 @@ RANKERS: dict[str, Any] = {each.config_class.model_type: each for each in get_ar
 _ITEMS = ("items.jsonl", "encoders/*", "group_names.json")
 _WORDING = ("tokenizer.json", "processor_config.json", "chat_template.jinja")
 _DECIDING = ("*.safetensors", *_ITEMS, COMBINATION_FILE, *_WORDING)
-_UNREADABLE = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)
+_UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, RuntimeError, SafetensorError)
 
 
 def save_completer(completer: BundleCompleter, folder: Path) -> None:
@@ -70,54 +71,60 @@ def load_completer(folder: str | Path, device: str | None = None, **kwargs: Any)
     Args:
         folder: Model folder or Hub repository.
         device: Where the models run; the CPU if not given.
-        **kwargs: For `from_pretrained`.
+        **kwargs: For `from_pretrained`. What names files (`revision`, `token`, `cache_dir`, `local_files_only`,
+            `subfolder`) holds for all parts, which are of one commit; all else, such as `dtype`, for the ranker or,
+            without one, the retriever.
 
     Raises:
         BundleMLLMError: If there is no such folder or repository, it does not hold these models, or its items are not
             those a model was saved with.
     """
     _check_exists(folder)
+    files = _files_of_one_commit(folder, kwargs)
+    kwargs |= files
     try:
-        if is_retriever(folder):
-            processor: Any = BundleItemProcessor.from_pretrained(folder)
+        if is_retriever(folder, **files):
+            processor: Any = BundleItemProcessor.from_pretrained(folder, **files)
             retriever = BundleRetriever.from_pretrained(folder, **kwargs).eval()
             completer = BundleCompleter(processor, retriever=retriever)
         else:
             ranker, processor = load_ranker(folder, **kwargs)
-            completer = BundleCompleter(processor, ranker, **load_others(str(folder)))
+            completer = BundleCompleter(processor, ranker, **load_others(str(folder), **files))
     except _UNREADABLE as error:
         raise _unreadable(folder, error) from error
-    completer.encode_items = item_encoder(str(folder))
+    completer.encode_items = item_encoder(str(folder), files.get("revision"))
     return completer if device is None else completer.to(device)
 
 
 def load_ranker(folder: str | Path, **kwargs: Any) -> tuple[Ranker, BundleMLLMProcessor]:
     """Load the ranker of a model folder or Hub repository, and its processor; see [`load_completer`]."""
     _check_exists(folder)
+    files = _files_of_one_commit(folder, kwargs)
+    kwargs |= files
     try:
-        model_type = AutoConfig.from_pretrained(folder).model_type
+        model_type = AutoConfig.from_pretrained(folder, **files).model_type
         if model_type not in RANKERS:
             raise ValueError(f"its config.json is of a {model_type!r} model, not of a ranker")
         model = RANKERS[model_type].from_pretrained(folder, **kwargs)
     except _UNREADABLE as error:
         raise _unreadable(folder, error) from error
-    processor = load_processor(folder)
+    processor = load_processor(folder, **files)
     check_same_items(model, processor, folder)
     return model.eval(), processor
 
 
-def load_processor(folder: str | Path) -> BundleMLLMProcessor:
+def load_processor(folder: str | Path, **files: Any) -> BundleMLLMProcessor:
     """Load the processor of a ranker alone; see [`load_completer`]."""
     _check_exists(folder)
     try:
-        return BundleMLLMProcessor.from_pretrained(folder)
+        return BundleMLLMProcessor.from_pretrained(folder, **files)
     except _UNREADABLE as error:
         raise _unreadable(folder, error) from error
 
 
-def is_retriever(folder: str | Path) -> bool:
+def is_retriever(folder: str | Path, **files: Any) -> bool:
     """Return whether a model folder or Hub repository holds a retriever alone."""
-    return AutoConfig.from_pretrained(folder).model_type == BundleRetrieverConfig.model_type
+    return AutoConfig.from_pretrained(folder, **files).model_type == BundleRetrieverConfig.model_type
 
 
 def check_same_items(model: Any, processor: BundleItemProcessor, folder: str | Path) -> None:
@@ -151,6 +158,14 @@ def fingerprint(folder: str | Path) -> str | None:
     return digest.hexdigest() if found else None
 
 
+def _files_of_one_commit(folder: str | Path, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those arguments of `from_pretrained` that name files, with the commit that the revision is of now."""
+    files = {name: kwargs[name] for name in HUB_ARGUMENTS if kwargs.get(name) is not None}
+    where = {name: files[name] for name in ("token", "cache_dir", "local_files_only") if name in files}
+    revision = hub.resolve_revision(folder, files.get("revision"), **where)
+    return files if revision is None else files | {"revision": revision}
+
+
 def _check_exists(folder: str | Path) -> None:
     """Refuse a mistyped path before the Hub is reached; a Hub name is `org/name`, without a folder `org` here."""
     path = Path(folder)
@@ -165,7 +180,8 @@ def _check_exists(folder: str | Path) -> None:
 def _unreadable(folder: str | Path, error: Exception) -> BundleMLLMError:
     if isinstance(error, BundleMLLMError):
         return error
+    reason = " ".join(str(error).split()).rstrip(".")
     return BundleMLLMError(
-        f"{folder} is no readable Bundle-MLLM model: {str(error).rstrip('.')}. Give the output folder of "
-        "`bundle-mllm train`, or the name of a Hub repository."
+        f"{folder} is no readable Bundle-MLLM model: {reason}. Give the output folder of `bundle-mllm train`, or the "
+        "name of a Hub repository."
     )

@@ -42,9 +42,14 @@ def _register_pipeline(ours: ModuleType, theirs: ModuleType) -> None:
     theirs.PIPELINE_REGISTRY.register_pipeline("bundle-completion", pipeline_class=pipeline, pt_model=models)
 
 
-def _register_lora(ours: ModuleType, theirs: ModuleType) -> None:
-    for model_type in ("bundle_mllm", "bundle_mllm_options"):
-        theirs.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.setdefault(model_type, ours.LORA_TARGET_MODULES)
+def _register_adapters(ours: ModuleType, theirs: ModuleType) -> None:
+    """Let each method of PEFT adapt what it adapts in Llama, or LoRA's modules where those are queries and values."""
+    for name, mapping in vars(theirs).items():
+        if name.startswith("TRANSFORMERS_MODELS_TO_") and "llama" in mapping:
+            modules = ours.LORA_TARGET_MODULES if mapping["llama"] == ["q_proj", "v_proj"] else mapping["llama"]
+            modules = ["language_model.norm" if module == "norm" else module for module in modules]
+            for model_type in ("bundle_mllm", "bundle_mllm_options"):
+                mapping.setdefault(model_type, modules)
 
 
 _pending: list[tuple[tuple[str, str], Callable[[ModuleType, ModuleType], None]]] = [
@@ -69,7 +74,7 @@ _pending: list[tuple[tuple[str, str], Callable[[ModuleType, ModuleType], None]]]
 ]
 _pending += [
     (("bundle_mllm.modeling.pipeline_bundle_mllm", "transformers.pipelines"), _register_pipeline),
-    (("bundle_mllm.lora", "peft.utils.constants"), _register_lora),
+    (("bundle_mllm.lora", "peft.utils.constants"), _register_adapters),
 ]
 """What is still to be registered: our module, transformers' (or PEFT's) module, and how."""
 _imported: set[str] = set()

@@ -114,3 +114,11 @@ def test_loading_names_what_is_missing(tmp_path):
 
 def test_a_catalog_travels_to_worker_processes(small):
     assert pickle.loads(pickle.dumps(small)) == small
+
+
+def test_catalogs_differ_by_items_titles_and_order():
+    catalog = ItemCatalog.from_records({"item_id": name, "title": name.upper()} for name in "abcd")
+    assert catalog.differences("abcd", "ABCD") == []
+    assert catalog.differences("dabc", "DABC") == ["4 at another place (such as 'a')"]
+    assert catalog.differences("abc", "ABX") == ["1 new (such as 'd')", "1 with another title (such as 'c')"]
+    assert catalog.differences("abcde", "ABCDE") == ["1 gone (such as 'e')"]

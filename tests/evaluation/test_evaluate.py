@@ -202,3 +202,16 @@ def test_a_place_that_cannot_be_written_is_refused_and_nothing_is_left_there(
     with pytest.raises(BundleMLLMError, match=message):
         evaluate(model, tiny_data, questions, tmp_path / output)
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_items_that_are_not_those_of_the_model_are_said(model, tiny_data, write_questions, tmp_path, caplog):
+    questions, data = write_questions(num_candidates=4), shutil.copytree(tiny_data, tmp_path / "data")
+    evaluate(model, data, questions)
+    assert "other items" not in caplog.text
+    path = data / "items.jsonl"
+    first, *others = path.read_text().splitlines()
+    title = json.loads(first) | {"title": "another title"}
+    path.write_text("\n".join([*others, json.dumps(title)]) + "\n")
+    evaluate(model, data, questions)
+    assert "which answers by its own: 1 with another title (such as" in caplog.text
+    assert "at another place (such as" in caplog.text

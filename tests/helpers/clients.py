@@ -88,6 +88,35 @@ def publisher(model_dir, single_file_dir, data_dir, work):
     attempt("push pipeline", lambda: completer.push_to_hub("acme/pipeline") and None)
 
 
+def reader(folders, question, work):
+    from huggingface_hub import HfApi
+    from transformers import pipeline
+
+    from bundle_mllm.model_folder import load_completer
+
+    api, token, repo_id = HfApi(), os.environ["HF_TOKEN"], "acme/several"
+    api.create_repo(repo_id, private=True)
+    shas = [api.upload_folder(repo_id=repo_id, folder_path=folder).oid for folder in folders]
+    del os.environ["HF_TOKEN"]
+
+    def explained(answers):
+        return {answer["item_id"]: answer["explanation"]["retriever"] for answer in answers}
+
+    def by_completer(**files):
+        return explained(load_completer(repo_id, token=token, **files).complete(question, explain=True))
+
+    def by_pipeline(**files):
+        completer = pipeline("bundle-completion", model=repo_id, token=token, device="cpu", **files)
+        return explained(completer(question, explain=True))
+
+    for number, sha in enumerate(shas):
+        attempt(f"completer {number}", by_completer, revision=sha)
+        attempt(f"pipeline {number}", by_pipeline, revision=sha)
+    attempt("completer newest", by_completer, cache_dir=f"{work}/another")
+    attempt("pipeline newest", by_pipeline)
+    attempt("not downloaded", by_completer, cache_dir=f"{work}/third", local_files_only=True)
+
+
 def stranger(questions, repositories, work):
     sys.modules["bundle_mllm"] = None
     from datasets import load_dataset
@@ -125,5 +154,5 @@ def stranger(questions, repositories, work):
 
 if __name__ == "__main__":
     role, arguments, outcomes = sys.argv[1:]
-    {"publisher": publisher, "stranger": stranger}[role](**json.loads(Path(arguments).read_text()))
+    {"publisher": publisher, "reader": reader, "stranger": stranger}[role](**json.loads(Path(arguments).read_text()))
     Path(outcomes).write_text(json.dumps(OUTCOMES))

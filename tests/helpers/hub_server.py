@@ -4,6 +4,7 @@ It keeps repositories in memory, speaks the LFS protocol, checks tokens and card
 """
 
 import base64
+import copy
 import hashlib
 import json
 import re
@@ -27,6 +28,7 @@ class Repository:
         self.private = private
         self.files = {".gitattributes": b"*.safetensors filter=lfs\n"}  # path -> bytes, or (sha256, size) in LFS
         self.commits = [hashlib.sha1(b"initial commit").hexdigest()]
+        self.snapshots = {self.sha: dict(self.files)}
         self.messages = ["initial commit"]
 
     @property
@@ -41,6 +43,13 @@ class Repository:
                 self.files[path] = content
         self.messages.append(message)
         self.commits.append(hashlib.sha1(f"{self.sha}{sorted(changes)}{message}".encode()).hexdigest())
+        self.snapshots[self.sha] = dict(self.files)
+
+    def as_of(self, revision):
+        earlier = copy.copy(self)
+        earlier.commits = self.commits[: self.commits.index(revision) + 1]
+        earlier.files = self.snapshots[revision]
+        return earlier
 
 
 class HubServer(ThreadingHTTPServer):
@@ -140,9 +149,11 @@ class Handler(BaseHTTPRequestHandler):
 
     def at(self, type, repo, revision):
         found = self.repository(type, repo)
-        if revision not in ("main", found.sha):
+        if revision == "main":
+            return found
+        if revision not in found.snapshots:
             raise RefusedError(404, f"Invalid rev id: {revision}", "RevisionNotFound")
-        return found
+        return found.as_of(revision)
 
     def control(self):
         state = json.loads(self.body() or b"{}")

@@ -13,7 +13,7 @@ import torch
 from hub_server import TOKEN, HubServer
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
-from tiny_models import MODALITIES, make_item_processor, make_retriever
+from tiny_models import MODALITIES, make_completer, make_item_processor, make_retriever
 from transformers import pipeline
 
 from bundle_mllm.completion.new_items import find_item_encoder
@@ -363,3 +363,21 @@ def test_a_retriever_that_holds_a_user_log_is_published_only_when_asked_for(mode
 def test_a_name_that_is_none_is_refused(model_folder, tmp_path, name):
     with pytest.raises(BundleMLLMError, match=r"is not the name of a Hub repository.*owner/name"):
         publish(model_folder, name, dry_run=True, output_dir=tmp_path / "out")
+
+
+def test_all_parts_are_read_from_one_revision_with_the_token_that_is_given(server, tmp_path):
+    expected, folders = [], []
+    for number in range(2):
+        completer = make_completer()
+        completer.retriever.towers.cosine_weight.data += number
+        completer = BundleCompleter(completer.processor, completer.ranker, completer.retriever)
+        folders.append(str(tmp_path / str(number)))
+        save_completer(completer, Path(folders[-1]))
+        answers = completer.complete(QUESTIONS[0], explain=True)
+        expected.append({answer["item_id"]: answer["explanation"]["retriever"] for answer in answers})
+    found = act("reader", server, tmp_path / "home", folders=folders, question=QUESTIONS[0])
+    for name, which in {"0": 0, "1": 1, "newest": 1}.items():
+        assert found[f"completer {name}"] == pytest.approx(expected[which], abs=1e-4)
+        assert found[f"pipeline {name}"] == pytest.approx(expected[which], abs=1e-4)
+    assert expected[0] != pytest.approx(expected[1], abs=1e-2)
+    assert found["not downloaded"].startswith("error: ")

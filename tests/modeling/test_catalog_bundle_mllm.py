@@ -44,6 +44,13 @@ def test_rows_of_a_fold_differ_in_its_modality_alone_and_are_not_saved():
     assert catalog.num_rows == 3
 
 
+def test_new_items_have_no_rows_of_the_folds_of_those_before():
+    catalog = make_catalog()
+    catalog.set_folds("user_item", torch.randn(2, 3, 6), torch.ones(2, 3, dtype=torch.bool))
+    catalog.replace(make_features(num_items=5), None, torch.float32)
+    assert (catalog.num_items, catalog.num_rows) == (5, 5)
+
+
 def test_the_rows_of_a_catalog_make_the_same_catalog():
     catalog, again = make_catalog(present={"visual": torch.tensor([True, False, True])}), make_catalog(num_items=1)
     again.replace(*catalog.rows(), torch.float32)

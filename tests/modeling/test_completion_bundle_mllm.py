@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from peft import PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig, get_peft_model
 from tiny_models import (
     ITEM_IDS,
     TITLES,
@@ -194,8 +195,46 @@ def test_no_questions_have_no_answers(completer):
     assert completer.score([]) == []
 
 
-def test_a_single_candidate_is_certain_where_there_is_a_retriever(completer):
-    assert as_dict(score(completer, {**QUESTION, "candidates": ["i5"]})) == {"i5": pytest.approx(1)}
+@pytest.mark.parametrize("parts", [(True, True), (False, True), (True, False)])
+def test_a_single_candidate_is_certain_to_every_part(parts):
+    completer = make_completer(*parts)
+    single, other = completer.score([{**QUESTION, "candidates": ["i5"]}, QUESTION], permutations=2)
+    assert set(single.scores) == set(completer.parts) == set(other.scores)
+    assert all(scores.tolist() == pytest.approx([0]) for scores in single.scores.values())
+    assert all(orders.shape == (2, 1) for orders in single.orders.values())
+    assert single.orders.keys() == other.orders.keys()
+
+
+def test_the_best_item_of_a_catalog_alone_has_its_share_and_the_scores_of_every_part(completer):
+    best = score(completer, OPEN_QUESTION, num_retrieved=1)
+    assert best.scores.keys() == {"ranker", "retriever", "both"}
+    assert best.answer.tolist() == pytest.approx(best.scores["retriever"].tolist())
+
+
+def test_the_processor_that_a_completer_is_given_stays_as_it_was():
+    processor = make_processor(modalities=None)
+    completer = BundleCompleter(processor, make_model(), make_retriever())
+    completer.set_catalog(**new_catalog())
+    assert processor.modalities is None and processor.other_modalities == {}
+    assert processor.item_ids == tuple(ITEM_IDS) and completer.processor.item_ids != processor.item_ids
+
+
+@pytest.mark.parametrize("parts", [(True, True), (False, True), (True, False)])
+def test_items_without_any_features_have_probabilities(parts):
+    completer = make_completer(*parts)
+    present = {name: torch.zeros(8, dtype=torch.bool) for name in completer.modalities}
+    completer.set_catalog(ITEM_IDS, TITLES, make_features(), present)
+    for question in (QUESTION, OPEN_QUESTION):
+        answer = score(completer, question).answer
+        assert answer.isfinite().all() and answer.exp().sum() == approx(1)
+
+
+@pytest.mark.parametrize("config", [PromptTuningConfig, PromptEncoderConfig, PrefixTuningConfig])
+def test_a_ranker_with_a_learned_prompt_is_refused_in_one_line(config):
+    ranker = get_peft_model(make_model(), config(task_type="CAUSAL_LM", num_virtual_tokens=2))
+    with pytest.raises(ValueError, match=r"adapter of the type P\w+, whose learned prompt would be left out") as error:
+        BundleCompleter(make_processor(), ranker)
+    assert "\n" not in str(error.value)
 
 
 def test_one_model_alone_answers_by_itself(completer):

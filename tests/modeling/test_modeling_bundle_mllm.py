@@ -1,11 +1,26 @@
 """The ranker: items and separators are embeddings in front of a backbone that stays as it is."""
 
 import logging
+import re
 import warnings
 
 import pytest
 import torch
-from peft import LoraConfig, PrefixTuningConfig, get_peft_model
+from peft import (
+    AdaLoraConfig,
+    BOFTConfig,
+    IA3Config,
+    LNTuningConfig,
+    LoHaConfig,
+    LoKrConfig,
+    LoraConfig,
+    OFTConfig,
+    PrefixTuningConfig,
+    PromptEncoderConfig,
+    PromptTuningConfig,
+    VeraConfig,
+    get_peft_model,
+)
 from tiny_models import make_backbone, make_features, make_model
 from torch.testing import assert_close
 from transformers import DynamicCache
@@ -313,3 +328,54 @@ def test_a_prefix_of_peft_is_read_before_the_prompt_and_trains():
     adapted.train()(input_ids=IDS, attention_mask=torch.ones_like(IDS), labels=labels).loss.backward()
     gradients = [p.grad for p in adapted.parameters() if p.requires_grad]
     assert gradients and all(gradient.abs().sum() > 0 for gradient in gradients)
+
+
+def test_items_and_separators_among_the_labels_are_not_learned(model):
+    text = IDS.masked_fill((IDS >= OFFSET) | (IDS == SEPARATOR), -100)
+    expected = model(input_ids=IDS, labels=text).loss
+    assert_close(model(input_ids=IDS, labels=IDS).loss, expected)
+    shifted = torch.nn.functional.pad(IDS, (0, 1), value=-100)[:, 1:]
+    assert_close(model(input_ids=IDS, labels=IDS, shift_labels=shifted).loss, expected)
+
+
+def test_the_configuration_may_ask_for_hidden_states():
+    model = make_model()
+    assert model(input_ids=TEXT).hidden_states is None
+    model.config.output_hidden_states = True
+    assert len(model(input_ids=TEXT).hidden_states) == 3
+    assert model(input_ids=TEXT, output_hidden_states=False).hidden_states is None
+
+
+def test_text_tokens_cannot_grow_into_the_items():
+    model = make_model(item_token_offset=450)
+    model.resize_token_embeddings(450)
+    with pytest.raises(ValueError, match="cannot have 451 tokens, since ids from item_token_offset 450 on are items"):
+        model.resize_token_embeddings(451)
+
+
+def test_plans_of_parallel_runs_name_modules_that_there_are(model):
+    names = {re.sub(r"\.\d+", ".*", name) for name, _ in model.named_modules()}
+    assert model.tp_plan.keys() <= names and model.fsdp_plan.keys() <= names
+    assert "lm_head" in model.tp_plan and "lm_head" in model.fsdp_plan
+
+
+ADAPTERS = [AdaLoraConfig(total_step=10), BOFTConfig(boft_block_size=4), IA3Config(), LNTuningConfig(), LoHaConfig(),
+            LoKrConfig(), OFTConfig(), VeraConfig()]  # fmt: skip
+
+
+@pytest.mark.parametrize("config", ADAPTERS, ids=lambda config: config.peft_type.value)
+def test_methods_of_peft_know_what_to_adapt(config):
+    config.task_type = "CAUSAL_LM"
+    adapted = get_peft_model(make_model(), config)
+    adapted(input_ids=IDS, labels=IDS).loss.backward()
+    trained = [name for name, parameter in adapted.named_parameters() if parameter.requires_grad]
+    assert trained and all("language_model" in name for name in trained)
+
+
+@pytest.mark.parametrize("config", [PromptTuningConfig, PromptEncoderConfig])
+@pytest.mark.parametrize("ids", [IDS, torch.tensor([[1, SEPARATOR, 60]])])
+def test_learned_prompts_before_items_are_refused_in_one_line_and_before_text_work(config, ids):
+    adapted = get_peft_model(make_model(), config(task_type="CAUSAL_LM", num_virtual_tokens=2))
+    assert adapted(input_ids=TEXT, attention_mask=torch.ones_like(TEXT)).logits.shape[1] == 2 + TEXT.shape[1]
+    with pytest.raises(ValueError, match=r"text embedding was given item or separator tokens.*: use LoRA"):
+        adapted(input_ids=ids, attention_mask=torch.ones_like(ids))

@@ -215,6 +215,19 @@ def test_conversations_are_tokenized_for_trl():
     assert OFFSET + 3 in ids[0]
 
 
+def test_a_chat_template_takes_batches_message_objects_and_messages_without_content():
+    processor = make_processor(make_tokenizer(True, CHAT_TEMPLATE))
+    chats = [
+        [{"role": "user", "content": "hat"}, {"role": "assistant", "content": None}],
+        [SimpleNamespace(role="user", content=[{"type": "text", "text": "coat"}]), {"role": "assistant"}],
+    ]
+    plain = [[{"role": "user", "content": text}, {"role": "assistant", "content": ""}] for text in ("hat", "coat")]
+    assert processor.apply_chat_template(chats) == processor.tokenizer.apply_chat_template(plain, tokenize=False)
+    assert processor.apply_chat_template(chats[1]) == processor.apply_chat_template(chats)[1]
+    ids = processor.apply_chat_template(chats, tokenize=True, return_dict=True)["input_ids"]
+    assert ids == processor.tokenizer.apply_chat_template(plain, tokenize=True, return_dict=True)["input_ids"]
+
+
 HAT = {"title": "hat", "features": {"visual": [0.5] * 12}}
 
 

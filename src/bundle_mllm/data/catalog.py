@@ -138,6 +138,20 @@ class ItemCatalog(Sequence[Item]):
             digest.update(json.dumps(pair).encode() + b"\n")
         return digest.hexdigest()
 
+    def differences(self, item_ids: Sequence[str], titles: Sequence[str]) -> list[str]:
+        """Say how these items differ from others, such as those of a model; an empty list if they do not."""
+        own = dict(zip(self.item_ids, self.titles, strict=True))
+        other = dict(zip(item_ids, titles, strict=True))
+        shared = [item_id for item_id in own if item_id in other]
+        order = [item_id for item_id in other if item_id in own]
+        cases = (
+            ("new", [item_id for item_id in own if item_id not in other]),
+            ("gone", [item_id for item_id in other if item_id not in own]),
+            ("with another title", [item_id for item_id in shared if own[item_id] != other[item_id]]),
+            ("at another place", [a for a, b in zip(shared, order, strict=True) if a != b]),
+        )
+        return [f"{len(ids)} {what} (such as {ids[0]!r})" for what, ids in cases if ids]
+
     def row(self, item_id: str) -> int:
         """Return the row of one item; errors are those of [`~ItemCatalog.rows`]."""
         return self.rows((item_id,))[0]

@@ -10,6 +10,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from transformers.utils import logging
+
 from bundle_mllm.data.bundles import BundleSplits, find_bundles
 from bundle_mllm.data.catalog import ItemCatalog
 from bundle_mllm.data.folder import DatasetFolder
@@ -29,6 +31,8 @@ from bundle_mllm.evaluation.settings import EvaluationSettings, ScoringOptions
 from bundle_mllm.model_folder import fingerprint, load_completer
 from bundle_mllm.modeling.ranking_bundle_mllm import GROUP_SIZE
 from bundle_mllm.settings import configured_by
+
+logger = logging.get_logger(__name__)
 
 if TYPE_CHECKING:
     from bundle_mllm.modeling.completion_bundle_mllm import BundleCompleter
@@ -68,6 +72,9 @@ def evaluate(settings: EvaluationSettings) -> dict[str, Any]:
     train_items = load_train_items(settings.data, catalog)
     completer = load_completer(settings.model, str(choose_device(settings.device)))
     check_items(completer, questions, settings.questions, settings.model)
+    if differences := catalog.differences(completer.processor.item_ids, completer.processor.titles):
+        there = ", ".join(differences)
+        logger.warning(f"{settings.data} has other items than {settings.model}, which answers by its own: {there}.")
     options = resolved(settings, completer)
     scored: Any
     with ExitStack() as stack:

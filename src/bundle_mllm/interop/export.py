@@ -271,6 +271,7 @@ def _probe_questions(processor: BundleMLLMProcessor) -> list[dict[str, list[str]
 
 def _fold(model: BundleMLLMForCausalLM, num_tokens: int, first_item_id: int, never_id: int) -> PreTrainedModel:
     """Return the backbone's own class around the backbone, its matrices extended by separator and items."""
+    model.model.item_check.remove()  # items become tokens of the text embedding
     base, config = model.model.language_model, model.config
     head: Any = model.lm_head
     embedding: Any = base.get_input_embeddings()

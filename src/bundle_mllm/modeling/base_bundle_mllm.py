@@ -4,14 +4,20 @@ Knows nothing about what either model computes.
 """
 
 import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
 from transformers import initialization as init
 from transformers.modeling_utils import PreTrainedModel
+from transformers.utils import CONFIG_NAME
 
 from .catalog_bundle_mllm import BundleMLLMItemCatalog, BundleMLLMTable
+from .item_processing_bundle_mllm import HUB_ARGUMENTS
 
 
 class BundleLinear(nn.Linear):
@@ -23,6 +29,8 @@ class BundlePreTrainedModel(PreTrainedModel):
 
     how_to_make: ClassVar[str] = ""
     """What a message about foreign weights adds."""
+    loaded_by: Mapping[str, Any] = MappingProxyType({})
+    """The arguments by which the files of this model were found; a pipeline finds what stands beside them likewise."""
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -56,9 +64,11 @@ class BundlePreTrainedModel(PreTrainedModel):
         """
         strict = kwargs.get("key_mapping") is None
         if strict:
+            kwargs.setdefault("use_safetensors", True)  # a pickle runs code
             kwargs["ignore_mismatched_sizes"] = True  # not ignored: reported below, by name
         loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
         model, info = loaded
+        model.loaded_by = {name: kwargs[name] for name in HUB_ARGUMENTS if kwargs.get(name) is not None}
         if strict:
             problems = {
                 "missing": sorted(info["missing_keys"]),
@@ -73,3 +83,10 @@ class BundlePreTrainedModel(PreTrainedModel):
                     f"{cls.how_to_make}."
                 )
         return (model, info) if output_loading_info else model
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
+        """Save as the base class does; weights, too, with the permissions that the umask gives."""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        mode = Path(save_directory, CONFIG_NAME).stat().st_mode
+        for path in Path(save_directory).glob("*.safetensors"):  # the library writes them for their owner alone
+            path.chmod(mode)

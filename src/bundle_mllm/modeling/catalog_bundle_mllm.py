@@ -122,7 +122,7 @@ class BundleMLLMItemCatalog(nn.Module):
     def replace(
         self, features: dict[str, torch.Tensor], present: dict[str, torch.Tensor] | None, dtype: torch.dtype
     ) -> None:
-        """Replace all rows. New items are new rows; nothing is resized or retrained.
+        """Replace all rows, those of folds included. New items are new rows; nothing is resized or retrained.
 
         Args:
             features: `[num_items, width]` of each modality, any float type (kept, unless wider than `dtype`). A
@@ -167,6 +167,7 @@ class BundleMLLMItemCatalog(nn.Module):
         for name, matrix in matrices.items():  # not before all are known to fit
             setattr(self.features, name, matrix)
         self.present = torch.stack(columns, dim=1).to(device)
+        self.clear_folds()  # of the items that were there
 
     def rows(self) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
         """Return features and presence mask of each modality, as `replace` takes them."""

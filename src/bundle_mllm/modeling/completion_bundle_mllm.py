@@ -3,6 +3,7 @@
 Knows nothing about prompt wording, files or metrics.
 """
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from .configuration_bundle_mllm import BundleMLLMConfig
 from .item_processing_bundle_mllm import BundleItemProcessor
 from .questions_bundle_mllm import EncodedItem, check_scores, field, groups_of, name_of
 from .ranking_bundle_mllm import GROUP_SIZE, MAX_OPTIONS, round_sizes
-from .scoring_bundle_mllm import OptionScorer, RankerScorer, RankerScores, select
+from .scoring_bundle_mllm import OptionScorer, RankerScorer, RankerScores, certain, select
 
 logger = logging.get_logger(__name__)
 
@@ -67,7 +68,7 @@ class BundleCompleter:
     question without candidates is about the whole catalog except the partial bundle.
 
     Args:
-        processor: The items; a `BundleMLLMProcessor` if there is a ranker.
+        processor: The items; a `BundleMLLMProcessor` if there is a ranker. The completer has a copy, `processor`.
         ranker: A `BundleMLLMForCausalLM` or a `BundleMLLMForOptionScoring`, or an adapter of one.
         retriever: A `BundleRetriever`.
         combination: How both are joined; by default with weight 1 and temperature 1.
@@ -86,7 +87,13 @@ class BundleCompleter:
     ):
         if ranker is None and retriever is None:
             raise ValueError("A completer needs a ranker, a retriever or both, and got neither: load one first.")
-        self.processor: Any = processor
+        prompts = getattr(ranker, "active_peft_config", None)
+        if prompts is not None and prompts.is_prompt_learning:
+            raise ValueError(
+                f"The ranker has an adapter of the type {prompts.peft_type.value}, whose learned prompt would be left "
+                "out of its scores: adapt it by LoRA or another method that changes layers."
+            )
+        self.processor: Any = copy.copy(processor)  # that given stays as it is
         self.ranker, self.retriever = ranker, retriever
         self.modalities: dict[str, int] = {}
         self.encode_items: Callable[[Sequence[Mapping]], Sequence[Mapping]] | None = None
@@ -108,7 +115,8 @@ class BundleCompleter:
                 f"The combination was fitted for a ranker and a retriever, but there is no {missing}, so answers "
                 "would be those of one model: give both (bundle-mllm retriever makes a retriever), or no combination."
             )
-        processor.modalities, processor.other_modalities = dict(self.models[0].config.modalities), self.modalities
+        self.processor.modalities = dict(self.models[0].config.modalities)
+        self.processor.other_modalities = self.modalities
 
     @property
     def models(self) -> list[Any]:
@@ -287,12 +295,14 @@ class BundleCompleter:
                 scorer = RankerScorer(self.ranker, self.processor, batch_size, progress)
                 most = [min(limit, self.num_ranked) if is_open else limit for is_open in about_catalog]
                 shown = self._shown(questions, retrieved, most)
-                short = [i for i, members in shown.items() if len(members) <= limit]
+                single = [i for i, members in shown.items() if len(members) == 1]
+                short = [i for i, members in shown.items() if 2 <= len(members) <= limit]
                 long = [i for i in shown if len(shown[i]) > limit]
                 prompts = [select(questions[i], shown[i]) for i in short]
                 scored = scorer.in_one_prompt(prompts, permutations, seed)
                 scored += scorer.in_groups([questions[i] for i in long], size_of_groups, permutations, seed)
-                for i, scores in zip(short + long, scored, strict=True):
+                scored += [certain(permutations)] * len(single)
+                for i, scores in zip(short + long + single, scored, strict=True):
                     ranked[i] = shown[i], scores
         return [
             self._join(question, of_ranker, of_retriever, of_terms)
@@ -479,14 +489,12 @@ class BundleCompleter:
     def _shown(
         self, questions: Sequence[dict[str, Any]], retrieved: Sequence[torch.Tensor | None], limits: Sequence[int]
     ) -> dict[int, list[int]]:
-        """Return which candidates of each question the ranker scores; no entry where the retriever suffices."""
+        """Return which candidates of each question the ranker scores."""
         shown: dict[int, list[int]] = {}
         for i, (question, logs, limit) in enumerate(zip(questions, retrieved, limits, strict=True)):
             count = len(question["candidates"])
-            if count > limit and logs is not None:
-                shown[i] = sorted(logs.topk(limit).indices.tolist())
-            elif count >= 2 or logs is None:
-                shown[i] = list(range(count))
+            chosen = logs.topk(limit).indices.tolist() if count > limit and logs is not None else range(count)
+            shown[i] = sorted(chosen)
         return shown
 
     def _join(

@@ -26,6 +26,7 @@ class _BundleConfig(PreTrainedConfig):
 
     auto_classes: ClassVar[dict[str, Any]] = {}
     pipeline_class: ClassVar[str] = ""
+    base_model_fsdp_plan: ClassVar[dict[Any, str]] = {}  # the backbone has its own; the default names modules of none
 
     format_version: int = FORMAT_VERSION
     num_items: int = 0

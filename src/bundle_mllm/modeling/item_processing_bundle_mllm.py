@@ -13,13 +13,14 @@ from typing import Any
 import torch
 from transformers import ProcessorMixin
 from transformers.tokenization_utils_base import BatchEncoding
-from transformers.utils import hub
+from transformers.utils import PROCESSOR_NAME, hub
 
 from .groups_bundle_mllm import ItemPairs
 from .questions_bundle_mllm import groups_of, read_features, read_question, unknown_item
 
 ITEMS_FILE = "items.jsonl"
-_HUB_KWARGS = ("cache_dir", "force_download", "proxies", "token", "revision", "local_files_only", "subfolder")
+HUB_ARGUMENTS = ("cache_dir", "force_download", "proxies", "token", "revision", "local_files_only", "subfolder")
+"""Arguments of `from_pretrained` that say which files of which repository are meant."""
 
 
 class BundleItemProcessor(ProcessorMixin):
@@ -190,9 +191,17 @@ class BundleItemProcessor(ProcessorMixin):
     @classmethod
     def get_processor_dict(cls, pretrained_model_name_or_path, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         """Read `processor_config.json`, and the items beside it; see the base class."""
-        hub_kwargs = {name: kwargs[name] for name in _HUB_KWARGS if kwargs.get(name) is not None}
+        hub_kwargs = {name: kwargs[name] for name in HUB_ARGUMENTS if kwargs.get(name) is not None}
         fields, kwargs = super().get_processor_dict(pretrained_model_name_or_path, **kwargs)
-        path: Any = hub.cached_file(pretrained_model_name_or_path, ITEMS_FILE, **hub_kwargs)
+        path: Any = hub.cached_file(
+            pretrained_model_name_or_path, ITEMS_FILE, **hub_kwargs, _raise_exceptions_for_missing_entries=False
+        )
+        missing = ITEMS_FILE if path is None else None if "processor_class" in fields else PROCESSOR_NAME
+        if missing:
+            raise ValueError(
+                f"{pretrained_model_name_or_path} has no {missing}, so questions could not be read: save the "
+                "processor there, too (processor.save_pretrained; a trainer with a tokenizer saves that alone)."
+            )
         try:
             with open(path, encoding="utf-8") as file:
                 lines = file.read().strip().replace("\n", ",")

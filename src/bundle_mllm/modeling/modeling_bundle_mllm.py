@@ -13,7 +13,8 @@ from transformers import initialization as init
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import PreTrainedModel
-from transformers.utils.generic import can_return_tuple
+from transformers.processing_utils import Unpack
+from transformers.utils.generic import TransformersKwargs, can_return_tuple
 
 from .base_bundle_mllm import BundlePreTrainedModel
 from .catalog_bundle_mllm import BundleMLLMItemCatalog, num_extra_items
@@ -76,6 +77,19 @@ class BundleMLLMPreTrainedModel(BundlePreTrainedModel):
         model.freeze_backbone_if_asked()
         return (model, info) if output_loading_info else model
 
+    def resize_token_embeddings(self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any) -> nn.Module:
+        """Resize the text embedding; see the base class.
+
+        Raises:
+            ValueError: If text tokens would have ids of items.
+        """
+        if (new_num_tokens or 0) > self.config.item_token_offset:
+            raise ValueError(
+                f"The text embedding cannot have {new_num_tokens} tokens, since ids from item_token_offset "
+                f"{self.config.item_token_offset} on are items: add fewer tokens."
+            )
+        return super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
+
     def freeze_backbone_if_asked(self) -> None:
         """Freeze the backbone and its head if `config.freeze_backbone` is set."""
         if self.config.freeze_backbone:
@@ -86,6 +100,8 @@ class BundleMLLMPreTrainedModel(BundlePreTrainedModel):
 
 class BundleMLLMModel(BundleMLLMPreTrainedModel):
     """The backbone, and the virtual item vocabulary in front of it."""
+
+    _embeds_text = False
 
     def __init__(self, config: BundleMLLMConfig):
         super().__init__(config)
@@ -106,6 +122,17 @@ class BundleMLLMModel(BundleMLLMPreTrainedModel):
         embedding_size = self.get_input_embeddings().weight.shape[1]
         self.projector = BundleMLLMProjector(self.config, embedding_size)
         self.separator = BundleMLLMVector(embedding_size)
+        self.item_check = self.get_input_embeddings().register_forward_pre_hook(self._refuse_items)
+
+    def _refuse_items(self, embedding: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        """Refuse ids of items and separators where the text embedding is not called by `embed`, which masks them."""
+        if not self._embeds_text and inputs and inputs[0].numel():
+            is_other = (inputs[0] >= self.config.item_token_offset) | (inputs[0] == self.config.separator_token_id)
+            if is_other.any():
+                raise ValueError(
+                    "The text embedding was given item or separator tokens, which it does not hold, as PEFT's prompt "
+                    "tuning and p-tuning do: use LoRA, or another method that adapts layers."
+                )
 
     def get_input_embeddings(self) -> nn.Embedding:
         """Return the text embedding of the backbone."""
@@ -166,7 +193,11 @@ class BundleMLLMModel(BundleMLLMPreTrainedModel):
         text_ids = input_ids.masked_fill(is_item | is_separator, 0)
         highest, highest_text = torch.stack([input_ids.max(), text_ids.max()]).tolist()  # the one synchronization
         self._check_ids(input_ids, highest - offset, highest_text, extra_items)
-        embeds = embedding(text_ids)
+        self._embeds_text = True
+        try:
+            embeds = embedding(text_ids)
+        finally:
+            self._embeds_text = False
         if separator_id >= 0:
             embeds = torch.where(is_separator.unsqueeze(-1), self.separator().to(embeds.dtype), embeds)
         if highest >= offset:
@@ -203,7 +234,7 @@ class BundleMLLMModel(BundleMLLMPreTrainedModel):
         inputs_embeds: torch.Tensor | None = None,
         extra_items: dict | None = None,
         positions_to_keep: torch.Tensor | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | BaseModelOutputWithPast:
         """Run the backbone on text and items.
 
@@ -229,13 +260,16 @@ class BundleMLLMModel(BundleMLLMPreTrainedModel):
             raise ValueError("The model embeds one sequence: give exactly one of input_ids and inputs_embeds.")
         if input_ids is not None:
             inputs_embeds = self.embed(input_ids, extra_items)
+        options: dict[str, Any] = {
+            name: True for name in ("output_attentions", "output_hidden_states") if getattr(self.config, name, False)
+        } | {**kwargs}
         if position_ids is not None:
-            kwargs["position_ids"] = position_ids
+            options["position_ids"] = position_ids
         if cache is not None and past_key_values is not None:
             raise ValueError("Both cache and past_key_values are given, two names of one argument: give one.")
         if (cache := past_key_values if cache is None else cache) is not None:
-            kwargs[_cache_name(self.language_model)] = cache
-        outputs = self.language_model(inputs_embeds=inputs_embeds, attention_mask=attention_mask, **kwargs)
+            options[_cache_name(self.language_model)] = cache
+        outputs = self.language_model(inputs_embeds=inputs_embeds, attention_mask=attention_mask, **options)
         if positions_to_keep is not None:
             places = positions_to_keep.unsqueeze(-1)
             outputs.last_hidden_state = outputs.last_hidden_state.take_along_dim(places, dim=1)
@@ -246,6 +280,8 @@ class BundleMLLMForCausalLM(BundleMLLMPreTrainedModel, GenerationMixin):
     """A `BundleMLLMModel` and the head of its backbone."""
 
     has_head = True
+    _tp_plan: ClassVar = {"lm_head": "colwise_gather_output"}
+    _fsdp_plan: ClassVar = {"lm_head": "keep_full_weight"}
     lm_head: nn.Linear
 
     def __init__(self, config: BundleMLLMConfig):
@@ -302,6 +338,7 @@ class BundleMLLMForCausalLM(BundleMLLMPreTrainedModel, GenerationMixin):
         for part in (model.model.catalog, model.model.fusion, model.model.projector, model.model.separator):
             part.apply(model.model._init_weights).to(device=embedding.weight.device, dtype=embedding.weight.dtype)
         some_tokens = torch.arange(min(1024, embedding.num_embeddings), device=embedding.weight.device)
+        some_tokens = some_tokens[some_tokens != config.separator_token_id]
         model.model.projector.init_scale_from(embedding(some_tokens))
         if backbone.can_generate():
             model.generation_config = backbone.generation_config
@@ -348,28 +385,37 @@ class BundleMLLMForCausalLM(BundleMLLMPreTrainedModel, GenerationMixin):
         labels: torch.Tensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         extra_items: dict | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | CausalLMOutputWithPast:
         """Return next-token logits, and the loss where labels are given.
 
         Arguments are those of `BundleMLLMModel.forward`, others go to the backbone and the loss; `labels` `[batch,
-        length]` are -100 where a token is not to be learned (item and separator tokens always), and `logits_to_keep`
-        is the number of last positions, or the positions, to return logits for; 0 for all.
+        length]` are -100 where a token is not to be learned (item and separator tokens count as that), and
+        `logits_to_keep` is the number of last positions, or the positions, to return logits for; 0 for all.
 
         Returns:
             Loss and logits `[batch, length or logits_to_keep, vocab_size]`.
         """
-        loss_kwargs = {key: kwargs.pop(key) for key in ("num_items_in_batch", "shift_labels") if key in kwargs}
-        inputs = {"inputs_embeds": inputs_embeds, "extra_items": extra_items, **kwargs}
+        options: dict[str, Any] = {**kwargs}
+        loss_kwargs = {key: options.pop(key) for key in ("num_items_in_batch", "shift_labels") if key in options}
+        inputs: dict[str, Any] = {"inputs_embeds": inputs_embeds, "extra_items": extra_items, **options}
         inputs |= {"cache": cache, "past_key_values": past_key_values}
         outputs = self.model(input_ids, attention_mask, position_ids, **inputs)
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self._finish_logits(self.lm_head(outputs.last_hidden_state[:, keep]))
         loss = None
         if labels is not None:
+            labels = self._text_only(labels)
+            if (shifted := loss_kwargs.get("shift_labels")) is not None:
+                loss_kwargs["shift_labels"] = self._text_only(shifted)
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1], **loss_kwargs)
         of_backbone = {"hidden_states": outputs.hidden_states, "attentions": outputs.attentions}
         return CausalLMOutputWithPast(loss=loss, logits=logits, **of_backbone, **{CACHE: outputs.get(CACHE)})
+
+    def _text_only(self, labels: torch.Tensor) -> torch.Tensor:
+        """Return labels with -100 for items and separators, which the head does not predict."""
+        is_other = (labels >= self.lm_head.weight.shape[0]) | (labels == self.config.separator_token_id)
+        return labels.masked_fill(is_other, -100)
 
     def option_logits(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, option_token_ids: torch.Tensor, **kwargs

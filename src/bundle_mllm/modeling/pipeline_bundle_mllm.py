@@ -10,14 +10,16 @@ from importlib import import_module
 from typing import Any
 
 from transformers import Pipeline
-from transformers.utils import hub
+from transformers.utils import hub, logging
 
-from .combination_bundle_mllm import BundleCombination
+from .combination_bundle_mllm import COMBINATION_FILE, BundleCombination
 from .completion_bundle_mllm import NUM_RETRIEVED, BundleCompleter
 from .item_processing_bundle_mllm import BundleItemProcessor
 from .questions_bundle_mllm import check_keys, field, shorten
 from .ranking_bundle_mllm import MAX_OPTIONS, round_sizes
 from .retriever_bundle_mllm import BundleRetriever
+
+logger = logging.get_logger(__name__)
 
 RETRIEVER_FOLDER = "retriever"
 """Where the retriever stands beside a ranker, in a model folder or repository."""
@@ -57,17 +59,17 @@ class BundleCompletionPipeline(Pipeline):
             raise ValueError(
                 "The pipeline has no processor, so it cannot read questions: give the model's folder, or a processor."
             )
+        files = vars(self.model).pop("loaded_by", {})
         if self.model.config.model_type == "bundle_retriever":
             self.completer = BundleCompleter(self.processor, retriever=self.model)
-            self.feature_extractor = self.processor  # without it or a tokenizer, transformers refuses batches
+            self.feature_extractor: Any = self.completer.processor  # without it transformers refuses batches
         else:
-            config = self.model.config
-            others = load_others(config._name_or_path, revision=getattr(config, "_commit_hash", None))
+            others = load_others(self.model.config._name_or_path, **files)
             self.completer = BundleCompleter(self.processor, self.model, **others)
             self.completer.to(self.device)
+        self.processor = self.completer.processor
 
-        config = self.model.config
-        self.completer.encode_items = item_encoder(config._name_or_path, getattr(config, "_commit_hash", None))
+        self.completer.encode_items = item_encoder(self.model.config._name_or_path, files.get("revision"))
 
     def _sanitize_parameters(
         self, top_k: int | None = None, group_size: int | None = None, explain: bool | None = None, **unknown: Any
@@ -149,22 +151,20 @@ def load_others(name: str, **kwargs: Any) -> dict[str, Any]:
 
     Args:
         name: Model folder or Hub repository of the ranker.
-        **kwargs: For `from_pretrained`, such as `revision`.
+        **kwargs: Which files of which repository, such as `revision`; see `HUB_ARGUMENTS`.
     """
     if not os.path.isdir(name) and (not name or os.path.isabs(name) or name.count("/") > 1):
         return {}  # a model in memory, or of a folder that is gone
-    kwargs = {key: value for key, value in kwargs.items() if value is not None}
     others: dict[str, Any] = {"combination": BundleCombination.from_pretrained(name, **kwargs)}
-    config = hub.cached_file(
-        name,
-        "config.json",
-        subfolder=RETRIEVER_FOLDER,
-        _raise_exceptions_for_missing_entries=False,
-        **kwargs,
-    )
-    if config is not None:
+    kwargs["subfolder"] = f"{kwargs.get('subfolder', '')}/{RETRIEVER_FOLDER}".strip("/")
+    if hub.cached_file(name, "config.json", **kwargs, _raise_exceptions_for_missing_entries=False) is not None:
         BundleRetriever.register_for_auto_class("AutoModel")  # so that its code is saved with it, package or not
-        others["retriever"] = BundleRetriever.from_pretrained(name, subfolder=RETRIEVER_FOLDER, **kwargs).eval()
+        if others["combination"] is None:
+            logger.warning(
+                f"{name} has no {COMBINATION_FILE}, so ranker and retriever count alike: fit their weights "
+                "(bundle-mllm retriever), or copy the file if it was lost."
+            )
+        others["retriever"] = BundleRetriever.from_pretrained(name, **kwargs).eval()
     return others
 
 

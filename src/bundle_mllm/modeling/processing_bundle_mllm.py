@@ -80,6 +80,11 @@ class BundleMLLMProcessor(BundleItemProcessor):
         answer_cue="Answer:",
         chat_template=None,
     ):
+        if not hasattr(tokenizer, "item_token") or "item_token_offset" not in tokenizer.init_kwargs:
+            raise ValueError(
+                f"The tokenizer is a {type(tokenizer).__name__} without settings for items: load the folder's own, "
+                "with tokenizer_config.json, or build the processor by from_backbone_tokenizer."
+            )
         chat_template = chat_template or tokenizer.chat_template
         super().__init__(item_ids, titles, modalities, tokenizer=tokenizer, chat_template=chat_template)
         self.max_length, self.max_options, self.max_title_tokens = max_length, max_options, max_title_tokens
@@ -90,12 +95,21 @@ class BundleMLLMProcessor(BundleItemProcessor):
         self.item_separator_text, self.item_template = item_separator_text, item_template
         self.untitled_text, self.answer_cue = untitled_text, answer_cue
         self._check_wording()
+        if conversational and tokenizer.chat_template is None:
+            raise ValueError(
+                "Questions were asked in a chat template, and the tokenizer has none: restore chat_template.jinja, or "
+                "set conversational=False."
+            )
         self._letters: dict[str, tuple[str, list[int]]] = {}
 
     def set_items(self, item_ids: Sequence[str], titles: Sequence[str]) -> None:
         """Replace all items; see the base class."""
         super().set_items(item_ids, titles)
         self._escaped: dict[int, str] = {}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields; `conversational` as it is now, so that the loss of the chat template is noticed."""
+        return {**super().to_dict(), "conversational": self.is_conversational}
 
     def _check_wording(self) -> None:
         if not 3 <= self.max_options <= len(LETTERS):
@@ -328,10 +342,24 @@ class BundleMLLMProcessor(BundleItemProcessor):
         return self._letters[prompt]
 
     def apply_chat_template(self, conversation: list, **kwargs: Any) -> Any:
-        """Apply the tokenizer's chat template, with text parts joined and a batch dimension (what TRL expects)."""
-        messages = [dict(message) for message in conversation]
-        for message in messages:
-            if not isinstance(message["content"], str):
-                message["content"] = "".join(part["text"] for part in message["content"])
+        """Apply the tokenizer's chat template to one conversation or a batch, as transformers' processors do.
+
+        Args:
+            conversation: Messages, or a list of such lists. A message is a mapping or an object, of `role` and
+                `content`, which may be missing, text, or parts of text.
+            **kwargs: For the tokenizer. With `tokenize=True` the result has a batch dimension (what TRL expects).
+        """
+        is_batch = bool(conversation) and isinstance(conversation[0], (list, tuple))
+        batch = [[_plain(message) for message in each] for each in (conversation if is_batch else [conversation])]
         tokenize = kwargs.pop("tokenize", False)
-        return self.tokenizer.apply_chat_template([messages] if tokenize else messages, tokenize=tokenize, **kwargs)
+        messages = batch if is_batch or tokenize else batch[0]
+        return self.tokenizer.apply_chat_template(messages, tokenize=tokenize, **kwargs)
+
+
+def _plain(message: Any) -> dict[str, Any]:
+    """Return a message as a dictionary whose content is text."""
+    plain = dict(message) if isinstance(message, Mapping) else dict(vars(message))
+    content = plain.get("content")
+    if content is None:
+        return {**plain, "content": ""}
+    return plain if isinstance(content, str) else {**plain, "content": "".join(part["text"] for part in content)}

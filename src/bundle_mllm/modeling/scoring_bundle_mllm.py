@@ -168,6 +168,11 @@ def pad_right(tokens: Sequence[Sequence[int]]) -> dict[str, torch.Tensor]:
     }
 
 
+def certain(permutations: int) -> RankerScores:
+    """Return the scores of a question with one candidate, of which no prompt could be asked."""
+    return RankerScores(torch.zeros(1, dtype=torch.float64), torch.zeros(permutations, 1, dtype=torch.float64), 0)
+
+
 def candidate_orders(num_candidates: int, permutations: int, seed: int, question_id: str) -> list[list[int]]:
     """Return orders of the candidates of a question, so that the effect of a position averages out.
 

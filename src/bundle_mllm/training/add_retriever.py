@@ -43,13 +43,10 @@ def add_retriever(settings: AddRetrieverSettings) -> dict[str, dict[str, Any]]:
     require_folder(settings.model, "give a model folder; one on the Hub has to be downloaded first (hf download)")
     ranker, processor = load_ranker(settings.model)
     data = RunData(settings, DatasetFolder.open(settings.data))
-    own = data.item_processor()
-    if own.items_hash != processor.items_hash:
-        differing = [a for a, b in zip(own.item_ids, processor.item_ids, strict=False) if a != b][:3]
+    if differences := data.catalog.differences(processor.item_ids, processor.titles):
         raise BundleMLLMError(
-            f"{settings.data} has {own.num_items} items and {settings.model} {processor.num_items}, not the same ones "
-            f"in the same order with the same titles (such as {differing}), so rows would be mixed up: give the data "
-            "that the ranker was made for."
+            f"{settings.data} and {settings.model} do not have the same items in the same order with the same titles: "
+            f"{', '.join(differences)}. Rows would be mixed up: give the data that the ranker was made for."
         )
     check_same_items(ranker, processor, settings.model)
     with limited_threads(settings.num_threads):

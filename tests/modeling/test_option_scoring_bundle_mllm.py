@@ -92,13 +92,13 @@ def test_a_question_scores_the_same_in_any_batch(completer):
     assert_close(together[1].scores["ranker"], scores(completer, QUESTION), atol=1e-5, rtol=1e-5)
 
 
-def test_features_count_where_items_are_shown_and_nowhere_else(model, processor, completer):
+def test_features_count_where_items_are_shown_and_nowhere_else(model, completer):
     before = scores(completer, QUESTION)
-    processor.show_items = False
+    completer.processor.show_items = False
     titles_only = scores(completer, QUESTION)
     model.set_catalog(make_features(seed=9))
     assert torch.equal(scores(completer, QUESTION), titles_only)
-    processor.show_items = True
+    completer.processor.show_items = True
     assert not torch.allclose(scores(completer, QUESTION), before, atol=1e-3)
 
 

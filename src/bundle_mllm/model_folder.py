@@ -46,7 +46,12 @@ def save_completer(completer: BundleCompleter, folder: Path) -> None:
     """Write a model folder, which the Auto classes and the pipeline load: the ranker at the top, the retriever below.
 
     Without a ranker the retriever is at the top. The models record the items of the processor.
+
+    Raises:
+        ValueError: If a model was trained on since the combination was fitted: the folder could not be loaded.
     """
+    if len(completer.models) == 2:
+        completer.combination.bind(completer.ranker, completer.retriever)
     for model in completer.models:
         model.config.items_hash = completer.processor.items_hash
     top, *below = completer.models

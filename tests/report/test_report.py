@@ -300,7 +300,10 @@ def test_other_weights_are_measured_again(model, tiny_data, tmp_path, monkeypatc
     completer = load_completer(folder)
     with torch.no_grad():
         completer.ranker.model.language_model.get_input_embeddings().weight.mul_(-1.0)
-    save_completer(completer, folder)
+    with pytest.raises(ValueError, match="fit them again"):
+        save_completer(completer, folder)
+    models = {"ranker": completer.ranker, "retriever": completer.retriever}
+    save_completer(BundleCompleter(completer.processor, **models, combination=completer.combination.unbound()), folder)
     after = build_report([folder], tiny_data, **small)
     assert before["models"][0]["fingerprint"] != after["models"][0]["fingerprint"]
     metrics = evaluate(folder, tiny_data, folder / "report" / "questions" / "validation_hard.jsonl")

@@ -203,7 +203,7 @@ class BundleItemProcessor(ProcessorMixin):
                 "processor there, too (processor.save_pretrained; a trainer with a tokenizer saves that alone)."
             )
         try:
-            with open(path, encoding="utf-8") as file:
+            with open(str(path), encoding="utf-8") as file:
                 lines = file.read().strip().replace("\n", ",")
             items = json.loads(f"[{lines}]")  # in one go: a million lines in 2 s
             fields["item_ids"], fields["titles"] = [i["item_id"] for i in items], [i["title"] for i in items]

@@ -4,7 +4,7 @@ Knows nothing about titles, tokenizers, prompts or files of features: it sees id
 """
 
 import inspect
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Unpack
 
 import torch
 from torch import nn
@@ -13,7 +13,6 @@ from transformers import initialization as init
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import PreTrainedModel
-from transformers.processing_utils import Unpack
 from transformers.utils.generic import TransformersKwargs, can_return_tuple
 
 from .base_bundle_mllm import BundlePreTrainedModel
@@ -234,7 +233,7 @@ class BundleMLLMModel(BundleMLLMPreTrainedModel):
         inputs_embeds: torch.Tensor | None = None,
         extra_items: dict | None = None,
         positions_to_keep: torch.Tensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],
+        **kwargs: Unpack[TransformersKwargs],  # pyright: ignore[reportGeneralTypeIssues]: it names position_ids, too
     ) -> tuple | BaseModelOutputWithPast:
         """Run the backbone on text and items.
 
@@ -385,7 +384,7 @@ class BundleMLLMForCausalLM(BundleMLLMPreTrainedModel, GenerationMixin):
         labels: torch.Tensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         extra_items: dict | None = None,
-        **kwargs: Unpack[TransformersKwargs],
+        **kwargs: Unpack[TransformersKwargs],  # pyright: ignore[reportGeneralTypeIssues]: it names position_ids, too
     ) -> tuple | CausalLMOutputWithPast:
         """Return next-token logits, and the loss where labels are given.
 

@@ -46,7 +46,7 @@ class RunRecord(UserDict):
         """
         settings, inputs, out = as_dict(config), data.input_hashes(), config.output_dir
         if config.continue_from is not None:
-            inputs[CONTINUED] = fingerprint(config.continue_from)
+            inputs[CONTINUED] = fingerprint(config.continue_from) or str(config.continue_from)
         path = out / RUN_RECORD
         if path.exists() and not _has_begun(out):
             path.unlink()  # of a run that ended before its first step, for example for a mistake in its settings

@@ -155,6 +155,17 @@ def test_variants_of_the_bundle_are_no_answers_among_given_candidates():
     assert {int(item_id[1:]) % 3 for item_id in ids(answers)} == {1, 2}
 
 
+def test_limits_hold_where_no_candidate_is_left_or_of_a_required_category():
+    completer = ruled(make_completer(ranker=False), required_categories=["b"], excluded=["i0"])
+    question = {"partial": ["i1"], "candidates": ["i2", "i4"]}  # both of category a
+    [answers] = completer.complete([question], top_k=2)
+    assert sorted(ids(answers)) == ["i2", "i4"]
+    assert answers.notes == ("no allowed item of the required categories 'b' could be answered",)
+    completer = ruled(make_completer(ranker=False), max_per_category=1, where="category == 'b'")
+    [answers] = completer.complete([{**question, "partial": [HAT]}], top_k=2)
+    assert answers.items == [] and "0 answers instead of 2" in answers.notes[0]
+
+
 def test_an_explanation_has_each_model_the_terms_and_the_boost(both):
     [plain] = RuledCompleter(both).complete(QUESTIONS[:1], top_k=2, explain=True)
     [expected] = [both.complete(QUESTIONS[0], top_k=2, explain=True)]

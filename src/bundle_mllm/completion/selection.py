@@ -41,8 +41,10 @@ class Groups:
         return self.of.argsort(kind="stable"), np.append(0, (np.bincount(self.of + 1)).cumsum())
 
     def members(self, group: int) -> np.ndarray:
-        """Return the items of a group."""
+        """Return the items of a group; none if no item is of it."""
         rows, ends = self._by_group
+        if group + 2 >= len(ends):
+            return rows[:0]
         return rows[ends[group + 1] : ends[group + 2]]
 
 
@@ -273,6 +275,8 @@ class _Selection:
     def _best(self) -> int | None:
         """Return the best open item."""
         limits, values = self.limits, self.values
+        if not len(values):
+            return None
         if limits.promoted is not None:
             due = math.floor(limits.promoted_share * (len(self.chosen) + 1) + 1e-9)
             if self.num_promoted < due:

@@ -13,7 +13,7 @@ from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.hub.card import escape_markdown, read_measurements, render_model_card, split_name
 from bundle_mllm.hub.settings import PublishSettings
 from bundle_mllm.model_folder import fingerprint, load_completer, save_completer
-from bundle_mllm.modeling import BundleCompleter
+from bundle_mllm.modeling import BundleCompleter, BundleMLLMForOptionScoring
 
 REPO = "acme/outfits"
 
@@ -241,6 +241,22 @@ def test_a_retriever_alone_is_no_language_model(folder, tmp_path):
     card = render_model_card(PublishSettings(tmp_path / "alone", REPO, allow_no_metrics=True), ())
     assert card.data.pipeline_tag == "feature-extraction" and "needs no language model" in str(card)
     assert "5 pairs of item and word" in str(card) and "AutoModelForCausalLM" not in str(card)
+
+
+def test_a_ranker_without_letters_writes_no_text_and_has_no_valid_ratio(folder, tmp_path):
+    completer = load_completer(folder)
+    ranker = BundleMLLMForOptionScoring.from_ranker(completer.ranker, matching_rank=4)
+    save_completer(BundleCompleter(completer.processor, ranker, completer.retriever), tmp_path / "model")
+    metrics = json.loads((folder / "metrics.json").read_text()) | {"fingerprint": fingerprint(tmp_path / "model")}
+    (tmp_path / "model" / "metrics.json").write_text(json.dumps(metrics))
+    card = render(tmp_path / "model")
+    [result] = card.data.to_dict()["model-index"][0]["results"]
+    assert card.data.pipeline_tag == "feature-extraction"
+    assert [metric["type"] for metric in result["metrics"]] == ["hit_rate@1"]
+    text = " ".join(str(card).split())
+    assert "a list of options may have any length" in text and "The pipeline joins both models" in text
+    for false in ("AutoModelForCausalLM", "with letters", "generate", "share of unrestricted"):
+        assert false not in text, false
 
 
 @pytest.mark.parametrize("value", [["<img src=x>", 3], "javascript:alert(1)", [{"a": 1}], "s3://bucket/x"])

@@ -23,7 +23,7 @@ from bundle_mllm.hub.report_files import card_sections, metrics_files
 from bundle_mllm.hub.schema import WithheldError, hub_name, rebuild
 from bundle_mllm.hub.settings import LICENSE_UNKNOWN, PublishSettings
 from bundle_mllm.model_folder import CONVERSION_RECORD, RUN_RECORD, fingerprint
-from bundle_mllm.modeling.configuration_bundle_mllm import BundleRetrieverConfig
+from bundle_mllm.modeling.configuration_bundle_mllm import BundleMLLMConfig, BundleRetrieverConfig
 from bundle_mllm.modeling.pipeline_bundle_mllm import RETRIEVER_FOLDER
 from bundle_mllm.settings import NO_RANKER, SCRATCH
 
@@ -158,11 +158,12 @@ def render_model_card(
     base_model = base_model or (None if recorded in (SCRATCH, NO_RANKER) else recorded)
     config = public_settings(model_dir / "config.json")
     has_ranker = config.get("model_type") != BundleRetrieverConfig.model_type
+    has_letters = config.get("model_type") == BundleMLLMConfig.model_type
     retriever = {} if has_ranker else config
     if (model_dir / RETRIEVER_FOLDER).is_dir():
         retriever = public_settings(model_dir / RETRIEVER_FOLDER / "config.json")
     name = settings.repo.split("/")[-1]
-    tag = "text-generation" if has_ranker else "feature-extraction"  # the Hub's list of tasks lacks bundle completion
+    tag = "text-generation" if has_letters else "feature-extraction"  # the Hub's list of tasks lacks bundle completion
     metadata = ModelCardData(
         library_name="transformers",  # what the Hub's "use this model" button shows
         pipeline_tag=tag,
@@ -171,7 +172,7 @@ def render_model_card(
         datasets=list(datasets) or None,
         tags=list(TAGS),
         model_name=name if measurements else None,
-        eval_results=[result for m in measurements for result in _eval_results(m, datasets, tag)] or None,
+        eval_results=[result for m in measurements for result in _eval_results(m, datasets, tag, has_letters)] or None,
     )
     trained = {"retriever": bool(retriever), "stage_one": has_ranker, "stage_two": has_ranker}
     steps = {
@@ -190,13 +191,14 @@ def render_model_card(
         num_items=config.get("num_items") or 0,
         modalities={**(config.get("modalities") or {}), **(retriever.get("modalities") or {})},
         has_ranker=has_ranker,
+        has_letters=has_letters,
         has_retriever=bool(retriever),
         memberships=retriever.get("memberships") or {},
         pair_names=PAIR_NAMES,
         dtype=str(config.get("dtype") or "float32"),
         license=None if settings.license == LICENSE_UNKNOWN else settings.license,
         example=_example(model_dir),
-        rows=[row for m in measurements for row in _rows(m)],
+        rows=[row for m in measurements for row in _rows(m, has_letters)],
         report_sections=card_sections(report),
         steps=list(steps),
         setting_rows=_setting_rows(steps),
@@ -236,7 +238,7 @@ def card_template(name: str) -> jinja2.Template:
     return environment.get_template(name)
 
 
-def _eval_results(measurement: Measurement, datasets: Sequence[str], tag: str) -> list[EvalResult]:
+def _eval_results(measurement: Measurement, datasets: Sequence[str], tag: str, has_letters: bool) -> list[EvalResult]:
     values, made = measurement.values, measurement.made
     arguments = {field: values[field] for field in ("num_questions", "num_bundles") if field in values}
     arguments |= {field: measurement.questions.get(field) for field in ("num_candidates", "sha256")}
@@ -256,12 +258,12 @@ def _eval_results(measurement: Measurement, datasets: Sequence[str], tag: str) -
             metric_args={**arguments, "standard_error": error if field == "hit_rate@1" else None},
         )
         for field, title in (("hit_rate@1", "HitRate@1"), ("valid_ratio", "ValidRatio"))
-        if values.get(field) is not None
+        if values.get(field) is not None and (has_letters or field != "valid_ratio")
     ]
 
 
-def _rows(measurement: Measurement) -> Iterator[list[str]]:
-    """Yield the row of each part in the table of results."""
+def _rows(measurement: Measurement, has_letters: bool) -> Iterator[list[str]]:
+    """Yield the row of each part in the table of results; only letters can be valid or not."""
     values = measurement.values
     forms = {"split": "{}", "negatives": "{} negatives"}
     known = [form.format(measurement.made[name]) for name, form in forms.items() if name in measurement.made]
@@ -272,7 +274,7 @@ def _rows(measurement: Measurement) -> Iterator[list[str]]:
         rate, error = _decimals(metrics.get("hit_rate@1")), metrics.get("hit_rate@1_se")
         rate += f" ± {_decimals(error)}" if error is not None else ""
         random, valid = (_decimals(each) for each in (values.get("random_hit_rate@1"), metrics.get("valid_ratio")))
-        yield [questions, options, part, rate, random, valid if part != "retriever" else "–", counts]
+        yield [questions, options, part, rate, random, valid if has_letters and part != "retriever" else "–", counts]
 
 
 def _decimals(value: float | None) -> str:

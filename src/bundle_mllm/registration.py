@@ -79,6 +79,9 @@ _pending += [
 """What is still to be registered: our module, transformers' (or PEFT's) module, and how."""
 _imported: set[str] = set()
 """Which of the modules are imported to their end."""
+_importing: list[str] = []
+_ended: list[str] = []
+"""Names of the modules that are being imported, and of those whose import has ended since no other was going on."""
 
 
 class _Finder(MetaPathFinder):
@@ -103,12 +106,18 @@ def install() -> None:
 
 
 def _execute(execute: Callable[[ModuleType], None], module: ModuleType) -> None:
+    """Execute a module; register once no other is being imported, which the modules of a pair may need whole."""
+    _importing.append(module.__name__)
     try:
         execute(module)
+        _ended.append(module.__name__)
     except (ImportError, OSError, RuntimeError):
         _check_builds()
         raise
-    _finish(module.__name__)
+    finally:
+        _importing.remove(module.__name__)
+    while _ended and not _importing:
+        _finish(_ended.pop(0))
 
 
 def _finish(name: str) -> None:

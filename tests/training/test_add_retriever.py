@@ -55,7 +55,11 @@ def test_a_retriever_stands_beside_a_ranker_that_stays_as_it_was(folder, copied_
     figures = add(folder, copied_data)
     after = contents(folder)
     assert {name: after[name] for name in before} == before
-    assert {name.partition("/")[0] for name in set(after) - set(before)} == {"retriever", "combination.json"}
+    assert {name.partition("/")[0] for name in set(after) - set(before)} == {
+        "retriever",
+        "combination.json",
+        "catalog.parquet",
+    }
     assert figures.keys() == {"ranker", "retriever", "both", "combination"}
     completer = load_completer(folder)
     assert completer.parts == ("ranker", "retriever", "both")
@@ -158,7 +162,7 @@ def refusals():
         save_completer(BundleCompleter(run_data.item_processor(), retriever=retriever), folder)
 
     return [
-        (other_items, "not the same ones in the same order with the same titles"),
+        (other_items, "do not have the same items in the same order with the same titles"),
         (no_features, "nothing to retrieve by"),
         (retriever_alone, "'bundle_retriever' model, not of a ranker"),
     ]

@@ -31,7 +31,7 @@ from bundle_mllm.training.dataset import batch_by_length, prompt_completion_data
 from bundle_mllm.training.run import train
 
 SCRIPTS = Path(__file__).parents[2] / "training_scripts"
-SMALL = dict(num_questions=32, batch_size=8, num_candidates=(2, 6), learning_rate=1e-2, num_validations=1)
+SMALL = dict(num_questions=32, batch_size=8, num_candidates=(2, 6), learning_rate=1e-2, num_validations=1, bf16=False)
 LORA = ["q_proj", "v_proj"]
 pytestmark = pytest.mark.slow
 

@@ -53,8 +53,8 @@ def add_retriever(settings: AddRetrieverSettings) -> dict[str, dict[str, Any]]:
         retriever, held_out_scores = make_retriever(data)
         completer, figures = join(ranker, processor, retriever, held_out_scores, data)
     retriever.config.items_hash = processor.items_hash
-    _replace_retriever(settings.model, completer)
     save_items(settings.model, data.folder, completer.modalities, retriever.memberships)
+    _replace_retriever(settings.model, completer)
     return figures
 
 

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -62,6 +63,14 @@ def test_coverage_counts_each_item_once_and_its_error_is_that_of_leaving_lists_o
     without = [len(set().union(*(tops[j] for j in range(4) if j != i))) / NUM_ITEMS for i in range(4)]
     assert metrics["coverage@20_se"] == pytest.approx(math.sqrt(3 / 4 * np.square(without - np.mean(without)).sum()))
     assert metrics["novelty@20"] == 1 and metrics["diversity@20"] == 0.5
+
+
+def test_the_error_of_coverage_leaves_out_all_lists_of_a_bundle():
+    tops = [("a", "b"), ("b", "c"), ("b", "a"), ("d", "e")]
+    once = [ranked([2, 1], [0], f"q{n}", top) for n, top in enumerate(tops)]
+    twice = [replace(question, question_id=f"{question.question_id}-{n}") for question in once for n in range(2)]
+    a, b = (compute_catalog_metrics(questions, NUM_ITEMS) for questions in (once, twice))
+    assert b["coverage@20"] == a["coverage@20"] and b["coverage@20_se"] == pytest.approx(a["coverage@20_se"])
 
 
 def test_errors_have_bundles_as_clusters():

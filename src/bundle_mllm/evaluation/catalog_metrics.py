@@ -33,7 +33,8 @@ def compute_catalog_metrics(ranked: Sequence[RankedQuestion], num_items: int) ->
     - `ndcg@k`: mean of the discounted gain of the relevant items among the best k, by that of the ideal list.
     - `hit_rate@k`: share of questions with a relevant item among the best k.
     - `mrr`: mean of 1 / rank of the first relevant item.
-    - `coverage@20`: share of the catalog that is in some list of 20; its error is by the jackknife.
+    - `coverage@20`: share of the catalog that is in some list of 20; its error is by the jackknife over
+      bundles.
     - `novelty@20`, `diversity@20`: means of those of `RankedQuestion`.
 
     Ties are broken at random, in expectation; the lists of the last three have equal scores in catalog order.
@@ -129,10 +130,21 @@ def _share_missed(places: np.ndarray, size: int, number: int) -> np.ndarray:
 
 
 def _coverage(ranked: Sequence[RankedQuestion], num_items: int) -> Estimate:
-    """Return the share of items in some list; a list adds to the error by the items that are in no other."""
-    lists_of = Counter(item_id for question in ranked for item_id in question.top)
-    alone = np.array([sum(lists_of[item_id] == 1 for item_id in question.top) for question in ranked]) / num_items
-    return Estimate(len(lists_of) / num_items, (len(ranked) - 1) * (alone - alone.mean()))
+    """Return the share of items in some list; a bundle adds to the error by the items that are in its lists alone.
+
+    What a bundle adds stands at its first question; the others add 0.
+    """
+    first_of: dict[str, int] = {}
+    bundles_of: dict[str, set[str]] = defaultdict(set)
+    for position, question in enumerate(ranked):
+        first_of.setdefault(question.bundle_id, position)
+        for item_id in question.top:
+            bundles_of[item_id].add(question.bundle_id)
+    alone = Counter(bundle_id for bundles in bundles_of.values() if len(bundles) == 1 for bundle_id in bundles)
+    shares = np.array([alone[bundle_id] for bundle_id in first_of]) / num_items
+    influence = np.zeros(len(ranked))
+    influence[list(first_of.values())] = len(ranked) * (1 - 1 / len(first_of)) * (shares - shares.mean())
+    return Estimate(len(bundles_of) / num_items, influence)
 
 
 def _restricted(question: RankedQuestion, train_items: Collection[str], warm: bool) -> RankedQuestion | None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bundle_mllm.cli import main
-from bundle_mllm.data import load_questions
+from bundle_mllm.data import load_questions, read_records, write_records
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.evaluation.catalog import CatalogQuestion, catalog_questions, rank_catalog
 from bundle_mllm.evaluation.catalog_scoring import catalog_scorer
@@ -106,6 +106,15 @@ def test_the_ranker_moves_only_the_items_that_it_is_shown(completer, data):
         assert set(order["ranker"][:4]) == set(order["retriever"][:4])
         assert list(order["ranker"][4:]) == list(order["retriever"][4:])
         assert np.isneginf(scores["both"][number]).nonzero()[0].tolist() == sorted(partial)
+
+
+def test_items_in_another_order_than_those_of_the_model_are_refused(model, data, write_questions, tmp_path):
+    questions = write_questions(num_candidates=4)
+    items = read_records(data.path / "items.jsonl")
+    write_records(tmp_path / "items.jsonl", items[::-1])
+    data.bundles.save(tmp_path / "bundles.jsonl")
+    with pytest.raises(BundleMLLMError, match=r"at another place .*rows would be mixed up"):
+        evaluate(model, tmp_path, questions, catalog=True)
 
 
 def test_a_ranker_alone_ranks_in_groups(folders, data, write_questions):

@@ -59,7 +59,8 @@ def evaluate(settings: EvaluationSettings) -> dict[str, Any]:
 
     Raises:
         BundleMLLMError: If a path is wrong, `output` cannot be written, an option is out of range, a question is
-            malformed, a prompt is too long, a score is not finite, or the model's catalog lacks an item.
+            malformed, a prompt is too long, a score is not finite, the model's catalog lacks an item or, with
+            `catalog`, has others or another order.
     """
     if settings.output is not None:
         for path in (settings.output, *(part_path(settings.output, part) for part in ("ranker", "retriever"))):
@@ -74,6 +75,11 @@ def evaluate(settings: EvaluationSettings) -> dict[str, Any]:
     check_items(completer, questions, settings.questions, settings.model)
     if differences := catalog.differences(completer.processor.item_ids, completer.processor.titles):
         there = ", ".join(differences)
+        if folder is not None and catalog.item_ids != tuple(completer.processor.item_ids):
+            raise BundleMLLMError(
+                f"{settings.data} has other items than {settings.model}: {there}. The model scores its own catalog, "
+                "so rows would be mixed up: give the data that it was made for, or evaluate without --catalog."
+            )
         logger.warning(f"{settings.data} has other items than {settings.model}, which answers by its own: {there}.")
     options = resolved(settings, completer)
     scored: Any

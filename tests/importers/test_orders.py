@@ -153,6 +153,9 @@ def test_blank_orders_unknown_items_and_odd_quantities_are_counted_or_named(orde
     write_records(order_shop / "orders.csv", [{**row, "sku": f"{row['sku']}.0"} for row in rows])
     with pytest.raises(BundleMLLMError, match=r"None of \d+ items of orders is in the catalog: .*without the \.0"):
         import_tabular(order_shop, tmp_path / "other")
+    (order_shop / "orders.csv").write_text("order;sku\n1;2\n")
+    with pytest.raises(BundleMLLMError, match=r"orders.csv line 2 has no `order_id` .*set the delimiter to ';'"):
+        import_tabular(order_shop, tmp_path / "other")
     write_records(order_shop / "orders.csv", [{"number": "1", "what": "2"}])
     with pytest.raises(BundleMLLMError, match=r"orders.csv line 2 has no `order_id` \(its columns: number, what\)"):
         import_tabular(order_shop, tmp_path / "other")

@@ -115,7 +115,8 @@ def test_shopify_orders_lie_beside_the_products(tmp_path):
         for n in range(12) for step in range(2)
     ]  # fmt: skip
     table(tmp_path / "shop" / "orders_export.csv", header, *rows)
-    summary = import_shopify(tmp_path / "shop", tmp_path / "data", columns={"order_id": "Name"}, split_by="time")
+    summary = import_shopify(tmp_path / "shop", tmp_path / "data", split_by="time")
+    assert any("order_id=Name, item_id=Lineitem sku" in warning for warning in summary.warnings)
     assert sum(summary.num_bundles.values()) == 12
     with pytest.raises(BundleMLLMError, match=r"items.title maps a column of a product export"):
         import_shopify(tmp_path / "shop", tmp_path / "other", columns={"items.title": "Name"})

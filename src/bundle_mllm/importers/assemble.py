@@ -79,9 +79,9 @@ def collect_items(
     items = []
     for number, (where, record) in enumerate(records):
         if not number:
-            _need(record, "item_id", where)
+            need_column(record, "item_id", where)
         with notes.problems():
-            if (item_id := clean_id(_need(record, "item_id", where), where, notes)) is None:
+            if (item_id := clean_id(need_column(record, "item_id", where), where, notes)) is None:
                 notes.add("rows of items without an id, left out", where)
                 continue
             media = {kind: record[kind] for kind in MEDIA if record.get(kind) is not None}
@@ -145,9 +145,9 @@ def collect_bundles(records: Iterable[Place], notes: ImportNotes) -> dict[str, R
     bundles: dict[str, RawBundle] = {}
     for number, (where, record) in enumerate(records):
         if not number:
-            _need(record, "bundle_id", where)
+            need_column(record, "bundle_id", where)
         with notes.problems():
-            if (bundle_id := clean_id(_need(record, "bundle_id", where), where, notes)) is None:
+            if (bundle_id := clean_id(need_column(record, "bundle_id", where), where, notes)) is None:
                 notes.add("rows of bundles without a bundle's id, left out", where)
                 continue
             place = f"{where} (bundle {bundle_id!r})"
@@ -157,7 +157,7 @@ def collect_bundles(records: Iterable[Place], notes: ImportNotes) -> dict[str, R
             items = (
                 to_ids(record["items"], "items", place)
                 if whole
-                else [_need(record, "item_id", place, "`items` or `item_id`")]
+                else [need_column(record, "item_id", place, "`items` or `item_id`")]
             )
             cleaned = [item_id for each in items if (item_id := clean_id(each, place, notes)) is not None]
             if not whole and not cleaned:
@@ -318,7 +318,8 @@ def write_dataset(
     return summary
 
 
-def _need(record: Mapping[str, Any], name: str, where: str, wanted: str = "") -> Any:
+def need_column(record: Mapping[str, Any], name: str, where: str, wanted: str = "") -> Any:
+    """Return a cell of a record; refuse a table without the column, and say which delimiter it seems to have."""
     if name not in record:
         columns = ", ".join(map(str, record)) or "none"
         separator = next((mark for mark in (";", "\t", "|") if len(record) == 1 and mark in columns), None)

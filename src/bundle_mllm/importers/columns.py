@@ -73,14 +73,17 @@ class Columns:
     def complete(self, header: Collection[str], source: str, notes: ImportNotes) -> None:
         """Take columns that are fields but for case, blanks and dashes, such as `Item ID`, and say so.
 
-        The columns of orders may have other usual names, too; see `ALIASES`.
+        The columns of orders may have other usual names, too; see `ALIASES`. In Shopify's export, whose other
+        columns are `Lineitem …`, the number of an order is its `Name`.
         """
         free = [column for column in header if column not in self._field_of and column not in self.fields]
+        has_lines = any(_plain(column).startswith("lineitem") for column in header)
         taken = {}
         for field in self.fields:
             if field in self.of or field in header:
                 continue
-            for name in (field, *self._aliases.get(field, ())):
+            of_shopify = ("name",) if field == "order_id" and has_lines else ()
+            for name in (field, *self._aliases.get(field, ()), *of_shopify):
                 alike = [column for column in free if _plain(column) == _plain(name)]
                 if len(alike) == 1:
                     taken[field] = self.of[field] = alike[0]

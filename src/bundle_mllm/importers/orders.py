@@ -17,7 +17,7 @@ from bundle_mllm.data.bundles import SPLITS, BundleSplits
 from bundle_mllm.data.catalog import ItemCatalog
 from bundle_mllm.data.records import to_text
 from bundle_mllm.errors import BundleMLLMError
-from bundle_mllm.importers.assemble import Place, RawBundle, clean_id, note_unmet
+from bundle_mllm.importers.assemble import Place, RawBundle, clean_id, need_column, note_unmet
 from bundle_mllm.importers.settings import OrderOptions
 from bundle_mllm.importers.summary import ImportNotes
 from bundle_mllm.importers.text import clean_text
@@ -66,11 +66,9 @@ def collect_orders(records: Iterable[Place], options: OrderOptions, notes: Impor
     orders = Orders()
     excluded = set(options.exclude)
     for number, (where, record) in enumerate(records):
-        if not number and (missing := [name for name in ("order_id", "item_id") if name not in record]):
-            raise BundleMLLMError(
-                f"{where} has no `{missing[0]}` (its columns: {', '.join(map(str, record)) or 'none'}): map the "
-                f"column that holds it, such as {missing[0]}=COLUMN."
-            )
+        if not number:
+            for name in ("order_id", "item_id"):
+                need_column(record, name, where)
         if not number and (unused := [name for name in record if name and name not in _USED]):
             notes.warn(f"columns of orders that say nothing about items were left out: {', '.join(unused)}.")
         with notes.problems():

@@ -179,6 +179,22 @@ def test_a_column_that_names_bundles_is_left_out_or_refused_if_named(tmp_path):
     assert notes == ("columns: look (list)",)
 
 
+def test_a_column_that_names_bundles_which_came_after_the_features_is_left_out(tmp_path):
+    looks = [[f"look {row // 4}"] for row in range(160)]
+    write_records(tmp_path / "items.jsonl", records({"look": looks, "brand": ["a", "b"] * 80}))
+    write_records(tmp_path / "bundles.jsonl", [])
+    assert encode_folder(tmp_path)["attributes"].notes == ("columns: look (list), brand (category)",)
+    bundles = [[f"i{row}" for row in range(4 * n, 4 * n + 4)] for n in range(40)]
+    write_records(
+        tmp_path / "bundles.jsonl",
+        [{"bundle_id": f"b{n}", "items": each, "split": "train"} for n, each in enumerate(bundles)],
+    )
+    assert encode_folder(tmp_path)["attributes"].notes == (
+        "columns: brand (category)",
+        "left out, values that name bundles: look",
+    )
+
+
 def test_columns_that_all_say_nothing_are_no_modality_and_it_is_said(tmp_path, caplog):
     write_records(tmp_path / "items.jsonl", [{"item_id": f"i{n}", "title": "x", "asin": f"B{n}"} for n in range(9)])
     write_records(tmp_path / "bundles.jsonl", [{"bundle_id": "b", "items": ["i0", "i1"], "split": "train"}])

@@ -6,7 +6,7 @@ Knows nothing about pictures, sounds, texts or users, and of bundles only which 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from itertools import chain
 from typing import Any
@@ -94,9 +94,14 @@ class AttributeEncoder(FittingEncoder):
         return ItemGroups(ATTRIBUTES, nodes, np.array([*chain(*of_items)], dtype=np.int64), len(of_items))
 
     def still_fits(self, folder: DatasetFolder) -> bool:
-        """Return whether the items have the same columns as at first, and hardly more names that are unknown."""
+        """Return whether the items have the same columns as at first, and hardly more names that are unknown.
+
+        Columns that were not named do not fit where they name bundles, which may be younger than the features.
+        """
         assert self.fitted is not None
         values = self.fitted.values
+        if self.columns is None and columns_that_name_bundles(folder, map(_column, values["columns"])):
+            return False
         examined = {*values["left_out"], *(column["name"] for column in values["columns"])}
         known = _share_known(_read(folder, self.fitted)[1], values["names"])
         return examined == set(folder.catalog.other_columns) and known >= values["share_known"] - UNKNOWN_NAMES
@@ -145,6 +150,10 @@ def choose_attributes(folder: DatasetFolder, names: Sequence[str] | None = None)
     return AttributeChoice(columns, {**choice.left_out, **dict.fromkeys(named, "values that name bundles")})
 
 
+def _column(entry: Mapping[str, Any]) -> AttributeColumn:
+    return AttributeColumn(entry["name"], entry["kind"], entry["form"])
+
+
 def _read(folder: DatasetFolder, fitted: FittedState) -> tuple[np.ndarray, list[list[str]]]:
     """Read the columns.
 
@@ -154,7 +163,7 @@ def _read(folder: DatasetFolder, fitted: FittedState) -> tuple[np.ndarray, list[
     """
     blocks, of_items = [np.empty((len(folder.catalog), 0))], [[] for _ in folder.catalog]
     for entry in fitted.values["columns"]:
-        column, edges = AttributeColumn(entry["name"], entry["kind"], entry["form"]), np.array(entry["edges"])
+        column, edges = _column(entry), np.array(entry["edges"])
         cells = folder.catalog.cells(column.name)
         if column.is_quantity:
             below = (column.numbers(cells)[:, None] - edges[:-1]) / np.diff(edges)

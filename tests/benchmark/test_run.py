@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from tiny_models import make_completer_for
 from bundle_mllm.benchmark import run_benchmark
 from bundle_mllm.benchmark.run import RECORD, TABLE
 from bundle_mllm.cli import main
-from bundle_mllm.data import DatasetFolder
+from bundle_mllm.data import DatasetFolder, read_records, write_records
 from bundle_mllm.data.features import write_modality
 from bundle_mllm.data.files import sha256
 from bundle_mllm.errors import BundleMLLMError
@@ -84,6 +85,15 @@ def test_what_is_measured_is_kept_and_other_questions_are_refused(bundlerec):
     with pytest.raises(BundleMLLMError, match="has other questions than these data and settings give"):
         run_benchmark(source, output, seed=1, baselines=BASELINES)
     assert sorted(path.name for path in (output / "questions").iterdir() if path.name.startswith("new")) == []
+
+
+def test_figures_of_other_tables_are_not_kept(tmp_path, tiny_data):
+    data = shutil.copytree(tiny_data, tmp_path / "data")
+    run_benchmark(data, tmp_path / "out", baselines=["popularity"])
+    items = read_records(data / "items.jsonl")
+    write_records(data / "items.jsonl", [{**item, "title": f"new {item['title']}"} for item in items])
+    with pytest.raises(BundleMLLMError, match=r"tables of .* are not those of .*give a new --output-dir"):
+        run_benchmark(data, tmp_path / "out", baselines=["popularity"])
 
 
 def test_models_are_the_reference_and_their_parts_are_rows(bundlerec, tmp_path):

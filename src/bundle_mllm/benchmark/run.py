@@ -17,7 +17,7 @@ from bundle_mllm.baselines.evaluate import baseline_path, evaluate_baselines
 from bundle_mllm.baselines.registry import resolve_names
 from bundle_mllm.benchmark.settings import BenchmarkSettings
 from bundle_mllm.benchmark.table import Measured, make_table
-from bundle_mllm.data.files import atomic_path, sha256, write_json
+from bundle_mllm.data.files import atomic_path, read_json, sha256, write_json
 from bundle_mllm.data.folder import DatasetFolder
 from bundle_mllm.data.leakage import measure_leakage
 from bundle_mllm.data.manifest import manifest_path, read_question_manifest
@@ -58,9 +58,10 @@ def run_benchmark(settings: BenchmarkSettings) -> dict[str, Any]:
 
     Raises:
         BundleMLLMError: If the layout is unknown, the data are not what they should be, the split has no bundle, the
-            questions are others than those of an earlier run in this folder, or a model has other items.
+            tables or questions are not those of an earlier run in this folder, or a model has other items.
     """
     output, folder = settings.output_dir, _open_data(settings)
+    tables = _check_tables(output, folder)
     leakage = measure_leakage(folder)
     sets = _questions(settings, folder)
     measured: list[Measured] = []
@@ -69,7 +70,6 @@ def run_benchmark(settings: BenchmarkSettings) -> dict[str, Any]:
     of_baselines, left_out = _measure_baselines(settings, folder, sets)
     measured += of_baselines
     splits = {split: len(folder.bundles[split]) for split in ("train", "validation", "test")}
-    tables = {path.name: sha256(path) for path in folder.tables()}
     result: dict[str, Any] = {
         "data": {"name": _name(settings), "num_items": len(folder.catalog), "bundles": splits, "tables": tables},
         "questions": {name: _describe(path) for name, path in sets.items() if name != CATALOG},
@@ -100,6 +100,17 @@ def _open_data(settings: BenchmarkSettings) -> DatasetFolder:
             )
         logger.info(str(known[0](source, target)))
     return DatasetFolder.open(target)
+
+
+def _check_tables(output: Path, folder: DatasetFolder) -> dict[str, str]:
+    """Return the SHA-256 of the tables; refuse others than those of an earlier run, whose figures would be kept."""
+    tables = {path.name: sha256(path) for path in folder.tables()}
+    if (output / RECORD).is_file() and read_json(output / RECORD)["data"]["tables"] != tables:
+        raise BundleMLLMError(
+            f"The tables of {folder.path} are not those of {output / RECORD}, so earlier figures would stand beside "
+            "those of other data: give a new --output-dir."
+        )
+    return tables
 
 
 def _questions(settings: BenchmarkSettings, folder: DatasetFolder) -> dict[str, Path]:

@@ -5,14 +5,12 @@ Knows nothing about how the ranker was trained.
 
 from __future__ import annotations
 
-import os
-import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from bundle_mllm.completion.item_table import save_items
-from bundle_mllm.data.files import new_folder, require_folder, write_json
+from bundle_mllm.data.files import new_folder, replaced_folder, require_folder, write_json
 from bundle_mllm.data.folder import DatasetFolder
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.model_folder import check_same_items, load_ranker
@@ -65,13 +63,7 @@ def _replace_retriever(folder: Path, completer: BundleCompleter) -> None:
     is made whole by the next call.
     """
     target = folder / RETRIEVER_FOLDER
-    new, old = (folder / f".{RETRIEVER_FOLDER}.{name}" for name in ("new", "old"))
-    for left_by_a_kill in (new, old):
-        shutil.rmtree(left_by_a_kill, ignore_errors=True)
-    with new_folder(new) as temporary:
+    written = replaced_folder if target.exists() else new_folder
+    with written(target) as temporary:
         completer.retriever.save_pretrained(temporary)
-    write_json(folder / COMBINATION_FILE, asdict(completer.combination))
-    if target.exists():
-        os.replace(target, old)
-    os.replace(new, target)
-    shutil.rmtree(old, ignore_errors=True)
+        write_json(folder / COMBINATION_FILE, asdict(completer.combination))

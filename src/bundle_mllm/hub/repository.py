@@ -8,18 +8,16 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import time
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError, safe_open
 
+from bundle_mllm.data.files import new_folder, replaced_folder
 from bundle_mllm.errors import BundleMLLMError
 
 if TYPE_CHECKING:
@@ -28,8 +26,6 @@ if TYPE_CHECKING:
 CARD = "README.md"
 MARKER = ".bundle-mllm-repository"
 """Names a folder that was written here and may be written again; it is never uploaded."""
-_TEMPORARY, _OLD = ".bundle-mllm.tmp", ".bundle-mllm.old"
-_ABANDONED = 24 * 3600  # seconds after which an unfinished folder belongs to a process that was killed
 
 
 @dataclass(frozen=True)
@@ -65,8 +61,8 @@ def write_repository(
 ) -> None:
     """Write a repository folder, instead of the one that an earlier call wrote.
 
-    What a killed process left is brought back by the next call, or deleted after a day. Of two calls at a time, the
-    first to end writes the folder.
+    What a killed process left is deleted by a call a day later. Of two calls at a time, the first to end writes the
+    folder.
 
     Args:
         folder: Where it shall be.
@@ -84,59 +80,21 @@ def write_repository(
         raise BundleMLLMError(f"{source} would be written over by its own repository: give another --output-dir.")
     if final.is_relative_to(origin):
         raise BundleMLLMError(f"{folder} lies in {source}, which it is made from: give an --output-dir outside of it.")
-    _clean_up(final)
-    before = _identity(final)
     if final.exists() and not (final / MARKER).is_file() and (not final.is_dir() or any(final.iterdir())):
         raise BundleMLLMError(
             f"{folder} exists and is no repository folder, so its files would be lost: give another --output-dir."
         )
-    unique = f".{final.name}.{uuid.uuid4().hex[:12]}"
-    temporary, old = (final.with_name(unique + suffix) for suffix in (_TEMPORARY, _OLD))
-    try:
-        temporary.mkdir(parents=True)
-        write(temporary)
-        (temporary / MARKER).write_text("Written by bundle-mllm from another folder; may be overwritten.\n")
-        check(temporary)
-        _replace(final, before, temporary, old)
-    except BundleMLLMError as error:
-        message = str(error)
-        for name, path in (sources or {}).items():
-            message = message.replace(str(temporary / name), str(path))
-        raise BundleMLLMError(message.replace(str(temporary), str(source))) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _replace(final: Path, before: object, temporary: Path, old: Path) -> None:
-    """Give a finished folder its name, unless another call has written there since the start."""
-    try:
-        if before is not None:
-            os.replace(final, old)
-            if _identity(old) != before:
-                os.replace(old, final)
-                raise FileExistsError
-        os.replace(temporary, final)  # fails where another call has put a folder
-    except OSError as error:
-        raise BundleMLLMError(
-            f"{final} was written by another call meanwhile, whose files stay: repeat this, or change --output-dir."
-        ) from error
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _clean_up(final: Path) -> None:
-    """Bring back a folder that a killed process had moved away, and delete what killed processes left."""
-    for path in final.parent.glob(f".{escape(final.name)}.*{_OLD}"):
-        if final.exists():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            os.replace(path, final)
-    for path in final.parent.glob(f".{escape(final.name)}.*{_TEMPORARY}"):
-        if path.stat().st_mtime < time.time() - _ABANDONED:
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def _identity(folder: Path) -> tuple[int, int] | None:
-    return (folder.stat().st_ino, folder.stat().st_mtime_ns) if folder.exists() else None
+    written = replaced_folder if final.exists() else new_folder
+    with written(final) as temporary:
+        try:
+            write(temporary)
+            (temporary / MARKER).write_text("Written by bundle-mllm from another folder; may be overwritten.\n")
+            check(temporary)
+        except BundleMLLMError as error:
+            message = str(error)
+            for name, path in (sources or {}).items():
+                message = message.replace(str(temporary / name), str(path))
+            raise BundleMLLMError(message.replace(str(temporary), str(source))) from error
 
 
 def repository_files(folder: Path) -> dict[str, int]:

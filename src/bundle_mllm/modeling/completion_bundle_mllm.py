@@ -137,8 +137,7 @@ class BundleCompleter:
     @property
     def num_ranked(self) -> int:
         """How many of the retrieved items, M, the ranker scores in a question about the whole catalog."""
-        limit = getattr(self.processor, "max_options", MAX_OPTIONS)
-        return limit if self.combination is None else min(limit, self.combination.num_ranked)
+        return min(getattr(self.processor, "max_options", MAX_OPTIONS), self.combination.num_ranked)
 
     def known(self, entries: Sequence[Any]) -> list[bool]:
         """Return of each item of a question whether a model knows anything about it beyond its id.

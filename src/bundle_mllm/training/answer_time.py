@@ -30,7 +30,6 @@ def measure_num_ranked(completer: BundleCompleter, partial: Sequence[str], secon
         seconds: What an answer may take.
     """
     combination = completer.combination
-    assert combination is not None
     most = completer.processor.max_options
     sizes = [most, *(size for size in SIZES if size < most)]
     try:

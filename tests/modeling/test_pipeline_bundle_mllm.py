@@ -1,6 +1,7 @@
 """The pipeline: questions in, answers out, for a folder with a ranker, a retriever or both; saved and pushed whole."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from tiny_models import ITEM_IDS, TITLES, make_completer, make_features, make_mo
 from transformers import pipeline
 
 from bundle_mllm.model_folder import load_completer, save_completer
+from bundle_mllm.modeling import pipeline_bundle_mllm
 
 HAT = {"title": "new hat", "features": {"visual": [0.5] * 12}, "item_id": "new-1"}
 QUESTIONS = [
@@ -52,6 +54,20 @@ def test_answers_are_those_of_the_completer_of_the_folder(folder, completer):
     expected = load_completer(folder)
     for question in (*QUESTIONS, {"partial": ["i0", "i3"]}, {"partial": ["i0"], "candidates": MANY}):
         close(completer(question), expected.complete(question))
+
+
+def test_saving_warns_of_what_stays_in_the_model_folder(folder, tmp_path, monkeypatch):
+    source, warnings = shutil.copytree(folder, tmp_path / "model"), []
+    monkeypatch.setattr(pipeline_bundle_mllm.logger, "warning", warnings.append)
+    completer = pipeline("bundle-completion", model=str(source), device="cpu")
+    completer.save_pretrained(tmp_path / "saved")
+    assert warnings == []
+    (source / "encoders").mkdir()
+    (source / "catalog.parquet").touch()
+    completer.save_pretrained(tmp_path / "saved")
+    assert len(warnings) == 1 and "lacks encoders, catalog.parquet of" in warnings[0] and "copy these" in warnings[0]
+    completer.save_pretrained(source)
+    assert len(warnings) == 1
 
 
 def test_an_explanation_names_what_each_model_contributed(completer):

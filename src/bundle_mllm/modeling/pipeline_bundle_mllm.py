@@ -23,6 +23,8 @@ logger = logging.get_logger(__name__)
 
 RETRIEVER_FOLDER = "retriever"
 """Where the retriever stands beside a ranker, in a model folder or repository."""
+_NOT_SAVED = ("encoders", "group_names.json", "catalog.parquet")
+"""What encodes new items, and columns such as prices: they may be private, and `push_to_hub` uploads all it saves."""
 
 
 class BundleCompletionPipeline(Pipeline):
@@ -128,6 +130,8 @@ class BundleCompletionPipeline(Pipeline):
     ) -> None:
         """Save the models and, unlike the base class, the processor with its items.
 
+        What encodes new items, and the columns that rules read, stay in the model folder; a warning names them.
+
         Args:
             save_directory: The folder.
             push_to_hub: Whether to upload it all as well, in one commit.
@@ -142,6 +146,13 @@ class BundleCompletionPipeline(Pipeline):
         if self.completer.retriever is not None and self.completer.retriever is not self.model:
             self.completer.retriever.save_pretrained(os.path.join(save_directory, RETRIEVER_FOLDER), **to_save)
             self.completer.combination.save_pretrained(save_directory)
+        source = self.model.config._name_or_path
+        kept = [name for name in _NOT_SAVED if source and os.path.exists(os.path.join(source, name))]
+        if missing := [name for name in kept if not os.path.exists(os.path.join(save_directory, name))]:
+            logger.warning(
+                f"{save_directory} lacks {', '.join(missing)} of {source}, so it encodes no new items and rules find "
+                "no columns: copy these, or publish the model folder (bundle-mllm publish)."
+            )
         if push_to_hub:
             self.push_to_hub(repo_id or os.path.basename(os.path.normpath(save_directory)), **kwargs)
 

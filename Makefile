@@ -22,7 +22,7 @@ test-random: $(STAMP)
 
 # Ray starts processes of its own, which takes minutes on a small machine (more where others are busy: it makes them nice).
 test-ray: $(RAY_STAMP)
-	RAY_worker_niceness=0 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q tests/encoders/test_resume.py -k ray
+	RAY_worker_niceness=0 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -m "slow or not slow" tests/encoders/test_resume.py tests/completion/test_bulk.py -k ray
 
 # laion-clap demands an older numpy than ours, though it runs with ours: installed apart, without what it names.
 test-laion: $(LAION_STAMP)

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from bundle_mllm.device import choose_device
-from bundle_mllm.errors import BundleMLLMError
+from bundle_mllm.ray_pool import map_on_ray
 
 if TYPE_CHECKING:
     from bundle_mllm.completion.settings import BulkSettings
@@ -44,28 +44,7 @@ def answer_on_ray(
     Raises:
         BundleMLLMError: If Ray is not installed.
     """
-    try:
-        import ray  # pyright: ignore[reportMissingImports]
-        import ray.data  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise BundleMLLMError('engine="ray" needs Ray: pip install "bundle-mllm[ray]".') from error
-    if not parts:
-        return
-    if not ray.is_initialized():
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    ray.data.DataContext.get_current().enable_progress_bars = False
     settings = replace(settings, device=choose_device(settings.device).type)
-    on_gpu = settings.device == "cuda"
-    available = ray.cluster_resources()
-    actors = int(available.get("GPU", 1)) if on_gpu else max(1, int(available.get("CPU", 1)) // 2)
-    results = ray.data.from_items(
-        [{"number": number, "questions": json.dumps(questions)} for number, questions in parts]
-    ).map_batches(
-        AnswerActor,
-        fn_constructor_args=(settings,),
-        batch_size=1,
-        num_gpus=1 if on_gpu else 0,
-        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=max(1, min(actors, len(parts)))),
-    )
-    for row in results.iter_rows():
+    rows = [{"number": number, "questions": json.dumps(questions)} for number, questions in parts]
+    for row in map_on_ray(rows, AnswerActor, (settings,), on_gpu=settings.device == "cuda"):
         yield int(row["number"]), json.loads(row["rows"])

@@ -81,7 +81,7 @@ class Interactions:
             catalog: The catalog that holds the items.
             columns: The column of each of `user_id`, `item_id` and, optionally, `timestamp` with another name.
             delimiter: What separates the cells of a CSV file.
-            report: Is told of malformed rows; see `tables.Report`.
+            report: Receives malformed rows; see `tables.Report`.
 
         Raises:
             BundleMLLMError: If the file or a column is missing, or a row is malformed (the message names the row).

@@ -60,7 +60,7 @@ def iter_places(
     Args:
         path: A table (see `SUFFIXES`).
         delimiter: What separates the cells of a CSV file.
-        report: Is told of rows that are malformed; what spoils the whole file is raised.
+        report: Receives rows that are malformed; what spoils the whole file is raised.
         name: What messages call the file; by default its path.
 
     Raises:
@@ -105,7 +105,7 @@ def iter_columns(
     """Read columns of a CSV or Parquet table, many rows at a time; CSV cells are text, and an empty cell is null.
 
     `names` has the column of each field, by the name that the field has in the batches; `needed` are those that the
-    table must have. `report` is told of malformed rows of a CSV file.
+    table must have. `report` receives malformed rows of a CSV file.
     """
     path, suffix = _table(path)
     fields: list[str] = []

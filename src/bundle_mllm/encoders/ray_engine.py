@@ -12,7 +12,7 @@ import torch
 
 from bundle_mllm.device import choose_device
 from bundle_mllm.encoders.batches import BatchEncoder, Rows, Sources, embed_batch, read_batch
-from bundle_mllm.errors import BundleMLLMError
+from bundle_mllm.ray_pool import map_on_ray
 
 
 class EmbedActor:
@@ -48,19 +48,7 @@ def embed_on_ray(
     Raises:
         BundleMLLMError: If Ray is not installed.
     """
-    try:
-        import ray  # pyright: ignore[reportMissingImports]
-        import ray.data  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise BundleMLLMError('engine="ray" needs Ray: pip install "bundle-mllm[ray]".') from error
-    if not ray.is_initialized():
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    device = encoder.device.type
-    on_gpu = device == "cuda"
-    available = ray.cluster_resources()
-    actors = int(available.get("GPU", 1)) if on_gpu else max(1, int(available.get("CPU", 1)) // 2)
-    reader, root = encoder.reader, sources.root
+    device, reader, root = encoder.device.type, encoder.reader, sources.root
 
     def read(row: dict[str, Any]) -> dict[str, Any]:
         return {"number": row["number"], "batch": read_batch(reader, root, row["sources"])}
@@ -69,16 +57,6 @@ def embed_on_ray(
         {"number": number, "sources": [sources.of_item[row] or "" for row in rows]}
         for number, rows in enumerate(batches)
     ]
-    results = (
-        ray.data.from_items(named)
-        .map(read)
-        .map_batches(
-            EmbedActor,
-            fn_constructor_args=(make, batch_size, device),
-            batch_size=1,
-            num_gpus=1 if on_gpu else 0,
-            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=max(1, min(actors, len(batches)))),
-        )
-    )
-    for row in results.iter_rows():
+    arguments = make, batch_size, device
+    for row in map_on_ray(named, EmbedActor, arguments, on_gpu=device == "cuda", prepare=read):
         yield int(row["number"]), row["rows"]

@@ -100,8 +100,8 @@ class Columns:
         Args:
             records: The records of the table.
             source: What messages call the table.
-            notes: Is told of columns that were taken for fields that they resemble, of columns that are left out
-                because another was mapped to their name, and of columns that are named and never occur (a problem).
+            notes: Receives columns that were taken for fields that they resemble, that are left out because another
+                was mapped to their name, and that are named and never occur (a problem).
         """
         seen: dict[str, None] = {}
         for where, record in records:

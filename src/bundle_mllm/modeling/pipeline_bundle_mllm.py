@@ -157,6 +157,11 @@ class BundleCompletionPipeline(Pipeline):
             self.push_to_hub(repo_id or os.path.basename(os.path.normpath(save_directory)), **kwargs)
 
 
+def _is_at_hand(name: str) -> bool:
+    """Return whether a model is named after a folder or repository: not if it is in memory or its folder is gone."""
+    return os.path.isdir(name) or bool(name and not os.path.isabs(name) and name.count("/") <= 1)
+
+
 def load_others(name: str, **kwargs: Any) -> dict[str, Any]:
     """Load what stands beside a ranker, if anything: the "retriever" and the "combination" of both.
 
@@ -164,8 +169,8 @@ def load_others(name: str, **kwargs: Any) -> dict[str, Any]:
         name: Model folder or Hub repository of the ranker.
         **kwargs: Which files of which repository, such as `revision`; see `HUB_ARGUMENTS`.
     """
-    if not os.path.isdir(name) and (not name or os.path.isabs(name) or name.count("/") > 1):
-        return {}  # a model in memory, or of a folder that is gone
+    if not _is_at_hand(name):
+        return {}
     others: dict[str, Any] = {"combination": BundleCombination.from_pretrained(name, **kwargs)}
     kwargs["subfolder"] = f"{kwargs.get('subfolder', '')}/{RETRIEVER_FOLDER}".strip("/")
     if hub.cached_file(name, "config.json", **kwargs, _raise_exceptions_for_missing_entries=False) is not None:
@@ -184,8 +189,8 @@ def item_encoder(name: str, revision: str | None = None) -> Callable[[Sequence[M
 
     Encoders do not travel with the model's code, so there are none unless the package bundle-mllm is installed.
     """
-    if not os.path.isdir(name) and (not name or os.path.isabs(name) or name.count("/") > 1):
-        return None  # a model in memory, or of a folder that is gone
+    if not _is_at_hand(name):
+        return None
     try:
         package = import_module("bundle_mllm.completion.new_items")
     except ImportError:

@@ -37,7 +37,7 @@ def complete_bulk(settings: BulkSettings | None = None, *, progress: Progress | 
 
     Args:
         settings: What to do.
-        progress: Told after every part.
+        progress: Called after every part.
         **fields: Instead of `settings`, its fields.
 
     Returns:

@@ -21,7 +21,7 @@ from bundle_mllm.device import choose_device
 from bundle_mllm.errors import BundleMLLMError, check_at_least
 from bundle_mllm.model_folder import load_completer
 from bundle_mllm.modeling.completion_bundle_mllm import BundleCompleter, Completion
-from bundle_mllm.modeling.questions_bundle_mllm import field
+from bundle_mllm.modeling.questions_bundle_mllm import field, id_of
 from bundle_mllm.modeling.ranking_bundle_mllm import MAX_OPTIONS
 
 CATALOG_CELLS = 1 << 24
@@ -163,8 +163,7 @@ class RuledCompleter:
         partial, candidates = self.completer.processor.read_question(question)
         has_letters = candidates is not None and len(candidates) <= MAX_OPTIONS
         if candidates is None and self.completer.retriever is None:
-            held = {entry.get("item_id") if isinstance(entry, Mapping) else entry for entry in partial}
-            candidates = [item_id for item_id in self.completer.processor.item_ids if item_id not in held]
+            candidates = list(self.completer.others(partial))
         return _Asked(field(question, "question_id"), partial, candidates, has_letters)
 
     def _score_catalog(self, questions: Sequence[_Asked], top_k: int, options: Mapping[str, Any]) -> Iterator[_Scored]:
@@ -266,13 +265,12 @@ class RuledCompleter:
     def _rows(self, entries: Sequence[Any]) -> list[int]:
         """Return the catalog rows of the items that have one."""
         processor = self.completer.processor
-        ids = [entry.get("item_id") if isinstance(entry, Mapping) else entry for entry in entries]
-        return [processor.row(item_id) for item_id in ids if item_id in processor]
+        return [processor.row(item_id) for item_id in map(id_of, entries) if item_id in processor]
 
     def _describe(self, scored: _Scored, place: int, guess: bool) -> dict[str, Any]:
         entry = scored.entries[place]
         return {
-            "item_id": entry.get("item_id") if isinstance(entry, Mapping) else entry,
+            "item_id": id_of(entry),
             "title": self.completer.processor.title(entry),
             "letter": scored.letters[place] if scored.letters else None,
             "score": float(np.exp(scored.values[place])),

@@ -16,7 +16,7 @@ from transformers.utils import logging
 from .combination_bundle_mllm import BundleCombination
 from .configuration_bundle_mllm import BundleMLLMConfig
 from .item_processing_bundle_mllm import BundleItemProcessor
-from .questions_bundle_mllm import EncodedItem, check_scores, field, groups_of, name_of
+from .questions_bundle_mllm import EncodedItem, check_scores, field, groups_of, id_of, name_of
 from .ranking_bundle_mllm import GROUP_SIZE, MAX_OPTIONS, round_sizes
 from .scoring_bundle_mllm import OptionScorer, RankerScorer, RankerScores, certain, select
 
@@ -367,11 +367,16 @@ class BundleCompleter:
             entry.groups[BUNDLE_CATEGORY] = groups.gather(row, self.processor.num_items)[2].tolist()
         return entry
 
+    def others(self, partial: Sequence[Any]) -> Iterator[str]:
+        """Yield the items of the catalog that the partial bundle does not hold."""
+        held = set(map(id_of, partial))
+        return (item_id for item_id in self.processor.item_ids if item_id not in held)
+
     def check(self, question: Any) -> None:
         """Refuse a question that cannot be scored, before its batch runs; errors are those of `score`."""
         partial, candidates = self.processor.read_question(question)
         if self.ranker is not None:
-            shown = self._others(partial) if candidates is None else candidates
+            shown = self.others(partial) if candidates is None else candidates
             shown = list(islice(shown, self.processor.max_options if candidates else 2))
             if len(shown) > 1:
                 self.processor.render({"partial": partial, "candidates": shown})
@@ -410,7 +415,7 @@ class BundleCompleter:
         guesses = self.guesses(completion.partial, [candidates[i] for i in best])
         for i, guess in zip(best, guesses, strict=True):
             answer: dict[str, Any] = {
-                "item_id": _item_id(candidates[i]),
+                "item_id": id_of(candidates[i]),
                 "title": self.processor.title(candidates[i]),
                 "letter": chr(65 + i) if letters else None,
                 "score": probabilities[i],
@@ -432,7 +437,7 @@ class BundleCompleter:
         for question in self.prepare(questions):
             partial, candidates = self.processor.read_question(question)
             if candidates is None and self.retriever is None:
-                candidates = list(self._others(partial))
+                candidates = list(self.others(partial))
             fields = {"question_id": field(question, "question_id"), "partial": partial, "candidates": candidates}
             complete.append(fields)
         logs: list[torch.Tensor | None] = [None] * len(complete)
@@ -461,11 +466,6 @@ class BundleCompleter:
                     logs[i] = scores.log_softmax(dim=-1)
                 terms[i] = {name: term[row, :count].cpu() for name, term in (output.terms or {}).items()}
         return complete, logs, terms
-
-    def _others(self, partial: Sequence[Any]) -> Iterator[str]:
-        """Yield the items of the catalog that the partial bundle does not hold."""
-        held = set(map(_item_id, partial))
-        return (item_id for item_id in self.processor.item_ids if item_id not in held)
 
     def _allowed(self, partials: Sequence[Sequence[Any]]) -> torch.Tensor | None:
         """Return which items may complete each partial bundle: not those that it holds as dict items."""
@@ -541,10 +541,6 @@ def _evaluating(models: Sequence[Any]) -> Iterator[None]:
     finally:
         for model in training:
             model.train()
-
-
-def _item_id(entry: Any) -> str | None:
-    return entry.get("item_id") if isinstance(entry, Mapping) else entry
 
 
 def _split(indices: list[int], size: int) -> list[list[int]]:

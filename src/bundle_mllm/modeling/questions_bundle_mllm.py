@@ -47,6 +47,11 @@ def field(question: Any, name: str) -> Any:
     return question.get(name) if isinstance(question, Mapping) else getattr(question, name, None)
 
 
+def id_of(entry: Any) -> str | None:
+    """Return the id of an item of a question: the entry itself, or that of a dict item, which may have none."""
+    return entry.get("item_id") if isinstance(entry, Mapping) else entry
+
+
 def check_keys(question: Any) -> None:
     """Refuse a mapping with keys that would be ignored."""
     if isinstance(question, Mapping) and (unknown := [key for key in question if key not in QUESTION_KEYS]):

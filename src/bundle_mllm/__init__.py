@@ -1,7 +1,32 @@
 """Product bundling with multimodal LLMs (Bundle-MLLM, arXiv 2407.11712) on the Hugging Face stack.
 
-Importing the package lets the Auto classes, the `bundle-completion` pipeline task and PEFT know the model. Everything
-else is imported when it is first used, torch and transformers, too.
+From a dataset folder to answers (every path is a text or a `Path`; results show themselves in a notebook):
+
+    bundle_mllm.encode_folder("DATA")                            # pictures, sounds, texts, users -> features
+    bundle_mllm.train(data="DATA", output_dir="OUT")             # stage_two={"num_questions": 2_000}, ...
+    bundle_mllm.evaluate("OUT", "DATA", "questions.jsonl")
+    completer = bundle_mllm.load_ruled_completer("OUT", items="DATA")
+    [answers] = completer.complete([{"partial": ["ID", "ID"]}], top_k=5, explain=True)
+    transformers.pipeline("bundle-completion", model="OUT")      # the same without rules
+
+`help(bundle_mllm.train)` and so on explain each of
+
+    data        import_dataset DatasetFolder ItemCatalog BundleSplits Question load_questions make_questions
+                save_questions sample_training_questions encode_folder publish_dataset
+    training    train default_run RunConfig RetrieverSettings StageOneConfig StageTwoConfig add_retriever calibrate
+    answers     load_ruled_completer RuledCompleter Rules Answers ItemColumns complete_bulk update_catalog forget
+                BundleCompletionPipeline
+    quality     evaluate evaluate_baselines compare_metrics build_report run_benchmark
+                score_questions as_scored compute_metrics
+    models      load_completer load_ranker save_completer save_model BundleCompleter BundleCombination
+                BundleRetriever BundleRetrieverConfig BundleMLLMForCausalLM BundleMLLMModel BundleMLLMConfig
+                BundleMLLMForOptionScoring BundleMLLMOptionConfig
+                BundleMLLMProcessor BundleMLLMTokenizerFast BundleItemProcessor
+    elsewhere   publish verify_repository export_stock convert_checkpoint
+    errors      BundleMLLMError
+
+and `bundle-mllm --help` the commands. Importing the package lets the Auto classes, the pipeline task and PEFT know the
+models; everything else, torch and transformers, too, is imported when it is first used.
 """
 
 from __future__ import annotations
@@ -11,7 +36,7 @@ from typing import TYPE_CHECKING
 from bundle_mllm.lazy import lazy_names as _lazy_names
 from bundle_mllm.registration import install as _install
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 if TYPE_CHECKING:
     from bundle_mllm.baselines import evaluate_baselines as evaluate_baselines
@@ -22,6 +47,7 @@ if TYPE_CHECKING:
     from bundle_mllm.completion.complete import Answers as Answers
     from bundle_mllm.completion.complete import RuledCompleter as RuledCompleter
     from bundle_mllm.completion.complete import load_ruled_completer as load_ruled_completer
+    from bundle_mllm.completion.forget import forget as forget
     from bundle_mllm.completion.rules import Rules as Rules
     from bundle_mllm.data import BundleSplits as BundleSplits
     from bundle_mllm.data import DatasetFolder as DatasetFolder
@@ -41,6 +67,7 @@ if TYPE_CHECKING:
     from bundle_mllm.hub.dataset import publish_dataset as publish_dataset
     from bundle_mllm.hub.publish import publish as publish
     from bundle_mllm.hub.verify import verify_repository as verify_repository
+    from bundle_mllm.importers.dispatch import import_dataset as import_dataset
     from bundle_mllm.interop.convert import convert_checkpoint as convert_checkpoint
     from bundle_mllm.interop.export import export_stock as export_stock
     from bundle_mllm.model_folder import load_completer as load_completer
@@ -53,13 +80,16 @@ if TYPE_CHECKING:
     from bundle_mllm.modeling import BundleItemProcessor as BundleItemProcessor
     from bundle_mllm.modeling import BundleMLLMConfig as BundleMLLMConfig
     from bundle_mllm.modeling import BundleMLLMForCausalLM as BundleMLLMForCausalLM
+    from bundle_mllm.modeling import BundleMLLMForOptionScoring as BundleMLLMForOptionScoring
     from bundle_mllm.modeling import BundleMLLMModel as BundleMLLMModel
+    from bundle_mllm.modeling import BundleMLLMOptionConfig as BundleMLLMOptionConfig
     from bundle_mllm.modeling import BundleMLLMProcessor as BundleMLLMProcessor
     from bundle_mllm.modeling import BundleMLLMTokenizerFast as BundleMLLMTokenizerFast
     from bundle_mllm.modeling import BundleRetriever as BundleRetriever
     from bundle_mllm.modeling import BundleRetrieverConfig as BundleRetrieverConfig
     from bundle_mllm.report import build_report as build_report
     from bundle_mllm.training.add_retriever import add_retriever as add_retriever
+    from bundle_mllm.training.calibrate import calibrate as calibrate
     from bundle_mllm.training.config import RetrieverSettings as RetrieverSettings
     from bundle_mllm.training.config import RunConfig as RunConfig
     from bundle_mllm.training.config import StageOneConfig as StageOneConfig
@@ -67,6 +97,6 @@ if TYPE_CHECKING:
     from bundle_mllm.training.config import default_run as default_run
     from bundle_mllm.training.run import train as train
 else:
-    __getattr__, __dir__, __all__ = _lazy_names(__name__, __file__)
+    __getattr__, __dir__ = _lazy_names(__name__, __file__)
 
 _install()

@@ -13,14 +13,13 @@ from dataclasses import dataclass, fields
 from functools import lru_cache
 
 from bundle_mllm.errors import BundleMLLMError
-from bundle_mllm.settings import Settings
 
 VARIABLE = "BUNDLE_MLLM_BOUNDS"
 """Environment variable that changes bounds: `picture_pixels=200000000 table_rows=50000000`."""
 
 
 @dataclass(frozen=True)
-class Bounds(Settings):
+class Bounds:
     """The bounds (ours)."""
 
     picture_pixels: int = 64_000_000

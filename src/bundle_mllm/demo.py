@@ -13,6 +13,7 @@ from typing import Any
 from transformers import pipeline
 from transformers.utils import logging
 
+from bundle_mllm.completion.complete import load_ruled_completer
 from bundle_mllm.data.files import write_json
 from bundle_mllm.data.folder import DatasetFolder
 from bundle_mllm.data.manifest import write_question_manifest
@@ -32,6 +33,8 @@ from bundle_mllm.training.run import limited_threads, train
 logger = logging.get_logger(__name__)
 
 NUM_CANDIDATES = 10
+PAGE = "demo.html"
+"""The page of the completed bundle."""
 
 
 def demo_run(data: Path, output_dir: Path, seed: int) -> RunConfig:
@@ -53,7 +56,8 @@ def run_demo(output_dir: Path, *, domain: Domain = "fashion", seed: int = 0) -> 
     """Run the whole demo in a folder.
 
     Args:
-        output_dir: Receives `data/` (the invented dataset folder), `model/` (the model folder) and `demo.json`.
+        output_dir: Receives `data/` (the invented dataset folder), `model/` (the model folder), `demo.json` and
+            `demo.html`, a page of the completed bundle.
         domain: "fashion" (pictures) or "playlist" (sounds).
         seed: Seed of catalog, training and questions.
 
@@ -80,6 +84,7 @@ def run_demo(output_dir: Path, *, domain: Domain = "fashion", seed: int = 0) -> 
     with limited_threads(run.num_threads):
         result |= _compare(model_dir, questions, seed)
         result["completion"] = _complete(model_dir, folder, questions[0])
+        _write_page(output_dir / PAGE, model_dir, questions[0], result)
     result["seconds"] = round(time.monotonic() - start, 1)
     write_json(output_dir / "demo.json", result)
     return result
@@ -120,3 +125,15 @@ def _complete(model_dir: Path, folder: DatasetFolder, question: Question) -> dic
         "answer": question.answer,
         "ranked": ranked,
     }
+
+
+def _write_page(path: Path, model_dir: Path, question: Question, result: dict[str, Any]) -> None:
+    """Write a page of the same bundle: pictures or sounds, and what each source of information contributed."""
+    completer = load_ruled_completer(model_dir, items=path.parent / "data")
+    [answers] = completer.complete([question], top_k=5, explain=True)
+    about = (
+        f"An invented {result['domain']} catalog, and a bundle of its test split from which one item was left out. Of "
+        f"{NUM_CANDIDATES} candidates, both models together find the right one in {result['both']:.1%} of "
+        f"{result['num_questions']} such questions; guessing finds {result['random']:.1%}."
+    )
+    answers.write_html(path, about, right=question.answer)

@@ -1,6 +1,6 @@
 """Where and in which precision models compute.
 
-Knows nothing about what they are.
+Knows nothing about the models.
 """
 
 from __future__ import annotations

@@ -6,16 +6,19 @@ Knows nothing about the names.
 from __future__ import annotations
 
 import ast
+import sys
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 
-def lazy_names(package: str, file: str) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
-    """Return `__getattr__`, `__dir__` and `__all__` of a package, given its `__name__` and `__file__`.
+def lazy_names(package: str, file: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """Return `__getattr__` and `__dir__` of a package, given its `__name__` and `__file__`.
 
-    Type checkers read the block as it stands, so that every name is written once.
+    A name is imported once and is an attribute of the package from then on. Type checkers read the block as it
+    stands, so that every name is written once. The package has no `__all__`: with one, `help` would explain each name
+    on hundreds of pages; without, it shows the docstring of the package.
     """
     module_of = {
         name.asname or name.name: statement.module
@@ -25,11 +28,12 @@ def lazy_names(package: str, file: str) -> tuple[Callable[[str], Any], Callable[
         if isinstance(statement, ast.ImportFrom) and statement.module
         for name in statement.names
     }
-    names = sorted(module_of)
 
     def get(name: str) -> Any:
         if name not in module_of:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        return getattr(import_module(module_of[name]), name)
+        value = getattr(import_module(module_of[name]), name)
+        setattr(sys.modules[package], name, value)
+        return value
 
-    return get, lambda: names, names
+    return get, lambda: sorted(module_of)

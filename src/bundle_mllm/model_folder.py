@@ -11,21 +11,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
-from safetensors import SafetensorError
 from transformers import AutoConfig
 from transformers.utils import CONFIG_NAME, hub
 
 from bundle_mllm.data.files import read_json, sha256
 from bundle_mllm.errors import BundleMLLMError
+from bundle_mllm.hub_access import hub_problem
 from bundle_mllm.modeling.combination_bundle_mllm import COMBINATION_FILE
-from bundle_mllm.modeling.completion_bundle_mllm import BundleCompleter
-from bundle_mllm.modeling.configuration_bundle_mllm import BundleRetrieverConfig
+from bundle_mllm.modeling.completion_bundle_mllm import RETRIEVER_FOLDER, BundleCompleter
+from bundle_mllm.modeling.configuration_bundle_mllm import BundleMLLMConfig, BundleRetrieverConfig
 from bundle_mllm.modeling.item_processing_bundle_mllm import HUB_ARGUMENTS, BundleItemProcessor
+from bundle_mllm.modeling.loading_bundle_mllm import completer_of
 from bundle_mllm.modeling.modeling_bundle_mllm import BundleMLLMForCausalLM
 from bundle_mllm.modeling.option_scoring_bundle_mllm import BundleMLLMForOptionScoring
-from bundle_mllm.modeling.pipeline_bundle_mllm import RETRIEVER_FOLDER, item_encoder, load_others
 from bundle_mllm.modeling.processing_bundle_mllm import BundleMLLMProcessor
 from bundle_mllm.modeling.retriever_bundle_mllm import BundleRetriever
+from bundle_mllm.served_ranker import EXPORT_RECORD, MAX_LETTERS, RankerAddress, ServedRanker
 
 RUN_RECORD = "run.json"
 """How `bundle-mllm train` made a model folder."""
@@ -39,66 +40,77 @@ RANKERS: dict[str, Any] = {each.config_class.model_type: each for each in get_ar
 _ITEMS = ("items.jsonl", "encoders/*", "group_names.json")
 _WORDING = ("tokenizer.json", "processor_config.json", "chat_template.jinja")
 _DECIDING = ("*.safetensors", *_ITEMS, COMBINATION_FILE, *_WORDING)
-_UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, RuntimeError, SafetensorError)
+_UNREADABLE = Exception
+"""What libraries raise for a folder that they cannot read: all kinds, and tokenizers `Exception` itself."""
 
 
-def save_completer(completer: BundleCompleter, folder: Path) -> None:
+def save_completer(completer: BundleCompleter, folder: str | Path) -> None:
     """Write a model folder, which the Auto classes and the pipeline load: the ranker at the top, the retriever below.
 
-    Without a ranker the retriever is at the top. The models record the items of the processor.
-
-    Raises:
-        ValueError: If a model was trained on since the combination was fitted: the folder could not be loaded.
+    See `BundleCompleter.save_pretrained`.
     """
-    if len(completer.models) == 2:
-        completer.combination.bind(completer.ranker, completer.retriever)
-    for model in completer.models:
-        model.config.items_hash = completer.processor.items_hash
-    top, *below = completer.models
-    top.save_pretrained(folder)
-    for retriever in below:
-        retriever.save_pretrained(folder / RETRIEVER_FOLDER)
-    if below:
-        completer.combination.save_pretrained(folder)
-    completer.processor.save_pretrained(folder)
+    completer.save_pretrained(folder)
 
 
-def save_model(ranker: Ranker, processor: BundleMLLMProcessor, folder: Path) -> None:
+def save_model(ranker: Ranker, processor: BundleMLLMProcessor, folder: str | Path) -> None:
     """Write the folder of a ranker alone; see [`save_completer`]."""
     ranker.config.items_hash = processor.items_hash
     ranker.save_pretrained(folder)
     processor.save_pretrained(folder)
 
 
-def load_completer(folder: str | Path, device: str | None = None, **kwargs: Any) -> BundleCompleter:
+def load_completer(
+    folder: str | Path, device: str | None = None, ranker: str | None = None, **kwargs: Any
+) -> BundleCompleter:
     """Load a model folder or Hub repository: ranker, retriever or both, with their processor.
 
     Args:
         folder: Model folder or Hub repository.
         device: Where the models run; the CPU if not given.
+        ranker: Address of the server that runs the exported ranker, see `RankerAddress`; the folder's own weights of
+            the ranker are not read then. A prompt has up to 20 options there.
         **kwargs: For `from_pretrained`. What names files (`revision`, `token`, `cache_dir`, `local_files_only`,
             `subfolder`) holds for all parts, which are of one commit; all else, such as `dtype`, for the ranker or,
             without one, the retriever.
 
     Raises:
-        BundleMLLMError: If there is no such folder or repository, it does not hold these models, or its items are not
-            those a model was saved with.
+        BundleMLLMError: If there is no such folder or repository, it does not hold these models, its items are not
+            those a model was saved with, or the ranker was not exported.
     """
     _check_exists(folder)
     files = _files_of_one_commit(folder, kwargs)
     kwargs |= files
+    model: Any
+    processor: Any
     try:
-        if is_retriever(folder, **files):
-            processor: Any = BundleItemProcessor.from_pretrained(folder, **files)
-            retriever = BundleRetriever.from_pretrained(folder, **kwargs).eval()
-            completer = BundleCompleter(processor, retriever=retriever)
+        if ranker is not None:
+            model, processor = _served_ranker(ranker, folder, files), load_processor(folder, **files)
+        elif is_retriever(folder, **files):
+            processor = BundleItemProcessor.from_pretrained(folder, **files)
+            model = BundleRetriever.from_pretrained(folder, **kwargs).eval()
         else:
-            ranker, processor = load_ranker(folder, **kwargs)
-            completer = BundleCompleter(processor, ranker, **load_others(str(folder), **files))
+            model, processor = load_ranker(folder, **kwargs)
+        completer = completer_of(model, processor, str(folder), **files)
     except _UNREADABLE as error:
         raise _unreadable(folder, error) from error
-    completer.encode_items = item_encoder(str(folder), files.get("revision"))
+    if ranker is not None:
+        completer.processor.max_options = min(completer.processor.max_options, MAX_LETTERS)
     return completer if device is None else completer.to(device)
+
+
+def _served_ranker(address: str, folder: str | Path, files: Mapping[str, Any]) -> ServedRanker:
+    config: Any = AutoConfig.from_pretrained(folder, **files)
+    if config.model_type != BundleMLLMConfig.model_type:
+        raise BundleMLLMError(
+            f"{folder} holds no ranker that answers by letters, so {address} cannot answer for it: leave it out."
+        )
+    record = hub.cached_file(str(folder), EXPORT_RECORD, **files, _raise_exceptions_for_missing_entries=False)
+    if record is None:
+        raise BundleMLLMError(
+            f"{folder} has no {EXPORT_RECORD}, so nothing tells whether {address} has the same ranker: export it "
+            "(bundle-mllm export), or copy the file from the exported folder."
+        )
+    return ServedRanker(RankerAddress.parse(address), config, read_json(Path(record)))
 
 
 def load_ranker(folder: str | Path, **kwargs: Any) -> tuple[Ranker, BundleMLLMProcessor]:
@@ -153,7 +165,7 @@ def fingerprint(folder: str | Path) -> str | None:
     digest, top = hashlib.sha256(), Path(folder)
     found = False
     for part in (top, top / RETRIEVER_FOLDER):
-        for path in sorted({path for pattern in _DECIDING for path in part.glob(pattern)}):
+        for path in _deciding_files(part):
             digest.update(f"{path.relative_to(top).as_posix()} {sha256(path)}\n".encode())
             found = True
         if found and (config := part / CONFIG_NAME).is_file():
@@ -161,6 +173,16 @@ def fingerprint(folder: str | Path) -> str | None:
             settings.pop("transformers_version", None)  # of the writer
             digest.update(json.dumps(settings, sort_keys=True).encode())
     return digest.hexdigest() if found else None
+
+
+def model_files(folder: str | Path) -> list[Path]:
+    """Return the files that decide a model folder's answers, and its configurations; none of a Hub repository."""
+    parts = (Path(folder), Path(folder, RETRIEVER_FOLDER))
+    return [path for part in parts if part.is_dir() for path in (*_deciding_files(part), part / CONFIG_NAME)]
+
+
+def _deciding_files(part: Path) -> list[Path]:
+    return sorted({path for pattern in _DECIDING for path in part.glob(pattern)})
 
 
 def _files_of_one_commit(folder: str | Path, kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -185,7 +207,7 @@ def _check_exists(folder: str | Path) -> None:
 def _unreadable(folder: str | Path, error: Exception) -> BundleMLLMError:
     if isinstance(error, BundleMLLMError):
         return error
-    reason = " ".join(str(error).split()).rstrip(".")
+    reason = hub_problem(error) or " ".join(str(error).split()).rstrip(".")
     return BundleMLLMError(
         f"{folder} is no readable Bundle-MLLM model: {reason}. Give the output folder of `bundle-mllm train`, or the "
         "name of a Hub repository."

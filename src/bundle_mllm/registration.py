@@ -1,4 +1,4 @@
-"""Registration: the Auto classes, the pipeline task and PEFT know the model as soon as they are imported.
+"""Registration: the Auto classes, the pipeline task and PEFT know the models as soon as they are imported.
 
 Registering a class takes the class, and importing it takes torch, transformers and whatever transformers imports
 (torchvision, where it is installed). So nothing is imported here: a finder waits for the modules below, ours and
@@ -19,7 +19,8 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from types import ModuleType
 
-_CONFIGURATION = "bundle_mllm.modeling.configuration_bundle_mllm"
+_MODELING = "bundle_mllm.modeling."
+_CONFIGURATION = f"{_MODELING}configuration_bundle_mllm"
 _RANKER, _OPTIONS, _RETRIEVER = "BundleMLLMConfig", "BundleMLLMOptionConfig", "BundleRetrieverConfig"
 
 
@@ -42,6 +43,15 @@ def _register_pipeline(ours: ModuleType, theirs: ModuleType) -> None:
     theirs.PIPELINE_REGISTRY.register_pipeline("bundle-completion", pipeline_class=pipeline, pt_model=models)
 
 
+def _register_encoders(ours: ModuleType) -> None:
+    """Let completers encode new items by what a model folder keeps, which takes this package."""
+
+    def find_encoder(name: str, **files: object) -> object:
+        return import_module("bundle_mllm.completion.new_items").find_item_encoder(name, **files)
+
+    ours.BundleCompleter.find_encoder = staticmethod(find_encoder)
+
+
 def _register_adapters(ours: ModuleType, theirs: ModuleType) -> None:
     """Let each method of PEFT adapt what it adapts in Llama, or LoRA's modules where those are queries and values."""
     for name, mapping in vars(theirs).items():
@@ -52,9 +62,9 @@ def _register_adapters(ours: ModuleType, theirs: ModuleType) -> None:
                 mapping.setdefault(model_type, modules)
 
 
-_pending: list[tuple[tuple[str, str], Callable[[ModuleType, ModuleType], None]]] = [
+_pending: list[tuple[tuple[str, ...], Callable[..., None]]] = [
     (
-        (f"bundle_mllm.modeling.{ours}_bundle_mllm", f"transformers.models.auto.{theirs}_auto"),
+        (f"{_MODELING}{ours}_bundle_mllm", f"transformers.models.auto.{theirs}_auto"),
         partial(_register_class, *of),
     )
     for ours, theirs, *of in (
@@ -73,10 +83,11 @@ _pending: list[tuple[tuple[str, str], Callable[[ModuleType, ModuleType], None]]]
     )
 ]
 _pending += [
-    (("bundle_mllm.modeling.pipeline_bundle_mllm", "transformers.pipelines"), _register_pipeline),
+    ((f"{_MODELING}pipeline_bundle_mllm", "transformers.pipelines"), _register_pipeline),
+    ((f"{_MODELING}completion_bundle_mllm",), _register_encoders),
     (("bundle_mllm.lora", "peft.utils.constants"), _register_adapters),
 ]
-"""What is still to be registered: our module, transformers' (or PEFT's) module, and how."""
+"""What is still to be registered: our module, transformers' (or PEFT's) module if it takes one, and how."""
 _imported: set[str] = set()
 """Which of the modules are imported to their end."""
 _importing: list[str] = []
@@ -85,12 +96,12 @@ _ended: list[str] = []
 
 
 class _Finder(MetaPathFinder):
-    """Finds the modules above as Python does, and makes their import end with [`_finish`]."""
+    """Finds the modules above, and the files that ours import, as Python does; their import ends with [`_finish`]."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if not any(fullname in modules for modules, _ in _pending):
+        if not fullname.startswith(_MODELING) and not any(fullname in modules for modules, _ in _pending):
             return None
         spec = PathFinder.find_spec(fullname, path, target)
         if spec is not None and spec.loader is not None:
@@ -121,7 +132,7 @@ def _execute(execute: Callable[[ModuleType], None], module: ModuleType) -> None:
 
 
 def _finish(name: str) -> None:
-    """Import the other module of each pair that a module is in, and register once both are imported to their end."""
+    """Import the other module of each pair that a module is in, and register once all are imported to their end."""
     _imported.add(name)
     for entry in [entry for entry in _pending if name in entry[0]]:
         modules = [import_module(each) for each in entry[0]]

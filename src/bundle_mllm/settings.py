@@ -10,7 +10,7 @@ import inspect
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, wraps
@@ -19,10 +19,13 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, ParamSpec, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
+from bundle_mllm.bounds import check
 from bundle_mllm.errors import BundleMLLMError
 
 SCRATCH = "scratch"
 """The base model that needs no download: a small Llama, trained in full."""
+MAX_SEED = 1 << 31
+"""Seeds are below this; some steps take the next one or two."""
 NO_RANKER = "none"
 """The base model of a run that trains a retriever alone."""
 
@@ -44,26 +47,53 @@ class Settings:
             default = None if field.default_factory is dataclasses.MISSING else field.default_factory()
             hint = field_types(type(self))[field.name]
             object.__setattr__(self, field.name, fit(field.name, getattr(self, field.name), hint, default))
+            if field.name == "seed":
+                check_seed(getattr(self, field.name))
+
+
+def check_seed(seed: int | None) -> None:
+    """Refuse a seed that one of the generators of random numbers cannot take (NumPy's: 0 or more, below 2^32).
+
+    Raises:
+        BundleMLLMError: If it is such a one.
+    """
+    if seed is not None and not 0 <= seed < MAX_SEED:
+        raise BundleMLLMError(f"seed is {seed}, so no numbers can be drawn: give 0 or more, below {MAX_SEED:,}.")
 
 
 def configured_by(settings_type: Callable[P, S]) -> Callable[[Callable[[S], R]], Callable[P, R]]:
     """Give a function of one settings object the fields of its class as arguments.
 
-    A call with an instance of the class as the only argument works, too.
+    A call with an instance of the class as the only argument works, too; with others beside it, it is a `TypeError`.
     """
 
     def decorate(function: Callable[[S], R]) -> Callable[P, R]:
         @wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
             first: Any = next(iter(args), None)
-            is_settings = isinstance(first, cast(type, settings_type))
-            return function(first if is_settings else settings_type(*args, **kwargs))
+            if not isinstance(first, cast(type, settings_type)):
+                return function(settings_type(*args, **kwargs))
+            refuse_beside(first, [*map(repr, args[1:]), *kwargs])
+            return function(first)
 
         returned = inspect.signature(function).return_annotation
         vars(call)["__signature__"] = inspect.signature(settings_type).replace(return_annotation=returned)
         return call
 
     return decorate
+
+
+def refuse_beside(settings: Any, others: Collection[str]) -> None:
+    """Refuse arguments beside a settings object, which would replace or lose some of its values.
+
+    Raises:
+        TypeError: If there are any.
+    """
+    if others:
+        raise TypeError(
+            f"{', '.join(others)} beside {type(settings).__name__}(...), which says everything: give either the "
+            "settings object or single arguments (dataclasses.replace changes a settings object)."
+        )
 
 
 @cache
@@ -81,8 +111,6 @@ def read_overrides(path: Path) -> dict[str, Any]:
     """
     import yaml
 
-    from bundle_mllm.bounds import check
-
     try:
         check("yaml_bytes", Path(path).stat().st_size, f"The config file {path}")
         text = Path(path).read_text(encoding="utf-8")
@@ -91,6 +119,8 @@ def read_overrides(path: Path) -> dict[str, Any]:
         values = yaml.safe_load(text)
     except FileNotFoundError as error:
         raise BundleMLLMError(f"The config file {path} does not exist: check --config.") from error
+    except OSError as error:
+        raise BundleMLLMError(f"The config file {path} cannot be read ({error.strerror}): give a file.") from error
     except UnicodeDecodeError as error:
         raise BundleMLLMError(f"The config file {path} is not UTF-8 text ({error}): save it as UTF-8.") from error
     except RecursionError as error:
@@ -156,6 +186,9 @@ def fit(name: str, value: Any, hint: Any, default: Any = None) -> Any:
             raise BundleMLLMError(f"{name} must be a list{'' if any_number else f' of {len(inner)}'}, not {value!r}.")
         hints = inner[:1] * len(value) if any_number else inner
         return tuple(fit(name, each, of_each) for each, of_each in zip(value, hints, strict=True))
+    if kind in (dict, Mapping) and isinstance(value, Mapping) and Any not in inner:
+        of_key, of_value = inner
+        return {fit(name, key, of_key): fit(f"{name}[{key!r}]", each, of_value) for key, each in value.items()}
     if hint in (Path, str) and isinstance(value, (str, os.PathLike)):
         return hint(value)
     if not isinstance(value, bool):

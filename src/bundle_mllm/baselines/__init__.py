@@ -18,4 +18,4 @@ if TYPE_CHECKING:
     from bundle_mllm.baselines.registry import BASELINES as BASELINES
     from bundle_mllm.baselines.registry import make_baseline as make_baseline
 else:
-    __getattr__, __dir__, __all__ = lazy_names(__name__, __file__)
+    __getattr__, __dir__ = lazy_names(__name__, __file__)

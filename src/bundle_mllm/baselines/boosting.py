@@ -1,12 +1,13 @@
 """Boosted trees over the scores of simple baselines, fitted to training questions, by candidate or by question.
 
-Knows nothing about validation bundles, nor how a simple baseline scores.
+Knows nothing about how a simple baseline scores, and of validation bundles only whether they have near-duplicates
+among the training bundles.
 
 A baseline fitted to all training bundles contains the answers of training questions, and leaving out only a question's
-own bundle lowers the counts of its answer and of nothing else. So training bundles are cut into folds (near-duplicates
-together), the simple baselines are fitted once without each fold, and score questions about its bundles. The hard
-negatives are matched on the frequencies outside the fold, too: answers and wrong options lose the same bundles, and
-the scores relate to these questions as those of the final fit to held-out ones.
+own bundle lowers the counts of its answer and of nothing else. So training bundles are cut into folds, which are as
+new to each other as the splits are, and questions about a fold are scored by simple baselines that were fitted without
+it. Hard negatives are matched on the frequencies outside the fold, too, so that answers and wrong options lose the
+same bundles. Then scores of training questions are distributed as scores of held-out questions are.
 """
 
 from __future__ import annotations
@@ -50,7 +51,11 @@ class BoostedRanker:
         self._make, self.seed, self.num_questions = dict(simple), seed, num_questions
 
     def fit(self, folder: DatasetFolder, bundles: Sequence[Bundle]) -> None:
-        """Fit the simple baselines without each fold, then the trees, then the simple baselines to all bundles."""
+        """Fit the simple baselines without each fold, then the trees, then the simple baselines to all bundles.
+
+        Raises:
+            UnavailableError: If there are too few bundles or items, or LightGBM is needed and missing.
+        """
         num_bundles = sum(len(bundle.items) > 1 for bundle in bundles)
         if num_bundles < 2 * NUM_FOLDS:
             raise UnavailableError(
@@ -62,7 +67,9 @@ class BoostedRanker:
             raise UnavailableError(
                 f"{folder.path} has a training bundle of all items, which leaves no wrong option", "add items"
             )
-        folds = assign_folds({bundle.bundle_id: bundle.items for bundle in bundles}, NUM_FOLDS, seed=self.seed)
+        members = {bundle.bundle_id: bundle.items for bundle in bundles}
+        together = folder.near_duplicates_together
+        folds = assign_folds(members, NUM_FOLDS, seed=self.seed, near_duplicates_together=together)
         questions = sample_training_questions(
             bundles,
             folder.catalog,
@@ -133,7 +140,11 @@ class ListwiseRanker(BoostedRanker):
     """
 
     def fit(self, folder: DatasetFolder, bundles: Sequence[Bundle]) -> None:
-        """Refuse where LightGBM is missing; else as the base class does."""
+        """Refuse where LightGBM is missing; else as the base class does.
+
+        Raises:
+            UnavailableError: If there are too few bundles or items, or LightGBM is needed and missing.
+        """
         try:
             import lightgbm  # noqa: F401
         except ImportError as error:

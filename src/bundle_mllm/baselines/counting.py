@@ -125,7 +125,11 @@ class CategoryPMI:
     reads_bundles = True
 
     def fit(self, folder: DatasetFolder, bundles: Sequence[Bundle]) -> None:
-        """Count pairs of categories."""
+        """Count pairs of categories.
+
+        Raises:
+            UnavailableError: If items have no categories.
+        """
         names = sorted({category for category in folder.catalog.categories if category})
         if len(names) < 2:
             raise UnavailableError(f"{folder.path} has items of {len(names)} categories", "give `category` to items")

@@ -15,8 +15,9 @@ from scipy.linalg.lapack import dpotri  # pyright: ignore[reportAttributeAccessI
 
 from bundle_mllm.baselines.base import InnerProductBaseline, QuestionBatch, UnavailableError, user_groups
 from bundle_mllm.baselines.learning import hold_out
-from bundle_mllm.data.bundles import Bundle
+from bundle_mllm.data.bundles import Bundle, BundleSplits
 from bundle_mllm.data.folder import DatasetFolder
+from bundle_mllm.data.leakage import mark_held_out
 from bundle_mllm.data.memberships import ItemGroups
 
 SparseArray: TypeAlias = Any
@@ -46,7 +47,7 @@ class EASE(InnerProductBaseline):
 
     def fit(self, folder: DatasetFolder, bundles: Sequence[Bundle]) -> None:
         """Choose λ if need be, and solve for all bundles."""
-        groups = self._groups(folder, [folder.catalog.rows(bundle.items) for bundle in bundles])
+        groups = self._groups(folder, [folder.catalog.rows(bundle.items) for bundle in bundles], ())
         self._check(folder, groups)
         if self.regularization is None:
             self.regularization = self._choose(folder, bundles)
@@ -56,8 +57,13 @@ class EASE(InnerProductBaseline):
         """Add up the rows of the items shown, and multiply by the inverse."""
         return (batch.shown @ self._inputs) @ self._inverse
 
-    def _groups(self, folder: DatasetFolder, bundles: Sequence[Sequence[int]]) -> SparseArray:
-        """Return which item is in which bundle, of the rows of each: `[num_items, num_groups]`."""
+    def _groups(
+        self, folder: DatasetFolder, bundles: Sequence[Sequence[int]], held_out: Sequence[Sequence[int]]
+    ) -> SparseArray:
+        """Return which item is in which group, `[num_items, num_groups]`, where nothing tells of held-out bundles.
+
+        Both are given by the rows of each bundle; here the groups are the bundles.
+        """
         numbers = np.repeat(np.arange(len(bundles)), list(map(len, bundles)))
         rows = np.fromiter(chain.from_iterable(bundles), dtype=np.int64)
         return ItemGroups("bundles", rows, numbers, len(folder.catalog)).csr()
@@ -95,7 +101,7 @@ class EASE(InnerProductBaseline):
         training, held_out = hold_out(folder, bundles, seed=0)
         if not held_out:
             return REGULARIZATIONS[1]
-        num_items, groups = len(folder.catalog), self._groups(folder, training)
+        num_items, groups = len(folder.catalog), self._groups(folder, training, held_out)
         shown, hidden = ([rows[part] for rows in held_out] for part in (slice(None, None, 2), slice(1, None, 2)))
         batch = QuestionBatch.of_catalog(shown, num_items)
         question = np.repeat(np.arange(len(hidden)), list(map(len, hidden)))
@@ -117,10 +123,26 @@ class EASE(InnerProductBaseline):
 
 
 class UserEASE(EASE):
-    """[`EASE`] of users and items; the training bundles choose λ alone."""
+    """[`EASE`] of users and items; the training bundles choose λ alone.
 
-    def _groups(self, folder: DatasetFolder, bundles: Sequence[Sequence[int]]) -> SparseArray:
-        return user_groups(folder).csr()
+    Users whose log shows nearly all of a held-out training bundle (see `mark_held_out`), as it does where bundles and
+    log are of the same orders, lose it while λ is chosen: it is the answer.
+    """
+
+    def _groups(
+        self, folder: DatasetFolder, bundles: Sequence[Sequence[int]], held_out: Sequence[Sequence[int]]
+    ) -> SparseArray:
+        groups = user_groups(folder)
+        if not held_out or folder.interactions is None:
+            return groups.csr()
+        answers = tuple(
+            Bundle(str(number), tuple(folder.catalog.item_ids[row] for row in rows), "test")
+            for number, rows in enumerate(held_out)
+        )
+        data = DatasetFolder(folder.path, folder.catalog, BundleSplits(test=answers))
+        vars(data)["interactions"] = folder.interactions
+        log = folder.interactions.without(mark_held_out(data))
+        return ItemGroups.of_users(log, len(folder.catalog)).csr()
 
 
 def _inverse(matrix: np.ndarray, regularization: float) -> np.ndarray:

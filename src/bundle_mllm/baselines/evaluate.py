@@ -27,7 +27,9 @@ from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.evaluation.catalog import CatalogQuestion, RankedQuestion, catalog_questions, rank_catalog
 from bundle_mllm.evaluation.evaluate import describe, describe_catalog, warm_items
 from bundle_mllm.evaluation.metrics import ScoredQuestion, as_scored
-from bundle_mllm.evaluation.results import check_writable, save_results
+from bundle_mllm.evaluation.results import check_writable, part_path, save_results
+from bundle_mllm.evaluation.tables import Row, methods_table
+from bundle_mllm.pages import notebook_cell
 from bundle_mllm.settings import configured_by
 
 logger = logging.get_logger(__name__)
@@ -44,8 +46,19 @@ class BaselineResult:
     path: Path | None = None
 
 
+class BaselineResults(list[BaselineResult]):
+    """The results of several baselines, a list that a notebook shows as a table, the best first."""
+
+    def _repr_html_(self) -> str:
+        rows = {each.name: Row(each.metrics, each.seconds) for each in self if each.metrics is not None}
+        skipped = "; ".join(f"{each.name}: {each.skipped}" for each in self if each.metrics is None)
+        head, *cells = methods_table(rows) if rows else [["no baseline was measured"]]
+        caption = "± is one standard error" + (f". Skipped: {skipped}" if skipped else "")
+        return notebook_cell("table.html", title=None, head=head, rows=cells, caption=caption)
+
+
 @configured_by(BaselineSettings)
-def evaluate_baselines(settings: BaselineSettings) -> list[BaselineResult]:
+def evaluate_baselines(settings: BaselineSettings) -> BaselineResults:
     """Measure baselines.
 
     With `output`, the metrics and scores of each baseline are written beside it (see [`baseline_path`]), and
@@ -54,7 +67,7 @@ def evaluate_baselines(settings: BaselineSettings) -> list[BaselineResult]:
     Returns:
         One result for each baseline. Its metrics are those of [`describe`] or, with `catalog`, [`describe_catalog`],
         `questions` as in `evaluate`, `baseline` (its name), `seed`, `train_bundles` (their number), `data` and, of a
-        language model, `options` of the scoring.
+        language model, `options` of the scoring. A notebook shows the list as a table.
 
     Raises:
         BundleMLLMError: If a path is wrong, a question is malformed, a name is unknown, or a baseline that was named
@@ -76,7 +89,7 @@ def evaluate_baselines(settings: BaselineSettings) -> list[BaselineResult]:
         )
     folder = replace(folder, bundles=BundleSplits(train=folder.bundles.train))  # so that no baseline can read others
     shared = {"seed": settings.seed, "train_bundles": len(folder.bundles.train), "data": str(settings.data)}
-    results = []
+    results = BaselineResults()
     for name, is_named in selected.items():
         start = time.perf_counter()
         options: dict[str, Any] = {}
@@ -120,7 +133,7 @@ def baseline_path(output: Path, name: str) -> Path:
     kind, _, argument = name.partition(":")
     parts = [kind, *([re.split(r"[/\\]", argument.rstrip("/\\"))[-1]] if argument else [])]
     slug = "-".join(re.sub(r"[^\w.-]+", "-", part) for part in parts)
-    return output.with_name(f"{output.name.removesuffix('.json')}.{slug}.json")
+    return part_path(output, slug)
 
 
 def _score(

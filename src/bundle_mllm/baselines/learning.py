@@ -1,6 +1,7 @@
 """Train networks to complete partial bundles, and stop when the loss on held-out training bundles stops falling.
 
-Knows nothing about any particular network, nor bundles outside the training split.
+Knows nothing about any particular network, and of bundles outside the training split only whether these have
+near-duplicates in it.
 
 A network gets a random part of a bundle and gives logits to items. The softmax over the whole catalog, which both
 MultiVAE and CLHE use, is estimated: its columns are all items of the batch's bundles and some others, drawn uniformly
@@ -174,7 +175,7 @@ class NetworkBaseline(ABC):
 
 
 def hold_out(folder: DatasetFolder, bundles: Sequence[Bundle], seed: int) -> tuple[list[list[int]], list[list[int]]]:
-    """Hold out a tenth of the bundles of two items or more, near-duplicates together; none of few bundles.
+    """Hold out a tenth of the bundles of two items or more, cut as the splits are; none of few bundles.
 
     Returns:
         The rows of each bundle to train on, and of each that decides when to stop.
@@ -186,7 +187,10 @@ def hold_out(folder: DatasetFolder, bundles: Sequence[Bundle], seed: int) -> tup
     if not items:
         raise UnavailableError(f"{folder.path} has no training bundle of two items", "add bundles")
     held_out = HELD_OUT_FOLDS - 1  # not 0, which has the largest group of near-duplicates
-    folds = assign_folds(items, HELD_OUT_FOLDS, seed=seed) if len(items) >= 2 * HELD_OUT_FOLDS else {}
+    folds: dict[str, int] = {}
+    if len(items) >= 2 * HELD_OUT_FOLDS:
+        together = folder.near_duplicates_together
+        folds = assign_folds(items, HELD_OUT_FOLDS, seed=seed, near_duplicates_together=together)
     parts: tuple[list[list[int]], list[list[int]]] = ([], [])
     for bundle_id, item_ids in items.items():
         parts[folds.get(bundle_id) == held_out].append(folder.catalog.rows(item_ids))

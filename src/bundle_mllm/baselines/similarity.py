@@ -33,7 +33,11 @@ class TfidfCosine(InnerProductBaseline):
     reads_bundles = False
 
     def fit(self, folder: DatasetFolder, bundles: Sequence[Bundle]) -> None:
-        """Count words."""
+        """Count words.
+
+        Raises:
+            UnavailableError: If the folder has nothing of the kind.
+        """
         if not any(folder.catalog.titles) and not any(item.description for item in folder.catalog):
             raise UnavailableError(f"{folder.path} has no titles", "give `title` to items")
         counts = [Counter(words(item.text)) for item in folder.catalog]
@@ -60,7 +64,11 @@ class FeatureCosine:
         self.modality = modality
 
     def fit(self, folder: DatasetFolder, bundles: Sequence[Bundle]) -> None:
-        """Open the features."""
+        """Open the features.
+
+        Raises:
+            UnavailableError: If the folder has nothing of the kind.
+        """
         store = folder.features()
         if store is None or self.modality not in store.modalities:
             known = ", ".join(store.modalities) if store else "none"

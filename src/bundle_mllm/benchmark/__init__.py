@@ -7,4 +7,4 @@ from bundle_mllm.lazy import lazy_names
 if TYPE_CHECKING:
     from bundle_mllm.benchmark.run import run_benchmark as run_benchmark
 else:
-    __getattr__, __dir__, __all__ = lazy_names(__name__, __file__)
+    __getattr__, __dir__ = lazy_names(__name__, __file__)

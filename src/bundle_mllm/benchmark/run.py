@@ -5,7 +5,6 @@ Knows nothing about the layouts of data sets, nor how a method scores.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -16,7 +15,7 @@ from transformers.utils import logging
 from bundle_mllm.baselines.evaluate import baseline_path, evaluate_baselines
 from bundle_mllm.baselines.registry import resolve_names
 from bundle_mllm.benchmark.settings import BenchmarkSettings
-from bundle_mllm.benchmark.table import Measured, make_table
+from bundle_mllm.benchmark.table import BenchmarkDict, Measured, make_table
 from bundle_mllm.data.files import atomic_path, read_json, sha256, write_json
 from bundle_mllm.data.folder import DatasetFolder
 from bundle_mllm.data.leakage import measure_leakage
@@ -24,7 +23,7 @@ from bundle_mllm.data.manifest import manifest_path, read_question_manifest
 from bundle_mllm.data.tables import find_table
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.evaluation.evaluate import evaluate
-from bundle_mllm.evaluation.results import part_path
+from bundle_mllm.evaluation.results import load_metrics, part_path
 from bundle_mllm.importers.bundlerec import import_bundlerec
 from bundle_mllm.importers.official import import_official
 from bundle_mllm.importers.polyvore import import_polyvore
@@ -39,12 +38,15 @@ LAYOUTS: Mapping[str, tuple[str, Callable[..., Any]]] = {
     "train.json": ("polyvore", import_polyvore),
 }
 """The file by which a published layout is known, its name and importer."""
-CATALOG = "catalog"
+WHOLE_CATALOG = "catalog"
+"""The name of the questions without candidates among the sets of questions."""
 RECORD, TABLE = "benchmark.json", "benchmark.md"
+INPUTS = "inputs.json"
+"""What the figures of an output folder were measured of: hashes of the data, and the version of the package."""
 
 
 @configured_by(BenchmarkSettings)
-def run_benchmark(settings: BenchmarkSettings) -> dict[str, Any]:
+def run_benchmark(settings: BenchmarkSettings) -> BenchmarkDict:
     """Measure baselines and models on a data set.
 
     There are questions with uniform and with hard negatives, the published question files of the split as they are,
@@ -61,7 +63,8 @@ def run_benchmark(settings: BenchmarkSettings) -> dict[str, Any]:
             tables or questions are not those of an earlier run in this folder, or a model has other items.
     """
     output, folder = settings.output_dir, _open_data(settings)
-    tables = _check_tables(output, folder)
+    inputs = _check_inputs(output, folder)
+    tables = inputs["files"]
     leakage = measure_leakage(folder)
     sets = _questions(settings, folder)
     measured: list[Measured] = []
@@ -71,18 +74,23 @@ def run_benchmark(settings: BenchmarkSettings) -> dict[str, Any]:
     measured += of_baselines
     splits = {split: len(folder.bundles[split]) for split in ("train", "validation", "test")}
     result: dict[str, Any] = {
-        "data": {"name": _name(settings), "num_items": len(folder.catalog), "bundles": splits, "tables": tables},
-        "questions": {name: _describe(path) for name, path in sets.items() if name != CATALOG},
+        "data": {
+            "name": _name(settings),
+            "num_items": len(folder.catalog),
+            "bundles": splits,
+            "tables": tables,
+        },
+        "questions": {name: _describe(path) for name, path in sets.items() if name != WHOLE_CATALOG},
         "leakage": list(leakage.warnings),
         "left_out": left_out,
         "settings": {key: as_dict(settings)[key] for key in ("split", "num_candidates", "seed", "baselines")},
-        "version": version("bundle-mllm"),
+        "version": inputs["version"],
     }
     result["rows"], text = make_table(result, measured)
     write_json(output / RECORD, result)
     with atomic_path(output / TABLE) as temporary:
         temporary.write_text(text, encoding="utf-8")
-    return {**result, "table": text}
+    return BenchmarkDict(result, table=text)
 
 
 def _open_data(settings: BenchmarkSettings) -> DatasetFolder:
@@ -102,15 +110,29 @@ def _open_data(settings: BenchmarkSettings) -> DatasetFolder:
     return DatasetFolder.open(target)
 
 
-def _check_tables(output: Path, folder: DatasetFolder) -> dict[str, str]:
-    """Return the SHA-256 of the tables; refuse others than those of an earlier run, whose figures would be kept."""
-    tables = {path.name: sha256(path) for path in folder.tables()}
-    if (output / RECORD).is_file() and read_json(output / RECORD)["data"]["tables"] != tables:
-        raise BundleMLLMError(
-            f"The tables of {folder.path} are not those of {output / RECORD}, so earlier figures would stand beside "
-            "those of other data: give a new --output-dir."
-        )
-    return tables
+def _check_inputs(output: Path, folder: DatasetFolder) -> dict[str, Any]:
+    """Return the SHA-256 of tables and features, and the version of the package; note them before the first figure.
+
+    Features may come later, after baselines that need none.
+
+    Raises:
+        BundleMLLMError: If they are not those of an earlier run, whose figures would be kept.
+    """
+    inputs = {"files": folder.input_hashes(), "version": version("bundle-mllm")}
+    if (output / INPUTS).is_file():
+        before = read_json(output / INPUTS)
+        old, new = before["files"], inputs["files"]
+        had_features = any(name.startswith("features/") for name in old)
+        names = sorted(old.keys() | new.keys() if had_features else old.keys())
+        changed = [name for name in names if old.get(name) != new.get(name)]
+        if changed or before["version"] != inputs["version"]:
+            what = ", ".join(changed) or f"bundle-mllm {before['version']}, now {inputs['version']}"
+            raise BundleMLLMError(
+                f"{output} holds figures of other data or of another version ({what}), which would stand beside new "
+                "ones: give a new --output-dir."
+            )
+    write_json(output / INPUTS, inputs)
+    return inputs
 
 
 def _questions(settings: BenchmarkSettings, folder: DatasetFolder) -> dict[str, Path]:
@@ -139,7 +161,7 @@ def _questions(settings: BenchmarkSettings, folder: DatasetFolder) -> dict[str, 
         manifest_path(kept).replace(manifest_path(path))
     published = sorted((folder.path / "questions").glob(f"{settings.split}_*.jsonl"))
     sets |= {f"published_{path.stem.removeprefix(f'{settings.split}_')}": path for path in published}
-    return sets | {CATALOG: sets["uniform"]}
+    return sets | {WHOLE_CATALOG: sets["uniform"]}
 
 
 def _measure_model(model: Path, folder: DatasetFolder, sets: Mapping[str, Path], metrics: Path) -> list[Measured]:
@@ -150,8 +172,8 @@ def _measure_model(model: Path, folder: DatasetFolder, sets: Mapping[str, Path],
     for questions, path in sets.items():
         output = metrics / f"{questions}.{name}.json"
         if not _is_measured(output, path):
-            evaluate(model, folder.path, path, output, catalog=questions == CATALOG)
-        values = json.loads(output.read_text(encoding="utf-8"))
+            evaluate(model, folder.path, path, output, catalog=questions == WHOLE_CATALOG)
+        values = load_metrics(output)
         for part in values["parts"]:
             file = output if part == values["part"] else part_path(output, part)
             measured.append(Measured(f"{model.resolve().name}: {part}", questions, file, part == values["part"]))
@@ -169,13 +191,13 @@ def _measure_baselines(
             output = settings.output_dir / "metrics" / f"{questions}.json"
             file = baseline_path(output, name)
             if not _is_measured(file, path):
-                options: dict[str, Any] = {"catalog": questions == CATALOG, "fitted": fitted}
+                options: dict[str, Any] = {"catalog": questions == WHOLE_CATALOG, "fitted": fitted}
                 try:
                     evaluate_baselines(folder.path, path, (name,), output, **options)
                 except BundleMLLMError as error:
-                    if is_named and questions != CATALOG:
+                    if is_named and questions != WHOLE_CATALOG:
                         raise
-                    key = f"{name}, {CATALOG}" if questions == CATALOG else name
+                    key = f"{name}, {WHOLE_CATALOG}" if questions == WHOLE_CATALOG else name
                     left_out.setdefault(key, str(error).replace(str(folder.path), _name(settings)))
                     continue
             measured.append(Measured(name, questions, file, False))
@@ -183,9 +205,7 @@ def _measure_baselines(
 
 
 def _is_measured(file: Path, questions: Path) -> bool:
-    if not file.is_file():
-        return False
-    return json.loads(file.read_text(encoding="utf-8"))["questions"]["sha256"] == sha256(questions)
+    return file.is_file() and load_metrics(file)["questions"]["sha256"] == sha256(questions)
 
 
 def _describe(path: Path) -> dict[str, Any]:

@@ -5,15 +5,15 @@ Knows nothing about how anything was measured: it reads metrics files.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bundle_mllm.evaluation.results import compare_metrics, is_catalog
+from bundle_mllm.evaluation.metrics import RANDOM_TIES
+from bundle_mllm.evaluation.results import compare_metrics, is_catalog, load_metrics
 
-METRICS = {False: ("hit_rate@1_random_ties",), True: ("recall@20", "ndcg@20")}
+METRICS = {False: (RANDOM_TIES,), True: ("recall@20", "ndcg@20")}
 """The metrics of given candidates, and of whole catalogs."""
 MARK = 2.0
 """From so many standard errors a difference is marked."""
@@ -29,6 +29,13 @@ class Measured(NamedTuple):
     """Whether it is the answer of a model: of both its models, or of the only one."""
 
 
+class BenchmarkDict(dict[str, Any]):
+    """What `run_benchmark` returns, a dictionary that a notebook shows as the table."""
+
+    def _repr_markdown_(self) -> str:
+        return self["table"]
+
+
 def make_table(about: Mapping[str, Any], measured: Sequence[Measured]) -> tuple[list[dict[str, Any]], str]:
     """Return the rows, and the table as Markdown.
 
@@ -38,7 +45,7 @@ def make_table(about: Mapping[str, Any], measured: Sequence[Measured]) -> tuple[
     rows: list[dict[str, Any]] = []
     for questions in dict.fromkeys(each.questions for each in measured):
         of_set = [each for each in measured if each.questions == questions]
-        values = {each: json.loads(each.file.read_text(encoding="utf-8")) for each in of_set}
+        values = {each: load_metrics(each.file) for each in of_set}
         for metric in METRICS[is_catalog(of_set[0].file)]:
             best = max(of_set, key=lambda each: values[each][metric])
             reference = next((each for each in of_set if each.is_answer), best)

@@ -6,7 +6,6 @@ Knows nothing that the API does not offer. The modules that a command needs are 
 from __future__ import annotations
 
 import json as json_format
-import sys
 from argparse import ArgumentParser
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -31,6 +30,7 @@ class Command:
         defaults: Defaults of the command line where they differ from those of the fields.
         positional: Fields that are given without a name.
         recipe: Where defaults depend on other arguments: takes the arguments, returns the defaults and a description.
+        continues: Whether the command keeps what it has done when it is interrupted, and goes on from there.
     """
 
     summary: str
@@ -40,6 +40,7 @@ class Command:
     defaults: Options = field(default_factory=dict)
     positional: tuple[str, ...] = ()
     recipe: Callable[[Sequence[str]], tuple[Options, str | None]] | None = None
+    continues: bool = False
 
 
 def _synthetic(output_dir: Path, signal: Any, theme_purity: float | None, **options: Any) -> Any:
@@ -64,8 +65,7 @@ def _encode(**options: Any) -> str:
     from bundle_mllm.progress import progress_bars
 
     with progress_bars() as show_part:
-        summaries = encode_folder(**options, progress=show_part)
-    return "\n".join(map(str, summaries.values()))
+        return str(encode_folder(**options, progress=show_part))
 
 
 def _check(data: Path, **options: Any) -> Any:
@@ -89,31 +89,40 @@ def _evaluate(
     baselines: tuple[str, ...],
     mask: tuple[str, ...],
     permute: tuple[str, ...],
+    ranker: str | None,
+    coverage: tuple[float, ...],
     **options: Any,
 ) -> str:
     if model is None and not baselines:
         raise BundleMLLMError("There is nothing to evaluate: give --model OUT, --baselines all, or both.")
-    if model is None and (mask or permute):
-        raise BundleMLLMError("--mask and --permute change what a model sees, but there is none: give --model OUT.")
-    rows: dict[str, show.Row] = {}
+    if model is None and (mask or permute or ranker or coverage):
+        raise BundleMLLMError(
+            "--mask, --permute, --ranker and --coverage are about a model, but there is none: give --model OUT."
+        )
+    from bundle_mllm.evaluation.tables import Row
+
+    rows: dict[str, Row] = {}
     if model is not None:
         from bundle_mllm.evaluation.evaluate import evaluate
 
-        metrics = evaluate(model, data, questions, mask=mask, permute=permute, **options)
+        altered: Options = {"mask": mask, "permute": permute, "ranker": ranker}
+        metrics = evaluate(model, data, questions, **altered, coverage=coverage, **options)
         show.say(show.metrics(metrics, options))
-        rows |= {part: show.Row(values) for part, values in metrics["parts"].items()}
+        rows |= {part: Row(values) for part, values in metrics["parts"].items()}
     if baselines:
         from bundle_mllm.baselines.evaluate import BaselineResult, evaluate_baselines
         from bundle_mllm.evaluation.results import compare_metrics
 
         def report(result: BaselineResult) -> None:
-            show.say(f"{result.name}: {result.skipped or f'{result.seconds:.1f} s, {result.path}'}", sys.stderr)
+            show.note(f"{result.name}: {result.skipped or f'{result.seconds:.1f} s, {result.path}'}")
 
         for result in evaluate_baselines(data, questions, baselines, report=report, **options):
             if result.metrics is not None:
                 paired = model is not None and result.path is not None
                 differences = compare_metrics(options["output"], str(result.path)) if paired else {}
-                rows[result.name] = show.Row(result.metrics, result.seconds, differences)
+                rows[result.name] = Row(result.metrics, result.seconds, differences)
+    if (advice := show.advice(rows)) is not None:
+        show.note(advice)
     return show.methods(rows) if baselines and rows else ""
 
 
@@ -123,7 +132,9 @@ def _complete(
     candidates: str | None,
     page: int,
     rules: Path | None,
+    coverage: float | None,
     explain: bool,
+    html: Path | None,
     json: bool,
     **options: Any,
 ) -> str:
@@ -136,10 +147,10 @@ def _complete(
     if (bundle is None) == (bulk["input"] is None and not bulk["every_item"]):
         raise BundleMLLMError("Which bundle, or bundles? Give one of --bundle ID,ID, --input FILE and --every-item.")
     if bundle is None:
-        if candidates is not None or page != 1 or explain or json:
+        if candidates is not None or page != 1 or coverage is not None or explain or html or json:
             raise BundleMLLMError(
-                "--candidates, --page, --explain and --json are about one --bundle: write `candidates` into the file "
-                "of --input, and leave the others out."
+                "--candidates, --page, --coverage, --explain, --html and --json are about one --bundle: write "
+                "`candidates` into the file of --input, and leave the others out."
             )
         from bundle_mllm.completion.bulk import complete_bulk
         from bundle_mllm.progress import progress_bars
@@ -147,24 +158,42 @@ def _complete(
         with progress_bars() as show_part:
             written = complete_bulk(model=model, rules=applied, progress=show_part, **bulk, **options)
         return f"answers: {written}"
+    if ignored := [name for name in ("output", "layout", "engine") if bulk[name] != getattr(BulkOptions, name)]:
+        raise BundleMLLMError(
+            f"--{ignored[0]} is about many bundles, but --bundle is one: write it into a file of questions for "
+            "--input, or read the answers from --json or --html."
+        )
     from bundle_mllm.completion.complete import load_ruled_completer
 
-    completer = load_ruled_completer(model, applied, options["items"], options["device"])
+    loading = {name: bulk[name] for name in ("ranker", "retrieval")}
+    completer = load_ruled_completer(model, applied, options["items"], options["device"], **loading)
     question = {"partial": _entries(bundle), "candidates": None if candidates is None else _entries(candidates)}
-    [answers] = completer.complete([question], top_k=options["top_k"], page=page, explain=explain)
-    for note in (*completer.rules.notes, *answers.notes):
-        show.say(f"note: {note}", sys.stderr)
+    asked = {"top_k": options["top_k"], "page": page, "explain": explain or html is not None, "coverage": coverage}
+    [answers] = completer.complete([question], batch_size=bulk["batch_size"], **asked)
+    answers = replace(answers, notes=(*completer.rules.notes, *answers.notes))
+    if html is not None:
+        number = len(question["candidates"] or completer.completer.processor.item_ids)
+        name = "/".join(Path(model).parts[-2:])
+        answers.write_html(html, f"The best {len(answers.items)} of {number:,} items, by {name}.")
+        show.note(f"page: {html}" + ("" if options["items"] else " (--items DATA adds pictures)"))
+    if not explain:  # the page has explanations all the same
+        for item in answers.items:
+            item.pop("explanation", None)
+    for note in answers.notes:
+        show.note(note)
     return json_format.dumps(answers.items, ensure_ascii=False, indent=2) if json else show.ranking(answers.items)
 
 
 def _entries(text: str) -> list[Any]:
-    """Return item ids that are separated by commas, or a JSON list of ids and new items."""
+    """Return item ids that are separated by commas, or new items and ids as JSON, such as a list."""
     entries: Any = [item_id for part in text.split(",") if (item_id := part.strip())]
-    if text.lstrip().startswith("["):
+    if any(entry.startswith(("[", "{")) for entry in entries):
         try:
-            entries = json_format.loads(text)
+            entries = json_format.loads(text if text.lstrip().startswith("[") else f"[{text}]")
         except ValueError as error:
-            raise BundleMLLMError(f'{text!r} is no JSON list ({error}): write it as ["a12", "b7"].') from error
+            raise BundleMLLMError(
+                f'{text!r} is no JSON list ({error}): write it as ["a12", {{"title": "linen shirt"}}].'
+            ) from error
     if not entries or not all(isinstance(entry, str | dict) for entry in entries):
         raise BundleMLLMError(
             f'{text!r} names no item: give item ids such as a12,b7, or ["a12", {{"title": "linen shirt"}}].'
@@ -221,17 +250,19 @@ COMMANDS = {
                       "importers.settings:ImportSettings", "importers.dispatch:import_dataset",
                       positional=("source",)),
     "encode": Command("turn pictures, sounds, texts and interactions into features",
-                      "encoders.settings:EncodingSettings", _encode),
+                      "encoders.settings:EncodingSettings", _encode, continues=True),
     "check": Command("show what features and interactions give away",
                      "data.settings:LeakageSettings", _check),
     "questions": Command("make a file of questions",
                          "data.settings:QuestionFileSettings", "question_file:write_questions", show.questions),
     "train": Command("train a model",
-                     "training.config:RunConfig cli.settings:ConfigFileSettings", _train, show.model_folder,
-                     recipe=_recipe),
+                     "training.config:RunConfig cli.settings:ConfigFileSettings", _train, show.trained,
+                     recipe=_recipe, continues=True),
     "retriever": Command("add a retriever to the folder of a ranker",
                          "training.config:AddRetrieverSettings", "training.add_retriever:add_retriever",
                          show.retriever),
+    "calibrate": Command("calibrate a model, so that its answers can be given with a guarantee",
+                         "training.config:CalibrationSettings", "training.calibrate:calibrate", show.calibrated),
     "evaluate": Command("measure a model, baselines, or both on a question file",
                         "evaluation.settings:EvaluationSettings baselines.settings:BaselineSettings", _evaluate,
                         defaults={"model": None, "baselines": (), "output": Path("metrics.json")}),
@@ -239,15 +270,25 @@ COMMANDS = {
                        "evaluation.settings:ComparisonSettings", "evaluation.results:compare_metrics",
                        show.comparison),
     "benchmark": Command("measure baselines and models on a published data set, in one table",
-                         "benchmark.settings:BenchmarkSettings", "benchmark.run:run_benchmark", show.benchmark),
+                         "benchmark.settings:BenchmarkSettings", "benchmark.run:run_benchmark", show.benchmark,
+                         continues=True),
     "report": Command("draw the paper's figures on your data",
                       "report.settings:ReportSettings", "report.build:build_report", show.report,
-                      defaults={"progress": True}),
+                      defaults={"progress": True}, continues=True),
     "complete": Command("complete one bundle or many, under the rules of a shop",
-                        "cli.settings:CompletionSettings completion.rules:Rules", _complete, recipe=_rules),
+                        "cli.settings:CompletionSettings completion.rules:Rules", _complete, recipe=_rules,
+                        continues=True),
+    "app": Command("open a model in the browser",
+                   "app.settings:AppSettings", "app.page:run_app", lambda *_: ""),
     "catalog": Command("add items to a model folder, update some or remove some",
                        "completion.settings:CatalogSettings", "completion.catalog:update_catalog",
                        positional=("action",)),
+    "forget": Command("take users and orders out of a model folder, without training",
+                      "completion.settings:ForgetSettings", "completion.forget:forget"),
+    "serve": Command("answer over HTTP",
+                     "serving.settings:ServiceSettings", "serving.serve:serve"),
+    "feedback": Command("turn what users did with the answers of a service into training bundles",
+                        "serving.settings:FeedbackSettings", "serving.feedback:write_feedback"),
     "publish": Command("publish a model folder on the Hub",
                        "hub.settings:PublishSettings", "hub.publish:publish", show.published),
     "publish-dataset": Command("publish a dataset folder on the Hub",

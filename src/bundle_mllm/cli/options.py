@@ -8,9 +8,14 @@ from __future__ import annotations
 import ast
 import dataclasses
 import inspect
+import io
+import itertools
 import re
+import shutil
+import sys
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
@@ -21,6 +26,11 @@ import tyro
 
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.settings import field_types
+
+ALL = "--help-all"
+"""Shows the whole help of a command whose options are many."""
+LONGEST_HELP = 150
+"""Lines; of a longer help, the options of the first group are shown."""
 
 
 def parse_options(
@@ -46,15 +56,15 @@ def parse_options(
         The values by field name.
 
     Raises:
-        BundleMLLMError: If there is no such option.
+        BundleMLLMError: If there is no such option, one is missing, or a value does not fit.
     """
     _check_names(settings, argv, prog)
     main, groups = settings[0], {settings[0]: {}}
     for owner, field, hint in _fields(settings):
         default = (defaults or {}).get(field.name, _default(field))
-        metavar = field.name.upper() if field.name in positional else None
-        marks: list[Any] = [tyro.conf.arg(help=_docstrings(owner).get(field.name), metavar=metavar)]
-        if metavar:
+        label = _label(field.name, hint, field.name in positional)
+        marks: list[Any] = [tyro.conf.arg(help=_docstrings(owner).get(field.name), metavar=label)]
+        if field.name in positional:
             marks.append(tyro.conf.Positional)
         if field.name.startswith("no_"):
             marks.append(tyro.conf.FlagCreatePairsOff)
@@ -67,9 +77,57 @@ def parse_options(
         title: (tyro.conf.OmitArgPrefixes[_dataclass(owner, groups[owner])], tyro.MISSING)
         for owner, title in titles.items()
     }
-    parsed = tyro.cli(_dataclass(main, groups[main] | nested, description), prog=prog, args=list(argv))
+    encoding = sys.stdout.encoding or "utf-8"  # on which the frames depend
+    printed, shown = io.StringIO(), io.TextIOWrapper(io.BytesIO(), encoding, errors="replace")
+    asks_all = ALL in argv
+    given = ["--help" if argument == ALL else argument for argument in argv]
+    try:
+        with redirect_stderr(printed), redirect_stdout(shown):
+            parsed = tyro.cli(_dataclass(main, groups[main] | nested, description), prog=prog, args=given)
+    except SystemExit as end:
+        if not end.code:  # help
+            shown.seek(0)
+            print("\n".join(_help_lines(shown.read(), prog, shortened=not asks_all)))
+            raise
+        raise BundleMLLMError(f"{_in_one_line(printed.getvalue())} `{prog} --help` explains all options.") from None
     parts = [(parsed, groups[main]), *((getattr(parsed, title), groups[owner]) for owner, title in titles.items())]
     return {name: getattr(part, name) for part, names in parts for name in names}
+
+
+def _help_lines(text: str, prog: str, *, shortened: bool) -> Iterator[str]:
+    """Yield the help of tyro, wrapped: of a long one the first group of options, and what the others are about."""
+    columns, lines = shutil.get_terminal_size().columns, text.splitlines()
+    shortened, group, left_out = shortened and len(lines) > LONGEST_HELP, 0, False
+    for line in lines:
+        if re.match(r"(╭─)? ([\w.-]+ )?options ", line):
+            group, left_out = group + 1, False
+        left_out = left_out or (shortened and group > 1 and re.match(r"[│ ] -", line) is not None)
+        if not left_out or not line.strip() or line.startswith("╰"):
+            indent = "  " if line.startswith("usage: ") else ""
+            is_long = len(line) > columns and not group
+            yield from textwrap.wrap(line, columns, subsequent_indent=indent) if is_long else [line]
+    if shortened:
+        yield f"`{prog} {ALL}` explains the options of all groups."
+
+
+def _label(name: str, hint: Any, is_positional: bool) -> str | None:
+    """Return what stands for the value of an option in the help; `None` for what tyro shows."""
+    kind, inner = get_origin(hint), get_args(hint)
+    if kind is UnionType or kind is Union:
+        return _label(name, next(each for each in inner if each is not NoneType), is_positional)
+    is_list = kind is tuple and inner[-1] is Ellipsis and inner[0] in (str, int, float, Path)
+    if is_positional or name == "model":  # a folder, and for some commands a name on the Hub, too
+        return name.upper() + (" ..." if is_list else "")
+    return f"{inner[0].__name__.upper()} ..." if is_list else None
+
+
+def _in_one_line(box: str) -> str:
+    """Return what an error message of tyro says, without its frame, its title and what it repeats of the help."""
+    lines = [line.strip("│╭╮╰╯─ ") for line in box.splitlines()]
+    lines = ["" if set(line) == {"-"} else line for line in lines]  # frames of terminals that have ASCII alone
+    _title, *rest = itertools.dropwhile(lambda line: not line, lines)
+    text = " ".join(itertools.takewhile(bool, itertools.dropwhile(lambda line: not line, rest)))
+    return text.removeprefix("Error parsing ").rstrip(".:") + "."
 
 
 def _fields(settings: Sequence[type]) -> Iterator[tuple[type, dataclasses.Field, Any]]:
@@ -136,7 +194,7 @@ def _dataclass(settings: type, fields: Mapping[str, tuple[Any, Any]], descriptio
 
 def _check_names(settings: Sequence[type], argv: Sequence[str], prog: str) -> None:
     """Refuse an option that does not exist, and name those that are like it."""
-    names = {"--help", *(name for _, field, hint in _fields(settings) for name in _names(field.name, hint))}
+    names = {"--help", ALL, *(name for _, field, hint in _fields(settings) for name in _names(field.name, hint))}
     for argument in argv:
         name = argument.partition("=")[0].replace("_", "-")
         if name.startswith("--") and name not in names:

@@ -14,11 +14,20 @@ from bundle_mllm.synthetic.settings import Attribute, Domain, Signal
 
 
 @dataclass(frozen=True)
+class TerminalSettings(Settings):
+    """What every command says beside its result."""
+
+    quiet: bool = False
+    """Show results and errors only: no progress, no notes, no warnings."""
+
+
+@dataclass(frozen=True)
 class DemoSettings(Settings):
     """Invent a small catalog, train retriever and ranker on it, evaluate, and complete one bundle (some minutes)."""
 
     output_dir: Path
-    """Receives data/ (the invented dataset folder), model/ (the trained model folder) and demo.json."""
+    """Receives data/ (the invented dataset folder), model/ (the trained model folder), demo.json, and demo.html, a
+    page of one completed bundle."""
     domain: Domain = "fashion"
     """Outfits with pictures, or playlists with sounds."""
     seed: int = 0
@@ -90,9 +99,15 @@ class CompletionSettings(BulkOptions):
     """File of rules, JSON or YAML, with the names of the options below; an option given here takes precedence."""
     items: Path | None = None
     """Items table, or dataset folder, whose columns the rules read: prices and stock change without encoding. By
-    default the table that the model folder holds."""
+    default the table that the model folder holds. A page shows the pictures and sounds that it names."""
+    coverage: float | None = None
+    """Show only the smallest set of items that holds the right answer with this probability, such as 0.9, and say so
+    if nothing fits; of a calibrated model (`train` does so, and `calibrate`)."""
     explain: bool = False
-    """Show what ranker, retriever and boost contribute to each score."""
+    """Show what title, picture, sound, users, bundles, LLM and boost contributed to each score."""
+    html: Path | None = None
+    """Write a page of the answers, with scores, what contributed to them, and pictures and sounds (of a dataset folder
+    as --items)."""
     json: bool = False
     """Print JSON."""
     device: str | None = None

@@ -6,20 +6,29 @@ Knows nothing about how they were computed.
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
+
+from bundle_mllm import progress
+from bundle_mllm.evaluation.tables import (
+    OF_CATALOGS,
+    Row,
+    better_baseline,
+    main_metric,
+    methods_table,
+    parts_table,
+    value_text,
+)
 
 if TYPE_CHECKING:
     from bundle_mllm.hub.repository import PublishReport
 
 Metrics = Mapping[str, Any]
 Options = Mapping[str, Any]
-OF_CANDIDATES = ("hit_rate@1", "hit_rate@3", "hit_rate@5", "mrr")
-OF_CATALOGS = ("recall@20", "ndcg@20", "hit_rate@20", "mrr", "coverage@20", "novelty@20", "diversity@20")
-"""The metrics in tables, of given candidates and of whole catalogs."""
 _JOINERS = "\u200c\u200d"  # of letters in Persian and Hindi, and of emoji
 
 
@@ -27,6 +36,11 @@ def say(text: str, stream: TextIO | None = None) -> None:
     """Print a text to a terminal; see [`printable`]."""
     target: TextIO = sys.stdout if stream is None else stream
     print(printable(text, target.encoding or "ascii"), file=target)
+
+
+def note(text: str) -> None:
+    """Show a note about a result, unless only results are wanted."""
+    progress.note(printable(f"note: {text}", sys.stderr.encoding or "ascii"))
 
 
 def printable(text: str, encoding: str) -> str:
@@ -55,8 +69,8 @@ def _is_plain(character: str, encoding: str) -> bool:
     return True
 
 
-def demo(result: Mapping[str, Any], _: Options) -> str:
-    """Return what `demo.json` holds as text."""
+def demo(result: Mapping[str, Any], options: Options) -> str:
+    """Return what `demo.json` holds as text, and where the page is."""
     rows = [
         ("random", "random"),
         ("retriever", "retriever"),
@@ -69,12 +83,13 @@ def demo(result: Mapping[str, Any], _: Options) -> str:
     head = f"Invented {result['domain']} catalog, seed {result['seed']}: {result['num_questions']} test questions"
     return "\n".join(
         [
-            f"{head}, {round(1 / result['random'])} candidates each\n",
+            f"{head}, {round(1 / result['random'])} candidates each",
             f"{'':32}  hit_rate@1",
             *(f"{label:32}  {result[key]:10.3f}" for label, key in rows),
             f"\nvalid_ratio {result['valid_ratio']:.3f} · standard error {result['hit_rate@1_se']:.3f}\n",
             "A bundle of the test split: " + " + ".join(item["title"] for item in completion["partial"]),
             ranking(completion["ranked"][:5], answer=completion["answer"]),
+            f"The same as a page: {options['output_dir'] / 'demo.html'}",
         ]
     )
 
@@ -87,9 +102,9 @@ def ranking(ranked: Iterable[Mapping[str, Any]], answer: str | None = None) -> s
         guess = "   (a guess: nothing is known about it)" if entry.get("guess") else ""
         lines.append(f"  {entry['score']:6.1%}  {entry['item_id']}  {entry['title']}{guess}{mark}")
         if explanation := dict(entry.get("explanation", {})):
-            terms = explanation.pop("retriever_terms", {})
+            sources = explanation.pop("contributions", {})
             probabilities = [f"{part} {value:.1%}" for part, value in explanation.items()]
-            summands = [f"{name} {value:+.2f}" for name, value in terms.items()]
+            summands = [f"{name} {value:+.2f}" for name, value in sources.items()]
             lines.append(f"          {', '.join(probabilities)}" + (f" ({', '.join(summands)})" if summands else ""))
     return "\n".join(lines)
 
@@ -123,9 +138,41 @@ def model_folder(folder: object, _: Options) -> str:
     return f"model folder: {folder}"
 
 
+def trained(folder: Path, options: Options) -> str:
+    """Return the validation figures of a run, where its model is, and the commands that measure it."""
+    from bundle_mllm.training.trained import read_run, validation_figures
+
+    record = read_run(folder)
+    found = validation_figures(record)
+    lines = [f"{label:18} {value_text(figures, 'hit_rate@1', 3)}" for label, figures in found.items()]
+    if found:
+        number = max(figures["num_questions"] for figures in found.values())
+        candidates = record["settings"]["validation_candidates"]
+        lines.insert(0, f"{'':18} hit_rate@1 on {number} validation questions of {candidates} candidates")
+    if "continued" in record:
+        lines.append(f"The {'new' if record['continued']['is_kept'] else 'old'} weights are kept.")
+    data, model = shlex.quote(str(options["data"])), shlex.quote(str(folder))
+    return "\n".join(
+        [
+            *lines,
+            model_folder(folder, options),
+            f"next: bundle-mllm questions --data {data} --split test --output questions.jsonl",
+            f"      bundle-mllm evaluate --model {model} --data {data} --questions questions.jsonl --baselines all",
+        ]
+    )
+
+
 def retriever(figures: Mapping[str, Metrics], options: Options) -> str:
     """Return the validation figures of a ranker that got a retriever."""
     return f"{parts(figures)}\nretriever added to {options['model']}"
+
+
+def calibrated(counts: Mapping[str, int], options: Options) -> str:
+    """Return on what a model was calibrated."""
+    return (
+        f"calibrated on {counts['num_questions']} bundles, a question of up to {counts['num_candidates']} candidates "
+        f"about each -> {options['model']}"
+    )
 
 
 def exported(folder: Path, options: Options) -> str:
@@ -139,7 +186,20 @@ def metrics(values: Metrics, options: Options) -> str:
     """Return the metrics of a model, its parts side by side."""
     counts = f"{values['num_questions']} about {values['num_bundles']} bundles"
     lines = [parts(values["parts"]), *(_slices(values) if "protocol" in values else [])]
+    sets = values.get("prediction_sets", ())
+    lines += [_set(each) for each in sets]
+    if sets and (number := sets[0]["num_left_out"]):
+        lines.append(f"sets leave out {number:,} questions about bundles that calibrated them")
     return "\n".join([*lines, f"questions    {counts}", f"written to   {options['output']}"])
+
+
+def _set(figures: Metrics) -> str:
+    """Return the figures of the sets of one stated probability."""
+    return (
+        f"sets of {100 * figures['asked']:g}%  hold the answer {value_text(figures, 'coverage', 3)}, size "
+        f"{value_text(figures, 'size', 2)}; nothing fits {value_text(figures, 'nothing_fits', 3)}, without the answer "
+        f"{value_text(figures, 'nothing_fits_without_answer', 3)}"
+    )
 
 
 def _slices(values: Metrics) -> list[str]:
@@ -148,51 +208,36 @@ def _slices(values: Metrics) -> list[str]:
     lines = []
     for name, template in names.items():
         for label, of_slice in values["slices"].get(name, {}).items():
-            figures = "  ".join(f"{metric} {_value(of_slice, metric)}" for metric in OF_CATALOGS[:2])
+            figures = "  ".join(f"{metric} {value_text(of_slice, metric)}" for metric in OF_CATALOGS[:2])
             lines.append(f"{template.format(label):11}  {figures}  ({of_slice['num_questions']} questions)")
     return lines
 
 
 def parts(values: Mapping[str, Metrics]) -> str:
     """Return the metrics of ranker, retriever and both, side by side."""
-    values = {part: numbers for part, numbers in values.items() if "mrr" in numbers}
-    table: dict[str, list[str]] = {"": list(values)}
-    for name in dict.fromkeys((*OF_CANDIDATES, "valid_ratio", *OF_CATALOGS)):
-        table[name] = [_value(numbers, name) for numbers in values.values()]
-    width = max(len(name) for name, cells in table.items() if any(cells))
-    lines = (f"{name:{width}}" + "".join(f"  {c:15}" for c in cells) for name, cells in table.items() if any(cells))
+    table = parts_table(values)
+    width = max(len(name) for name, *_ in table)
+    lines = (f"{name:{width}}" + "".join(f"  {cell:15}" for cell in cells) for name, *cells in table)
     return "\n".join(line.rstrip() for line in lines)
-
-
-def _value(numbers: Metrics, name: str, digits: int = 4) -> str:
-    values = (numbers.get(name), numbers.get(f"{name}_se"))
-    return " ± ".join(f"{value:.{digits}f}" for value in values if value is not None)
-
-
-class Row(NamedTuple):
-    """A method in a table: its metrics, what it cost, and how much the model is better, from `compare_metrics`."""
-
-    metrics: Metrics
-    seconds: float | None = None
-    differences: Mapping[str, Any] = {}
 
 
 def methods(rows: Mapping[str, Row]) -> str:
     """Return the metrics and seconds of several methods, the best first, and how much better the model is."""
-    of_catalogs = any("recall@20" in row.metrics for row in rows.values())
-    names = OF_CATALOGS if of_catalogs else ("hit_rate@1", "hit_rate@1_random_ties", "hit_rate@3", "mrr")
-    main = names[0] if of_catalogs else names[1]
-    compared = any(row.differences for row in rows.values())
-    table = [["", *names, *([f"model better by ({main})"] if compared else []), "seconds"]]
-    for name, row in sorted(rows.items(), key=lambda row: -row[1].metrics[main]):
-        cells = [name, *(_value(row.metrics, metric) for metric in names)]
-        if compared:
-            paired = row.differences.get(main)
-            cells.append(f"{paired['difference']:+.4f} ± {paired['se']:.4f}" if paired else "")
-        table.append([*cells, "" if row.seconds is None else f"{row.seconds:.1f}"])
+    table = methods_table(rows)
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = ("  ".join(f"{c:{w}}" for c, w in zip(cells, widths, strict=True)).rstrip() for cells in table)
     return "\n" + "\n".join(lines)
+
+
+def advice(rows: Mapping[str, Row]) -> str | None:
+    """Return what to do where a baseline is better than the model; `None` where none is."""
+    if (found := better_baseline(rows)) is None:
+        return None
+    name, paired = found
+    return (
+        f"the baseline {name} is better than the model by {-paired['difference']:.4f} ± {paired['se']:.4f} "
+        f'({main_metric(rows)}): docs/guides/evaluation.md, "When a baseline is better", says what to try.'
+    )
 
 
 def comparison(differences: Mapping[str, Any], _: Options) -> str:
@@ -213,7 +258,7 @@ def report(result: Mapping[str, Any], options: Options) -> str:
     """Return the first table of a report, and where the page is."""
     folder = options["output_dir"] or options["model"][0] / "report"
     rows = result["sections"]["by_stage"]["rows"]
-    lines = [f"{row['questions']:24}  {row['variant']:28}  {_value(row, 'hit_rate@1', 3)}" for row in rows]
+    lines = [f"{row['questions']:24}  {row['variant']:28}  {value_text(row, 'hit_rate@1', 3)}" for row in rows]
     page = f"measured in {result['seconds']['total']:.0f} s; the page: {folder / 'report.html'}"
     return "\n".join([*lines, page])
 
@@ -231,4 +276,5 @@ def published(report: PublishReport, _: Options) -> str:
             f"{verified.largest_difference:.1e}"
         )
     done = f"published: {report.commit_url}" if report.commit_url else f"dry run: {report.repo_id} was not touched"
-    return "\n".join([*lines, done])
+    space = [] if report.space is None else ["the Space:", published(report.space, _)]
+    return "\n".join([*lines, done, *space])

@@ -8,11 +8,13 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from bundle_mllm.completion.columns import ITEM_TABLE, ItemColumns
 from bundle_mllm.completion.complete import RuledCompleter, load_ruled_completer
-from bundle_mllm.completion.item_table import ITEM_TABLE
+from bundle_mllm.completion.product_table import PRODUCT_COLUMN, product_rows
 from bundle_mllm.completion.rules import Rules
 from bundle_mllm.completion.settings import BulkSettings
 from bundle_mllm.data.files import atomic_path, read_json, sha256, write_json
@@ -21,7 +23,8 @@ from bundle_mllm.data.tables import find_table, iter_records, suffix_of, write_r
 from bundle_mllm.encoders.distributed import Process
 from bundle_mllm.errors import BundleMLLMError, check_at_least
 from bundle_mllm.model_folder import fingerprint
-from bundle_mllm.settings import as_dict
+from bundle_mllm.modeling.item_processing_bundle_mllm import BundleItemProcessor
+from bundle_mllm.settings import as_dict, refuse_beside
 
 PART_SIZE = 256
 """Questions of a part: what a kill costs at most, for each process."""
@@ -45,8 +48,10 @@ def complete_bulk(settings: BulkSettings | None = None, *, progress: Progress | 
 
     Raises:
         BundleMLLMError: If a setting is missing or contradicts another, a question cannot be read, parts of another
-            run are there, or a file that was read has changed by the end.
+            run are there, another process writes the same output, or a file that was read has changed by the end.
     """
+    if settings is not None:
+        refuse_beside(settings, fields)
     return _BulkRun(settings or BulkSettings(**fields), progress).run()
 
 
@@ -64,6 +69,15 @@ class _BulkRun:
         self.output = settings.output
         suffix_of(self.output)
         self.parts = self.output.with_name(self.output.name + ".parts")
+        if settings.layout != "table":
+            if not settings.every_item or self.output.suffix != ".csv":
+                raise BundleMLLMError(
+                    f"The layout {settings.layout} has a row for each product in a .csv file: give --every-item and "
+                    "--output FILE.csv, or leave --layout out."
+                )
+            rules = settings.rules or Rules()
+            one_of_each = rules.variant_column or PRODUCT_COLUMN[settings.layout]
+            self.settings = replace(settings, rules=replace(rules, variant_column=one_of_each))
 
     def run(self) -> Path:
         """Answer what is not answered yet, and join the parts."""
@@ -72,27 +86,36 @@ class _BulkRun:
         if settings.engine == "ray" and process.count > 1:
             raise BundleMLLMError('engine="ray" and `accelerate launch` both spread the work: use one of them.')
         hashes = self._hashes()  # before anything is read
-        shop = load_ruled_completer(settings.model, settings.rules, settings.items, str(process.device))
+        device = str(process.device)
+        shop = load_ruled_completer(
+            settings.model, settings.rules, settings.items, device, settings.ranker, settings.retrieval
+        )
         questions = self._questions(shop)
-        process.from_main(lambda: self._open(hashes))
-        chunks = [questions[start : start + PART_SIZE] for start in range(0, len(questions), PART_SIZE)]
-        mine = [n for n in range(process.index, len(chunks), process.count) if not self._part(n).exists()]
-        done = len(questions) - sum(len(chunks[number]) for number in mine)
-        progress = self.progress if process.is_main else lambda name, done, total: None
-        progress("Completing", done, len(questions))
-        if settings.engine == "ray":
-            from bundle_mllm.completion.ray_bulk import answer_on_ray
+        with process.locked(self.parts):
+            process.from_main(lambda: self._open(hashes))
+            chunks = [questions[start : start + PART_SIZE] for start in range(0, len(questions), PART_SIZE)]
+            mine = [n for n in range(process.index, len(chunks), process.count) if not self._part(n).exists()]
 
-            answered = answer_on_ray(settings, [(number, chunks[number]) for number in mine])
-        else:
-            answered = ((number, answer(shop, chunks[number], settings)) for number in mine)
-        for number, rows in answered:
-            with atomic_path(self._part(number)) as temporary:
-                temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
-            done += len(rows)
-            progress("Completing", done, len(questions))
-        process.wait()
-        process.from_main(lambda: self._join(hashes, len(chunks)))
+            def report() -> None:  # what all processes have answered
+                if process.is_main:
+                    number = sum(1 for _ in self.parts.glob("[0-9]*.jsonl"))
+                    self.progress("Completing", min(number * PART_SIZE, len(questions)), len(questions))
+
+            report()
+            if settings.engine == "ray":
+                from bundle_mllm.completion.ray_bulk import answer_on_ray
+
+                answered = answer_on_ray(settings, answer, [(number, chunks[number]) for number in mine])
+            else:
+                answered = ((number, answer(shop, chunks[number], settings)) for number in mine)
+            for number, rows in answered:
+                with atomic_path(self._part(number)) as temporary:
+                    temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
+                report()
+            process.wait()
+            if process.count > 1:
+                report()
+            process.from_main(lambda: self._join(hashes, len(chunks), shop.completer.processor))
         return self.output
 
     def _questions(self, shop: RuledCompleter) -> list[dict[str, Any]]:
@@ -104,7 +127,8 @@ class _BulkRun:
         for number, record in enumerate(iter_records(path), start=1):
             where = f"{path} row {number}"
             require_fields(record, ("partial",), where)
-            question: dict[str, Any] = {"question_id": str(record.get("question_id") or number)}
+            question_id = record.get("question_id")
+            question: dict[str, Any] = {"question_id": str(number if question_id in (None, "") else question_id)}
             for name in ("partial", "candidates"):
                 if record.get(name) is not None:
                     question[name] = _entries(record[name], name, where)
@@ -128,11 +152,14 @@ class _BulkRun:
         return {
             "model": settings.model,
             "fingerprint": fingerprint(settings.model),
+            "ranker": settings.ranker,
             "files": {str(path): sha256(path) for path in files if path is not None and path.is_file()},
             "rules": as_dict(rules),
             "top_k": settings.top_k,
             "batch_size": settings.batch_size,
             "every_item": settings.every_item,
+            "layout": settings.layout,
+            "retrieval": settings.retrieval,
             "part_size": PART_SIZE,
         }
 
@@ -140,7 +167,6 @@ class _BulkRun:
         """Make the folder of parts, or find that of the same run."""
         note = self.parts / "run.json"
         if not note.exists():
-            self.parts.mkdir(parents=True, exist_ok=True)
             write_json(note, hashes)
         elif (before := read_json(note)) != json.loads(json.dumps(hashes)):
             raise BundleMLLMError(
@@ -151,14 +177,19 @@ class _BulkRun:
     def _part(self, number: int) -> Path:
         return self.parts / f"{number:06}.jsonl"
 
-    def _join(self, hashes: Mapping[str, Any], count: int) -> None:
+    def _join(self, hashes: Mapping[str, Any], count: int, processor: BundleItemProcessor) -> None:
         """Write the output, unless a file has changed meanwhile."""
         if (now := self._hashes()) != hashes:
             raise BundleMLLMError(
                 f"{_difference(hashes, now)} since this run began, so nothing is written: undo the change and start "
                 f"the same command again, which takes seconds, or delete {self.parts} to answer anew."
             )
-        write_records(self.output, self._rows(count))
+        settings, rows = self.settings, self._rows(count)
+        if settings.layout != "table":
+            item_ids = processor.item_ids
+            columns = ItemColumns.of_model(settings.model, item_ids, processor.titles, settings.items)
+            rows = product_rows(rows, columns, item_ids, settings.top_k, settings.layout)
+        write_records(self.output, rows)
         shutil.rmtree(self.parts)
 
     def _rows(self, count: int) -> Iterator[dict[str, Any]]:

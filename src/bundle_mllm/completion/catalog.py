@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
@@ -17,19 +18,22 @@ from typing import Any
 import numpy as np
 import torch
 
-from bundle_mllm.completion.item_table import ITEM_TABLE, read_item_table, write_item_table
-from bundle_mllm.completion.new_items import MEDIA, NewItemEncoder, NewItems
+from bundle_mllm.completion.columns import ITEM_TABLE
+from bundle_mllm.completion.item_table import read_item_table, write_item_table
+from bundle_mllm.completion.new_items import NewItemEncoder, NewItems
 from bundle_mllm.completion.settings import CatalogSettings
-from bundle_mllm.data.files import replaced_folder, require_folder
+from bundle_mllm.data.catalog import MEDIA
+from bundle_mllm.data.cells import to_boolean, to_number
+from bundle_mllm.data.files import delete_abandoned, replaced_folder, require_folder
 from bundle_mllm.data.memberships import BUNDLE_CATEGORY, MAX_GROUPS
 from bundle_mllm.data.records import require_fields, to_id, to_text
 from bundle_mllm.data.tables import read_records, table_at
 from bundle_mllm.encoders.batches import BatchEncoder
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.model_folder import load_completer, save_completer
-from bundle_mllm.modeling.completion_bundle_mllm import BundleCompleter
+from bundle_mllm.modeling.answers_bundle_mllm import known_items
+from bundle_mllm.modeling.completion_bundle_mllm import RETRIEVER_FOLDER, BundleCompleter
 from bundle_mllm.modeling.groups_bundle_mllm import ItemPairs
-from bundle_mllm.modeling.pipeline_bundle_mllm import RETRIEVER_FOLDER
 from bundle_mllm.settings import configured_by
 
 ENCODED = ("title", "description", "category", *MEDIA)
@@ -82,7 +86,8 @@ def update_catalog(settings: CatalogSettings) -> CatalogChange:
     """
     folder = require_folder(settings.model, "give the output folder of `bundle-mllm train`").resolve()
     table = table_at(settings.items, "items", "one row per item")
-    seen = _identity(folder)
+    delete_abandoned(folder.parent)
+    seen = folder_identity(folder)
     given = _by_id(read_records(table), str(table))
     items = {record["item_id"]: record for record in read_item_table(folder)}
     _check_ids(settings.action, given, items, table, folder)
@@ -102,10 +107,8 @@ def update_catalog(settings: CatalogSettings) -> CatalogChange:
     encoded = {
         item_id: record
         for item_id, record in changed.items()
-        if any(record.get(name) != before[item_id].get(name) for name in ENCODED)
+        if item_id not in items or any(record.get(name) != before[item_id].get(name) for name in ENCODED)
     }
-    if settings.action == "add":
-        encoded = changed
     table_after = {**items, **after}
     if encoded:
         change = _rewrite(folder, table_after, items, encoded, encoder, root, seen)
@@ -118,7 +121,9 @@ def update_catalog(settings: CatalogSettings) -> CatalogChange:
 
 
 def _check_ids(action: str, given: Mapping[str, Any], items: Mapping[str, Any], table: Path, folder: Path) -> None:
-    """Refuse new items that exist, and others that do not."""
+    """Refuse new items that exist, and others that do not; `put` takes both."""
+    if action == "put":
+        return
     wrong = [item_id for item_id in given if (item_id in items) == (action == "add")]
     if wrong:
         some = ", ".join(map(repr, wrong[:3])) + (", …" if len(wrong) > 3 else "")
@@ -143,23 +148,26 @@ def _by_id(records: Sequence[Mapping[str, Any]], source: str) -> dict[str, dict[
 
 def _merged(before: Mapping[str, Any], record: Mapping[str, Any], kinds: Mapping[str, type]) -> dict[str, Any]:
     """Return an item with the columns of a record; an empty cell removes the value."""
-    read = {name: _as_kind(value, kinds.get(name)) for name, value in record.items()}
+    read = {
+        name: _as_kind(value, kinds.get(name), f"{name!r} of {record['item_id']!r}") for name, value in record.items()
+    }
     return {name: value for name, value in {**before, **read}.items() if value is not None}
 
 
-def _as_kind(value: Any, kind: type | None) -> Any:
-    """Return a text, such as CSV has, as what its column holds, if it can be read so."""
+def _as_kind(value: Any, kind: type | None, what: str) -> Any:
+    """Return a text, such as CSV has, as what its column holds; one text would make texts of all numbers."""
     if not isinstance(value, str) or kind not in (int, float, bool):
         return value
-    if kind is bool:
-        return {"true": True, "false": False}.get(value.strip().lower(), value)
-    try:
-        number = float(value)
-    except ValueError:
-        return value
-    if not math.isfinite(number):
-        return value
-    return int(number) if kind is int and number.is_integer() else number
+    if not value.strip():
+        return None
+    number = to_boolean(value) if kind is bool else to_number(value)
+    if math.isnan(number):
+        held = "true or false" if kind is bool else "numbers"
+        raise BundleMLLMError(
+            f"{what} is {value!r}, but the column holds {held}, so rules could not read it any more: write it as the "
+            "others are, or leave it empty."
+        )
+    return bool(number) if kind is bool else int(number) if kind is int and number.is_integer() else number
 
 
 def _rewrite(
@@ -176,24 +184,40 @@ def _rewrite(
     _check_order(completer, before, folder)
     new = _encode(completer, encoded, before, encoder, root)
     change_catalog(completer, after, before, list(encoded), new)
-    unknown = [item_id for item_id, known in zip(encoded, completer.known(list(encoded)), strict=True) if not known]
-    with replaced_folder(folder) as temporary:
-        save_completer(completer, temporary)
-        write_item_table(temporary, after.values())
-        _link_others(folder, temporary)
-        _check_unchanged(folder, seen)
+    known = known_items(completer, list(encoded))
+    unknown = [item_id for item_id, is_known in zip(encoded, known, strict=True) if not is_known]
+    with written_anew(folder, seen) as target:
+        save_completer(completer, target)
+        write_item_table(target, after.values())
     added, removed = len(after.keys() - before.keys()), len(before.keys() - after.keys())
     return CatalogChange(added, 0, len(encoded), removed, len(after), tuple(unknown))
 
 
-def _identity(folder: Path) -> tuple[int, ...]:
+@contextmanager
+def written_anew(folder: Path, seen: tuple[int, ...]) -> Iterator[Path]:
+    """Yield a new folder that replaces a model folder at the end, in one step, with the files that it did not get.
+
+    Args:
+        folder: The model folder.
+        seen: What `folder_identity` returned before the model was loaded.
+
+    Raises:
+        BundleMLLMError: If another process has changed the items meanwhile; then nothing is replaced.
+    """
+    with replaced_folder(folder) as target:
+        yield target
+        _link_others(folder, target)
+        _check_unchanged(folder, seen)
+
+
+def folder_identity(folder: Path) -> tuple[int, ...]:
     """Return what tells whether another process has changed the items of a model folder."""
     paths = [path for path in (folder, folder / ITEM_TABLE) if path.exists()]
     return tuple(number for path in paths for number in (path.stat().st_ino, path.stat().st_mtime_ns))
 
 
 def _check_unchanged(folder: Path, seen: tuple[int, ...]) -> None:
-    if _identity(folder) != seen:
+    if folder_identity(folder) != seen:
         raise BundleMLLMError(f"The items of {folder} were changed by another process meanwhile: repeat the command.")
 
 

@@ -5,22 +5,24 @@ Knows nothing about rules, models or how a condition is written.
 
 from __future__ import annotations
 
-import json
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from decimal import Decimal
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from bundle_mllm.data.cells import as_text, is_id_name, plain, to_boolean, to_number, unit_of
 from bundle_mllm.data.records import require_fields, to_id
 from bundle_mllm.data.tables import iter_records, table_at
 from bundle_mllm.errors import BundleMLLMError, did_you_mean
 
 Kind = Literal["number", "boolean", "text", "list"]
+ITEM_TABLE = "catalog.parquet"
+"""The items of a model folder, one row for each row of the models' catalogs; prices and stock are read from here."""
 ALWAYS_TEXT = ("item_id", "title", "description", "category")
 """Columns that hold texts even where all of them look like numbers."""
 
@@ -60,21 +62,26 @@ class Column:
 
     @property
     def example(self) -> str:
-        """A value, for messages."""
+        """A value, for messages; of texts one that is no number, if there is one."""
         if self.names:
-            return repr(self.names[0])
+            return repr(next((name for name in self.names if math.isnan(to_number(name))), self.names[0]))
         present = self.values[~np.isnan(self.values)]
         if not len(present):
             return "nothing"
-        return str(bool(present[0])).lower() if self.kind == "boolean" else f"{present[0]:g}"
+        return self.text_of(present[0])
+
+    def text_of(self, value: float) -> str:
+        """Return one of the numbers, or true or false, as text; no two of them have the same."""
+        return as_text(bool(value) if self.kind == "boolean" else value)
 
 
 @dataclass(frozen=True, eq=False)
 class ItemColumns:
     """The columns of a catalog's items.
 
-    A column in which every value is a number holds numbers, one of `true` and `false` booleans (so do texts that read
-    so, as in CSV), one of lists lists (in CSV a JSON list); any other column holds texts. Empty cells are missing.
+    A column in which every value is a number holds numbers, also with one unit beside them ("12,50 EUR", see
+    `cells.to_number`), one of `true` and `false` booleans (so do texts that read so, as in CSV), one of lists lists
+    (in CSV a JSON list); any other column holds texts, and so does one of ids by its name. Empty cells are missing.
 
     Attributes:
         num_items: Number of items n.
@@ -87,6 +94,33 @@ class ItemColumns:
     num_unknown: int
     _cells: Mapping[str, Sequence[Any]]
     _columns: dict[str, Column] = field(default_factory=dict)
+
+    @classmethod
+    def of_model(
+        cls,
+        model: str | os.PathLike,
+        item_ids: Sequence[str],
+        titles: Sequence[str],
+        items: str | os.PathLike | None = None,
+    ) -> ItemColumns:
+        """Read the columns of a model's items.
+
+        Args:
+            model: Its folder or Hub repository.
+            item_ids: The items, in the order of its catalog.
+            titles: Their titles.
+            items: Items table or dataset folder; by default the table that the model folder holds or, where there is
+                none, ids and titles alone.
+
+        Raises:
+            BundleMLLMError: See [`~ItemColumns.load`].
+        """
+        if items is None and (Path(model) / ITEM_TABLE).is_file():
+            items = Path(model) / ITEM_TABLE
+        if items is not None:
+            return cls.load(items, item_ids)
+        records = ({"item_id": item_id, "title": title} for item_id, title in zip(item_ids, titles, strict=True))
+        return cls.from_records(records, item_ids, f"The model {model} (no table of its items was given)")
 
     @classmethod
     def load(cls, path: str | os.PathLike, item_ids: Sequence[str]) -> ItemColumns:
@@ -103,7 +137,11 @@ class ItemColumns:
     def from_records(
         cls, records: Iterable[Mapping[str, Any]], item_ids: Sequence[str], source: str = "items"
     ) -> ItemColumns:
-        """Take the columns from one mapping per item; see [`~ItemColumns.load`]."""
+        """Take the columns from one mapping per item; see [`~ItemColumns.load`].
+
+        Raises:
+            BundleMLLMError: If the records list none of the items, or one twice.
+        """
         row_of = {item_id: row for row, item_id in enumerate(item_ids)}
         cells: dict[str, list[Any]] = {}
         listed = np.zeros(len(item_ids), dtype=bool)
@@ -135,6 +173,11 @@ class ItemColumns:
         """Names of the columns."""
         return list(self._cells)
 
+    def record(self, row: int) -> dict[str, Any]:
+        """Return the cells of an item by column, without those that are empty."""
+        cells = {name: plain(values[row]) for name, values in self._cells.items()}
+        return {name: cell for name, cell in cells.items() if cell is not None}
+
     def __getitem__(self, name: str) -> Column:
         """Return a column; one that does not exist is an error that names those that are like it."""
         if name not in self._cells:
@@ -149,63 +192,38 @@ class ItemColumns:
 
 def _column(name: str, cells: Sequence[Any]) -> Column:
     """Find out what the cells hold, and store them so that conditions are array operations."""
-    plain = [_plain(cell) for cell in cells]
-    present = [cell for cell in plain if cell is not None]
+    cells = [plain(cell) for cell in cells]
+    present = [cell for cell in cells if cell is not None]
     if any(isinstance(cell, list) for cell in present):
-        return _list_column(name, plain)
-    readers: dict[Kind, Any] = {} if name in ALWAYS_TEXT else {"boolean": _to_boolean, "number": _to_number}
-    for kind, read in readers.items():
-        numbers = [math.nan if cell is None else read(cell) for cell in plain]
-        if present and sum(map(math.isnan, numbers)) == len(plain) - len(present):
-            return Column(name, kind, np.array(numbers, dtype=np.float64), size=len(plain))
-    texts = [None if cell is None else _to_text(cell) for cell in plain]
+        return _list_column(name, cells)
+    if present and name not in ALWAYS_TEXT and not is_id_name(name):
+        if (values := _read(cells, to_boolean)) is not None:
+            return Column(name, "boolean", values, size=len(cells))
+        if (values := _read(cells, to_number)) is not None and len({*map(unit_of, present)} - {""}) < 2:
+            return Column(name, "number", values, size=len(cells))
+    texts = [None if cell is None else as_text(cell) for cell in cells]
     names = tuple(sorted({text for text in texts if text is not None}))
     codes: dict[str | None, int] = {text: code for code, text in enumerate(names)} | {None: -1}
     values = np.fromiter((codes[text] for text in texts), dtype=np.int64, count=len(texts))
-    return Column(name, "text", values, names, size=len(plain))
+    return Column(name, "text", values, names, size=len(cells))
+
+
+def _read(cells: Sequence[Any], read: Callable[[Any], float]) -> np.ndarray | None:
+    """Return what all cells are read as `[n]`, NaN where missing; `None` if one of them is nothing of the kind."""
+    values = np.full(len(cells), np.nan)
+    for row, cell in enumerate(cells):
+        if cell is not None:
+            values[row] = read(cell)
+            if math.isnan(values[row]):
+                return None
+    return values
 
 
 def _list_column(name: str, cells: Sequence[Any]) -> Column:
     members = [cell if isinstance(cell, list) else [] if cell is None else [cell] for cell in cells]
-    texts = [[_to_text(member) for member in each if member is not None] for each in members]
+    texts = [[as_text(member) for member in each if member is not None] for each in members]
     names = tuple(sorted({text for each in texts for text in each}))
     codes = {text: code for code, text in enumerate(names)}
     rows = np.repeat(np.arange(len(texts)), [len(each) for each in texts])
     values = np.array([codes[text] for each in texts for text in each], dtype=np.int64)
     return Column(name, "list", values, names, rows, len(cells))
-
-
-def _plain(cell: Any) -> Any:
-    """Return a cell with `None` for what is missing and a list for one that is written as JSON."""
-    if isinstance(cell, tuple):
-        return list(cell)
-    if isinstance(cell, str):
-        text = cell.strip()
-        if text.startswith("[") and text.endswith("]"):
-            try:
-                return json.loads(text)
-            except (ValueError, RecursionError):
-                return cell
-        return cell if text else None
-    return None if isinstance(cell, float) and math.isnan(cell) else cell
-
-
-def _to_number(cell: Any) -> float:
-    """Return a number; NaN for what is none, or is not finite."""
-    if isinstance(cell, str) and "_" in cell:
-        return math.nan  # which Python would read
-    try:
-        number = float(cell) if isinstance(cell, int | float | Decimal | str) else math.nan
-    except (ValueError, OverflowError):
-        return math.nan
-    return number if math.isfinite(number) else math.nan
-
-
-def _to_boolean(cell: Any) -> float:
-    if isinstance(cell, str):
-        return {"true": 1.0, "false": 0.0}.get(cell.strip().lower(), math.nan)
-    return float(cell) if isinstance(cell, bool) else math.nan
-
-
-def _to_text(cell: Any) -> str:
-    return cell if isinstance(cell, str) else json.dumps(cell, ensure_ascii=False, default=str).strip('"')

@@ -1,4 +1,4 @@
-"""Keep the items of a model folder with all their columns, and what it takes to describe new ones.
+"""Keep the items of a model folder with all their columns, and what is needed to describe new ones.
 
 Knows nothing about models or how items are added.
 """
@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bundle_mllm.completion.columns import ITEM_TABLE
 from bundle_mllm.data.catalog import ItemCatalog
 from bundle_mllm.data.files import read_json, write_json
 from bundle_mllm.data.folder import DatasetFolder
@@ -17,8 +18,6 @@ from bundle_mllm.data.tables import read_records, write_records
 from bundle_mllm.encoders.fitted import ENCODERS_FOLDER, copy_encoders
 from bundle_mllm.errors import BundleMLLMError
 
-ITEM_TABLE = "catalog.parquet"
-"""The items of a model folder, one row for each row of the models' catalogs; prices and stock are read from here."""
 GROUP_NAMES = "group_names.json"
 """The names of the groups of a membership, in the order of their numbers."""
 _TEXTS = ("item_id", "title", "description", "category", "image", "audio")

@@ -5,11 +5,10 @@ Knows nothing about models, questions or how an encoder works.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from huggingface_hub import snapshot_download
 
 from bundle_mllm.completion.item_table import GROUP_NAMES, read_categories, read_group_names
 from bundle_mllm.data.bundles import BundleSplits
-from bundle_mllm.data.catalog import ItemCatalog
+from bundle_mllm.data.catalog import MEDIA, ItemCatalog
 from bundle_mllm.data.folder import DatasetFolder
 from bundle_mllm.data.memberships import TEXTUAL
 from bundle_mllm.data.words import words
@@ -25,25 +24,35 @@ from bundle_mllm.device import choose_device
 from bundle_mllm.encoders.base import FittingEncoder, ItemEncoder
 from bundle_mllm.encoders.batches import BatchEncoder
 from bundle_mllm.encoders.fitted import ENCODERS_FOLDER, KeptEncoder, read_encoders
+from bundle_mllm.encoders.media import is_web_address
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.modeling.questions_bundle_mllm import EncodedItem, name_of, shorten
 
-MEDIA = ("image", "audio")
-"""The columns of an item that name files."""
 
-
-def find_item_encoder(name: str, revision: str | None = None) -> NewItemEncoder | None:
+def find_item_encoder(name: str, subfolder: str = "", **files: Any) -> NewItemEncoder | None:
     """Return the encoder of new items of a model folder or Hub repository, if it keeps any encoder.
 
     Args:
         name: The folder or repository.
-        revision: Which one of the repository.
+        subfolder: Where in it the model is.
+        **files: Which files of the repository, such as `revision` and `token`; see `HUB_ARGUMENTS`.
+
+    Raises:
+        BundleMLLMError: If the repository's encoders cannot be read from the Hub or its cache.
     """
-    if os.path.isdir(name):
-        folder = Path(name)
-    else:
-        files = [f"{ENCODERS_FOLDER}/*", GROUP_NAMES]
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=files))
+    folder = Path(name)
+    if not folder.is_dir():
+        patterns = [str(PurePosixPath(subfolder, each)) for each in (f"{ENCODERS_FOLDER}/*", GROUP_NAMES)]
+        files.pop("proxies", None)  # that of the environment counts: snapshot_download takes none
+        try:
+            folder = Path(snapshot_download(name, allow_patterns=patterns, **files))
+        except (OSError, ValueError) as error:
+            reason = " ".join(str(error).split()).rstrip(".")
+            raise BundleMLLMError(
+                f"The encoders of {name} cannot be loaded ({reason}), so new items cannot be encoded: give the items "
+                "features, or load the model from its folder."
+            ) from error
+    folder /= subfolder
     return NewItemEncoder(folder) if (folder / ENCODERS_FOLDER).is_dir() else None
 
 
@@ -144,7 +153,7 @@ class NewItemEncoder:
             BundleMLLMError: If a record is malformed, or a picture or sound cannot be read.
         """
         root = root.resolve()
-        records = [{**r, **{name: str(root / r[name]) for name in MEDIA if r.get(name)}} for r in records]
+        records = [{**r, **{name: _path(root, r[name]) for name in MEDIA if r.get(name)}} for r in records]
         catalog = ItemCatalog.from_records(records, source="The new items")
         folder = DatasetFolder(Path(root.anchor), catalog, BundleSplits())
         features, present, groups = {}, {}, {}
@@ -167,3 +176,7 @@ class NewItemEncoder:
     def _word_groups(self, text: str) -> list[int]:
         numbers = (self._number_of_word.get(word) for word in words(text))
         return sorted({number for number in numbers if number is not None})
+
+
+def _path(root: Path, name: Any) -> str:
+    return name if is_web_address(name) else str(root / name)

@@ -131,8 +131,14 @@ class Rules(Settings):
         return cls.from_dict(values, path.parent, str(path))
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any], folder: Path | None = None, source: str = "The rules") -> Rules:
-        """Make rules of plain values, as JSON and YAML give them; see [`~Rules.load`]."""
+    def from_dict(
+        cls, values: Mapping[str, Any], folder: str | Path | None = None, source: str = "The rules"
+    ) -> Rules:
+        """Make rules of plain values, as JSON and YAML give them; see [`~Rules.load`].
+
+        Raises:
+            BundleMLLMError: If there is no such rule, or a value is not what it takes.
+        """
         names = [each.name for each in fields(cls)]
         for name in values:
             if name not in names:
@@ -144,7 +150,7 @@ class Rules(Settings):
             raise BundleMLLMError(f"{source}: {error}") from error
         for name in ("allowed_file", "excluded_file"):
             if folder is not None and (file := getattr(rules, name)) is not None:
-                object.__setattr__(rules, name, folder / file)
+                object.__setattr__(rules, name, Path(folder, file))
         return rules
 
     def apply(self, item_ids: Sequence[str], columns: ItemColumns) -> CatalogRules:
@@ -158,11 +164,10 @@ class Rules(Settings):
             BundleMLLMError: If a column, an id or a category does not exist, rules contradict each other, or no item
                 is left; the message says how many each rule removes.
         """
-        allowed, removed, notes = np.ones(len(item_ids), dtype=bool), {}, []
+        removed_by, filters, notes = np.full(len(item_ids), -1, dtype=np.int32), {}, []
 
         def remove(rule: str, kept: np.ndarray) -> None:
-            removed[rule] = removed.get(rule, 0) + int((allowed & ~kept).sum())
-            np.logical_and(allowed, kept, out=allowed)
+            removed_by[(removed_by < 0) & ~kept] = filters.setdefault(rule, len(filters))
 
         rows = {item_id: row for row, item_id in enumerate(item_ids)}
         only, never = self._ids("allowed"), self._ids("excluded")
@@ -184,6 +189,7 @@ class Rules(Settings):
         if self.budget is not None:
             price = _prices(columns[self.price_column])
             remove("no price, or one above the budget", (price >= 0) & (price <= _steps(self.budget)))
+        allowed, removed = removed_by < 0, _removed(tuple(filters), removed_by)
         if not allowed.any():
             raise BundleMLLMError(
                 f"The rules leave none of the {len(item_ids)} items ({'; '.join([_counts(removed), *notes])}), so "
@@ -209,7 +215,8 @@ class Rules(Settings):
         return CatalogRules(
             rules=self,
             allowed=allowed,
-            removed=removed,
+            removed_by=removed_by,
+            filters=tuple(filters),
             notes=tuple(notes),
             offsets=self._offsets(columns),
             category=category,
@@ -271,7 +278,8 @@ class CatalogRules:
     Attributes:
         rules: The rules.
         allowed: `[n]` bool, which items may be answers to any question.
-        removed: How many items each filter removed, those before it aside.
+        removed_by: `[n]` int32, the first filter that removes an item, -1 for none.
+        filters: Names of the filters.
         notes: What should be known about lists of ids and the items table, one line each.
         offsets: `[n]` float32, what `boost` adds; `None` for nothing.
         category: `[n]` int64, -1 for none; `None` if no rule asks for it.
@@ -284,7 +292,8 @@ class CatalogRules:
 
     rules: Rules
     allowed: np.ndarray
-    removed: Mapping[str, int]
+    removed_by: np.ndarray
+    filters: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     offsets: np.ndarray | None = None
     category: np.ndarray | None = None
@@ -297,7 +306,11 @@ class CatalogRules:
     @classmethod
     def none(cls, num_items: int) -> CatalogRules:
         """Return no rules for a catalog of so many items."""
-        return cls(Rules(), np.ones(num_items, dtype=bool), {})
+        return cls(Rules(), np.ones(num_items, dtype=bool), np.full(num_items, -1, dtype=np.int32))
+
+    def removed(self, rows: np.ndarray | None = None) -> dict[str, int]:
+        """Return how many items each filter removes, those before it aside: of the catalog, or of the items `rows`."""
+        return _removed(self.filters, self.removed_by if rows is None else self.removed_by[rows])
 
     @property
     def is_empty(self) -> bool:
@@ -338,7 +351,12 @@ class CatalogRules:
     @property
     def summary(self) -> str:
         """How many items each filter removed, in one line."""
-        return _counts(self.removed)
+        return _counts(self.removed())
+
+
+def _removed(filters: Sequence[str], removed_by: np.ndarray) -> dict[str, int]:
+    counts = np.bincount(removed_by + 1, minlength=len(filters) + 1)[1:]
+    return dict(zip(filters, counts.tolist(), strict=True))
 
 
 def _counts(removed: Mapping[str, int]) -> str:
@@ -392,7 +410,7 @@ def _codes(column: Column, folded: bool = False) -> tuple[np.ndarray, tuple[str,
     else:
         distinct, codes = np.unique(column.values, return_inverse=True)  # NaN last, once
         codes = np.where(column.missing, -1, codes)
-        names = tuple(f"{value:g}" for value in distinct[~np.isnan(distinct)])
+        names = tuple(map(column.text_of, distinct[~np.isnan(distinct)]))
     if folded:
         normal = [" ".join(name.casefold().split()) for name in names]
         place = {name: number for number, name in enumerate(dict.fromkeys(normal))}
@@ -418,8 +436,8 @@ def _prices(column: Column) -> np.ndarray:
         )
     least, most = (float(f(column.values)) for f in (np.nanmin, np.nanmax))
     if least < 0 or most > MAX_PRICE:
-        bad = least if least < 0 else most
+        bad = column.text_of(least if least < 0 else most)
         raise BundleMLLMError(
-            f"The column {column.name!r} holds the price {bad:g}, so a budget would mean nothing: correct it."
+            f"The column {column.name!r} holds the price {bad}, so a budget would mean nothing: correct it."
         )
     return np.where(column.missing, -1, np.round(np.nan_to_num(column.values) * PRICE_STEPS)).astype(np.int64)

@@ -160,8 +160,7 @@ class _Selection:
         self.active = {"variants", "max_per_category", "budget", "max_similarity"}
         self.chosen: list[int] = []
         self.spent, self.num_promoted = 0, 0
-        self.required = list(limits.required)
-        self.unmet: list[int] = []
+        self.required: list[int] = []  # categories that the selection can still meet
         self.pool: np.ndarray | None = None
         if limits.diversity > 0:
             size = min(POOL_SIZE, int(np.isfinite(self.scores).sum()))
@@ -208,7 +207,8 @@ class _Selection:
             self._count(row)
 
     def _close(self, rows: np.ndarray, reason: int) -> None:
-        rows = rows[self.state[rows] == self.OPEN]
+        """Close items for good, also those that led nowhere so far and could be opened again."""
+        rows = rows[np.isin(self.state[rows], (self.OPEN, self.LEADS_NOWHERE))]
         self.state[rows] = reason
         self.values[rows] = -np.inf
 
@@ -315,30 +315,34 @@ class _Selection:
             rows=self.chosen,
             blocked={name: number for name, number in blocked.items() if number},
             relaxed=relaxed,
-            unmet=tuple(self.unmet),
+            unmet=tuple(self._missing()),
             missing_promoted=max(0, due - self.num_promoted),
         )
 
     # Looking ahead
 
+    def _missing(self) -> list[int]:
+        """Return the required categories of which no item is taken."""
+        taken = set(map(self.category_of, self.chosen))
+        return [code for code in self.limits.required if code not in taken]
+
     def _completion(self) -> _Completion | None:
         """Return the cheapest completion, as long as possible; `None` where none is needed, since any item will do."""
-        if self.budget is None and not self.required:
+        missing, self.required = self._missing(), []
+        if self.budget is None and not missing:
             return None
         limits, rows, cost = self.limits, [], 0
         prices = limits.price if self.budget is not None else None
         price = np.zeros(len(self.scores), dtype=np.int64) if prices is None else prices.of
         room = math.inf if self.budget is None else self.budget - self.spent
         places = self.number - len(self.chosen)
-        for code in list(self.required):
+        for code in missing:
             assert limits.category is not None
             members = limits.category.members(code)
             members = members[self.state[members] == self.OPEN]
             cheapest = int(members[price[members].argmin()]) if len(members) else None
-            if cheapest is None or len(rows) == places or cost + int(price[cheapest]) > room:
-                self.required.remove(code)
-                self.unmet.append(code)
-            else:
+            if cheapest is not None and len(rows) < places and cost + int(price[cheapest]) <= room:
+                self.required.append(code)
                 rows.append(cheapest)
                 cost += int(price[cheapest])
         num_required = len(rows)

@@ -1,11 +1,10 @@
-"""Read what the other columns of an items table say (numbers, dates, names), and choose those that say something.
+"""Read further columns of an items table (numbers, dates, names), and choose those that carry information.
 
 Knows nothing about features, groups of items or models.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import unicodedata
@@ -13,7 +12,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
-from decimal import Decimal
 from functools import lru_cache, partial
 from itertools import accumulate
 from typing import Any, Literal
@@ -21,6 +19,7 @@ from typing import Any, Literal
 import numpy as np
 
 from bundle_mllm.data.catalog import ItemCatalog
+from bundle_mllm.data.cells import as_text, is_id_name, plain, to_number, words_of
 from bundle_mllm.errors import BundleMLLMError
 
 Kind = Literal["number", "date", "category", "list", "path"]
@@ -33,35 +32,13 @@ NEARLY_UNIQUE = 0.1
 """A column is nearly unique if a smaller share of its items than this have a value that another item has, too."""
 
 _MISSING = frozenset(("", "-", "n/a", "na", "nan", "nat", "none", "null"))
-_NUMBER = re.compile(r"(?:[A-Za-z]{2,3}\.? +)?([+-]?\d(?:[\d.,' ]*\d)?) *(?:%|[A-Z]{3})?")
-_THOUSANDS = re.compile(r"[+-]?\d{1,3}(,\d{3})+")
 _DATES = {
     "year first": re.compile(r"(?P<y>[12]\d{3})(?:[-/.]?(?P<m>\d\d?)(?:[-/.]?(?P<d>\d\d?))?)?(?:[T ]\d.*)?"),
     "day first": re.compile(r"(?P<d>\d\d?)[-/.](?P<m>\d\d?)[-/.](?P<y>[12]\d{3})(?: \d.*)?"),
     "month first": re.compile(r"(?P<m>\d\d?)[-/.](?P<d>\d\d?)[-/.](?P<y>[12]\d{3})(?: \d.*)?"),
 }
 _ADDRESS = re.compile(r"(?:\w+:)?//.*|www\..*|\S+\.(?:jpe?g|png|gif|webp|svg|mp[34]|wav|flac|ogg|pdf|html?)", re.I)
-_ID_NAMES = frozenset(
-    (
-        "id",
-        "ids",
-        "key",
-        "sku",
-        "asin",
-        "ean",
-        "upc",
-        "gtin",
-        "isbn",
-        "barcode",
-        "handle",
-        "code",
-        "uuid",
-        "hash",
-        "no",
-    )
-)
 _DATE_NAMES = frozenset(("date", "year", "released", "published"))
-_NAME_PART = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+")
 _BELOW, _SEPARATORS, _LONGEST_NAME = " > ", ("|", ";", ","), 40
 
 
@@ -99,7 +76,7 @@ class AttributeColumn:
             years = [] if self.kind == "number" else self.numbers(cells)
             return [() if math.isnan(year) else (str(int(year)),) for year in years] or [()] * len(cells)
         texts = {cell for cell in cells if isinstance(cell, str)}  # many are equal
-        of_text = {text: tuple(dict.fromkeys(self._names(_plain(text)))) for text in texts}
+        of_text = {text: tuple(dict.fromkeys(self._names(plain(text)))) for text in texts}
         return [of_text[c] if isinstance(c, str) else tuple(dict.fromkeys(self._names(c))) for c in cells]
 
     def _names(self, cell: Any) -> Iterator[str]:
@@ -150,7 +127,7 @@ def choose_columns(catalog: ItemCatalog, names: Sequence[str] | None = None) -> 
 
 def _examine(name: str, cells: Sequence[Any]) -> tuple[AttributeColumn, str | None, bool]:
     """Return how a column is read, why it should not be (if so), and whether nothing could be read from it."""
-    cells = [_plain(cell) for cell in cells]
+    cells = [plain(cell) for cell in cells]
     present = [cell for cell in cells if not _is_missing(cell)]
     column = AttributeColumn(name, "category")
     if not present:
@@ -180,15 +157,14 @@ def _examine(name: str, cells: Sequence[Any]) -> tuple[AttributeColumn, str | No
 def _kind_of(name: str, present: Sequence[Any]) -> AttributeColumn:
     """Return how the cells that are present are read."""
     present = present[:: 1 + len(present) // LOOKED_AT]
-    parts = {part.casefold() for part in _NAME_PART.findall(name)}
     if any(isinstance(cell, list | tuple) for cell in present):
         is_nested = any(isinstance(part, list | tuple) for cell in present for part in _parts(cell, None))
         return AttributeColumn(name, "path" if is_nested else "list")
-    if not parts & _ID_NAMES:  # numbers that are ids are names
+    if not is_id_name(name):  # numbers that are ids are names
         years = {order: _share(present, lambda cell, o=order: not math.isnan(to_year(cell, o))) for order in _DATES}
         order = max(years, key=lambda each: years[each])
         is_number = _share(present, lambda cell: not math.isnan(to_number(cell))) >= MOSTLY
-        if years[order] >= MOSTLY and (not is_number or parts & _DATE_NAMES):
+        if years[order] >= MOSTLY and (not is_number or _DATE_NAMES.intersection(words_of(name))):
             return AttributeColumn(name, "date", order)
         if is_number:
             return AttributeColumn(name, "number")
@@ -204,26 +180,13 @@ def _kind_of(name: str, present: Sequence[Any]) -> AttributeColumn:
     return AttributeColumn(name, "category")
 
 
-def to_number(cell: Any) -> float:
-    """Read a number, or text such as "1,299.00", "$ 12", "12,50 EUR" or "30%"; NaN if it is none."""
-    if isinstance(cell, int | float | Decimal) and not isinstance(cell, bool):
-        try:
-            return float(cell) if math.isfinite(cell) else math.nan
-        except OverflowError:
-            return math.nan
-    if not isinstance(cell, str) or len(cell) > _LONGEST_NAME:
-        return math.nan
-    text = "".join(" " if unicodedata.category(each) in ("Sc", "Zs") else each for each in cell).strip()
-    match = _NUMBER.fullmatch(text)
-    if match is None:
-        return math.nan
-    digits = re.sub("[' ]", "", match[1])
-    if digits.rfind(",") > digits.rfind(".") and not _THOUSANDS.fullmatch(digits):
-        digits = digits.replace(".", "").replace(",", ".")  # a decimal comma
-    try:
-        return float(digits.replace(",", ""))
-    except ValueError:
-        return math.nan
+def quantiles(numbers: np.ndarray, parts: int) -> list[float]:
+    """Return the different quantiles that cut numbers into equal parts, the least and the greatest with them.
+
+    NaN are left out; the list is empty if there is nothing else.
+    """
+    numbers = numbers[~np.isnan(numbers)]
+    return np.unique(np.quantile(numbers, np.linspace(0, 1, parts + 1))).tolist() if len(numbers) else []
 
 
 def to_year(cell: Any, order: str) -> float:
@@ -248,16 +211,6 @@ def _share(cells: Sequence[Any], holds: Callable[[Any], bool]) -> float:
     return sum(map(holds, cells)) / len(cells) if cells else 0.0
 
 
-def _plain(cell: Any) -> Any:
-    """Return a list or an object that is written as JSON, as in CSV, itself; everything else as it is."""
-    if isinstance(cell, str) and cell.lstrip()[:1] in ("[", "{"):
-        try:
-            return json.loads(cell)
-        except (ValueError, RecursionError):
-            return cell
-    return cell
-
-
 def _is_missing(cell: Any) -> bool:
     return len(cell) == 0 if isinstance(cell, list | tuple | Mapping) else not _to_name(cell)
 
@@ -266,7 +219,7 @@ def _to_name(value: Any) -> str:
     """Return a value in normal form; the empty text for what is missing."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
-    return _normal(str(int(value)) if isinstance(value, float) and value.is_integer() else str(value))
+    return _normal(as_text(value))
 
 
 @lru_cache(maxsize=65_536)

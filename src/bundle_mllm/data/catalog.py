@@ -17,7 +17,9 @@ from bundle_mllm.data.records import require_fields, to_id, to_text
 from bundle_mllm.data.tables import iter_records, table_at, write_records
 from bundle_mllm.errors import BundleMLLMError
 
-_TEXT_FIELDS = ("title", "description", "category", "image", "audio")
+MEDIA = ("image", "audio")
+"""The columns of an item that name files."""
+_TEXT_FIELDS = ("title", "description", "category", *MEDIA)
 
 
 @dataclass(frozen=True)

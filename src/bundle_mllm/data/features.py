@@ -155,6 +155,11 @@ class FeatureStore:
         """The width of each modality's features, sorted by name."""
         return {modality: features.shape[1] for modality, features in self._features.items()}
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether no item has any modality."""
+        return not any(bool(mask.any()) for mask in self._present.values())
+
     def gather(
         self, rows: Sequence[int] | np.ndarray | torch.Tensor
     ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
@@ -346,7 +351,7 @@ def read_feature_manifest(folder: Path) -> dict[str, Any]:
     if not all(
         isinstance(entry, dict)
         and isinstance(provenance := entry.get("provenance", {}), dict)
-        and all(isinstance(value or "", str) for value in (entry.get("items_hash"), provenance.get(FITTED_TO)))
+        and all(isinstance(value, str | None) for value in (entry.get("items_hash"), provenance.get(FITTED_TO)))
         for entry in manifest.values()
     ):
         raise BundleMLLMError(f"{path} does not map modalities to objects: delete it, or encode again.")

@@ -63,6 +63,19 @@ class DatasetFolder:
         """The interactions of users with items, or `None` if the folder has none."""
         return None if find_table(self.path, "interactions") is None else Interactions.load(self.path, self.catalog)
 
+    @cached_property
+    def near_duplicates_together(self) -> bool:
+        """Whether near-duplicates share a split: at most a tenth of the validation bundles have one in training.
+
+        What is set aside of the training bundles has to be as new to a model as validation bundles are.
+        """
+        from bundle_mllm.data.splitting import held_out_near_duplicates
+
+        pairs = [(bundle, split) for split in ("train", "validation") for bundle in self.bundles[split]]
+        members = {bundle.bundle_id: bundle.items for bundle, _ in pairs}
+        crossing = held_out_near_duplicates(members, {bundle.bundle_id: split for bundle, split in pairs})
+        return len(crossing) <= 0.1 * len(self.bundles.validation)
+
     def features(self, modalities: Sequence[str] | None = None) -> FeatureStore | None:
         """Open the features of some modalities, or of all; `None` if there are none at all.
 
@@ -80,8 +93,7 @@ class DatasetFolder:
 
     def tables(self) -> list[Path]:
         """Return the files of items and bundles; the bundles may be one table per split."""
-        items = find_table(self.path, "items")
-        return [*([] if items is None else [items]), *(path for path, _ in find_bundles(self.path))]
+        return tables_of(self.path)
 
     def input_hashes(self) -> dict[str, str]:
         """Return the SHA-256 of each file a training run reads: tables, features, out-of-fold features."""
@@ -89,3 +101,9 @@ class DatasetFolder:
         features = [path for folder in folders for path in sorted(folder.glob("[!.]*.safetensors"))]
         files = (*self.tables(), find_table(self.path, "interactions"), *features)
         return {path.relative_to(self.path).as_posix(): sha256(path) for path in files if path is not None}
+
+
+def tables_of(folder: Path) -> list[Path]:
+    """Return the files of items and bundles in a dataset folder, as far as there are any."""
+    items = find_table(folder, "items")
+    return [*([] if items is None else [items]), *(path for path, _ in find_bundles(folder))]

@@ -4,8 +4,10 @@ Knows nothing about how features are fitted or how questions are put.
 
 Features that are fitted to all training bundles contain the answers of training questions, so a model that trains on
 them would learn to trust them too much. The bundles are therefore cut into K folds, and a question about a bundle uses
-*out-of-fold* features, fitted without the bundle's own fold. Near-duplicates share a fold, as they share a split: a
-quarter of real outfits have one, which would give the answer away.
+*out-of-fold* features, fitted without the bundle's own fold. Folds stand to each other as the splits do. Where splits
+keep near-duplicates together, so do folds: a quarter of real outfits have one, which would give the answer away. Where
+validation bundles have near-duplicates among the training bundles, as orders that are split by time do, a fold has
+them in other folds, too: otherwise a model would learn that co-occurrence says less than it will.
 """
 
 from __future__ import annotations
@@ -31,19 +33,26 @@ from bundle_mllm.data.splitting import near_duplicate_groups
 from bundle_mllm.errors import BundleMLLMError
 
 
-def assign_folds(bundles: Mapping[str, Collection[str]], num_folds: int, *, seed: int) -> dict[str, int]:
-    """Cut bundles into folds of about equal size; near-duplicates share one.
+def assign_folds(
+    bundles: Mapping[str, Collection[str]], num_folds: int, *, seed: int, near_duplicates_together: bool = True
+) -> dict[str, int]:
+    """Cut bundles into folds of about equal size.
 
     Args:
         bundles: The items of each bundle, by bundle id.
         num_folds: Number of folds, 2 or more.
         seed: The same seed gives the same folds, whatever the order of the bundles.
+        near_duplicates_together: Whether near-duplicates share a fold; see `DatasetFolder.near_duplicates_together`.
 
     Returns:
-        The fold of each bundle, in the order of `bundles`. Fold 0 has the largest group of near-duplicates.
+        The fold of each bundle, in the order of `bundles`. If near-duplicates share one, fold 0 has the largest group.
     """
     if num_folds < 2:
         raise BundleMLLMError(f"{num_folds} folds leave nothing to fit without: choose 2 or more.")
+    if not near_duplicates_together:
+        by_hash = sorted(bundles, key=lambda bundle_id: hashlib.sha256(f"{seed} {bundle_id}".encode()).digest())
+        place_of = {bundle_id: place for place, bundle_id in enumerate(by_hash)}
+        return {bundle_id: place_of[bundle_id] * num_folds // len(bundles) for bundle_id in bundles}
     sizes, fold_of = [0] * num_folds, {}
     for _, group in near_duplicate_groups(bundles, seed=seed):
         fold = sizes.index(min(sizes))
@@ -68,20 +77,16 @@ def part_bundles(
         bundles: The training bundles.
         shares: About which share each part has, such as `(0.1, 0.2)`.
         out_of_fold: Features whose folds are used; ten new folds if not given.
-        near_duplicates_together: False for data whose validation bundles have near-duplicates among the training
-            bundles: then the parts have them, too, and are as easy as validation.
+        near_duplicates_together: Of the new folds; see `assign_folds`.
 
     Returns:
         The ids of the bundles of each part; the parts are disjoint, and the same bundles give the same parts.
     """
     members = {bundle.bundle_id: bundle.items for bundle in bundles}
-    if not near_duplicates_together:
-        in_order = sorted(members, key=lambda bundle_id: hashlib.sha256(bundle_id.encode()).digest())
-        fold_of: Mapping[str, int] = {
-            bundle_id: place * 10 // len(members) for place, bundle_id in enumerate(in_order)
-        }
+    if out_of_fold is not None:
+        fold_of = out_of_fold.fold_of_bundle
     else:
-        fold_of = assign_folds(members, 10, seed=0) if out_of_fold is None else out_of_fold.fold_of_bundle
+        fold_of = assign_folds(members, 10, seed=0, near_duplicates_together=near_duplicates_together)
     num_folds = max(fold_of.values(), default=-1) + 1
     end, parts = num_folds, []
     for share in shares:

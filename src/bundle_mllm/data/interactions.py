@@ -38,6 +38,7 @@ class Interactions:
             `None` if it has no times.
         num_repeated: How many records repeat a pair.
         num_unknown: How many records were dropped because the catalog lacks their item.
+        num_unknown_items: How many different items these name.
         unknown: The first few such items, each once: record (counted from 1) and item id.
         num_missing: How many records were dropped because they lack a user or an item.
         missing: The first few of those: record (counted from 1).
@@ -49,6 +50,7 @@ class Interactions:
     timestamps: pyarrow.Array | None = None
     num_repeated: int = 0
     num_unknown: int = 0
+    num_unknown_items: int = 0
     unknown: tuple[tuple[int, str], ...] = ()
     num_missing: int = 0
     missing: tuple[int, ...] = ()
@@ -93,7 +95,7 @@ class Interactions:
             batches = _to_batches(records, names, needed, str(path))
         else:
             batches = iter_columns(path, names, needed, delimiter, report)
-        return cls.from_batches(batches, catalog, str(path))
+        return cls.from_batches(batches, catalog, str(path), names)
 
     @classmethod
     def from_records(
@@ -109,7 +111,11 @@ class Interactions:
 
     @classmethod
     def from_batches(
-        cls, batches: Iterable[pyarrow.RecordBatch], catalog: ItemCatalog, source: str = "interactions"
+        cls,
+        batches: Iterable[pyarrow.RecordBatch],
+        catalog: ItemCatalog,
+        source: str = "interactions",
+        columns: Mapping[str, str] | None = None,
     ) -> Interactions:
         """Reduce records to their distinct pairs of users and known items.
 
@@ -117,6 +123,7 @@ class Interactions:
             batches: Batches with the columns `user_id` and `item_id` (text or integers) and, optionally, `timestamp`.
             catalog: The catalog that holds the items.
             source: What error messages call the records.
+            columns: What they call `user_id` and `item_id`, if they call them otherwise.
 
         Raises:
             BundleMLLMError: If ids are neither text nor integers.
@@ -125,23 +132,24 @@ class Interactions:
         import pyarrow
         from pyarrow import compute
 
+        names = columns or {}
         known = compute.SetLookupOptions(pyarrow.array(catalog.item_ids, pyarrow.string()))
         users, rows, timestamps = [], [], []
         num_records = num_unknown = num_missing = 0
-        unknown: dict[str, int] = {}
+        unknown: dict[str, int] = {}  # the first record of each item
         missing: list[int] = []
         for batch in batches:
-            user, item = (_to_text(batch.column(name), name, source) for name in (USER, ITEM))
+            user, item = (_to_text(batch.column(name), names.get(name, name), source) for name in (USER, ITEM))
             complete = _is_given(user) & _is_given(item)  # [num_rows]
             row = compute.call_function("index_in", [item], known).fill_null(-1).to_numpy(zero_copy_only=False)
             kept = complete & (row >= 0)
             foreign, incomplete = np.flatnonzero(complete & (row < 0)), np.flatnonzero(~complete)
             num_unknown += len(foreign)
             num_missing += len(incomplete)
-            for at in foreign:
-                if len(unknown) == NUM_EXAMPLES:
-                    break
-                unknown.setdefault(item[int(at)].as_py(), num_records + int(at) + 1)
+            distinct = item.take(pyarrow.array(foreign)).dictionary_encode()
+            first = np.unique(distinct.indices.to_numpy(zero_copy_only=False), return_index=True)[1]
+            for item_id, at in zip(distinct.dictionary.to_pylist(), foreign[first], strict=True):
+                unknown.setdefault(item_id, num_records + int(at) + 1)
             missing += (num_records + 1 + incomplete[: NUM_EXAMPLES - len(missing)]).tolist()
             num_records += len(batch)
             users.append(user.filter(pyarrow.array(kept)).dictionary_encode())
@@ -161,7 +169,8 @@ class Interactions:
             timestamps=None if times is None or times.null_count == len(times) else times,
             num_repeated=len(all_rows) - len(first),
             num_unknown=num_unknown,
-            unknown=tuple((record, item_id) for item_id, record in unknown.items()),
+            num_unknown_items=len(unknown),
+            unknown=tuple((record, item_id) for item_id, record in islice(unknown.items(), NUM_EXAMPLES)),
             num_missing=num_missing,
             missing=tuple(missing),
         )

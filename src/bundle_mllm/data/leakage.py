@@ -27,6 +27,7 @@ from bundle_mllm.data.folds import OutOfFoldFeatures
 from bundle_mllm.data.memberships import ItemGroups
 from bundle_mllm.data.questions import Negatives, Question, make_questions
 from bundle_mllm.errors import BundleMLLMError, check_at_least
+from bundle_mllm.settings import check_seed
 
 NUM_QUESTIONS = 1_000
 GAP, GAP_ERRORS = 0.05, 3.0  # a gap is large if it is above both, the second in standard errors
@@ -196,6 +197,7 @@ def measure_leakage(
         seed: The same seed makes the same questions.
     """
     check_at_least("num_questions", num_questions, 1, "nothing would be measured")
+    check_seed(seed)
     questions = cache(lambda split, negatives: _questions(folder, split, negatives, num_questions, seed))
 
     def measure(name: str, scorer: Scorer) -> list[AccuracyGap]:
@@ -328,11 +330,14 @@ def check_columns(folder: DatasetFolder, names: Sequence[str], *, allow_leakage:
 
 
 def _named_share(bundles: sparse.csr_array, groups: sparse.csr_array) -> float:
-    """Return the share of bundles `[n, num_items]` to which a group `[num_items, num_groups]` is nearly equal."""
+    """Return the share of bundles `[n, num_items]` to which a group `[num_items, num_groups]` is nearly equal.
+
+    A value that one item alone has, such as its price, names no bundle, however small a bundle is.
+    """
     shared = sparse.coo_array(bundles @ groups)  # [n, num_groups]
     sizes, of_groups = np.asarray(bundles.sum(axis=1)), np.asarray(groups.sum(axis=0))
     similarity = shared.data / (sizes[shared.row] + of_groups[shared.col] - shared.data)
-    return len(np.unique(shared.row[similarity >= NEARLY_EQUAL])) / max(FEWEST, len(sizes))
+    return len(np.unique(shared.row[(similarity >= NEARLY_EQUAL) & (shared.data > 1)])) / max(FEWEST, len(sizes))
 
 
 def _cross_fitted(modality: str) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from bundle_mllm.bounds import check
+from bundle_mllm.data.cells import as_text
 from bundle_mllm.data.json_text import parse_json
 from bundle_mllm.errors import BundleMLLMError
 
@@ -39,7 +40,10 @@ def to_id(value: Any, where: str) -> str:
 
 
 def to_ids(value: Any, name: str, where: str) -> list[str]:
-    """Return a list of ids, given as a list or as text: a JSON list, ids with `|` between them, or a single id."""
+    """Return a list of ids, given as a list or as text: a JSON list, ids with `|` between them, or a single id.
+
+    `name` is what messages call it.
+    """
     ids = [] if value is None else value
     if isinstance(value, str):
         text = value.strip()
@@ -56,18 +60,22 @@ def to_ids(value: Any, name: str, where: str) -> list[str]:
     return [to_id(item_id, f"{where}, `{name}`,") for item_id in ids]
 
 
-def to_text(value: Any, name: str, where: str) -> str | None:
-    """Return a text; numbers become text, `None`, NaN and the empty text `None`; lists and infinity are refused."""
+def to_text(value: Any, name: str, where: str, column: str | None = None) -> str | None:
+    """Return a text; numbers become text, `None`, NaN and the empty text `None`; lists and infinity are refused.
+
+    `name` is the field, whose bound counts, and `column` what messages call it, if not the same.
+    """
+    column = column or name
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
     if isinstance(value, float) and math.isinf(value):
-        raise BundleMLLMError(f"{where} has an infinite number as `{name}`: write it as text, or leave it empty.")
+        raise BundleMLLMError(f"{where} has an infinite number as `{column}`: write it as text, or leave it empty.")
     if isinstance(value, str) or (isinstance(value, int | float) and abs(value) < _LARGE):
-        text = str(value)
+        text = as_text(value)
         bound = "title_characters" if name == "title" else "text_characters"
-        check(bound, len(text), f"{where}, `{name}`,", "shorten it, or move what is long to `description`")
-        return _whole(text, name, where) or None
-    raise BundleMLLMError(f"{where} has a {type(value).__name__} as `{name}`: write it as text.")
+        check(bound, len(text), f"{where}, `{column}`,", "shorten it, or move what is long to `description`")
+        return _whole(text, column, where) or None
+    raise BundleMLLMError(f"{where} has a {type(value).__name__} as `{column}`: write it as text.")
 
 
 def _whole(text: str, name: str, where: str) -> str:

@@ -143,18 +143,25 @@ def write_records(path: str | os.PathLike, rows: Iterable[Mapping[str, Any]]) ->
     """
     path = Path(path)
     suffix = suffix_of(path)
-    with atomic_path(path) as temporary:
-        if suffix == ".parquet":
-            _write_parquet(temporary, path, rows)
-            return
-        with open(temporary, "wb") as raw:
-            # An empty name and a zero time keep the gzip header the same from run to run.
-            binary = gzip.GzipFile("", "wb", fileobj=raw, mtime=0) if suffix.endswith(".gz") else raw
-            with io.TextIOWrapper(binary, encoding="utf-8", newline="") as stream:
-                if suffix.startswith(".csv"):
-                    _write_csv(stream, path, rows)
-                else:
-                    stream.writelines(_to_json(row, path, number) + "\n" for number, row in enumerate(rows, start=1))
+    try:
+        with atomic_path(path) as temporary:
+            if suffix == ".parquet":
+                _write_parquet(temporary, path, rows)
+                return
+            with open(temporary, "wb") as raw:
+                # An empty name and a zero time keep the gzip header the same from run to run.
+                binary = gzip.GzipFile("", "wb", fileobj=raw, mtime=0) if suffix.endswith(".gz") else raw
+                with io.TextIOWrapper(binary, encoding="utf-8", newline="") as stream:
+                    if suffix.startswith(".csv"):
+                        _write_csv(stream, path, rows)
+                    else:
+                        for number, row in enumerate(rows, start=1):
+                            stream.write(_to_json(row, path, number) + "\n")
+    except UnicodeEncodeError as error:
+        raise BundleMLLMError(
+            f"{path} cannot be written, since a text has half a character ({error}): it was probably cut inside an "
+            "emoji; cut it elsewhere."
+        ) from error
 
 
 def find_table(folder: str | os.PathLike, stem: str) -> Path | None:
@@ -170,6 +177,8 @@ def find_table(folder: str | os.PathLike, stem: str) -> Path | None:
 def table_at(path_or_folder: str | os.PathLike, stem: str, content: str) -> Path:
     """Return a table that is given by its own path, or the table `stem` of a folder; refuse a folder without it."""
     path = Path(path_or_folder)
+    if not path.exists():
+        raise BundleMLLMError(f"There is no file or folder {path}: check the path.")
     table = path if path.is_file() else find_table(path, stem)
     if table is None:
         raise BundleMLLMError(f"{path} holds no {stem} file: add {stem}.jsonl, .csv or .parquet, {content}.")
@@ -314,7 +323,7 @@ def _parquet_batches(path: Path, choose: Callable[[Sequence[str]], list[str] | N
                 check("table_rows", num_rows, str(path), "split the file")
             check("rows_per_byte", num_rows // size, str(path), "its rows are nearly all the same")
             yield from table.iter_batches(65_536 if columns is None else BATCH_ROWS, columns=columns)
-    except pyarrow.ArrowException as error:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:  # of damaged pages, of damaged names
         raise BundleMLLMError(f"{path} is not a Parquet file that can be read ({error}): write it again.") from error
 
 

@@ -25,4 +25,4 @@ if TYPE_CHECKING:
     from bundle_mllm.encoders.relational import UserItemEncoder as UserItemEncoder
     from bundle_mllm.encoders.textual import TfidfEncoder as TfidfEncoder
 else:
-    __getattr__, __dir__, __all__ = lazy_names(__name__, __file__)
+    __getattr__, __dir__ = lazy_names(__name__, __file__)

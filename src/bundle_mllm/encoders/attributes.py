@@ -1,6 +1,6 @@
-"""Describe items by the other columns of the items table: where a number or a date lies, and which names an item has.
+"""Encode further columns of the items table: where a number or a date lies, and which names an item has.
 
-Knows nothing about pictures, sounds, texts or users, and of bundles only which columns name them.
+Knows nothing about pictures, sounds, texts or users, and of bundles only which columns name them or are unrelated.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import lru_cache
 from itertools import chain
 from typing import Any
 
@@ -15,7 +16,8 @@ import numpy as np
 import torch
 from scipy import sparse
 
-from bundle_mllm.data.attributes import AttributeChoice, AttributeColumn, choose_columns
+from bundle_mllm.data.association import unrelated_columns
+from bundle_mllm.data.attributes import AttributeChoice, AttributeColumn, choose_columns, quantiles
 from bundle_mllm.data.folder import DatasetFolder
 from bundle_mllm.data.leakage import columns_that_name_bundles
 from bundle_mllm.data.memberships import ATTRIBUTES, ItemGroups
@@ -24,6 +26,8 @@ from bundle_mllm.encoders.textual import fit_tfidf, tfidf
 
 NUM_PIECES = 8
 """Pieces that the range of a number is cut into, at its quantiles (ours)."""
+NUM_RANGES = 64
+"""Ranges between quantiles whose items share a name, for each column of numbers (ours)."""
 MAX_GROUP_SHARE = 0.1
 """Names that a larger share of the items has are no groups: most items would share one (ours)."""
 MAX_GROUP_SIZE = 1_000
@@ -38,9 +42,9 @@ class AttributeEncoder(FittingEncoder):
     A number or a date x becomes, for each of eight pieces between its quantiles, the share of the piece that lies
     below x (piecewise linear encoding; Gorishniy et al., 2022): a linear map of these shares is any function of x that
     is linear on each piece. They are standardized, and 0 where x is missing. Names (categories, lists, all that is
-    above in a path, the year of a date) are weighed like the words of a text, see `TfidfEncoder`. Where both together
-    are more than `dim` columns, each is added, with a random sign, to one of `dim` (feature hashing; Weinberger et
-    al., 2009), which keeps products of vectors in expectation.
+    above in a path, the year of a date, the range of a number among 64 between quantiles) are weighed like the words
+    of a text, see `TfidfEncoder`. Where both together are more than `dim` columns, each is added, with a random sign,
+    to one of `dim` (feature hashing; Weinberger et al., 2009), which keeps products of vectors in expectation.
 
     What it fits: the columns and their kinds, quantiles, means, deviations, the names that several items have, their
     weights, and where each is added.
@@ -120,11 +124,13 @@ class AttributeEncoder(FittingEncoder):
         choice = choose_attributes(folder, self.columns)
         values: dict[str, Any] = {"columns": [], "left_out": dict(choice.left_out), "num_items": len(folder.catalog)}
         for column in choice.columns:
-            edges = []
+            entry: dict[str, Any] = {**asdict(column), "edges": []}
             if column.is_quantity:
                 numbers = column.numbers(folder.catalog.cells(column.name))
-                edges = np.unique(np.nanquantile(numbers, np.linspace(0, 1, NUM_PIECES + 1))).tolist()
-            values["columns"].append({**asdict(column), "edges": edges})
+                entry["edges"] = quantiles(numbers, NUM_PIECES)
+                if column.kind == "number":
+                    entry["ranges"] = quantiles(numbers, NUM_RANGES)
+            values["columns"].append(entry)
         shares, of_items = _read(folder, FittedState(values))
         names, idf = fit_tfidf([Counter(names) for names in of_items])
         counts = Counter(chain(*of_items))
@@ -141,13 +147,22 @@ class AttributeEncoder(FittingEncoder):
 
 
 def choose_attributes(folder: DatasetFolder, names: Sequence[str] | None = None) -> AttributeChoice:
-    """Choose the columns to read, see `choose_columns`; those whose values name bundles are left out unless named."""
-    choice = choose_columns(folder.catalog, names)
-    if names is not None:
-        return choice
-    named = columns_that_name_bundles(folder, choice.columns)
-    columns = tuple(column for column in choice.columns if column.name not in named)
-    return AttributeChoice(columns, {**choice.left_out, **dict.fromkeys(named, "values that name bundles")})
+    """Choose the columns to read, see `choose_columns`.
+
+    Those whose values name bundles, and those that have nothing to do with which items are bundled, are left out
+    unless named.
+    """
+    return _choose_all(folder) if names is None else choose_columns(folder.catalog, names)
+
+
+@lru_cache(maxsize=1)  # one encoding asks whether there are any, and then for them
+def _choose_all(folder: DatasetFolder) -> AttributeChoice:
+    choice = choose_columns(folder.catalog)
+    reasons = dict.fromkeys(columns_that_name_bundles(folder, choice.columns), "values that name bundles")
+    others = [column for column in choice.columns if column.name not in reasons]
+    reasons |= dict.fromkeys(unrelated_columns(folder, others), "unrelated to which items are bundled")
+    columns = tuple(column for column in others if column.name not in reasons)
+    return AttributeChoice(columns, {**choice.left_out, **reasons})
 
 
 def _column(entry: Mapping[str, Any]) -> AttributeColumn:
@@ -166,8 +181,10 @@ def _read(folder: DatasetFolder, fitted: FittedState) -> tuple[np.ndarray, list[
         column, edges = _column(entry), np.array(entry["edges"])
         cells = folder.catalog.cells(column.name)
         if column.is_quantity:
-            below = (column.numbers(cells)[:, None] - edges[:-1]) / np.diff(edges)
-            blocks.append(np.clip(below, 0, 1))
+            numbers = column.numbers(cells)
+            blocks.append(np.clip((numbers[:, None] - edges[:-1]) / np.diff(edges), 0, 1))
+            for row in np.flatnonzero(~np.isnan(numbers)) if "ranges" in entry else ():
+                of_items[row].append(f"{column.name}=range {np.searchsorted(entry['ranges'], numbers[row])}")
         for names, of_cell in zip(of_items, column.names(cells), strict=True):
             names += [f"{column.name}={name}" for name in of_cell]
     return np.concatenate(blocks, axis=1), of_items

@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 from bundle_mllm.data.files import sha256
 from bundle_mllm.data.folder import DatasetFolder
 from bundle_mllm.encoders.base import Encoded, ItemIssue, Progress
-from bundle_mllm.encoders.media import UnreadableFileError
+from bundle_mllm.encoders.media import UnreadableFileError, file_below
 from bundle_mllm.errors import BundleMLLMError
 
 FEW_ITEMS = 256
@@ -256,20 +256,14 @@ def digest_source(root: Path | None, source: str) -> tuple[bytes, Path | str]:
     """
     if root is None:
         return hashlib.sha256(source.encode()).digest(), source
-    reason = "not a path that can be followed"
     try:
-        file = (root / source).resolve()
-        if not file.is_relative_to(root):
-            reason = "the path leaves the dataset folder"
-        elif not file.is_file():
-            reason = "no such file"
-        elif file.stat().st_size == 0:
-            reason = "the file is empty"
-        else:
-            reason = "cannot be opened"
+        file, reason = file_below(root, source), "the file is empty"
+        if file.stat().st_size:
             return bytes.fromhex(sha256(file)), file
-    except (OSError, ValueError, RuntimeError):  # A name too long, a NUL in it, a loop of links; no permission.
-        pass
+    except UnreadableFileError as error:
+        reason = str(error)
+    except OSError:  # no permission
+        reason = "cannot be opened"
     return hashlib.sha256(reason.encode()).digest(), reason
 
 

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import atexit
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
+from bundle_mllm.data.files import locked_folder
 from bundle_mllm.device import choose_device
 from bundle_mllm.errors import BundleMLLMError
 
@@ -92,6 +95,13 @@ class Process:
         if box[1] is not None:
             raise BundleMLLMError(box[1])
         return box[0]
+
+    @contextmanager
+    def locked(self, folder: Path) -> Iterator[None]:
+        """Keep processes that do other work out of a folder: the main process locks it; see `locked_folder`."""
+        with ExitStack() as stack:
+            self.from_main(lambda: stack.enter_context(locked_folder(folder)))
+            yield
 
 
 def _leave() -> None:

@@ -1,9 +1,9 @@
-"""Take the features of items whose sources have not changed from an earlier encoding.
+"""Reuse the features of an earlier encoding for items whose sources have not changed.
 
 Knows nothing about how items are encoded.
 
-Beside the features stands a file with the digest of the source of each row. It is of use to this machine alone, so it
-is hidden and never published; without it, everything is encoded again.
+A file beside the features holds a digest of the source of each row. Only this machine can use it, so it is hidden and
+never published; without it, everything is encoded again.
 """
 
 from __future__ import annotations
@@ -35,6 +35,15 @@ def save_digests(features: Path, modality: str, digests: np.ndarray, sha256: str
         save_file({_DIGESTS: torch.from_numpy(digests)}, temporary, {_OF: sha256})
 
 
+def read_digests(features: Path, modality: str, sha256: str) -> np.ndarray | None:
+    """Return what `save_digests` wrote beside features whose file has this SHA-256, if it is there."""
+    try:
+        with safe_open(_path(features, modality), "np") as file:
+            return file.get_tensor(_DIGESTS) if (file.metadata() or {}).get(_OF) == sha256 else None
+    except (OSError, SafetensorError):
+        return None
+
+
 def find_earlier(features: Path, modality: str, sha256: str, digests: Sequence[bytes]) -> list[int | None]:
     """Return the row of the earlier features that each source has, if any.
 
@@ -44,12 +53,8 @@ def find_earlier(features: Path, modality: str, sha256: str, digests: Sequence[b
         sha256: The digest of the file of earlier features, made by the same encoder.
         digests: Those of the sources.
     """
-    try:
-        with safe_open(_path(features, modality), "np") as file:
-            if (file.metadata() or {}).get(_OF) != sha256:
-                return [None] * len(digests)
-            earlier = file.get_tensor(_DIGESTS)
-    except (OSError, SafetensorError):
+    earlier = read_digests(features, modality, sha256)
+    if earlier is None:
         return [None] * len(digests)
     row_of = {digest.tobytes(): row for row, digest in enumerate(earlier) if digest.any()}
     return [row_of.get(digest) for digest in digests]

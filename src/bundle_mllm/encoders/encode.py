@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -21,7 +19,6 @@ from safetensors import SafetensorError, safe_open
 
 from bundle_mllm.data.features import (
     FITTED_TO,
-    MANIFEST,
     features_path,
     find_features,
     read_feature_manifest,
@@ -37,7 +34,7 @@ from bundle_mllm.encoders.attributes import AttributeEncoder
 from bundle_mllm.encoders.base import Encoded, FittingEncoder, IssueGroup, ItemEncoder, Progress, group_issues
 from bundle_mllm.encoders.batches import BatchEncoder, Rows, Sources, embed_batches, put_together
 from bundle_mllm.encoders.distributed import Process
-from bundle_mllm.encoders.earlier import digests_of_rows, find_earlier, read_earlier, save_digests
+from bundle_mllm.encoders.earlier import digests_of_rows, find_earlier, read_digests, read_earlier, save_digests
 from bundle_mllm.encoders.fitted import (
     ENCODERS_FOLDER,
     KeptEncoder,
@@ -59,7 +56,6 @@ FITTED = "fitted_sha256"
 MARK = "encoded_by"
 """Metadata key for the encoder in features files that `encode` made, so that no others are replaced."""
 _FORMAT = 2  # of the files in PARTIAL
-_ABANDONED = 3600  # seconds; no file takes that long to write
 
 
 @dataclass(frozen=True)
@@ -77,7 +73,8 @@ class ModalitySummary:
         num_folds: Number of out-of-fold features; `None` if the encoder makes none, 0 if there are too few bundles.
         num_taken: Number of items whose features an earlier encoding had made, of the same sources.
         notes: What else is to be said.
-        kept: Name of the file, if another encoder had made the features and none was requested; the rest is unknown.
+        kept: Name of the file, if no encoder was requested and the default one had not made the features, as `notes`
+            says; the rest is unknown.
     """
 
     modality: str
@@ -94,9 +91,7 @@ class ModalitySummary:
 
     def __str__(self) -> str:
         if self.kept is not None:
-            return (
-                f"{self.modality}: kept {self.kept}, not made by the default encoder (name an encoder to make others)"
-            )
+            return f"{self.modality}: kept {self.kept}, {' '.join(self.notes)}"
         text = f"{self.modality}: {self.num_present} of {self.num_items} items, {self.dim} wide ({self.encoder})"
         if not self.num_present:
             text += ", so this modality is empty"
@@ -107,8 +102,18 @@ class ModalitySummary:
         return "\n  ".join([text + ", up to date" * self.up_to_date, *map(str, self.issues), *self.notes])
 
 
+class EncodingSummary(dict[str, ModalitySummary]):
+    """The summaries of `encode_folder` by modality, which print and show themselves in a notebook as text."""
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.values()))
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        printer.text(str(self))
+
+
 @configured_by(EncodingSettings)
-def encode_folder(settings: EncodingSettings) -> dict[str, ModalitySummary]:
+def encode_folder(settings: EncodingSettings) -> EncodingSummary:
     """Write `features/<modality>.safetensors` for each requested modality; see `EncodingSettings`.
 
     An item whose file cannot be read is absent in that modality and an issue in the summary; the run goes on. A
@@ -121,7 +126,8 @@ def encode_folder(settings: EncodingSettings) -> dict[str, ModalitySummary]:
 
     Raises:
         BundleMLLMError: If an encoder is unknown, a model cannot be loaded, there is nothing to encode, requested
-            features would replace some of other origin, the user log encodes held-out bundles, or `strict` refuses.
+            features would replace some of other origin, another process encodes this folder, the user log encodes
+            held-out bundles, or `strict` refuses.
     """
     folder = DatasetFolder.open(settings.data)
     for name, value, least in (("batch_size", settings.batch_size, 1), ("workers", settings.workers, 0)):
@@ -141,24 +147,29 @@ def encode_folder(settings: EncodingSettings) -> dict[str, ModalitySummary]:
                 f"and has to be a model folder that keeps some (this one keeps {len(like)}): drop one of them."
             )
         run = replace(run, like=like)
-    chosen = selected or [(modality, run.spec_of(modality, spec)) for modality, spec in available(folder)]
+    chosen = selected or [(modality, run.spec_of(modality, spec)) for modality, spec in available(folder, run.like)]
     makers = [partial(make_encoder, modality, spec) for modality, spec in chosen]
     encoders = [make(process.device) for make in makers]
     for modality, count in Counter(encoder.modality for encoder in encoders).items():
         if count > 1:
             raise BundleMLLMError(f"Two encoders make the modality {modality!r}, which has one file: name one.")
-    keeps = process.from_main(lambda: [run.check(encoder, is_named=bool(selected)) for encoder in encoders])
-    summaries = {}
-    for encoder, make, kept, (_, spec) in zip(encoders, makers, keeps, chosen, strict=True):
-        if kept is not None:
-            summaries[encoder.modality] = ModalitySummary(encoder.modality, "", 0, 0, 0, (), kept=kept)
-        elif isinstance(encoder, BatchEncoder):
-            summaries[encoder.modality] = run.encode_batches(encoder, make, spec)
-        else:
-            summaries[encoder.modality] = process.from_main(partial(run.encode_whole, encoder, spec))
-        if kept is None and process.is_main and not isinstance(encoder, FittingEncoder):  # which is recorded first
-            run.record(encoder, spec)
-    return summaries if process.is_main else {}
+    summaries = EncodingSummary()
+    with process.locked(run.features):
+        keeps = process.from_main(lambda: [run.check(encoder, is_named=bool(selected)) for encoder in encoders])
+        for encoder, make, kept, (_, spec) in zip(encoders, makers, keeps, chosen, strict=True):
+            if kept is not None:
+                summaries[encoder.modality] = _kept(
+                    encoder.modality, kept, "not made by the default encoder (name an encoder to make others)"
+                )
+            elif isinstance(encoder, BatchEncoder):
+                summaries[encoder.modality] = run.encode_batches(encoder, make, spec)
+            else:
+                summaries[encoder.modality] = process.from_main(partial(run.encode_whole, encoder, spec))
+            if kept is None and process.is_main and not isinstance(encoder, FittingEncoder):  # which is recorded first
+                run.record(encoder, spec)
+    if process.is_main and not selected:
+        summaries.update(run.others(made=summaries))
+    return summaries if process.is_main else EncodingSummary()
 
 
 @dataclass(frozen=True)
@@ -175,7 +186,8 @@ class _Run:
         return self.like[modality].spec if modality in self.like else default
 
     @property
-    def _features(self) -> Path:
+    def features(self) -> Path:
+        """Where features are written."""
         return self.folder.path / "features"
 
     def _progress(self, name: str) -> Progress | None:
@@ -184,9 +196,7 @@ class _Run:
 
     def check(self, encoder: ItemEncoder | FittingEncoder, *, is_named: bool) -> str | None:
         """Check that an encoder may write its file, before anything is written; return the name of one to keep."""
-        features, modality = self._features, encoder.modality
-        if features.exists() and not features.is_dir():
-            raise BundleMLLMError(f"{features} is not a folder, so no features can be written there: move it away.")
+        features, modality = self.features, encoder.modality
         path, made_by = _existing(features, modality) or (None, None)
         if path is not None and not is_named and made_by != encoder.name:
             return path.name
@@ -202,6 +212,19 @@ class _Run:
             check_columns(self.folder, encoder.columns, allow_leakage=self.settings.allow_leakage)
         return None
 
+    def others(self, made: Collection[str]) -> dict[str, ModalitySummary]:
+        """Return the summaries of features in the folder that no default encoder makes of what it holds."""
+        summaries = {}
+        for modality in sorted(find_features(self.features).keys() - made) if self.features.is_dir() else ():
+            path, made_by = _existing(self.features, modality) or (self.features, None)
+            entry = read_feature_manifest(self.features).get(modality, {})
+            made_by = made_by or entry.get("provenance", {}).get("encoder")
+            text = f"made by {made_by or 'another program'}, and no default encoder makes it of this folder"
+            if entry.get("items_hash") not in (None, self.folder.catalog.content_hash):
+                text += "; it was written for other items, so training refuses it: make it again, or delete it"
+            summaries[modality] = _kept(modality, path.name, text)
+        return summaries
+
     def encode_whole(self, encoder: ItemEncoder | FittingEncoder, spec: str | ItemEncoder) -> ModalitySummary:
         """Run an encoder that needs all items together, with what it fitted earlier as long as that describes them."""
         identity = {"encoder": encoder.name, "dim": encoder.dim, "sources_sha256": _tables_sha256(self.folder)}
@@ -211,7 +234,7 @@ class _Run:
             summary = self._up_to_date(encoder, identity)
         else:
             summary, given = None, self.like.get(encoder.modality)
-            kept = given or read_encoder(self._features / ENCODERS_FOLDER, encoder.modality)
+            kept = given or read_encoder(self.features / ENCODERS_FOLDER, encoder.modality)
             if kept is not None and kept.name == encoder.name and not self.settings.refit:
                 encoder.fitted = kept.fitted
                 summary = self._up_to_date(encoder, {**identity, FITTED: kept.sha256})
@@ -228,15 +251,14 @@ class _Run:
     def _cross_fit(self, encoder: BundleItemEncoder, summary: ModalitySummary) -> ModalitySummary:
         """Make the out-of-fold features, unless they exist or there are too few bundles."""
         name = encoder.modality
-        if num_folds := count_folds(self._features, name):
+        if num_folds := count_folds(self.features, name):
             return replace(summary, num_folds=num_folds)
         store = self.folder.features([name])
         assert store is not None
         features = store.load()[0][name].numpy()
         out_of_fold = encoder.cross_fit(self.folder, features, self._progress(f"{name}, cross-fitting"))
-        self._sweep(f"{name}.safetensors")
         if out_of_fold is None:
-            remove_folds(self._features, name)
+            remove_folds(self.features, name)
             return replace(summary, num_folds=0)
         out_of_fold.save(self.folder)
         return replace(summary, num_folds=out_of_fold.num_folds, up_to_date=False)
@@ -250,7 +272,7 @@ class _Run:
         batch_size = self.settings.batch_size or encoder.batch_size
         identity = {"encoder": encoder.name, "dim": encoder.dim, **encoder.provenance}
         of_shards = {**identity, "device": encoder.device.type, "format": _FORMAT}
-        make_shards = partial(Shards, self._features / PARTIAL, encoder.modality, of_shards, sources, batch_size)
+        make_shards = partial(Shards, self.features / PARTIAL, encoder.modality, of_shards, sources, batch_size)
         done, taken, pending = process.from_main(lambda: self._plan(encoder, identity, sources, make_shards))
         if done:
             return done
@@ -295,9 +317,12 @@ class _Run:
         if entry := self._made_by(encoder, identity):
             digests = sources.digests(sources.rows)
             if done := self._up_to_date(encoder, {**identity, "sources_sha256": sources.sha256(b"".join(digests))}):
-                make_shards([]).delete()
+                shards = make_shards(list(sources.rows))
+                if read_digests(self.features, encoder.modality, entry["sha256"]) is None and not shards.pending():
+                    return None, {}, []  # a kill came before the digests: the shards have them
+                shards.delete()
                 return done, {}, []
-            places = find_earlier(self._features, encoder.modality, entry["sha256"], digests)
+            places = find_earlier(self.features, encoder.modality, entry["sha256"], digests)
             found = zip(sources.rows, places, digests, strict=True)
             taken = {row: (place, digest) for row, place, digest in found if place is not None}
         return None, taken, make_shards([row for row in sources.rows if row not in taken]).pending()
@@ -321,22 +346,22 @@ class _Run:
         parts: list[tuple[Sequence[int], Rows]] = list(zip(shards.rows, done, strict=True))
         if taken:
             places, digests = zip(*taken.values(), strict=True)
-            parts.append((list(taken), read_earlier(features_path(self._features, encoder.modality), places, digests)))
+            parts.append((list(taken), read_earlier(features_path(self.features, encoder.modality), places, digests)))
         encoded = put_together(encoder, self.folder, sources, parts)
         digest_of = {row: digest for rows, part in parts for row, digest in zip(rows, part.digest_list(), strict=True)}
         all_digests = b"".join(digest_of[row] for row in sources.rows)
         summary = self._write(encoder, spec, encoded, {**identity, "sources_sha256": sources.sha256(all_digests)})
-        written = read_feature_manifest(self._features)[encoder.modality]["sha256"]
-        save_digests(self._features, encoder.modality, digests_of_rows(len(self.folder.catalog), parts), written)
+        written = read_feature_manifest(self.features)[encoder.modality]["sha256"]
+        save_digests(self.features, encoder.modality, digests_of_rows(len(self.folder.catalog), parts), written)
         shards.delete()
         return replace(summary, num_taken=len(taken))
 
     def _made_by(self, encoder: ItemEncoder | FittingEncoder, identity: dict[str, Any]) -> dict[str, Any] | None:
         """Return the entry of the existing features in the manifest, if the encoder made them as it would now."""
-        entry = read_feature_manifest(self._features).get(encoder.modality, {})
+        entry = read_feature_manifest(self.features).get(encoder.modality, {})
         provenance = entry.get("provenance", {})
         volatile = encoder.volatile if isinstance(encoder, BatchEncoder) else ()
-        path = features_path(self._features, encoder.modality)
+        path = features_path(self.features, encoder.modality)
         as_json = json.loads(json.dumps(identity))
         if (
             any(provenance.get(key) != value for key, value in as_json.items() if key not in volatile)
@@ -360,7 +385,7 @@ class _Run:
         issues = tuple(IssueGroup(**{**group, "first": tuple(group["first"])}) for group in groups)
         self._refuse(encoder.modality, issues)
         if entry.get("items_hash") != self.folder.catalog.content_hash:
-            renew_items_hash(self._features, encoder.modality, self.folder.catalog.content_hash)
+            renew_items_hash(self.features, encoder.modality, self.folder.catalog.content_hash)
         return replace(self._summary(encoder, entry["num_present"], issues), up_to_date=True)
 
     def _write(
@@ -374,13 +399,12 @@ class _Run:
         """Write features after what was fitted: a kill between the two leaves features that are not up to date."""
         issues = (*group_issues(encoded.issues), *more_issues)
         self._refuse(encoder.modality, issues)
-        self._sweep(f"{encoder.modality}.safetensors", MANIFEST)
         # Before the features: a kill at any moment leaves no out-of-fold features of others behind.
-        remove_folds(self._features, encoder.modality)
+        remove_folds(self.features, encoder.modality)
         if isinstance(encoder, FittingEncoder):
             identity |= self.record(encoder, spec)
         write_modality(
-            self._features,
+            self.features,
             encoder.modality,
             encoded.features,
             encoded.present,
@@ -392,7 +416,7 @@ class _Run:
 
     def record(self, encoder: ItemEncoder | FittingEncoder, spec: str | ItemEncoder) -> dict[str, str]:
         """Keep what makes the encoder again, for new items; return what this adds to the identity of features."""
-        folder = self._features / ENCODERS_FOLDER
+        folder = self.features / ENCODERS_FOLDER
         if not isinstance(spec, str):
             forget_encoder(folder, encoder.modality)
             return {}
@@ -404,20 +428,16 @@ class _Run:
         num_items = len(self.folder.catalog)
         return ModalitySummary(encoder.modality, encoder.name, encoder.dim, num_items, num_present, issues)
 
-    def _sweep(self, *names: str) -> None:
-        """Delete the temporary files of runs that were killed while writing these files an hour ago or more."""
-        for name in names:
-            for leftover in self._features.rglob(f".{name}.*.tmp"):  # a recent one may be of a run beside this one
-                with suppress(FileNotFoundError):
-                    if leftover.stat().st_mtime < time.time() - _ABANDONED:
-                        leftover.unlink()
-
     def _refuse(self, modality: str, issues: tuple[IssueGroup, ...]) -> None:
         if self.settings.strict and issues:
             raise BundleMLLMError(
                 f"{modality}: {'; '.join(map(str, issues))}. `strict` allows none of that, so no features were "
                 "written: mend or remove the sources, or encode without `strict`."
             )
+
+
+def _kept(modality: str, name: str, reason: str) -> ModalitySummary:
+    return ModalitySummary(modality, "", 0, 0, 0, (), notes=(reason,), kept=name)
 
 
 def _tables_sha256(folder: DatasetFolder) -> str:
@@ -432,7 +452,7 @@ def _log_issues(folder: DatasetFolder) -> tuple[IssueGroup, ...]:
     log = folder.interactions
     if log is None or not log.num_unknown:
         return ()
-    reason = "records of the user log whose item the catalog lacks"
+    reason = f"records of the user log that name {log.num_unknown_items} items which the catalog lacks"
     return (IssueGroup(reason, False, log.num_unknown, tuple(item_id for _, item_id in log.unknown)),)
 
 

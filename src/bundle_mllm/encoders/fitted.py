@@ -5,17 +5,20 @@ Knows nothing about how an encoder works, nor what its features are used for.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from bundle_mllm.data.files import atomic_path, read_json, sha256, write_json
+from bundle_mllm.data.files import atomic_path, read_json, sha256, without_nan, write_json
 from bundle_mllm.encoders.base import FittedState, FittingEncoder, ItemEncoder
 from bundle_mllm.encoders.batches import BatchEncoder
 from bundle_mllm.encoders.registry import make_encoder
@@ -24,6 +27,13 @@ from bundle_mllm.errors import BundleMLLMError
 ENCODERS_FOLDER = "encoders"
 """Where the encoders of features are kept: in the folder `features` of a data set, and in a model folder."""
 _WEIGHTS = "weights_sha256"
+_OF_VALUES = "values_sha256"
+_TYPES = {
+    **dict.fromkeys(("encoder", "spec"), (str,)),
+    **dict.fromkeys((_WEIGHTS, "arrays_sha256", _OF_VALUES), (str, NoneType)),
+    "fitted": (dict, NoneType),
+}
+"""Types of the entries of a record."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +84,8 @@ def save_encoder(folder: Path, encoder: ItemEncoder | FittingEncoder, spec: str)
     if isinstance(encoder, BatchEncoder) and _WEIGHTS in encoder.provenance:
         values[_WEIGHTS] = encoder.provenance[_WEIGHTS]
     if isinstance(encoder, FittingEncoder) and encoder.fitted is not None:
-        values["fitted"] = dict(encoder.fitted.values)
+        values["fitted"] = without_nan(encoder.fitted.values)
+        values[_OF_VALUES] = _digest(values["fitted"])
         if encoder.fitted.arrays:
             with atomic_path(folder / f"{encoder.modality}.safetensors") as temporary:
                 save_file(dict(encoder.fitted.arrays), temporary)
@@ -82,6 +93,10 @@ def save_encoder(folder: Path, encoder: ItemEncoder | FittingEncoder, spec: str)
     path = folder / f"{encoder.modality}.json"
     write_json(path, values)
     return sha256(path)
+
+
+def _digest(fitted: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(fitted, sort_keys=True).encode()).hexdigest()
 
 
 def read_encoder(folder: Path, modality: str) -> KeptEncoder | None:
@@ -95,12 +110,17 @@ def read_encoder(folder: Path, modality: str) -> KeptEncoder | None:
         return None
     values, arrays = read_json(path), {}
     try:
+        for name, types in _TYPES.items():
+            if not isinstance(value := values.get(name), types):
+                raise ValueError(f"{name} is {str(value)[:60]}")
+        if _OF_VALUES in values and values[_OF_VALUES] != _digest(values["fitted"]):
+            raise ValueError("what it fitted was changed")
         if digest := values.get("arrays_sha256"):
             of_arrays = path.with_suffix(".safetensors")
             if sha256(of_arrays) != digest:
                 raise ValueError(f"{of_arrays.name} is of another encoding")
             arrays = load_file(of_arrays)
-        fitted = FittedState(values["fitted"], arrays) if isinstance(values.get("fitted"), dict) else None
+        fitted = FittedState(values["fitted"], arrays) if values.get("fitted") is not None else None
         return KeptEncoder(modality, values["encoder"], values["spec"], values.get(_WEIGHTS), fitted, sha256(path))
     except (OSError, KeyError, ValueError, SafetensorError) as error:
         raise BundleMLLMError(
@@ -116,12 +136,12 @@ def read_encoders(folder: Path) -> dict[str, KeptEncoder]:
 
 
 def copy_encoders(source: Path, target: Path, modalities: Iterable[str]) -> None:
-    """Copy the records of the encoders of some modalities, as far as there are any."""
+    """Copy the records of the encoders of some modalities, if there are any: each file in one step, arrays first."""
     for modality in modalities:
-        for path in (source / f"{modality}.json", source / f"{modality}.safetensors"):
+        for path in (source / f"{modality}.safetensors", source / f"{modality}.json"):
             if path.is_file():
-                target.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(path, target / path.name)
+                with atomic_path(target / path.name) as temporary:
+                    shutil.copyfile(path, temporary)
 
 
 def forget_encoder(folder: Path, modality: str) -> None:

@@ -1,6 +1,6 @@
 """Read pictures and sounds of any kind into plain pixels and samples; a file that cannot be used gives a short reason.
 
-Knows nothing about items, encoders or where the files come from.
+Knows nothing about items or encoders.
 """
 
 from __future__ import annotations
@@ -54,6 +54,31 @@ _SUFFIXES = {  # libsndfile's name of a format to the suffixes under which it is
 
 class UnreadableFileError(Exception):
     """A file that cannot be described; the message is the reason in a few words, the same for like cases."""
+
+
+def is_web_address(name: object) -> bool:
+    """Return whether a cell that names a picture or sound is a web address; none is ever fetched."""
+    return isinstance(name, str) and "://" in name
+
+
+def file_below(folder: Path, name: str) -> Path:
+    """Return a file that a table names, links resolved.
+
+    Raises:
+        UnreadableFileError: If it leaves the folder, is not there, is a web address, or no file can have this name.
+    """
+    if is_web_address(name):
+        raise UnreadableFileError("a web address, which is not fetched")
+    try:
+        root = folder.resolve()
+        path = (root / name).resolve()
+        if not path.is_relative_to(root):
+            raise UnreadableFileError("the path leaves the dataset folder")
+        if not path.is_file():
+            raise UnreadableFileError("no such file")
+    except (OSError, ValueError, RuntimeError) as error:  # a name too long, a NUL in it, a loop of links
+        raise UnreadableFileError("not a path that can be followed") from error
+    return path
 
 
 def read_picture(path: Path, *, draft: int | None = None) -> tuple[Image.Image, str | None]:

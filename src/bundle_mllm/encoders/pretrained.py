@@ -21,6 +21,7 @@ from transformers.utils import logging
 
 from bundle_mllm.encoders.batches import BatchEncoder, Reading
 from bundle_mllm.errors import BundleMLLMError
+from bundle_mllm.hub_access import hub_problem
 
 
 class PretrainedEncoder(BatchEncoder):
@@ -93,7 +94,7 @@ def loading(what: str) -> Iterator[None]:
         raise
     except Exception as error:  # libraries and networks fail in any way
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        reason = lines[0].rstrip(".:")[:300] if lines else type(error).__name__
+        reason = hub_problem(error) or (lines[0].rstrip(".:")[:300] if lines else type(error).__name__)
         raise BundleMLLMError(
             f"{what} cannot be loaded ({reason}): check its name, or the network (HF_HUB_OFFLINE=1 allows only the "
             "cache), or give a folder that holds the model."

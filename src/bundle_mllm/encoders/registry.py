@@ -6,8 +6,8 @@ Knows nothing about how an encoder works; imports the models of the requested on
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, fields
 from importlib import import_module
 from operator import attrgetter
 
@@ -40,6 +40,7 @@ ENCODERS: Mapping[str, Mapping[str, EncoderEntry]] = {
         "descriptor": EncoderEntry("descriptors", "ImageDescriptor"),
         "open_clip": EncoderEntry("visual", "OpenClipEncoder", "ViT-B-32/laion2b_s34b_b79k"),
         "transformers": EncoderEntry("visual", "VisionTowerEncoder", "google/siglip2-base-patch16-224"),
+        "sentence_transformers": EncoderEntry("sentence_models", "SentenceModelOfPictures", "clip-ViT-B-32"),
     },
     "acoustic": {
         "descriptor": EncoderEntry("descriptors", "SoundDescriptor"),
@@ -49,6 +50,7 @@ ENCODERS: Mapping[str, Mapping[str, EncoderEntry]] = {
     "textual": {
         "tfidf": EncoderEntry("textual", "TfidfEncoder"),
         "transformers": EncoderEntry("textual", "SentenceEncoder", "sentence-transformers/all-MiniLM-L6-v2"),
+        "sentence_transformers": EncoderEntry("sentence_models", "SentenceModelOfTexts", "all-MiniLM-L6-v2"),
     },
     "attributes": {
         "all": EncoderEntry("attributes", "AttributeEncoder"),
@@ -64,17 +66,6 @@ ENCODERS: Mapping[str, Mapping[str, EncoderEntry]] = {
     },
 }
 """Every encoder by modality and name."""
-
-
-DEFAULTS: Mapping[str, str] = {
-    "visual": "descriptor",
-    "acoustic": "descriptor",
-    "textual": "tfidf",
-    "attributes": "all",
-    "user_item": "lightgcn",
-    "bundle_item": "svd",
-}
-"""The default encoder of each modality; none of them needs a download."""
 
 
 def make_encoder(modality: str, spec: str | ItemEncoder, device: torch.device) -> ItemEncoder:
@@ -94,7 +85,7 @@ def make_encoder(modality: str, spec: str | ItemEncoder, device: torch.device) -
     if modality not in ENCODERS:
         raise BundleMLLMError(
             f"No encoder makes the modality {modality!r}: choose from {', '.join(ENCODERS)}, or write the features "
-            "with bundle_mllm.data.write_modality."
+            "with bundle_mllm.data.features.write_modality."
         )
     entry = ENCODERS[modality].get(name)
     if entry is None or bool(model) != bool(entry.example):
@@ -109,16 +100,17 @@ def make_encoder(modality: str, spec: str | ItemEncoder, device: torch.device) -
 
 def requested(options: EncoderOptions) -> list[tuple[str, str | ItemEncoder]]:
     """Return (modality, spec or encoder) for each that is named."""
-    named = {name: getattr(options, name) for name in ("visual", "acoustic", "textual", "attributes")}
+    named = {
+        field.name: getattr(options, field.name) for field in fields(EncoderOptions) if field.name != "relational"
+    }
     selected = [(modality, spec) for modality, spec in named.items() if spec is not None]
     relational = options.relational
-    if isinstance(relational, str):
-        relational = [part.strip() for part in relational.split(",") if part.strip()]
-    elif not isinstance(relational, Sequence):
+    if isinstance(relational, str) or not isinstance(relational, Sequence):
         relational = [] if relational is None else [relational]
     for spec in relational:
-        modality, _, method = spec.partition(":") if isinstance(spec, str) else (spec.modality, "", spec)
-        selected.append((modality, method))
+        for each in spec.replace(",", " ").split() if isinstance(spec, str) else [spec]:
+            modality, _, method = each.partition(":") if isinstance(each, str) else (each.modality, "", each)
+            selected.append((modality, method))
     return selected
 
 
@@ -133,21 +125,32 @@ def has_attributes(folder: DatasetFolder) -> bool:
     return bool(choice.columns)
 
 
-def available(folder: DatasetFolder) -> list[tuple[str, str]]:
+DEFAULTS: Mapping[str, tuple[str, Callable[[DatasetFolder], bool]]] = {
+    "visual": ("descriptor", lambda folder: any(item.image for item in folder.catalog)),
+    "acoustic": ("descriptor", lambda folder: any(item.audio for item in folder.catalog)),
+    "textual": ("tfidf", lambda folder: any(item.text for item in folder.catalog)),
+    "attributes": ("all", has_attributes),
+    "user_item": ("lightgcn", lambda folder: find_table(folder.path, "interactions") is not None),
+    "bundle_item": ("svd", lambda folder: len(folder.bundles.train) >= NUM_FOLDS),  # fewer are not cross-fitted
+}
+"""The default encoder of each modality, which needs no download, and whether a folder has data of the modality."""
+
+
+def available(folder: DatasetFolder, kept: Collection[str] = ()) -> list[tuple[str, str]]:
     """Return (modality, spec of `DEFAULTS`) for each modality that a folder has data of.
+
+    Args:
+        folder: The dataset folder.
+        kept: Modalities whose encoders a model folder keeps; which columns are attributes is decided then.
 
     Raises:
         BundleMLLMError: If it has none.
     """
-    has = {
-        "visual": any(item.image for item in folder.catalog),
-        "acoustic": any(item.audio for item in folder.catalog),
-        "textual": any(item.text for item in folder.catalog),
-        "attributes": has_attributes(folder),
-        "user_item": find_table(folder.path, "interactions") is not None,
-        "bundle_item": len(folder.bundles.train) >= NUM_FOLDS,  # fewer are not cross-fitted
-    }
-    selected = [(modality, spec) for modality, spec in DEFAULTS.items() if has[modality]]
+    selected = [
+        (modality, spec)
+        for modality, (spec, has_data) in DEFAULTS.items()
+        if (modality == "attributes" and modality in kept) or has_data(folder)
+    ]
     if not selected:
         raise BundleMLLMError(
             f"{folder.path} has nothing to encode: its items have neither `image` nor `audio` nor text nor other "

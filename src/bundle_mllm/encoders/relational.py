@@ -1,6 +1,7 @@
 """Describe items by their users or training bundles: truncated SVD or LightGCN of the membership graph.
 
-Knows nothing about bundles outside the training split, nor the items' titles and files.
+Knows nothing about the items' titles and files, and of bundles outside the training split only whether these have
+near-duplicates in it.
 """
 
 from __future__ import annotations
@@ -157,7 +158,8 @@ class BundleItemEncoder(GroupEncoder):
         bundles = {bundle.bundle_id: bundle.items for bundle in folder.bundles.train}
         if len(bundles) < self.num_folds:
             return None
-        fold_of_bundle = assign_folds(bundles, self.num_folds, seed=self.seed)
+        together = folder.near_duplicates_together
+        fold_of_bundle = assign_folds(bundles, self.num_folds, seed=self.seed, near_duplicates_together=together)
         fold_of_group = np.array([fold_of_bundle[bundle_id] for bundle_id in sorted(bundles)])
         fitted = cross_fit(self.method.fit, self.groups(folder), fold_of_group, features[:, :-1], progress)
         encoded = [_with_popularity(factors, others.groups_per_node) for others, factors in fitted]

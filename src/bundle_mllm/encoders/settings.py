@@ -19,17 +19,18 @@ class EncoderOptions(Settings):
     """The encoder of each modality."""
 
     visual: str | ItemEncoder | None = None
-    """descriptor, open_clip:NAME/TAG, open_clip:hf-hub:ORG/NAME, open_clip:local-dir:PATH, or transformers:NAME (CLIP,
-    SigLIP 2, BLIP-2, DINOv2; a Hub name or a folder)."""
+    """descriptor, open_clip:NAME/TAG, open_clip:hf-hub:ORG/NAME, open_clip:local-dir:PATH, transformers:NAME (CLIP,
+    SigLIP 2, BLIP-2, DINOv2; a Hub name or a folder), or sentence_transformers:NAME (the same)."""
     acoustic: str | ItemEncoder | None = None
     """descriptor, clap:NAME (a Hub name or a folder), or laion:PATH.pt (a checkpoint of LAION)."""
     textual: str | ItemEncoder | None = None
-    """tfidf, or transformers:NAME (a sentence encoder; a Hub name or a folder)."""
+    """tfidf, transformers:NAME (a sentence encoder; a Hub name or a folder), or sentence_transformers:NAME (with the
+    model's own pooling)."""
     attributes: str | ItemEncoder | None = None
     """all (of the other columns of the items table, those that say something), or columns:PRICE,BRAND (named ones)."""
-    relational: str | ItemEncoder | tuple[str | ItemEncoder, ...] | None = None
+    relational: tuple[str | ItemEncoder, ...] | str | ItemEncoder | None = None
     """user_item:lightgcn or user_item:svd (from the interactions), bundle_item:lightgcn or bundle_item:svd (from the
-    training bundles; features without each fold of these are written, too), or one of each, separated by a comma."""
+    training bundles; features without each fold of these are written, too), or one of each."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,12 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from bundle_mllm.data.folder import DatasetFolder
 from bundle_mllm.data.memberships import ItemGroups
 from bundle_mllm.data.questions import Question
 from bundle_mllm.errors import BundleMLLMError
+from bundle_mllm.progress import steps
 
 LIST_LENGTH = 20
 """Length of the list whose novelty and diversity are measured."""
@@ -114,7 +114,7 @@ def rank_catalog(
     step = max(1, min(QUESTIONS_AT_ONCE, CELLS_AT_ONCE // num_items))
     places: dict[str, list[tuple[tuple[int, ...], tuple[int, ...]]]] = {}
     tops: dict[str, list[np.ndarray]] = {}
-    for start in tqdm(range(0, len(questions), step), desc="Ranking catalogs", unit="batch", disable=not progress):
+    for start in steps(range(0, len(questions), step), "ranking catalogs", shown=progress):
         batch = questions[start : start + step]
         partials = [catalog.rows(question.partial) for question in batch]
         for method, scores in score(partials).items():

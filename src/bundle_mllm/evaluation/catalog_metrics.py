@@ -57,7 +57,8 @@ def compute_catalog_slices(
         `{slice: {value: metrics}}`:
 
         - `relevant`: `cold` and `warm`, where only the relevant items count that are in no, or in some, training
-          bundle; left out without `train_items`;
+          bundle, and the other relevant items are in no list (filtered ranks, as in Bordes et al., NeurIPS 2013); left
+          out without `train_items`;
         - `partial_length`: how many items are shown: `1` to `5`, `6-10`, `11+`.
     """
     members: dict[str, dict[str, list[RankedQuestion]]] = {}
@@ -149,8 +150,14 @@ def _coverage(ranked: Sequence[RankedQuestion], num_items: int) -> Estimate:
 
 def _restricted(question: RankedQuestion, train_items: Collection[str], warm: bool) -> RankedQuestion | None:
     """Return the question with the warm or the cold ones of its relevant items, if there are any."""
-    kept = [index for index, item_id in enumerate(question.relevant) if (item_id in train_items) == warm]
-    if not kept:
+    is_kept = np.array([(item_id in train_items) == warm for item_id in question.relevant])
+    if not is_kept.any():
         return None
-    fields = {name: tuple(getattr(question, name)[i] for i in kept) for name in ("relevant", "num_better", "num_tied")}
-    return replace(question, **fields)
+    better, tied = np.array(question.num_better), np.array(question.num_tied)
+    kept, others = better[is_kept, None], better[~is_kept]  # of two items, that with fewer better ones is better
+    return replace(
+        question,
+        relevant=tuple(item_id for item_id, keep in zip(question.relevant, is_kept, strict=True) if keep),
+        num_better=tuple((kept[:, 0] - (others < kept).sum(axis=1)).tolist()),
+        num_tied=tuple((tied[is_kept] - (others == kept).sum(axis=1)).tolist()),
+    )

@@ -14,8 +14,9 @@ from transformers.utils import logging
 
 from bundle_mllm.data.bundles import BundleSplits, find_bundles
 from bundle_mllm.data.catalog import ItemCatalog
-from bundle_mllm.data.folder import DatasetFolder
-from bundle_mllm.data.manifest import read_question_manifest
+from bundle_mllm.data.files import check_unchanged, file_states
+from bundle_mllm.data.folder import DatasetFolder, tables_of
+from bundle_mllm.data.manifest import manifest_path, read_question_manifest
 from bundle_mllm.data.questions import MAX_OPTIONS, Question, load_questions
 from bundle_mllm.device import choose_device
 from bundle_mllm.errors import BundleMLLMError
@@ -24,11 +25,12 @@ from bundle_mllm.evaluation.breakdowns import compute_slices, position_bias
 from bundle_mllm.evaluation.catalog import CatalogQuestion, RankedQuestion, catalog_questions, rank_catalog
 from bundle_mllm.evaluation.catalog_metrics import compute_catalog_metrics, compute_catalog_slices
 from bundle_mllm.evaluation.catalog_scoring import catalog_scorer
-from bundle_mllm.evaluation.metrics import ScoredQuestion, calibration_before_temperature, compute_metrics
+from bundle_mllm.evaluation.metrics import RANDOM_TIES, ScoredQuestion, calibration_before_temperature, compute_metrics
 from bundle_mllm.evaluation.results import check_writable, part_path, save_results
-from bundle_mllm.evaluation.scoring import score_questions
+from bundle_mllm.evaluation.scoring import score_questions, score_sets
 from bundle_mllm.evaluation.settings import EvaluationSettings, ScoringOptions
-from bundle_mllm.model_folder import fingerprint, load_completer
+from bundle_mllm.evaluation.tables import OF_CATALOGS, MetricsDict
+from bundle_mllm.model_folder import fingerprint, load_completer, model_files
 from bundle_mllm.modeling.ranking_bundle_mllm import GROUP_SIZE
 from bundle_mllm.settings import configured_by
 
@@ -37,14 +39,15 @@ logger = logging.get_logger(__name__)
 if TYPE_CHECKING:
     from bundle_mllm.modeling.completion_bundle_mllm import BundleCompleter
 
-_MAIN = ("hit_rate@1", "hit_rate@1_random_ties", "hit_rate@3", "hit_rate@5", "mrr", "valid_ratio", "calibration_error")
-_MAIN_OF_CATALOG = ("recall@20", "ndcg@20", "hit_rate@20", "mrr", "coverage@20", "novelty@20", "diversity@20")
+_MAIN = ("hit_rate@1", RANDOM_TIES, "hit_rate@3", "hit_rate@5", "mrr", "valid_ratio", "calibration_error")
+OF_FREE_ANSWERS = ("valid_ratio", "hit_rate@1_valid")
+"""Metrics of what a ranker answers when it may say anything."""
 CATALOG = "catalog"
 """Value of `protocol` in the metrics of a whole-catalog evaluation."""
 
 
 @configured_by(EvaluationSettings)
-def evaluate(settings: EvaluationSettings) -> dict[str, Any]:
+def evaluate(settings: EvaluationSettings) -> MetricsDict:
     """Score a question file and compute its metrics.
 
     Where the folder holds a ranker and a retriever, all metrics are those of both joined, and the main ones of each
@@ -53,25 +56,35 @@ def evaluate(settings: EvaluationSettings) -> dict[str, Any]:
     these files.
 
     Returns:
-        See [`describe`] or, with `catalog`, [`describe_catalog`]; and `part` ("both", or the only one), `parts`,
+        See [`describe`] or, with `catalog`, [`describe_catalog`]; `prediction_sets` of `score_sets`, where `coverage`
+        asks for them; and `part` ("both", or the only one), `parts`,
         `options` (of the scoring, and what was masked or permuted), `model` and its `fingerprint` (none if something
-        was masked or permuted), `data`.
+        was masked or permuted), `data`. A notebook shows it as a table of the parts.
 
     Raises:
         BundleMLLMError: If a path is wrong, `output` cannot be written, an option is out of range, a question is
-            malformed, a prompt is too long, a score is not finite, the model's catalog lacks an item or, with
-            `catalog`, has others or another order.
+            malformed, a prompt is too long, a score is not finite, a file is changed meanwhile, the model's catalog
+            lacks an item or, with `catalog`, has others or another order.
     """
+    if settings.ranker is not None and (settings.mask or settings.permute):
+        raise BundleMLLMError(
+            "mask and permute change features, and the items of a served ranker are fixed tokens, so it would see "
+            "them all the same: leave out ranker."
+        )
+    if settings.coverage and settings.catalog:
+        raise BundleMLLMError("Sets with a guarantee are measured among candidates: leave out coverage, or catalog.")
     if settings.output is not None:
         for path in (settings.output, *(part_path(settings.output, part) for part in ("ranker", "retriever"))):
             check_writable(path, settings.questions)
+    files = [*model_files(settings.model), *tables_of(settings.data), settings.questions]
+    states = file_states([*files, manifest_path(settings.questions)])
     manifest = read_question_manifest(settings.questions)
     folder = DatasetFolder.open(settings.data) if settings.catalog else None
     catalog = ItemCatalog.load(settings.data) if folder is None else folder.catalog
     questions = load_questions(settings.questions, catalog)
     open_questions = [] if folder is None else catalog_questions(questions, folder)
     train_items = load_train_items(settings.data, catalog)
-    completer = load_completer(settings.model, str(choose_device(settings.device)))
+    completer = load_completer(settings.model, str(choose_device(settings.device)), settings.ranker)
     check_items(completer, questions, settings.questions, settings.model)
     if differences := catalog.differences(completer.processor.item_ids, completer.processor.titles):
         there = ", ".join(differences)
@@ -96,17 +109,22 @@ def evaluate(settings: EvaluationSettings) -> dict[str, Any]:
             scored = rank_catalog(score, open_questions, folder, progress=True)
     changes = {name: list(getattr(settings, name)) for name in ("mask", "permute") if getattr(settings, name)}
     shared = {
-        "options": options | changes,
+        "options": options | changes | ({} if settings.ranker is None else {"ranker": settings.ranker}),
         "fingerprint": None if changes else fingerprint(settings.model),
         "model": str(settings.model),
         "data": str(settings.data),
     }
     if folder is None:
-        metrics = describe_parts(manifest, questions, scored, train_items, shared, max_options=options["max_options"])
+        about = {"max_options": options["max_options"], "reads_letters": completer.reads_letters}
+        metrics = describe_parts(manifest, questions, scored, train_items, shared, **about)
         longest = max(len(question.candidates) for question in questions)
         if "both" in metrics and longest <= options["max_options"]:  # the temperature concerns all candidates
             before = calibration_before_temperature(scored["both"], completer.combination.temperature)
             metrics["both"]["calibration_error_before_temperature"] = before
+        if settings.coverage:
+            metrics[answer_part(metrics)]["prediction_sets"] = score_sets(
+                altered, questions, settings.coverage, settings, progress=True
+            )
     else:
         metrics = {
             part: {
@@ -116,10 +134,11 @@ def evaluate(settings: EvaluationSettings) -> dict[str, Any]:
             }
             for part, ranked in scored.items()
         }
-        _add_parts(metrics, _MAIN_OF_CATALOG)
+        _add_parts(metrics, OF_CATALOGS)
+    check_unchanged(states)
     if settings.output is not None:
         save_parts(settings.output, metrics, scored)
-    return metrics[answer_part(metrics)]
+    return MetricsDict(metrics[answer_part(metrics)])
 
 
 def answer_part(parts: Iterable[str]) -> str:
@@ -135,13 +154,21 @@ def describe_parts(
     shared: Mapping[str, Any],
     *,
     max_options: int,
+    reads_letters: bool,
 ) -> dict[str, dict[str, Any]]:
-    """Return the metrics of each part: [`describe`], `part` and what is shared; the answer's also hold `parts`."""
+    """Return the metrics of each part: [`describe`], `part` and what is shared; the answer's also hold `parts`.
+
+    Without a ranker that answers by letters, the metrics of free answers are left out: there are none.
+    """
     metrics = {
         part: {"part": part, **describe(manifest, questions, answers, train_items, max_options=max_options), **shared}
         for part, answers in scored.items()
     }
-    _add_parts(metrics, _MAIN)
+    if not reads_letters:
+        for values in metrics.values():
+            for name in OF_FREE_ANSWERS:
+                del values[name], values[f"{name}_se"]
+    _add_parts(metrics, [name for name in _MAIN if reads_letters or name not in OF_FREE_ANSWERS])
     return metrics
 
 

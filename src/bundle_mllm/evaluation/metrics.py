@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 CALIBRATION_BINS = 15
 """Bins of equal width of the calibration error (Guo et al., ICML 2017)."""
+RANDOM_TIES = "hit_rate@1_random_ties"
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,7 @@ def question_values(scored: Sequence[ScoredQuestion], *, probabilities: bool = T
     free = [None if q.unrestricted_choice is None else q.unrestricted_choice == q.answer_index for q in scored]
     values = {
         "hit_rate@1": hits,
-        "hit_rate@1_random_ties": expected(lambda rank: rank <= 1),
+        RANDOM_TIES: expected(lambda rank: rank <= 1),
         "hit_rate@1_valid": np.array([math.nan if right is None else right for right in free], dtype=float),
         "valid_ratio": np.array([right is not None for right in free], dtype=float),
         "hit_rate@3": expected(lambda rank: rank <= 3),

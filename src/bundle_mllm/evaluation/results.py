@@ -18,6 +18,7 @@ from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.evaluation.catalog import RankedQuestion
 from bundle_mllm.evaluation.catalog_metrics import catalog_differences
 from bundle_mllm.evaluation.metrics import ScoredQuestion, paired_differences
+from bundle_mllm.evaluation.tables import ComparisonDict
 
 _FIELDS = ("question_id", "bundle_id", "answer_index", "rank", "scores", "unrestricted_choice")
 
@@ -96,9 +97,14 @@ def load_catalog_results(path: str | os.PathLike) -> tuple[dict[str, Any], list[
     return metrics, [RankedQuestion(**{name: _frozen(value) for name, value in row.items()}) for row in records]
 
 
+def load_metrics(path: str | os.PathLike) -> dict[str, Any]:
+    """Read a metrics file of [`save_results`], of either kind; errors are those of [`load_results`]."""
+    return _read(path)[0]
+
+
 def is_catalog(path: str | os.PathLike) -> bool:
     """Return whether a metrics file is about whole catalogs."""
-    return "protocol" in _read(path)[0]
+    return "protocol" in load_metrics(path)
 
 
 def _read(path: str | os.PathLike) -> tuple[dict[str, Any], Iterator[dict[str, Any]]]:
@@ -107,10 +113,10 @@ def _read(path: str | os.PathLike) -> tuple[dict[str, Any], Iterator[dict[str, A
     try:
         metrics = read_json(path)
         name, expected, _ = metrics["results"]["path"], metrics["results"]["sha256"], metrics["questions"]["sha256"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (BundleMLLMError, KeyError, TypeError) as error:
+        reason = str(error).rstrip(".") if isinstance(error, BundleMLLMError) else "no questions or no results"
         raise BundleMLLMError(
-            f"{path} is no metrics file that can be compared ({type(error).__name__}: {error}): give what "
-            "`bundle-mllm evaluate` wrote."
+            f"{path} is no metrics file that can be compared ({reason}): give what `bundle-mllm evaluate` wrote."
         ) from error
     rows = path.parent / name
     if not rows.is_file() or sha256(rows) != expected:
@@ -129,7 +135,7 @@ def _to_record(question: ScoredQuestion | RankedQuestion) -> dict[str, Any]:
     return {name: getattr(question, name) for name in _FIELDS}
 
 
-def compare_metrics(a: str | os.PathLike, b: str | os.PathLike) -> dict[str, Any]:
+def compare_metrics(a: str | os.PathLike, b: str | os.PathLike) -> ComparisonDict:
     """Compare two runs on one question file.
 
     Args:
@@ -138,7 +144,8 @@ def compare_metrics(a: str | os.PathLike, b: str | os.PathLike) -> dict[str, Any
 
     Returns:
         `a`, `b` (the paths), `questions` (which file) and, for each metric that both have, a mapping of `a`, `b`,
-        `difference` (`a` minus `b`), `se` (paired, clustered by bundle) and `z`; see `paired_differences`.
+        `difference` (`a` minus `b`), `se` (paired, clustered by bundle) and `z`; see `paired_differences`. A notebook
+        shows it as a table.
 
     Raises:
         BundleMLLMError: If the runs used different question files, or a file is missing, malformed or of another run.
@@ -158,7 +165,7 @@ def compare_metrics(a: str | os.PathLike, b: str | os.PathLike) -> dict[str, Any
     else:
         probabilities = all("calibration_error" in metrics for metrics in (metrics_a, metrics_b))
         differences = paired_differences(of_a, of_b, probabilities=probabilities)
-    return {"a": str(a), "b": str(b), "questions": used[0], **differences}
+    return ComparisonDict({"a": str(a), "b": str(b), "questions": used[0], **differences})
 
 
 def part_path(path: Path, part: str) -> Path:

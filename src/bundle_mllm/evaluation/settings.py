@@ -60,6 +60,11 @@ class EvaluationSettings(MaskingOptions, ScoringOptions):
     """Where the metrics are written, if anywhere. Beside them go the scores of every question
     (`metrics.questions.jsonl`), the metrics of each part (`metrics.ranker.json`, `metrics.retriever.json`) and those
     of baselines (`metrics.popularity.json`, ...)."""
+    ranker: str | None = None
+    """Server that runs the exported ranker, as openai:http://HOST/v1#MODEL; an error if it does not answer."""
+    coverage: tuple[float, ...] = ()
+    """Stated probabilities, such as 0.8 0.9 0.95: how often do the sets that hold the answer so often really hold it,
+    how large are they, and how often does nothing fit, with the answer among the candidates and without?"""
 
 
 @dataclass(frozen=True)

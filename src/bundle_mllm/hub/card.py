@@ -1,4 +1,4 @@
-"""Render the model card: what the model is, what was measured and how it was trained, for people and for the Hub.
+"""Render the model card: what the model is, what was measured and how it was trained, for readers and for the Hub.
 
 Knows nothing about uploading, and measures nothing.
 """
@@ -23,8 +23,8 @@ from bundle_mllm.hub.report_files import card_sections, metrics_files
 from bundle_mllm.hub.schema import WithheldError, hub_name, rebuild
 from bundle_mllm.hub.settings import LICENSE_UNKNOWN, PublishSettings
 from bundle_mllm.model_folder import CONVERSION_RECORD, RUN_RECORD, fingerprint
+from bundle_mllm.modeling.completion_bundle_mllm import RETRIEVER_FOLDER
 from bundle_mllm.modeling.configuration_bundle_mllm import BundleMLLMConfig, BundleRetrieverConfig
-from bundle_mllm.modeling.pipeline_bundle_mllm import RETRIEVER_FOLDER
 from bundle_mllm.settings import NO_RANKER, SCRATCH
 
 TAGS = ("bundle-mllm", "product-bundling", "recommendation", "multimodal", "custom_code", "arxiv:2407.11712")
@@ -209,7 +209,11 @@ def render_model_card(
 
 
 def check_license(license: str) -> None:
-    """Refuse a license that cannot be one of the Hub's identifiers; whether it is one, the Hub checks later."""
+    """Refuse a license that cannot be one of the Hub's identifiers; whether it is one, the Hub checks later.
+
+    Raises:
+        BundleMLLMError: If it cannot be one.
+    """
     if not _LICENSE.fullmatch(license):
         raise BundleMLLMError(
             f'The license {license!r} is no identifier of the Hub: write "apache-2.0", "other", "{LICENSE_UNKNOWN}", …'
@@ -293,11 +297,16 @@ def _example(model_dir: Path) -> dict[str, list[str]]:
 def _published_step(step: Mapping[str, Any], entries: Any) -> dict[str, Any]:
     """Return the settings of a step of training, and the best of its validations, which chose its checkpoint."""
     names = ("validation_hit_rate@1", "validation_log_likelihood", "step")
-    known = [[entry.get(name) for name in names] for entry in entries or () if isinstance(entry, dict)]
+    known = [[entry.get(name) for name in names] for entry in _list(entries) if isinstance(entry, dict)]
     known = [each for each in known if all(isinstance(value, int | float) for value in each)]
     best = f"{max(known)[0]:.3f}, step {max(known)[2]}" if known else None
-    unused = {"lora"} - set(step.get("trains") or ())
-    return {**{name: value for name, value in step.items() if name not in unused}, "validation HitRate@1": best}
+    shown = {name: value for name, value in step.items() if name != "lora" or name in _list(step.get("trains"))}
+    return {**shown, "validation HitRate@1": best}
+
+
+def _list(value: Any) -> list[Any]:
+    """Return a list of a record; an empty one in place of anything else."""
+    return value if isinstance(value, list) else []
 
 
 def _setting_rows(steps: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:

@@ -19,7 +19,7 @@ from huggingface_hub import DatasetCard, DatasetCardData
 from pyarrow.parquet import read_schema
 
 from bundle_mllm.data.bundles import SPLITS, find_bundles
-from bundle_mllm.data.catalog import ItemCatalog
+from bundle_mllm.data.catalog import MEDIA, ItemCatalog
 from bundle_mllm.data.features import MANIFEST
 from bundle_mllm.data.files import read_json, write_json
 from bundle_mllm.data.folder import OUT_OF_FOLD, DatasetFolder
@@ -29,9 +29,9 @@ from bundle_mllm.data.questions import load_questions
 from bundle_mllm.data.tables import SUFFIXES, find_table, iter_records, write_records
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.hub.card import card_template, check_license, split_name
-from bundle_mllm.hub.integrity import check_safe
+from bundle_mllm.hub.integrity import check_safe, read_tensors
 from bundle_mllm.hub.records import FEATURES, FEATURES_METADATA
-from bundle_mllm.hub.repository import CARD, PublishReport, link_or_copy, place_tensors, read_tensors
+from bundle_mllm.hub.repository import CARD, PublishReport, link_or_copy, place_tensors
 from bundle_mllm.hub.schema import rebuild
 from bundle_mllm.hub.settings import LICENSE_UNKNOWN, DatasetPublishSettings
 from bundle_mllm.hub.upload import check_repo_id, publish_folder
@@ -185,7 +185,7 @@ class _Writer:
             replace(
                 item,
                 extra=self._select("items", item.extra),
-                **{kind: media.get(getattr(item, kind) or "") for kind in ("image", "audio")},
+                **{kind: media.get(getattr(item, kind) or "") for kind in MEDIA},
             )
             for item in self.data.catalog
         )

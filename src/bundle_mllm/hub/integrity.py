@@ -5,18 +5,20 @@ Knows nothing about the Hub, and loads nothing.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
 
 from bundle_mllm import modeling
 from bundle_mllm.data.files import read_json
 from bundle_mllm.encoders.fitted import ENCODERS_FOLDER, read_encoders
 from bundle_mllm.errors import BundleMLLMError
-from bundle_mllm.hub.repository import read_tensors
 from bundle_mllm.modeling.combination_bundle_mllm import COMBINATION_FILE
+from bundle_mllm.modeling.completion_bundle_mllm import RETRIEVER_FOLDER
 from bundle_mllm.modeling.configuration_bundle_mllm import BundleRetrieverConfig
-from bundle_mllm.modeling.pipeline_bundle_mllm import RETRIEVER_FOLDER
 
 _NEEDED = ("config.json", "items.jsonl", "processor_config.json")
 _NEEDED_OF_RANKER = ("tokenizer.json", "tokenizer_config.json")
@@ -41,7 +43,11 @@ def check_complete(folder: Path) -> None:
 
 
 def check_safe(folder: Path) -> None:
-    """Refuse a folder that holds code that is not this package's own, or a pickle."""
+    """Refuse a folder that holds code that is not this package's own, or a pickle.
+
+    Raises:
+        BundleMLLMError: If it does.
+    """
     check_code(folder)
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         with open(path, "rb") as file:
@@ -55,7 +61,11 @@ def check_safe(folder: Path) -> None:
 
 
 def check_code(folder: Path) -> None:
-    """Refuse a model folder whose code is not, byte for byte, that of this package; nothing is run."""
+    """Refuse a model folder whose code is not, byte for byte, that of this package; nothing is run.
+
+    Raises:
+        BundleMLLMError: If a file is other code.
+    """
     for path in sorted([*folder.glob("*.py"), *folder.glob(f"{RETRIEVER_FOLDER}/*.py")]):
         own = _CODE / path.name
         if not own.is_file() or own.read_bytes() != path.read_bytes():
@@ -63,6 +73,21 @@ def check_code(folder: Path) -> None:
                 f"{path} is not the code of this version of bundle-mllm, and would run when the folder is loaded: "
                 "load and save the model with this version, which writes its code anew."
             )
+
+
+def read_tensors(path: Path) -> tuple[set[str], dict[str, str]]:
+    """Return names of tensors and free text of a safetensors file; refuse one that the library finds not whole.
+
+    Raises:
+        BundleMLLMError: If the file is not whole.
+    """
+    try:
+        with safe_open(path, "np") as file:
+            return set(file.keys()), file.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise BundleMLLMError(
+            f"{path} is no whole safetensors file ({error}), so weights are missing or foreign: copy or save it again."
+        ) from error
 
 
 def _check_files(folder: Path, names: Sequence[str]) -> None:
@@ -76,7 +101,7 @@ def _check_files(folder: Path, names: Sequence[str]) -> None:
 
 def _needed_code(folder: Path) -> list[str]:
     """Return the code files that the settings in a folder name, and those that these import."""
-    settings = "".join(path.read_text(encoding="utf-8") for path in sorted(folder.glob("*config.json")))
+    settings = "".join(json.dumps(read_json(path)) for path in sorted(folder.glob("*config.json")))
     needed = list(dict.fromkeys(_REFERENCE.findall(settings)))
     for name in needed:
         if (_CODE / f"{name}.py").is_file():

@@ -20,11 +20,12 @@ from bundle_mllm.hub.report_files import FOLDER as REPORT_FOLDER
 from bundle_mllm.hub.report_files import read_report, write_report
 from bundle_mllm.hub.repository import CARD, PublishReport, matches
 from bundle_mllm.hub.settings import PublishSettings
+from bundle_mllm.hub.space import gradio_version, publish_space
 from bundle_mllm.hub.upload import check_repo_id, publish_folder
 from bundle_mllm.hub.verify import Verification, verify_repository
 from bundle_mllm.model_folder import fingerprint
 from bundle_mllm.modeling.combination_bundle_mllm import COMBINATION_FILE
-from bundle_mllm.modeling.pipeline_bundle_mllm import RETRIEVER_FOLDER
+from bundle_mllm.modeling.completion_bundle_mllm import RETRIEVER_FOLDER
 from bundle_mllm.settings import configured_by
 
 PUBLISHED_RECORD = "training_record.json"
@@ -51,7 +52,7 @@ def publish(settings: PublishSettings) -> PublishReport:
         settings: Whose fields are the arguments: see `PublishSettings`.
 
     Returns:
-        The files with their sizes, the result of verification, and the commit.
+        The files with their sizes, the result of verification, and the commit; the same of the Space, if there is one.
 
     Raises:
         BundleMLLMError: If the name is none, there is no valid token, metrics are missing, a file is missing, cut
@@ -60,6 +61,9 @@ def publish(settings: PublishSettings) -> PublishReport:
     """
     source = settings.model
     check_repo_id(settings.repo)
+    if settings.space is not None:
+        check_repo_id(settings.space)
+        gradio_version()
     if not source.is_dir():
         raise BundleMLLMError(f"{source} is no folder: give the output folder of `bundle-mllm train`.")
     check_complete(source)
@@ -95,7 +99,8 @@ def publish(settings: PublishSettings) -> PublishReport:
     used |= {source / REPORT_FOLDER} if report is not None else set()
     paths = [*source.iterdir(), *source.glob(f"{RETRIEVER_FOLDER}/*")]
     names = sorted(path.relative_to(source).as_posix() for path in paths if path not in used and path.name[0] != ".")
-    return replace(published, left_out=tuple(names), verification=verified[0])
+    space = None if settings.space is None else publish_space(settings, settings.space)
+    return replace(published, left_out=tuple(names), verification=verified[0], space=space)
 
 
 def is_public(path: Path) -> bool:

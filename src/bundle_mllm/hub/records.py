@@ -53,7 +53,7 @@ METRICS: Schema = {
     "options": {"mask": [word], "permute": [word], NAME: number},
     "part": matching("ranker|retriever|both"),
     "parts": {re.compile("ranker|retriever|both"): {NAME: number}},
-    **dict.fromkeys(("slices", "position"), numbers),
+    **dict.fromkeys(("slices", "position", "prediction_sets"), numbers),
     NAME: number,
 }
 _STEP: Schema = {

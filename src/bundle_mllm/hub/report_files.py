@@ -43,7 +43,11 @@ _REPORT: Schema = {
 
 
 def read_report(model_dir: Path) -> dict[str, Any] | None:
-    """Return what is published of the report in a model folder, if it has one; refuse one of other weights."""
+    """Return what is published of the report in a model folder, if it has one; refuse one of other weights.
+
+    Raises:
+        BundleMLLMError: If it is of other weights, malformed, or lacks a figure.
+    """
     path = model_dir / FOLDER / REPORT
     if not path.is_file():
         return None
@@ -97,7 +101,11 @@ def card_sections(report: Mapping[str, Any] | None) -> list[dict[str, Any]]:
 
 
 def write_report(report: Mapping[str, Any], model_dir: Path, target: Path) -> None:
-    """Write a report of `read_report` into a repository folder: figures, numbers, and a page rendered from these."""
+    """Write a report of `read_report` into a repository folder: figures, numbers, and a page rendered from these.
+
+    Raises:
+        BundleMLLMError: If the report is malformed.
+    """
     first, *others = report["models"]
     report = {**report, "models": [{**first, "fingerprint": fingerprint(target) or first["fingerprint"]}, *others]}
     for section in report["sections"].values():
@@ -105,7 +113,7 @@ def write_report(report: Mapping[str, Any], model_dir: Path, target: Path) -> No
     write_json(target / FOLDER / REPORT, report)
     try:
         write_page(report, target / FOLDER)
-    except (UndefinedError, TypeError, ValueError) as error:  # a number is missing
+    except (UndefinedError, LookupError, StopIteration, TypeError, ValueError) as error:  # a number is missing
         raise _malformed(model_dir / FOLDER / REPORT, error) from error
 
 

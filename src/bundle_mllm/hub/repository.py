@@ -15,10 +15,9 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from safetensors import SafetensorError, safe_open
-
-from bundle_mllm.data.files import new_folder, replaced_folder
+from bundle_mllm.data.files import written_folder
 from bundle_mllm.errors import BundleMLLMError
+from bundle_mllm.hub.integrity import read_tensors
 
 if TYPE_CHECKING:
     from bundle_mllm.hub.verify import Verification
@@ -43,6 +42,8 @@ class PublishReport:
     """What the source folder holds besides."""
     verification: Verification | None = None
     """How a clean process answered a model's questions; `None` for a data set."""
+    space: PublishReport | None = None
+    """The Space that opens the model."""
     notes: tuple[str, ...] = ()
     """What is published as it is, and should be looked at."""
 
@@ -84,8 +85,7 @@ def write_repository(
         raise BundleMLLMError(
             f"{folder} exists and is no repository folder, so its files would be lost: give another --output-dir."
         )
-    written = replaced_folder if final.exists() else new_folder
-    with written(final) as temporary:
+    with written_folder(final) as temporary:
         try:
             write(temporary)
             (temporary / MARKER).write_text("Written by bundle-mllm from another folder; may be overwritten.\n")
@@ -129,14 +129,3 @@ def place_tensors(source: Path, target: Path, metadata: Mapping[str, str]) -> No
         text += b" " * (-len(text) % 8)  # tensors stay aligned
         new.write(len(text).to_bytes(8, "little") + text)
         shutil.copyfileobj(old, new, 1 << 24)
-
-
-def read_tensors(path: Path) -> tuple[set[str], dict[str, str]]:
-    """Return names of tensors and free text of a safetensors file; refuse one that the library finds not whole."""
-    try:
-        with safe_open(path, "np") as file:
-            return set(file.keys()), file.metadata() or {}
-    except (OSError, SafetensorError) as error:
-        raise BundleMLLMError(
-            f"{path} is no whole safetensors file ({error}), so weights are missing or foreign: copy or save it again."
-        ) from error

@@ -84,21 +84,33 @@ def nested(kind: Kind, names: re.Pattern[str] = NAME) -> Kind:
 
 
 def number(value: Any) -> float | None:
-    """Pass a finite number, a truth value or null; infinity and NaN become null, as JSON knows neither."""
+    """Pass a finite number, a truth value or null; infinity and NaN become null, as JSON knows neither.
+
+    Raises:
+        WithheldError: If it is anything else.
+    """
     if value is not None and not isinstance(value, int | float):
         raise WithheldError
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def text(value: Any) -> str:
-    """Pass any text: of what is published because it is text, such as the wording of prompts."""
+    """Pass any text: of what is published because it is text, such as the wording of prompts.
+
+    Raises:
+        WithheldError: If it is no text.
+    """
     if not isinstance(value, str):
         raise WithheldError
     return value
 
 
 def hub_name(value: Any) -> str:
-    """Pass a name that a repository of the Hub can have."""
+    """Pass a name that a repository of the Hub can have.
+
+    Raises:
+        WithheldError: If it can have no such name.
+    """
     try:
         validate_repo_id(text(value))
     except HFValidationError as error:

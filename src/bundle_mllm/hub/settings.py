@@ -49,6 +49,10 @@ class PublishSettings(RepositoryOptions):
     """Hub name of the base model, if it was trained from a local folder."""
     datasets: tuple[str, ...] = ()
     """Hub names of the data sets it was trained on."""
+    space: str | None = None
+    """Also publish a Space, org/name, that opens the model in the browser (see `app`)."""
+    space_package: str = "bundle-mllm[app]"
+    """How pip finds this package in the Space: a name and version, or an address such as that of a wheel."""
     share_user_log: bool = False
     """Publish a retriever that holds the pairs of user and item (users by number)."""
 

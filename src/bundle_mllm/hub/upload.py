@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
@@ -26,7 +27,11 @@ _REPEAT = "Check the network, then repeat the command: what has arrived is not s
 
 
 def check_repo_id(repo_id: str) -> None:
-    """Refuse a name of a repository that is not of the form `owner/name`, or has characters that the Hub refuses."""
+    """Refuse a name of a repository that is not of the form `owner/name`, or has characters that the Hub refuses.
+
+    Raises:
+        BundleMLLMError: If it is such a name.
+    """
     try:
         validate_repo_id(repo_id)
         problem = "" if repo_id.count("/") == 1 else "it lacks its owner"
@@ -70,7 +75,8 @@ def publish_folder(
     if options.dry_run:
         return report
     with _explained(api.endpoint, f"publish {repo_id}"):
-        api.create_repo(repo_id, repo_type=repo_type, private=True if options.private else None, exist_ok=True)
+        made: Any = {"space_sdk": "gradio"} if repo_type == "space" else {}
+        api.create_repo(repo_id, repo_type=repo_type, private=options.private or None, exist_ok=True, **made)
         if options.private and not api.repo_info(repo_id, repo_type=repo_type).private:
             raise BundleMLLMError(
                 f"{repo_id} exists and is public, so --private would not hide it: make it private in its settings on "

@@ -77,7 +77,11 @@ def verify_repository(
 
 
 def sample_questions(completer: BundleCompleter, *, seed: int = 0, number: int = 4) -> list[dict[str, list]]:
-    """Draw questions from a catalog; where it has features, the last one offers an item that it does not hold."""
+    """Draw questions from a catalog; where it has features, the last one offers an item that it does not hold.
+
+    Raises:
+        BundleMLLMError: If the catalog has fewer than three items.
+    """
     processor = completer.processor
     if processor.num_items < 3:
         raise BundleMLLMError(

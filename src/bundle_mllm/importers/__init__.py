@@ -26,4 +26,4 @@ if TYPE_CHECKING:
     from bundle_mllm.importers.tabular import import_tabular as import_tabular
     from bundle_mllm.importers.tabular import import_woocommerce as import_woocommerce
 else:
-    __getattr__, __dir__, __all__ = lazy_names(__name__, __file__)
+    __getattr__, __dir__ = lazy_names(__name__, __file__)

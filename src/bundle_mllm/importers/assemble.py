@@ -15,18 +15,18 @@ from typing import Any, Literal
 
 from bundle_mllm.bounds import bounds
 from bundle_mllm.data.bundles import SPLITS, Bundle, BundleSplits
-from bundle_mllm.data.catalog import ItemCatalog
+from bundle_mllm.data.catalog import MEDIA, ItemCatalog
+from bundle_mllm.data.cells import to_number
 from bundle_mllm.data.files import write_json
 from bundle_mllm.data.interactions import NUM_EXAMPLES, Interactions
 from bundle_mllm.data.records import to_id, to_ids, to_text
 from bundle_mllm.data.splitting import NEAR_DUPLICATE, held_out_near_duplicates, split_bundles
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.importers.meeting import explain_unmet, spelling_of
-from bundle_mllm.importers.summary import ImportNotes, ImportSummary
+from bundle_mllm.importers.summary import ImportNotes, ImportSummary, count_items
 from bundle_mllm.importers.text import clean_text
 
 IMPORT_RECORD = "import.json"
-MEDIA = ("image", "audio")
 TEXTS = ("title", "description", "category")
 SPLIT_NAMES = {
     **{name: "train" for name in ("train", "training")},
@@ -34,6 +34,13 @@ SPLIT_NAMES = {
     **{name: "test" for name in ("test", "testing")},
 }
 """What a split may be called in a foreign table, in any case."""
+
+
+class Row(dict[str, Any]):
+    """A record with the names of fields, which knows the columns that they come from."""
+
+    columns: Mapping[str, str] = {}
+
 
 Place = tuple[str, Mapping[str, Any]]
 """A record, and before it its place for messages, such as `"items.csv line 7"`."""
@@ -73,10 +80,13 @@ def collect_items(
         store_media: Puts pictures and sounds into the dataset folder; `None` leaves the paths as they are.
         on_duplicate: Whether a record that contradicts an earlier one is a problem, or the first one counts; `None`
             where the user has no such choice.
+
+    Raises:
+        BundleMLLMError: If the first record has no `item_id`; what is wrong with single records are problems.
     """
-    first_of: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {}  # place, fields, paths of media
+    first_of: dict[str, _ItemRow] = {}
     left_out: set[str] = set()
-    items = []
+    items: list[dict[str, Any]] = []
     for number, (where, record) in enumerate(records):
         if not number:
             need_column(record, "item_id", where)
@@ -84,52 +94,87 @@ def collect_items(
             if (item_id := clean_id(need_column(record, "item_id", where), where, notes)) is None:
                 notes.add("rows of items without an id, left out", where)
                 continue
-            media = {kind: record[kind] for kind in MEDIA if record.get(kind) is not None}
-            plain: dict[str, Any] = {"item_id": item_id}
-            for kind in [kind for kind, value in media.items() if isinstance(value, str) and "://" in value]:
-                plain[f"{kind}_url"] = media.pop(kind)
-            for name, value in record.items():
-                if name not in MEDIA and (name == "" or _holds_bytes(value)):
-                    left_out.add(name)
-                elif name in TEXTS:
-                    if (text := _clean(name, value, where, notes)) is not None:
-                        plain[name] = text
-                elif name not in plain and name not in MEDIA and (value := _to_plain(value)) is not None:
-                    plain[name] = value
+            row = _read_item(item_id, record, where, notes, left_out)
             if item_id in first_of:
-                first, first_plain, first_paths = first_of[item_id]
-                if plain == first_plain:
-                    same = media == first_paths
-                    further = "further pictures or sounds of an item, left out"
-                    what = "rows that repeat an item, counted once" if same else further
-                    notes.add(what, f"{where}: item {item_id!r}", harmless=same)
-                elif on_duplicate == "first":
-                    what = "rows that contradict an earlier one about an item, left out"
-                    notes.add(what, f"{where}: item {item_id!r}")
-                else:
-                    choice = ", or let the first count (--on-duplicate first)" * (on_duplicate is not None)
-                    raise BundleMLLMError(
-                        f"{where} contradicts {_shorten(first, where)} about the item {item_id!r}: remove one, or "
-                        f"give it another id{choice}."
-                    )
+                _note_repeated(row, first_of[item_id], on_duplicate, notes)
                 continue
-            first_of[item_id] = where, plain, {kind: value for kind, value in media.items() if isinstance(value, str)}
-            item = dict(plain)
-            for kind, value in media.items():
+            first_of[item_id] = row
+            item = dict(row.fields)
+            for kind, value in row.media.items():
                 path = value if store_media is None else store_media(kind, len(items), value, f"item {item_id!r}")
                 if path is not None:
                     item[kind] = path
-            for kind in MEDIA:
-                if f"{kind}_url" in plain and f"{kind}_url" not in record:
-                    what = f"{'pictures' if kind == 'image' else 'sounds'} that are web addresses, kept as {kind}_url"
-                    notes.add(what, f"item {item_id!r}", harmless=True)
+            for kind in [kind for kind in MEDIA if f"{kind}_url" in item and f"{kind}_url" not in record]:
+                what = f"{'pictures' if kind == 'image' else 'sounds'} that are web addresses, kept as {kind}_url"
+                notes.add(what, f"item {item_id!r}", harmless=True)
             items.append(item)
-            if not plain.get("title"):
+            if not item.get("title"):
                 notes.add("items without a title", f"item {item_id!r}", harmless=True)
     if left_out:
         names = ", ".join(name or "(no name)" for name in sorted(left_out))
         notes.warn(f"{source}: columns that have no name or hold bytes were left out: {names}.")
     return ItemCatalog.from_records(items, source)
+
+
+@dataclass(frozen=True)
+class _ItemRow:
+    """What a row says about an item.
+
+    Attributes:
+        where: Its place, for messages.
+        fields: Id, clean texts and all other columns.
+        media: Cells of pictures and sounds that are no web addresses.
+    """
+
+    where: str
+    fields: dict[str, Any]
+    media: dict[str, Any]
+
+    @property
+    def paths(self) -> dict[str, str]:
+        """The pictures and sounds that are files, which can be compared."""
+        return {kind: value for kind, value in self.media.items() if isinstance(value, str)}
+
+
+def _read_item(
+    item_id: str, record: Mapping[str, Any], where: str, notes: ImportNotes, left_out: set[str]
+) -> _ItemRow:
+    """Read a row; the names of columns that cannot be kept are added to `left_out`."""
+    media = {kind: record[kind] for kind in MEDIA if record.get(kind) is not None}
+    fields: dict[str, Any] = {"item_id": item_id}
+    for kind in [kind for kind, value in media.items() if isinstance(value, str) and "://" in value]:
+        fields[f"{kind}_url"] = media.pop(kind)
+    for name, value in record.items():
+        if name not in MEDIA and (name == "" or _holds_bytes(value)):
+            left_out.add(name)
+        elif name in TEXTS:
+            if (text := _clean(name, record, where, notes)) is not None:
+                fields[name] = text
+        elif name not in fields and name not in MEDIA and (value := _to_plain(value)) is not None:
+            fields[name] = value
+    return _ItemRow(where, fields, media)
+
+
+def _note_repeated(row: _ItemRow, first: _ItemRow, on_duplicate: OnDuplicate | None, notes: ImportNotes) -> None:
+    """Note a row about an item that an earlier one describes.
+
+    Raises:
+        BundleMLLMError: If it contradicts that row, and the first is not said to count.
+    """
+    item_id = row.fields["item_id"]
+    if row.fields == first.fields:
+        same = row.media == first.paths
+        what = "rows that repeat an item, counted once" if same else "further pictures or sounds of an item, left out"
+        notes.add(what, f"{row.where}: item {item_id!r}", harmless=same)
+    elif on_duplicate == "first":
+        what = "rows that contradict an earlier one about an item, left out"
+        notes.add(what, f"{row.where}: item {item_id!r}")
+    else:
+        choice = ", or let the first count (--on-duplicate first)" * (on_duplicate is not None)
+        raise BundleMLLMError(
+            f"{row.where} contradicts {_shorten(first.where, row.where)} about the item {item_id!r}: remove one, or "
+            f"give it another id{choice}."
+        )
 
 
 def collect_bundles(records: Iterable[Place], notes: ImportNotes) -> dict[str, RawBundle]:
@@ -141,6 +186,9 @@ def collect_bundles(records: Iterable[Place], notes: ImportNotes) -> dict[str, R
         records: Mappings with `bundle_id` and either `items` (a list, or text as `to_ids` reads it) or `item_id`;
             optionally `split` (see `SPLIT_NAMES`) and `name`. The rows of a bundle must agree on these.
         notes: Receives what was left out or repaired, and problems.
+
+    Raises:
+        BundleMLLMError: If the first record has no `bundle_id`; what is wrong with single records are problems.
     """
     bundles: dict[str, RawBundle] = {}
     for number, (where, record) in enumerate(records):
@@ -155,14 +203,14 @@ def collect_bundles(records: Iterable[Place], notes: ImportNotes) -> dict[str, R
             if whole and bundle_id in bundles:
                 raise BundleMLLMError(f"{place} repeats it, so its items are unclear: remove or rename one.")
             items = (
-                to_ids(record["items"], "items", place)
+                to_ids(record["items"], column_of(record, "items"), place)
                 if whole
                 else [need_column(record, "item_id", place, "`items` or `item_id`")]
             )
             cleaned = [item_id for each in items if (item_id := clean_id(each, place, notes)) is not None]
             if not whole and not cleaned:
                 notes.add("rows of bundles without an item, left out", where)
-            split, name = _to_split(record.get("split"), place), to_text(record.get("name"), "name", place)
+            split, name = _to_split(record, place), text_of(record, "name", place)
             bundle = bundles.setdefault(bundle_id, RawBundle(split=split, name=name))
             if (split, name) != (bundle.split, bundle.name):
                 earlier = f"an earlier row of the bundle has {bundle.split!r} and {bundle.name!r}: make them agree"
@@ -178,7 +226,20 @@ def clean_id(value: Any, where: str, notes: ImportNotes) -> str | None:
     item_id = to_id(value, where)
     if (stripped := item_id.strip()) != item_id:
         notes.add("ids with blanks around them, which were taken away", f"{where}: {item_id!r}", harmless=True)
+    if stripped.startswith("'") and len(stripped) > 1:
+        notes.add(
+            "ids with an apostrophe before them, as spreadsheets write it, which was taken away", where, harmless=True
+        )
+        stripped = stripped[1:]
     return stripped
+
+
+def to_price(cell: str | None, where: str, notes: ImportNotes) -> float | None:
+    """Return a price as a number, such as 1299 of `"1.299,00 €"`; one that is none is noted, and `None`."""
+    price = to_number(cell)
+    if cell and math.isnan(price):
+        notes.add("prices that are no number, left out", f"{where}: {cell!r}")
+    return None if math.isnan(price) else price
 
 
 def settle_bundles(
@@ -193,16 +254,25 @@ def settle_bundles(
     """Keep the known items of each bundle, leave out bundles of fewer than two, and split the rest.
 
     Splits that the source gives are kept; without any, near-duplicates stay on one side (see `split_bundles`).
+
+    Raises:
+        BundleMLLMError: If no bundle of two known items is left, or only some bundles have a split.
     """
     members: dict[str, tuple[str, ...]] = {}
     named = [item_id for bundle in raw.values() for item_id in bundle.items]
     unmet = [item_id for item_id in named if item_id not in catalog]
     if len(unmet) < len(named):
-        _hint_at_unmet("items named in bundles", unmet, len(named), catalog, notes)
+        _hint_at_unmet("bundles", unmet, named, catalog, notes)
+    where = [
+        f"{each!r} in {bundle_id!r}"
+        for bundle_id, bundle in raw.items()
+        for each in bundle.items
+        if each not in catalog
+    ]
+    what = "entries of bundles whose item the catalog lacks, taken out of them"
+    notes.add(what, where, num_items=len({*unmet}))
     for bundle_id, bundle in raw.items():
         known = [item_id for item_id in bundle.items if item_id in catalog]
-        unknown = (f"{item_id!r} in {bundle_id!r}" for item_id in bundle.items if item_id not in catalog)
-        notes.add("items of bundles that the catalog lacks, taken out of them", unknown)
         items = tuple(dict.fromkeys(known))
         if repeated := len(known) - len(items):
             what = "items repeated in their bundle, counted once"
@@ -239,19 +309,35 @@ def settle_bundles(
     return bundles
 
 
-def note_unmet(what: str, unmet: Sequence[str], num_named: int, catalog: ItemCatalog, notes: ImportNotes) -> None:
-    """Note items that the catalog lacks, and what would make the ids meet; `what` is such as "items of orders"."""
-    if num_named and len(unmet) == num_named:
+def note_unmet(sold: Sequence[tuple[str, str]], catalog: ItemCatalog, notes: ImportNotes) -> None:
+    """Note items of orders that the catalog lacks, and what would make the ids meet.
+
+    Args:
+        sold: Each order and item.
+        catalog: The items.
+        notes: Receives what is unmet.
+
+    Raises:
+        BundleMLLMError: If the catalog lacks all of them.
+    """
+    unmet = [item_id for _, item_id in sold if item_id not in catalog]
+    if sold and len(unmet) == len(sold):
         raise BundleMLLMError(
-            f"None of {num_named} {what} is in the catalog: {explain_unmet(unmet, catalog.item_ids)}."
+            f"None of the {len(sold)} entries of orders ({count_items(len({*unmet}))}) is in the catalog: "
+            f"{explain_unmet(unmet, catalog.item_ids)}."
         )
-    notes.add(f"{what} that the catalog lacks, left out", map(repr, unmet))
-    _hint_at_unmet(what, unmet, num_named, catalog, notes)
+    what = "entries of orders whose item the catalog lacks, left out"
+    where = (f"{item_id!r} in {order_id!r}" for order_id, item_id in sold if item_id not in catalog)
+    notes.add(what, where, num_items=len({*unmet}))
+    _hint_at_unmet("orders", unmet, [item_id for _, item_id in sold], catalog, notes)
 
 
-def _hint_at_unmet(what: str, unmet: Sequence[str], num_named: int, catalog: ItemCatalog, notes: ImportNotes) -> None:
-    text = f"{len(unmet)} of {num_named} {what} are not in the catalog: "
-    if len(unmet) * 2 > num_named:
+def _hint_at_unmet(
+    of: str, unmet: Sequence[str], named: Sequence[str], catalog: ItemCatalog, notes: ImportNotes
+) -> None:
+    items = f"{len({*unmet})} of {count_items(len({*named}))}"
+    text = f"{len(unmet)} of {len(named)} entries of {of} ({items}) are not in the catalog: "
+    if len(unmet) * 2 > len(named):
         notes.alarm(f"{text}{explain_unmet(unmet, catalog.item_ids)}.")
     elif hint := spelling_of(unmet, catalog.item_ids):
         notes.warn(f"{text}{hint}.")
@@ -273,7 +359,7 @@ def note_interactions(interactions: Interactions, catalog: ItemCatalog, source: 
     """Note what reading interactions left out."""
     unknown = (f"{source} row {row}: item {item_id!r}" for row, item_id in interactions.unknown)
     what = "interactions with an item that the catalog lacks, left out"
-    notes.add(what, unknown, count=interactions.num_unknown)
+    notes.add(what, unknown, count=interactions.num_unknown, num_items=interactions.num_unknown_items)
     if not len(interactions) and interactions.unknown:
         hint = explain_unmet([item_id for _, item_id in interactions.unknown], catalog.item_ids)
         notes.alarm(f"{source} names no item of the catalog: {hint}.")
@@ -319,11 +405,17 @@ def write_dataset(
 
 
 def need_column(record: Mapping[str, Any], name: str, where: str, wanted: str = "") -> Any:
-    """Return a cell of a record; refuse a table without the column, and say which delimiter it seems to have."""
+    """Return a cell of a record; refuse a table without the column, and say which delimiter it seems to have.
+
+    Raises:
+        BundleMLLMError: If the record has no such column.
+    """
     if name not in record:
-        columns = ", ".join(map(str, record)) or "none"
+        columns = ", ".join(column_of(record, each) for each in record) or "none"
         separator = next((mark for mark in (";", "\t", "|") if len(record) == 1 and mark in columns), None)
-        fix = f"map the column that holds it, such as {name}=COLUMN"
+        fix = f"map the column that holds it, such as --columns {name}=COLUMN"
+        if (column := column_of(record, name)) != name:
+            wanted, fix = f"`{column}`", f"correct --columns {name}={column}"
         raise BundleMLLMError(
             f"{where} has no {wanted or f'`{name}`'} (its columns: {columns}): "
             f"{fix if separator is None else f'set the delimiter to {separator!r}'}."
@@ -331,8 +423,18 @@ def need_column(record: Mapping[str, Any], name: str, where: str, wanted: str = 
     return record[name]
 
 
-def _to_split(value: Any, where: str) -> str | None:
-    text = to_text(value, "split", where)
+def column_of(record: Mapping[str, Any], name: str) -> str:
+    """Return the column that a field of a record comes from, for messages."""
+    return record.columns.get(name, name) if isinstance(record, Row) else name
+
+
+def text_of(record: Mapping[str, Any], name: str, where: str) -> str | None:
+    """Return a text of a record, if it has any; errors are those of `to_text`, about the column."""
+    return to_text(record.get(name), name, where, column_of(record, name))
+
+
+def _to_split(record: Mapping[str, Any], where: str) -> str | None:
+    text = text_of(record, "split", where)
     if text is None:
         return None
     if (split := SPLIT_NAMES.get(text.strip().lower())) is None:
@@ -340,10 +442,11 @@ def _to_split(value: Any, where: str) -> str | None:
     return split
 
 
-def _clean(name: str, value: Any, where: str, notes: ImportNotes) -> str | None:
+def _clean(name: str, record: Mapping[str, Any], where: str, notes: ImportNotes) -> str | None:
     """Return a text field as plain text, and note what was cleaned; a title that is far too long is cut."""
+    value, column = record[name], column_of(record, name)
     if not isinstance(value, str):
-        return to_text(value if isinstance(value, float) else _to_plain(value), name, where)
+        return to_text(value if isinstance(value, float) else _to_plain(value), name, where, column)
     cleaned = clean_text(value)
     if cleaned != value:
         notes.add(
@@ -353,7 +456,7 @@ def _clean(name: str, value: Any, where: str, notes: ImportNotes) -> str | None:
     if len(cleaned) > most:
         notes.add(f"{name}s longer than {most:,} characters, cut", where)
         cleaned = cleaned[: most + 1].rsplit(None, 1)[0][:most]
-    return to_text(cleaned, name, where)
+    return to_text(cleaned, name, where, column)
 
 
 def _shorten(place: str, beside: str) -> str:

@@ -9,17 +9,20 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from bundle_mllm.data.interactions import FIELDS as INTERACTION_FIELDS
 from bundle_mllm.errors import BundleMLLMError
-from bundle_mllm.importers.assemble import Place
+from bundle_mllm.importers.assemble import Place, Row
 from bundle_mllm.importers.summary import ImportNotes
 
 FIELDS = {
     "items": ("item_id", "title", "description", "category", "image", "audio"),
     "bundles": ("bundle_id", "items", "item_id", "split", "name"),
     "interactions": INTERACTION_FIELDS,
-    "orders": ("order_id", "item_id", "quantity", "timestamp", "user_id"),
+    "orders": (
+        *("order_id", "item_id", "quantity", "timestamp", "user_id", "status", "cancelled_at", "title"),
+        "product_handle",
+    ),
 }
 """The fields of each table. Bundles have `items` (one row per bundle) or `item_id` (one row per bundle and item)."""
-LINE_FIELDS = (*FIELDS["orders"], "title", "category", "price")
+LINE_FIELDS = (*FIELDS["orders"], "category", "price")
 """The fields of order lines that describe their items, too."""
 ALIASES = {
     "order_id": ("order", "order_number", "order_no", "invoice", "invoice_no", "invoice_number", "invoice_id"),
@@ -27,7 +30,10 @@ ALIASES = {
     "quantity": ("qty", "lineitem_quantity", "units"),
     "timestamp": ("created_at", "date", "invoice_date", "order_date", "date_created", "paid_at", "time"),
     "user_id": ("customer_id", "customer", "user", "client_id"),
+    "status": ("financial_status", "order_status", "payment_status"),
+    "cancelled_at": ("canceled_at",),
     "title": ("description", "name", "product_name", "product", "item_name", "lineitem_name"),
+    "product_handle": ("handle", "product_id"),
     "category": ("product_type", "department"),
     "price": ("unit_price", "lineitem_price"),
 }
@@ -108,11 +114,12 @@ class Columns:
             if not seen:
                 self.complete(record, source, notes)
             seen.update(dict.fromkeys(record))
-            renamed = {
-                self._field_of.get(column, column): value
+            renamed = Row(
+                (self._field_of.get(column, column), value)
                 for column, value in record.items()
                 if column in self._field_of or column not in self.of
-            }
+            )
+            renamed.columns = self.of
             yield where, renamed
         for field, column in self.of.items():
             if column not in seen and not (field == "item_id" and self.name("items") in seen):

@@ -61,7 +61,11 @@ def import_dataset(settings: ImportSettings) -> ImportSummary:
 
 
 def parse_pairs(option: str, pairs: Sequence[str]) -> dict[str, str]:
-    """Read `NAME=VALUE` texts, as the command line has them; the message of an error calls them `option`."""
+    """Read `NAME=VALUE` texts, as the command line has them; the message of an error calls them `option`.
+
+    Raises:
+        BundleMLLMError: If a text has no `=`, or a name comes twice.
+    """
     values: dict[str, str] = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")

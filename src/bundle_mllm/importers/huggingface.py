@@ -15,6 +15,7 @@ from bundle_mllm.data.interactions import ITEM, USER, Interactions
 from bundle_mllm.data.records import require_fields
 from bundle_mllm.data.splitting import FRACTIONS, check_fractions
 from bundle_mllm.errors import BundleMLLMError
+from bundle_mllm.hub_access import hub_problem
 from bundle_mllm.importers.assemble import (
     Place,
     collect_bundles,
@@ -75,7 +76,7 @@ def import_huggingface(
         interactions = None
         if "interactions" in loaded:
             batches = _interaction_batches(loaded["interactions"], of["interactions"], str(source))
-            interactions = Interactions.from_batches(batches, catalog, f"{source} interactions")
+            interactions = Interactions.from_batches(batches, catalog, f"{source} interactions", of["interactions"].of)
             note_interactions(interactions, catalog, "interactions", notes)
         return write_dataset(folder, Path(output_dir), catalog, bundles, interactions, notes)
 
@@ -105,7 +106,8 @@ def _load(source: str | os.PathLike, tables: Mapping[str, str], revision: str | 
             }
     except (DatasetsError, OSError, ValueError, RuntimeError, TypeError) as error:
         raise BundleMLLMError(
-            f"`datasets` cannot load {source} ({error}): give a data set of the Hub, or a folder of `save_to_disk`."
+            f"`datasets` cannot load {source} ({hub_problem(error) or error}): give a data set of the Hub, or a "
+            "folder of `save_to_disk`."
         ) from error
     for table, name in names.items():
         if table not in loaded and (table in tables or table != "interactions"):

@@ -1,6 +1,6 @@
 """Say why the ids of two tables do not meet, and what would make them.
 
-Knows nothing about what the ids are of.
+Knows nothing about what the ids name.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from bundle_mllm.settings import Settings
 
 @dataclass(frozen=True, kw_only=True)
 class NamingOptions(Settings):
-    """Tables and columns that have other names (tabular, huggingface)."""
+    """Tables and columns that have other names (tabular, shopify, woocommerce, orders, huggingface)."""
 
     columns: dict[str, str] | tuple[str, ...] | None = None
     """Columns that have other names, as FIELD=COLUMN, such as item_id=sku title=name bundles.items=products."""

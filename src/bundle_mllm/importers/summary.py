@@ -28,16 +28,24 @@ class ImportNote:
         count: How many there are.
         examples: Where the first few are.
         harmless: Whether nothing is lost, so that a strict import accepts them.
+        num_items: How many different items they name, where one item may be in many of them.
     """
 
     what: str
     count: int
     examples: tuple[str, ...] = ()
     harmless: bool = False
+    num_items: int | None = None
 
     def __str__(self) -> str:
         examples = ", ".join(self.examples) + (", …" if self.count > len(self.examples) else "")
-        return f"{self.count} {self.what}" + f": {examples}" * bool(self.examples)
+        items = "" if self.num_items is None else f" ({count_items(self.num_items)})"
+        return f"{self.count} {self.what}{items}" + f": {examples}" * bool(self.examples)
+
+
+def count_items(number: int) -> str:
+    """Return how many different items entries name, such as "1 item" or "37 different items"."""
+    return "1 item" if number == 1 else f"{number} different items"
 
 
 class ImportNotes:
@@ -55,7 +63,13 @@ class ImportNotes:
         self._num_problems = 0
 
     def add(
-        self, what: str, examples: str | Iterable[str] = (), *, count: int | None = None, harmless: bool = False
+        self,
+        what: str,
+        examples: str | Iterable[str] = (),
+        *,
+        count: int | None = None,
+        harmless: bool = False,
+        num_items: int | None = None,
     ) -> None:
         """Count cases of one kind, see [`ImportNote`]; there are as many as examples if `count` is not given."""
         examples = [examples] if isinstance(examples, str) else list(examples)
@@ -63,7 +77,7 @@ class ImportNotes:
         if count:
             note = self._notes.get(what, ImportNote(what, 0, (), harmless))
             examples = (*note.examples, *examples)[:NUM_EXAMPLES]
-            self._notes[what] = ImportNote(what, note.count + count, examples, harmless)
+            self._notes[what] = ImportNote(what, note.count + count, examples, harmless, num_items)
 
     def warn(self, text: str) -> None:
         """Add a warning."""
@@ -108,7 +122,11 @@ class ImportNotes:
             raise BundleMLLMError(self._problems[0])
 
     def check(self) -> tuple[ImportNote, ...]:
-        """Return all notes, those of losses first; refuse losses if the import is strict."""
+        """Return all notes, those of losses first; refuse losses if the import is strict.
+
+        Raises:
+            BundleMLLMError: If the import is strict and something is lost.
+        """
         notes = sorted(self._notes.values(), key=lambda note: note.harmless)
         lost = [note for note in notes if not note.harmless]
         if self.strict and lost:

@@ -1,6 +1,6 @@
 """Import the tables of a shop: CSV, JSON Lines or Parquet, with columns of any name, or as a shop system exports them.
 
-Knows nothing about the data set that the tables are of.
+Knows nothing about what a shop sells, or what becomes of its data.
 """
 
 from __future__ import annotations
@@ -28,7 +28,15 @@ from bundle_mllm.importers.assemble import (
 )
 from bundle_mllm.importers.columns import FIELDS, LINE_FIELDS, Columns
 from bundle_mllm.importers.media import MediaFolder
-from bundle_mllm.importers.orders import Orders, catalog_records, collect_orders, number_bundles, to_bundles, user_log
+from bundle_mllm.importers.orders import (
+    Orders,
+    catalog_records,
+    collect_orders,
+    names_of,
+    number_bundles,
+    to_bundles,
+    user_log,
+)
 from bundle_mllm.importers.products import shopify_items, woocommerce_items
 from bundle_mllm.importers.settings import TableSettings
 from bundle_mllm.importers.summary import ImportNotes, ImportSummary
@@ -136,7 +144,7 @@ def _import_tables(
             raw = notes.attempt(lambda: collect_bundles(records, notes))
         if "orders" in paths:
             lines = _records(paths["orders"], of["orders"], settings, notes)
-            orders = notes.attempt(lambda: collect_orders(lines, settings, notes))
+            orders = notes.attempt(lambda: collect_orders(lines, settings, notes, names_of(catalog)))
         if "interactions" in paths:
             log = notes.attempt(read_interactions)
         notes.refuse_problems()

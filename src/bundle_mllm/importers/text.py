@@ -82,7 +82,11 @@ def split_list(text: str, separator: str) -> list[str]:
     return [clean for part in parts if (clean := clean_text(part.replace(f"\\{separator}", separator)))]
 
 
-def split_paths(text: str, separator: str = ",") -> list[list[str]]:
-    """Cut a cell of category paths such as `"Clothing > Shirts, Sale"`: each path from the root to the leaf."""
-    paths = (split_list(path, ">") for path in split_list(text.replace("&gt;", ">"), separator))
+def split_paths(text: str, separator: str | None = ",") -> list[list[str]]:
+    """Cut a cell of category paths such as `"Clothing > Shirts, Sale"`: each path from the root to the leaf.
+
+    Without a separator the cell is one path.
+    """
+    text = text.replace("&gt;", ">")
+    paths = (split_list(path, ">") for path in ([text] if separator is None else split_list(text, separator)))
     return [path for path in paths if path]

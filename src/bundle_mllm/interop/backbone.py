@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from bundle_mllm.data.catalog import ItemCatalog
 from bundle_mllm.errors import BundleMLLMError
+from bundle_mllm.hub_access import hub_problem
 from bundle_mllm.modeling.modeling_bundle_mllm import BundleMLLMForCausalLM
 from bundle_mllm.modeling.processing_bundle_mllm import BundleMLLMProcessor
 from bundle_mllm.settings import SCRATCH
@@ -75,10 +75,11 @@ def load_backbone(name: str, dtype: str = "auto") -> tuple[PreTrainedModel, PreT
         raise BundleMLLMError(
             f'The base model {name!r} cannot be loaded: {error}. Install pip install "bundle-mllm[gguf]".'
         ) from error
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except Exception as error:  # of all classes; tokenizers raise `Exception` itself
+        reason = hub_problem(error) or str(error).rstrip(".")
         raise BundleMLLMError(
-            f"The base model {name!r} cannot be loaded: {str(error).rstrip('.')}. Check the name, the network and "
-            f'access rights, give a local folder, or use "{SCRATCH}".'
+            f"The base model {name!r} cannot be loaded: {reason}. Check the name, the network and access rights, give "
+            f'a local folder, or use "{SCRATCH}".'
         ) from error
     backbone, info = loaded
     if gguf:

@@ -28,14 +28,16 @@ from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.interop.export_tokenizer import chat_ids, set_chat_template, stock_tokenizer
 from bundle_mllm.interop.settings import ExportSettings
 from bundle_mllm.model_folder import check_same_items, load_processor, load_ranker
+from bundle_mllm.modeling.combination_bundle_mllm import sample_weights
+from bundle_mllm.modeling.completion_bundle_mllm import RETRIEVER_FOLDER
 from bundle_mllm.modeling.modeling_bundle_mllm import BundleMLLMForCausalLM
-from bundle_mllm.modeling.pipeline_bundle_mllm import RETRIEVER_FOLDER
-from bundle_mllm.modeling.processing_bundle_mllm import LETTERS, BundleMLLMProcessor
+from bundle_mllm.modeling.processing_bundle_mllm import BundleMLLMProcessor
+from bundle_mllm.modeling.ranking_bundle_mllm import LETTERS
+from bundle_mllm.served_ranker import EXPORT_RECORD
 from bundle_mllm.settings import configured_by
 
 logger = logging.get_logger(__name__)
 
-EXPORT_RECORD = "bundle_mllm_export.json"
 ITEMS = "items.jsonl"
 MANY_ITEMS = 100_000
 """Above this, added tokens make tokenizers slow to load (1,000,000 take 27 s and 3 GB; 48,000 about 4 s)."""
@@ -66,7 +68,8 @@ def export_stock(settings: ExportSettings) -> Path:
     Beside the model stand `items.jsonl` (`item_id`, `title` and `text`, the item as prompts write it) and
     `bundle_mllm_export.json` (wording, letters, where it comes from): what a client needs to write a question, which,
     sent as one user message, the chat template turns into the prompt that the model was trained on. Items that come
-    with features of their own cannot be put in a question: they are rows of no matrix.
+    with features of their own cannot be put in a question: they are rows of no matrix. A model folder gets the record,
+    too: by its questions with known answers, `load_completer(ranker=...)` recognizes a server of this export.
 
     Args:
         settings: Whose fields are the arguments: see `ExportSettings`.
@@ -88,6 +91,10 @@ def export_stock(settings: ExportSettings) -> Path:
         record = {"source": source, **_record(model, processor, used, first_item_id), "left_behind": left_behind}
         items = {item_id: processor.item_text(item_id) for item_id in processor.item_ids}
         probes, never_id = _probe(model, processor, record, items, model_dir)
+        record["probes"] = [
+            {"question": probe.question, "log_probabilities": probe.scores.log_softmax(dim=-1).tolist()}
+            for probe in probes
+        ]
         set_chat_template(tokenizer, processor, [(probe.message, probe.ids) for probe in probes])
         dtype = model.dtype
         stock = _fold(model, len(tokenizer), first_item_id, never_id)
@@ -99,7 +106,20 @@ def export_stock(settings: ExportSettings) -> Path:
         del model, stock  # a large one need not be in memory twice
         _verify_tokens(folder, probes)
         _verify_scores(folder, dtype, probes)
+        _leave_record(record, Path(model_dir))  # before the export appears, which a kill may come between
     return settings.output_dir
+
+
+def _leave_record(record: Mapping[str, Any], model_dir: Path) -> None:
+    """Put the record into the model folder, where it is one."""
+    if (model_dir / CONFIG_NAME).is_file():
+        try:
+            write_json(model_dir / EXPORT_RECORD, record)
+        except OSError as error:
+            logger.warning(
+                f"{model_dir} got no {EXPORT_RECORD} ({error}), so no completer will use a server of the export: copy "
+                "the file there."
+            )
 
 
 def compose_message(
@@ -196,13 +216,11 @@ def _check(model: BundleMLLMForCausalLM, processor: BundleMLLMProcessor, model_d
         )
 
 
-def _keep_modalities(model: BundleMLLMForCausalLM, modalities: str | Sequence[str] | None) -> list[str]:
+def _keep_modalities(model: BundleMLLMForCausalLM, modalities: Sequence[str] | None) -> list[str]:
     """Mark all other modalities of the catalog as absent, and return what is left."""
     known = list(model.config.modalities or {})
     if modalities is None:
         return known
-    if isinstance(modalities, str):
-        modalities = [name for part in modalities.split(",") if (name := part.strip())]
     choices = f"choose from {', '.join(known) or 'none (it has titles only)'}"
     if unknown := sorted(set(modalities) - set(known)):
         raise BundleMLLMError(
@@ -218,6 +236,7 @@ def _keep_modalities(model: BundleMLLMForCausalLM, modalities: str | Sequence[st
 class _Probe(NamedTuple):
     """A question, and what the exported folder must make of it."""
 
+    question: Mapping[str, list[str]]
     prompt: str
     message: str
     ids: list[int]
@@ -248,7 +267,7 @@ def _probe(
         ids = [id_ if id_ < offset else id_ - offset + first_item_id for id_ in processor(question)["input_ids"][0]]
         message = compose_message(record, items, question["partial"], question["candidates"])
         shown = letters[: len(question["candidates"])]
-        probes.append(_Probe(processor.render(question), message, ids, shown, row[shown].float().cpu()))
+        probes.append(_Probe(question, processor.render(question), message, ids, shown, row[shown].float().cpu()))
         rows.append(row[:first_item_id].float().log_softmax(dim=-1))
     return probes, int(torch.stack(rows).mean(dim=0).argmin())
 
@@ -257,7 +276,7 @@ def _probe_questions(processor: BundleMLLMProcessor) -> list[dict[str, list[str]
     """Draw a few questions over the catalog, always the same ones."""
     rng, problem = random.Random(0), None
     for num_partial, num_candidates in _PROBES:
-        num_candidates = min(num_candidates, processor.num_items - num_partial)
+        num_candidates = min(num_candidates, processor.num_items - num_partial, processor.max_options)
         draws = [rng.sample(processor.item_ids, num_partial + num_candidates) for _ in range(_NUM_PROBES)]
         questions = [{"partial": drawn[:num_partial], "candidates": drawn[num_partial:]} for drawn in draws]
         try:
@@ -368,6 +387,8 @@ def _record(
         "dtype": str(model.dtype).removeprefix("torch."),
         "modalities": modalities,
         "num_items": model.config.num_items,
+        "items_hash": processor.items_hash,
+        "weights": sample_weights(model),
         "first_item_token_id": first_item_id,
         "separator_token_id": processor.separator_token_id,
         "max_prompt_tokens": processor.max_length,

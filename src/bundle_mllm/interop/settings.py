@@ -45,5 +45,5 @@ class ExportSettings(Settings):
     """Model folder or Hub repository, or a LoRA adapter of one, which is merged."""
     output_dir: Path
     """The folder to write: new or empty. It appears when it is complete."""
-    modalities: str | tuple[str, ...] | None = None
-    """Modalities of the item tokens, separated by commas; all if not given."""
+    modalities: tuple[str, ...] | None = None
+    """Modalities of the item tokens; all if not given."""

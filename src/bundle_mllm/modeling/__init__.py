@@ -25,4 +25,4 @@ if TYPE_CHECKING:
     from bundle_mllm.modeling.retriever_bundle_mllm import BundleRetriever as BundleRetriever
     from bundle_mllm.modeling.tokenization_bundle_mllm import BundleMLLMTokenizerFast as BundleMLLMTokenizerFast
 else:
-    __getattr__, __dir__, __all__ = lazy_names(__name__, __file__)
+    __getattr__, __dir__ = lazy_names(__name__, __file__)

@@ -1,11 +1,12 @@
-"""What both models share: strict loading, and the initialization of linear maps and of an item catalog.
+"""What both models share: strict loading, evaluation mode, passes, the initialization of linear maps and of a catalog.
 
 Knows nothing about what either model computes.
 """
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -57,14 +58,17 @@ class BundlePreTrainedModel(PreTrainedModel):
     ) -> Any:
         """Load a saved model, strictly: weights that are missing, left over or of another shape are errors.
 
-        They are not if `key_mapping` says that the file holds something else (for example a stock backbone).
+        They are not if `key_mapping` says that the file holds something else (for example a stock backbone), if the
+        caller asks for the list of them (`output_loading_info`), or if there is no file, but a `state_dict`.
 
         Raises:
             ValueError: If the checkpoint does not hold exactly the weights of this model.
         """
-        strict = kwargs.get("key_mapping") is None
-        if strict:
+        is_own = kwargs.get("key_mapping") is None
+        strict = is_own and pretrained_model_name_or_path is not None and not output_loading_info
+        if is_own:
             kwargs.setdefault("use_safetensors", True)  # a pickle runs code
+        if strict:
             kwargs["ignore_mismatched_sizes"] = True  # not ignored: reported below, by name
         loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
         model, info = loaded
@@ -90,3 +94,21 @@ class BundlePreTrainedModel(PreTrainedModel):
         mode = Path(save_directory, CONFIG_NAME).stat().st_mode
         for path in Path(save_directory).glob("*.safetensors"):  # the library writes them for their owner alone
             path.chmod(mode)
+
+
+@contextmanager
+def evaluating(models: Sequence[Any]) -> Iterator[None]:
+    """Put the models that are in training mode into evaluation mode for a while."""
+    training = [model for model in models if model.training]
+    for model in training:
+        model.eval()
+    try:
+        yield
+    finally:
+        for model in training:
+            model.train()
+
+
+def split_indices(indices: Sequence[int], size: int) -> list[Sequence[int]]:
+    """Cut indices into pieces of up to `size`, which are computed in one pass each."""
+    return [indices[start : start + size] for start in range(0, len(indices), size)]

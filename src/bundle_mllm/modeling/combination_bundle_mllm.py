@@ -1,4 +1,4 @@
-"""How the scores of a ranker and a retriever are joined: a few numbers, and for which two models they were fitted.
+"""How the scores of a ranker and a retriever are joined, their calibration, and for which models both hold.
 
 Knows nothing about questions, scores or how the numbers were fitted.
 """
@@ -14,11 +14,13 @@ from typing import Any
 import torch
 from transformers.utils import hub
 
+from .conformal_bundle_mllm import BundleCalibration
 from .ranking_bundle_mllm import MAX_OPTIONS
 
 COMBINATION_FILE = "combination.json"
-"""Where the combination stands in a model folder or repository that holds a ranker and a retriever."""
+"""Where the combination stands in a model folder or repository that holds two models, or a calibrated one."""
 _FIX = "fit them again (bundle-mllm retriever)"
+_CALIBRATE = "calibrate again (bundle-mllm calibrate)"
 _PARTS = ("ranker", "retriever")
 _TOLERANCE = 0.005
 """Largest relative difference of a weight that loading in bfloat16 explains (2^-9), with a margin."""
@@ -35,8 +37,10 @@ class BundleCombination:
         temperature: Divisor T of the joined log-probabilities, more than 0.
         num_ranked: How many items of a whole catalog, M, the ranker scores, 2 to 26: the retriever's best. Training
             sets it to what takes a second on its machine. Given candidates are not concerned.
-        fitted_for: By part, "ranker" and "retriever", one weight of each parameter of that model (see
-            `sample_weights`); `None` until a completer names its models here.
+        fitted_for: By part, "ranker" and "retriever", as far as there are these models, one weight of each parameter
+            of that model (see `sample_weights`); `None` until a completer names its models here.
+        calibration: What turns scores into sets with a guarantee; `None` if the models were not calibrated. A single
+            model has a combination for this alone.
 
     Raises:
         ValueError: If a number is no number or out of range, or the samples are none.
@@ -46,6 +50,7 @@ class BundleCombination:
     temperature: float = 1.0
     num_ranked: int = MAX_OPTIONS
     fitted_for: Mapping[str, Sequence[float | None]] | None = None
+    calibration: BundleCalibration | None = None
 
     def __post_init__(self):
         for name, least in (("ranker_weight", "0 or more"), ("temperature", "more than 0")):
@@ -62,39 +67,57 @@ class BundleCombination:
             )
         if self.fitted_for is None:
             return
-        if not isinstance(self.fitted_for, Mapping) or set(self.fitted_for) != set(_PARTS):
+        if not isinstance(self.fitted_for, Mapping) or not self.fitted_for or set(self.fitted_for) - set(_PARTS):
             raise ValueError(
-                'fitted_for does not name a "ranker" and a "retriever", so it is unknown which models the combination '
+                'fitted_for does not name a "ranker" or a "retriever", so it is unknown which models the combination '
                 f"was fitted for: {_FIX}."
             )
         for part, sample in self.fitted_for.items():
             if not isinstance(sample, list) or not all(value is None or _is_number(value) for value in sample):
                 raise ValueError(f"The weights of the {part} in fitted_for are no list of numbers: {_FIX}.")
 
-    def bind(self, ranker: Any, retriever: Any) -> "BundleCombination":
+    def bind(self, ranker: Any = None, retriever: Any = None) -> "BundleCombination":
         """Return the combination with the names of these models.
 
         Raises:
             ValueError: If it was fitted for others.
         """
-        samples = {part: sample_weights(model) for part, model in zip(_PARTS, (ranker, retriever), strict=True)}
-        for part, known in (self.fitted_for or {}).items():
+        models = {name: model for name, model in zip(_PARTS, (ranker, retriever), strict=True) if model is not None}
+        known = self.fitted_for or {}
+        if missing := [part for part in known if part not in models]:
+            raise ValueError(
+                f"The combination was fitted for a ranker and a retriever, but there is no {missing[0]}, so answers "
+                "would be those of one model: give both (bundle-mllm retriever makes a retriever), or no combination."
+            )
+        samples = {part: sample_weights(model) for part, model in models.items()}
+        for part, sample in known.items():
             found = samples[part]
-            if len(found) != len(known) or any(_differ(*pair) for pair in zip(found, known, strict=True)):
+            if len(found) != len(sample) or any(_differ(*pair) for pair in zip(found, sample, strict=True)):
+                about, fix = "its calibration is", _CALIBRATE
+                if len(known) == len(_PARTS):
+                    about = f"ranker_weight {self.ranker_weight:.3g} and temperature {self.temperature:.3g} were"
+                    fix = _FIX
                 raise ValueError(
-                    f"The {part} has other weights than the one that ranker_weight {self.ranker_weight:.3g} and "
-                    f"temperature {self.temperature:.3g} were fitted for, so they say nothing about it: {_FIX}."
+                    f"The {part} has other weights than the one that {about} fitted for, so they say nothing about "
+                    f"it: {fix}."
                 )
-        return self if self.fitted_for else replace(self, fitted_for=samples)
+        if known and len(known) < len(models):
+            raise ValueError(f"The combination was fitted for the {next(iter(known))} alone: {_FIX}.")
+        return self if known else replace(self, fitted_for=samples)
 
     def unbound(self) -> "BundleCombination":
         """Return the combination for other models of the same kind, such as ones that were trained further."""
-        return replace(self, fitted_for=None)
+        return replace(self, fitted_for=None, calibration=None)
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
         """Write `combination.json` to a folder."""
         path = Path(folder, COMBINATION_FILE)
-        path.write_text(json.dumps(asdict(self), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        path.write_text(json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what the file holds; a calibration only if there is one."""
+        values = asdict(self)
+        return values if self.calibration else {name: v for name, v in values.items() if name != "calibration"}
 
     @classmethod
     def from_pretrained(cls, name: str | os.PathLike, **kwargs: Any) -> "BundleCombination | None":
@@ -112,10 +135,16 @@ class BundleCombination:
             return None
         try:
             values = json.loads(Path(path).read_text(encoding="utf-8"))
-            if not isinstance(values, dict) or set(values) != set(cls.__dataclass_fields__):
-                raise ValueError(f"it does not hold {', '.join(cls.__dataclass_fields__)} and nothing else: {_FIX}.")
+            names = [name for name in cls.__dataclass_fields__ if name != "calibration"]
+            if not isinstance(values, dict) or set(values) - {"calibration"} != set(names):
+                raise ValueError(f"it does not hold {', '.join(names)} and, at most, calibration: {_FIX}.")
             if values["fitted_for"] is None:
                 raise ValueError(f"fitted_for names no models: {_FIX}.")
+            if calibration := values.pop("calibration", None):
+                known = set(BundleCalibration.__dataclass_fields__)
+                if not isinstance(calibration, dict) or {*calibration, "bundles"} != known:
+                    raise ValueError(f"calibration does not hold num_candidates and conformity: {_CALIBRATE}.")
+                values["calibration"] = BundleCalibration(**calibration)
             return cls(**values)
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{COMBINATION_FILE} cannot be used: {error}") from error

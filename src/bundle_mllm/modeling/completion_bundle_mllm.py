@@ -1,60 +1,39 @@
 """The completer joins ranker and retriever: the one way to score candidates and to complete bundles.
 
-Knows nothing about prompt wording, files or metrics.
+Knows nothing about prompt wording, metrics, or how a folder is loaded.
 """
 
 import copy
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
+from functools import cached_property
 from itertools import islice
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from transformers.utils import logging
 
+from .answers_bundle_mllm import Completion, describe_answers, letters_of
+from .base_bundle_mllm import evaluating, split_indices
 from .combination_bundle_mllm import BundleCombination
 from .configuration_bundle_mllm import BundleMLLMConfig
+from .conformity_bundle_mllm import answer_set
 from .item_processing_bundle_mllm import BundleItemProcessor
-from .questions_bundle_mllm import EncodedItem, check_scores, field, groups_of, id_of, name_of
+from .questions_bundle_mllm import EncodedItem, check_scores, encode_entries, field, id_of
 from .ranking_bundle_mllm import GROUP_SIZE, MAX_OPTIONS, round_sizes
-from .scoring_bundle_mllm import OptionScorer, RankerScorer, RankerScores, certain, select
+from .scoring_bundle_mllm import OptionScorer, RankerScorer, RankerScores, Unanswered, select
 
 logger = logging.get_logger(__name__)
 
+RETRIEVER_FOLDER = "retriever"
+"""Where the retriever stands beside a ranker, in a model folder or repository."""
 BUNDLE_CATEGORY = "bundle_category"
 """The membership that items share through their category."""
 NUM_RETRIEVED = 100
 """Items that a whole catalog is narrowed down to, unless more are wanted."""
 QUESTIONS_AT_ONCE = 256
 """Questions whose options the retriever scores in one pass; those about a whole catalog: a quarter."""
-
-
-@dataclass(frozen=True)
-class Completion:
-    """The scores of one question's candidates.
-
-    Attributes:
-        candidates: The candidates of the question; for a question without any, those that were retrieved.
-        scores: `[K]` float64 log-probabilities by part: "ranker" and "retriever" alone, and "both" joined, as far as
-            there are these models. Candidates that the ranker was not shown have `-inf` there.
-        orders: `[num_orders, K]` the same under each order of the candidates in the prompt, for "ranker" and "both".
-        unrestricted_choice: See `RankerScores`; `None` without a ranker.
-        terms: What each part of the retriever adds to its scores `[K]`, by name; where asked for.
-        partial: The partial bundle of the question.
-    """
-
-    candidates: Sequence[Any]
-    scores: Mapping[str, torch.Tensor]
-    orders: Mapping[str, torch.Tensor]
-    unrestricted_choice: int | None
-    terms: Mapping[str, torch.Tensor] | None = None
-    partial: Sequence[Any] = ()
-
-    @property
-    def answer(self) -> torch.Tensor:
-        """The log-probabilities that count: of both models joined, or of the only one."""
-        return next(self.scores[part] for part in ("both", "ranker", "retriever") if part in self.scores)
 
 
 class BundleCompleter:
@@ -69,7 +48,8 @@ class BundleCompleter:
 
     Args:
         processor: The items; a `BundleMLLMProcessor` if there is a ranker. The completer has a copy, `processor`.
-        ranker: A `BundleMLLMForCausalLM` or a `BundleMLLMForOptionScoring`, or an adapter of one.
+        ranker: A `BundleMLLMForCausalLM` or a `BundleMLLMForOptionScoring`, or an adapter of one; or one that runs
+            elsewhere (see `RankerScorer`), with what is used of a module here.
         retriever: A `BundleRetriever`.
         combination: How both are joined; by default with weight 1 and temperature 1.
 
@@ -77,6 +57,10 @@ class BundleCompleter:
         ValueError: If there is no model, a model has other items than the processor, or the combination was fitted for
             other models.
     """
+
+    find_encoder: ClassVar[Callable[..., Any] | None] = None
+    """Returns what encodes new items, given a model folder or repository and hub arguments; `None` if nothing does.
+    Encoders do not travel with this code: the package bundle-mllm sets this when it is imported."""
 
     def __init__(
         self,
@@ -96,8 +80,8 @@ class BundleCompleter:
         self.processor: Any = copy.copy(processor)  # that given stays as it is
         self.ranker, self.retriever = ranker, retriever
         self.modalities: dict[str, int] = {}
-        self.encode_items: Callable[[Sequence[Mapping]], Sequence[Mapping]] | None = None
-        """Encodes dict items without features; the model folder's own encoders where the package is installed."""
+        self.origin: tuple[str, Mapping[str, Any]] | None = None
+        """The model folder or repository, and hub arguments, that it was loaded from."""
         for model in self.models:
             processor.check_model(model.config)
             for name, width in model.config.modalities.items():
@@ -107,14 +91,8 @@ class BundleCompleter:
                         "so no item fits both: train the retriever for this ranker."
                     )
         self.combination = combination or BundleCombination()
-        if len(self.models) == 2:
+        if len(self.models) == 2 or self.combination.fitted_for:
             self.combination = self.combination.bind(ranker, retriever)
-        elif self.combination.fitted_for:
-            missing = "ranker" if ranker is None else "retriever"
-            raise ValueError(
-                f"The combination was fitted for a ranker and a retriever, but there is no {missing}, so answers "
-                "would be those of one model: give both (bundle-mllm retriever makes a retriever), or no combination."
-            )
         self.processor.modalities = dict(self.models[0].config.modalities)
         self.processor.other_modalities = self.modalities
 
@@ -122,6 +100,14 @@ class BundleCompleter:
     def models(self) -> list[Any]:
         """The models there are, the ranker first."""
         return [model for model in (self.ranker, self.retriever) if model is not None]
+
+    @cached_property
+    def item_encoder(self) -> Any:
+        """Encodes dict items that have no features, by its `encode_items`; `None` if none can. See `find_encoder`."""
+        if self.find_encoder is None or self.origin is None:
+            return None
+        name, files = self.origin
+        return self.find_encoder(name, **files)
 
     @property
     def reads_letters(self) -> bool:
@@ -138,43 +124,6 @@ class BundleCompleter:
     def num_ranked(self) -> int:
         """How many of the retrieved items, M, the ranker scores in a question about the whole catalog."""
         return min(getattr(self.processor, "max_options", MAX_OPTIONS), self.combination.num_ranked)
-
-    def known(self, entries: Sequence[Any]) -> list[bool]:
-        """Return of each item of a question whether a model knows anything about it beyond its id.
-
-        Both models read features, the retriever counts shared groups, and the ranker reads titles.
-        """
-        rows = [self.processor.row(entry) for entry in entries if not isinstance(entry, Mapping)]
-        at = torch.tensor(rows, dtype=torch.long)
-        found = torch.zeros(len(at), dtype=torch.bool)
-        if self.ranker is not None:
-            for mask in self.ranker.catalog_rows()["present"].values():
-                found |= mask[at.to(mask.device)].cpu()
-        if self.retriever is not None:
-            found |= self.retriever.catalog.present[at.to(self.retriever.device)].any(dim=1).cpu()
-            for groups in self.retriever.memberships.values():
-                found |= groups.degree(at.to(self.retriever.device)).cpu() > 0
-        in_catalog = iter(found.tolist())
-        return [
-            (bool(entry.get("features") or groups_of(entry)) if isinstance(entry, Mapping) else next(in_catalog))
-            or (self.ranker is not None and bool(self.processor.title(entry)))
-            for entry in entries
-        ]
-
-    def guesses(self, partial: Sequence[Any], candidates: Sequence[Any]) -> list[bool]:
-        """Return of each candidate whether its score is a guess; a warning names the dict items that make it one.
-
-        It is if no model knows anything about the candidate, or about any item of the partial bundle.
-        """
-        known = self.known([*partial, *candidates])
-        entries = zip([*partial, *candidates], known, strict=True)
-        if unknown := [name_of(entry) for entry, is_known in entries if isinstance(entry, Mapping) and not is_known]:
-            logger.warning(
-                f"Nothing is known about {', '.join(unknown[:3])}{', ...' if len(unknown) > 3 else ''}, so scores are "
-                "guesses: give features, or what the encoders of the model folder read."
-            )
-        of_partial, of_candidates = known[: len(partial)], known[len(partial) :]
-        return [not (is_known and any(of_partial)) for is_known in of_candidates]
 
     def to(self, device: Any) -> "BundleCompleter":
         """Move the models to a device."""
@@ -236,81 +185,155 @@ class BundleCompleter:
         for model in self.models:
             model.config.items_hash = self.processor.items_hash
 
+    def save_pretrained(self, folder: str | os.PathLike, **kwargs: Any) -> None:
+        """Write what the Auto classes and the pipeline load: the ranker at the top, the retriever below.
+
+        Without a ranker the retriever is at the top. The models record the items of the processor.
+
+        Args:
+            folder: The folder.
+            **kwargs: For `save_pretrained` of the models, such as `max_shard_size`.
+
+        Raises:
+            ValueError: If a model was trained on since the combination was fitted: the folder could not be loaded.
+        """
+        if len(self.models) == 2 or self.combination.fitted_for:
+            self.combination.bind(self.ranker, self.retriever)
+        for model in self.models:
+            model.config.items_hash = self.processor.items_hash
+        top, *below = self.models
+        top.save_pretrained(folder, **kwargs)
+        for retriever in below:
+            retriever.save_pretrained(os.path.join(folder, RETRIEVER_FOLDER), **kwargs)
+        if below or self.combination.calibration:
+            self.combination.save_pretrained(folder)
+        self.processor.save_pretrained(folder)
+
     @torch.inference_mode()
     def score(
         self,
         questions: Sequence[Any],
         *,
-        batch_size: int = 32,
-        permutations: int = 1,
         max_options: int | None = None,
-        group_size: int | None = None,
         num_retrieved: int = NUM_RETRIEVED,
-        seed: int = 0,
-        return_terms: bool = False,
-        progress: Callable[[Iterable[int]], Iterable[int]] = iter,
+        **options: Any,
     ) -> list[Completion]:
         """Score the candidates of every question; return one `Completion` for each, in their order.
 
         Args:
             questions: The questions; see `BundleItemProcessor`.
-            batch_size: Prompts per forward pass of the ranker.
-            permutations: In how many orders of its candidates the ranker scores each question, at as many times the
-                cost; the mean of their log-probabilities counts. See `candidate_orders`.
             max_options: Longest list of candidates in one prompt, 3 to 26; by default the processor's.
-            group_size: Most candidates of a group where lists are ranked in groups; by default up to 10.
             num_retrieved: How many items are returned for a question without candidates.
-            seed: Of the candidate orders and groups.
-            return_terms: Whether to return what each part of the retriever adds.
-            progress: Wraps the batches of the ranker, for a progress bar.
+            **options: See `rank`.
 
         Raises:
             ValueError: If an option is out of range, an item is unknown or there twice, a prompt is too long, or a
                 score is not finite.
         """
-        if permutations < 1 or batch_size < 1 or num_retrieved < 1:
+        if num_retrieved < 1:
+            raise ValueError(f"num_retrieved is {num_retrieved}, so nothing would be scored: give 1 or more.")
+        limit = self._limit(max_options)
+        of_catalog = min(limit, self.num_ranked) if self.reads_letters else self.num_ranked
+        of_candidates = limit if self.reads_letters else None
+        about_catalog = [field(question, "candidates") is None for question in questions]
+        most = [of_catalog if is_open else of_candidates for is_open in about_catalog]
+        questions, retrieved = self._retrieve(questions, num_retrieved)
+        shown: list[Sequence[int]] = [range(len(question["candidates"])) for question in questions]
+        for i, (logs, number) in enumerate(zip(retrieved, most, strict=True)):
+            if logs is not None and number is not None and len(logs) > number:
+                shown[i] = sorted(logs.topk(number).indices.tolist())
+        completions = self.rank(questions, retrieved, shown, max_options=max_options, **options)
+        return [
+            completion
+            if logs is None or not is_open
+            else replace(completion, log_share=float(logs.double().logsumexp(dim=-1)))
+            for completion, logs, is_open in zip(completions, retrieved, about_catalog, strict=True)
+        ]
+
+    @torch.inference_mode()
+    def rank(
+        self,
+        questions: Sequence[Any],
+        retrieved: Sequence[torch.Tensor | None],
+        shown: Sequence[Sequence[int]],
+        *,
+        batch_size: int = 32,
+        permutations: int = 1,
+        max_options: int | None = None,
+        group_size: int | None = None,
+        seed: int = 0,
+        may_lack_ranker: bool = False,
+        progress: Callable[[Iterable[int]], Iterable[int]] = iter,
+    ) -> Iterator[Completion]:
+        """Score some candidates of each question by the ranker, and join them with the retriever's scores of all.
+
+        Args:
+            questions: Questions with candidates, whose dict items are encoded; candidates may be the whole catalog.
+            retrieved: Log-probabilities `[K]` of each question's candidates by the retriever; `None` without one.
+            shown: The places of the candidates that the ranker scores, in the order of the prompt. Where there are
+                none, as where there is no ranker, the retriever answers.
+            batch_size: Prompts per forward pass of the ranker.
+            permutations: In how many orders of its candidates the ranker scores each question; the mean of their
+                log-probabilities counts. See `candidate_orders`.
+            max_options: Longest list in one prompt, 3 to 26; by default the processor's. Longer ones go in groups.
+            group_size: Most candidates of a group; by default up to 10.
+            seed: Of the candidate orders and groups.
+            may_lack_ranker: Whether the retriever answers alone where a ranker that runs elsewhere does not answer;
+                `Completion.unranked` says so.
+            progress: Wraps the batches of the ranker, for a progress bar.
+
+        Returns:
+            One `Completion` for each question, in their order, joined when it is fetched.
+
+        Raises:
+            ValueError: If an option is out of range, a prompt is too long, a score is not finite, or a ranker that
+                runs elsewhere does not answer and the retriever may not, or there is none.
+        """
+        if permutations < 1 or batch_size < 1:
             raise ValueError(
-                f"permutations is {permutations}, batch_size {batch_size} and num_retrieved {num_retrieved}, so "
-                "nothing would be scored: give 1 or more of each."
+                f"permutations is {permutations} and batch_size {batch_size}, so nothing would be scored: give 1 or "
+                "more of each."
             )
+        limit = self._limit(max_options)
+        size_of_groups: int = group_size or min(GROUP_SIZE, limit)
+        round_sizes(MAX_OPTIONS, size_of_groups)  # refuses a wrong size before anything runs
+        ranked: list[RankerScores | Unanswered | None] = [None] * len(questions)
+        to_rank = [] if self.ranker is None else [i for i, members in enumerate(shown) if len(members)]
+        if to_rank:
+            prompts = [select(questions[i], shown[i]) for i in to_rank]
+            with evaluating([self.ranker]):
+                if not self.reads_letters:
+                    scored = OptionScorer(self.ranker, self.processor, batch_size, progress).score(prompts)
+                else:
+                    scorer = RankerScorer(self.ranker, self.processor, batch_size, progress)
+                    scored = scorer.score(prompts, limit, size_of_groups, permutations, seed)
+            for i, scores in zip(to_rank, scored, strict=True):
+                if isinstance(scores, Unanswered) and not (may_lack_ranker and retrieved[i] is not None):
+                    raise ValueError(scores.reason)
+                ranked[i] = scores
+        return map(self._join, questions, retrieved, shown, ranked)
+
+    def _limit(self, max_options: int | None) -> int:
+        """Return the longest list of candidates in one prompt."""
         limit = max_options or getattr(self.processor, "max_options", MAX_OPTIONS)
         if not 3 <= limit <= MAX_OPTIONS:
             raise ValueError(f"max_options is {limit}, but options are lettered A to Z: choose 3 to {MAX_OPTIONS}.")
-        size_of_groups: int = group_size or min(GROUP_SIZE, limit)
-        round_sizes(MAX_OPTIONS, size_of_groups)  # refuses a wrong size before anything runs
-        about_catalog = [field(question, "candidates") is None for question in questions]
-        with _evaluating(self.models):
-            questions, retrieved, terms = self._retrieve(questions, num_retrieved, return_terms)
-            ranked: list[tuple[list[int], RankerScores] | None] = [None] * len(questions)
-            if self.ranker is not None and not self.reads_letters:
-                lengths = [len(question["candidates"]) for question in questions]
-                most = [self.num_ranked if open_ else n for open_, n in zip(about_catalog, lengths, strict=True)]
-                shown = self._shown(questions, retrieved, most)
-                scorer = OptionScorer(self.ranker, self.processor, batch_size, progress)
-                scored = scorer.score([select(questions[i], members) for i, members in shown.items()])
-                for (i, members), scores in zip(shown.items(), scored, strict=True):
-                    ranked[i] = members, scores
-            elif self.ranker is not None:
-                scorer = RankerScorer(self.ranker, self.processor, batch_size, progress)
-                most = [min(limit, self.num_ranked) if is_open else limit for is_open in about_catalog]
-                shown = self._shown(questions, retrieved, most)
-                single = [i for i, members in shown.items() if len(members) == 1]
-                short = [i for i, members in shown.items() if 2 <= len(members) <= limit]
-                long = [i for i in shown if len(shown[i]) > limit]
-                prompts = [select(questions[i], shown[i]) for i in short]
-                scored = scorer.in_one_prompt(prompts, permutations, seed)
-                scored += scorer.in_groups([questions[i] for i in long], size_of_groups, permutations, seed)
-                scored += [certain(permutations)] * len(single)
-                for i, scores in zip(short + long + single, scored, strict=True):
-                    ranked[i] = shown[i], scores
-        return [
-            self._join(question, of_ranker, of_retriever, of_terms)
-            for question, of_ranker, of_retriever, of_terms in zip(questions, ranked, retrieved, terms, strict=True)
-        ]
+        return limit
+
+    def option_rows(self, questions: Sequence[Any]) -> dict[str, Any]:
+        """Return what the retriever reads of questions, on its device; see `BundleItemProcessor.option_rows`."""
+        batch = self.processor.option_rows(questions, self.retriever.config.modalities)
+        return {name: v.to(self.retriever.device) if torch.is_tensor(v) else v for name, v in batch.items()}
 
     @torch.no_grad()
-    def catalog_scores(self, partials: Sequence[Sequence[Any]]) -> torch.Tensor:
+    def catalog_scores(
+        self, partials: Sequence[Sequence[Any]], search: Callable[[torch.Tensor], torch.Tensor] | None = None
+    ) -> torch.Tensor:
         """Score the whole catalog by the retriever, for partial bundles as questions give them.
+
+        Args:
+            partials: The partial bundles.
+            search: Finds the items that are scored; all are if not given. See `BundleRetriever.catalog_scores`.
 
         Returns:
             `[num_partials, num_items]` float32: the retriever's scores, up to a constant of the partial bundle
@@ -321,11 +344,11 @@ class BundleCompleter:
         """
         if self.retriever is None:
             raise ValueError("There is no retriever, and the ranker scores no whole catalog: add one, or candidates.")
-        batch = self._rows([{"partial": partial} for partial in partials])
+        batch = self.option_rows([{"partial": partial} for partial in partials])
         batch.pop("option_rows")
-        with _evaluating([self.retriever]):
-            scores = self.retriever.catalog_scores(**batch)
-        if (allowed := self._allowed(partials)) is not None:
+        with evaluating([self.retriever]):
+            scores = self.retriever.catalog_scores(**batch, search=search)
+        if (allowed := self.processor.allowed(partials)) is not None:
             scores.masked_fill_(~allowed.to(scores.device), -torch.inf)
         if not bool((scores.amax(dim=-1) < torch.inf).all()):  # NaN is the largest
             raise ValueError(
@@ -340,24 +363,12 @@ class BundleCompleter:
         Raises:
             ValueError: If an item cannot be encoded.
         """
-        if self.encode_items is None:
-            return list(questions)
-        lists = [(field(question, "partial"), field(question, "candidates")) for question in questions]
-        new = [entry for pair in lists for entries in pair for entry in _to_encode(entries)]
-        if not new:
-            return list(questions)
-        encoded = iter([self._with_category(entry) for entry in self.encode_items(new)])
-        prepared = []
-        for question, pair in zip(questions, lists, strict=True):
-            entries = [
-                [next(encoded) if _needs_encoding(entry) else entry for entry in each]
-                if any(_to_encode(each))
-                else each
-                for each in pair
-            ]
-            own = {"question_id": field(question, "question_id"), "partial": entries[0], "candidates": entries[1]}
-            prepared.append({**question, **own} if isinstance(question, Mapping) else own)
-        return prepared
+
+        def encode(entries: list[Mapping]) -> list[Mapping]:
+            encoded = entries if self.item_encoder is None else self.item_encoder.encode_items(entries)
+            return [self._with_category(entry) for entry in encoded]
+
+        return encode_entries(questions, encode)
 
     def _with_category(self, entry: Mapping) -> Mapping:
         """Put a new item into the groups of its category, which are those of any item of that category."""
@@ -384,55 +395,54 @@ class BundleCompleter:
             self.processor.option_rows([question], model.config.modalities)
 
     def complete(
-        self, question: Any, *, top_k: int | None = None, explain: bool = False, **options: Any
+        self,
+        question: Any,
+        *,
+        top_k: int | None = None,
+        explain: bool = False,
+        coverage: float | None = None,
+        **options: Any,
     ) -> list[dict[str, Any]]:
-        """Complete one bundle: return the candidates, best first, as `describe` does.
+        """Complete one bundle: return the candidates, best first, as `describe_answers` does.
 
         Args:
             question: The question.
             top_k: How many candidates to return; all that were scored if not given.
             explain: Whether to add the probability that each model gives an answer alone, and the terms of the
                 retriever's score.
+            coverage: Return only the smallest set of candidates that holds the right one with this probability, with
+                their `p_value`; none if nothing fits. See `BundleCalibration`.
             **options: See `score`.
         """
-        is_open = field(question, "candidates") is None
-        options.setdefault("num_retrieved", max(top_k or 0, NUM_RETRIEVED))
-        [completion] = self.score([question], return_terms=explain, **options)
-        return self.describe(completion, letters=not is_open, top_k=top_k, explain=explain)
+        options.setdefault("num_retrieved", self.num_retrieved(top_k, coverage))
+        [completion] = self.score([question], **options)
+        return self.answers(question, completion, top_k=top_k, explain=explain, coverage=coverage)
 
-    def describe(
-        self, completion: Completion, *, letters: bool = True, top_k: int | None = None, explain: bool = False
+    def num_retrieved(self, top_k: int | None = None, coverage: float | None = None) -> int:
+        """Return how many items of a whole catalog are needed for so many answers: for a set, all may be."""
+        return max(top_k or 0, NUM_RETRIEVED if coverage is None else self.processor.num_items)
+
+    def answers(
+        self,
+        question: Any,
+        completion: Completion,
+        *,
+        top_k: int | None = None,
+        explain: bool = False,
+        coverage: float | None = None,
     ) -> list[dict[str, Any]]:
-        """Return the candidates of a completion as dictionaries, best first.
-
-        Each has `item_id`, `title`, `letter` (its place in the question, up to 26 candidates; else `None`), `score`
-        (its probability), `guess` (whether it is one, see `guesses`) and, if wanted, `explanation`.
-        """
-        candidates = completion.candidates
-        letters = letters and len(candidates) <= MAX_OPTIONS
-        probabilities = completion.answer.exp().tolist()
-        answers, best = [], sorted(range(len(candidates)), key=lambda i: -probabilities[i])[:top_k]
-        guesses = self.guesses(completion.partial, [candidates[i] for i in best])
-        for i, guess in zip(best, guesses, strict=True):
-            answer: dict[str, Any] = {
-                "item_id": id_of(candidates[i]),
-                "title": self.processor.title(candidates[i]),
-                "letter": chr(65 + i) if letters else None,
-                "score": probabilities[i],
-                "guess": guess,
-            }
-            if explain:
-                logs = {name: values for name, values in completion.scores.items() if name != "both"}
-                answer["explanation"] = {name: float(values[i].exp()) for name, values in logs.items()}
-                terms = {name: float(values[i]) for name, values in (completion.terms or {}).items()}
-                answer["explanation"] |= {"retriever_terms": terms} if terms else {}
-            answers.append(answer)
-        return answers
+        """Return what `complete` does, of a question that was scored."""
+        places, p_values = completion.best(), None
+        if coverage is not None:
+            p_values, belongs = answer_set(self, completion, coverage)
+            places = [place for place in places if belongs[place]]
+        letters = letters_of(field(question, "candidates"))
+        return describe_answers(self, completion, places[:top_k], letters, explain=explain, p_values=p_values)
 
     def _retrieve(
-        self, questions: Sequence[Any], num_retrieved: int, return_terms: bool
-    ) -> tuple[list[dict[str, Any]], list[torch.Tensor | None], list[dict[str, torch.Tensor] | None]]:
-        """Return the questions with their candidates, and the retriever's log-probabilities (and terms) of these."""
+        self, questions: Sequence[Any], num_retrieved: int
+    ) -> tuple[list[dict[str, Any]], list[torch.Tensor | None]]:
+        """Return the questions with their candidates, and the retriever's log-probabilities of these."""
         complete: list[dict[str, Any]] = []
         for question in self.prepare(questions):
             partial, candidates = self.processor.read_question(question)
@@ -441,107 +451,49 @@ class BundleCompleter:
             fields = {"question_id": field(question, "question_id"), "partial": partial, "candidates": candidates}
             complete.append(fields)
         logs: list[torch.Tensor | None] = [None] * len(complete)
-        terms: list[dict[str, torch.Tensor] | None] = [None] * len(complete)
         if self.retriever is None:
-            return complete, logs, terms
-        open_questions = [i for i, question in enumerate(complete) if question["candidates"] is None]
-        for chunk in _split(open_questions, QUESTIONS_AT_ONCE // 4):
-            batch = self._rows([complete[i] for i in chunk])
-            batch.pop("option_rows")
-            allowed = self._allowed([complete[i]["partial"] for i in chunk])
-            found = self.retriever.retrieve(**batch, top_k=num_retrieved, allowed=allowed)
-            for i, rows, scores, total in zip(chunk, found.rows, found.scores, found.log_normalizer, strict=True):
-                kept = rows >= 0
-                complete[i]["candidates"] = [self.processor.item_ids[row] for row in rows[kept].tolist()]
-                logs[i] = of_question = (scores[kept].double() - total.double()).cpu()
-                check_scores(complete[i], of_question.tolist())
-        given = [i for i in range(len(complete)) if logs[i] is None]
-        for chunk in _split(given + (open_questions if return_terms else []), QUESTIONS_AT_ONCE):
-            output = self.retriever(**self._rows([complete[i] for i in chunk]), return_terms=return_terms)
-            for row, i in enumerate(chunk):
-                count = len(complete[i]["candidates"])
-                scores = output.scores[row, :count].double().cpu()
-                check_scores(complete[i], scores.tolist())
-                if logs[i] is None:
+            return complete, logs
+        is_open = [question["candidates"] is None for question in complete]
+        with evaluating([self.retriever]):
+            for chunk in split_indices([i for i, each in enumerate(is_open) if each], QUESTIONS_AT_ONCE // 4):
+                batch = self.option_rows([complete[i] for i in chunk])
+                batch.pop("option_rows")
+                allowed = self.processor.allowed([complete[i]["partial"] for i in chunk])
+                found = self.retriever.retrieve(**batch, top_k=num_retrieved, allowed=allowed)
+                for i, rows, scores, total in zip(chunk, found.rows, found.scores, found.log_normalizer, strict=True):
+                    kept = rows >= 0
+                    complete[i]["candidates"] = [self.processor.item_ids[row] for row in rows[kept].tolist()]
+                    logs[i] = of_question = (scores[kept].double() - total.double()).cpu()
+                    check_scores(complete[i], of_question.tolist())
+            for chunk in split_indices([i for i, each in enumerate(is_open) if not each], QUESTIONS_AT_ONCE):
+                output = self.retriever(**self.option_rows([complete[i] for i in chunk]))
+                for row, i in enumerate(chunk):
+                    scores = output.scores[row, : len(complete[i]["candidates"])].double().cpu()
+                    check_scores(complete[i], scores.tolist())
                     logs[i] = scores.log_softmax(dim=-1)
-                terms[i] = {name: term[row, :count].cpu() for name, term in (output.terms or {}).items()}
-        return complete, logs, terms
-
-    def _allowed(self, partials: Sequence[Sequence[Any]]) -> torch.Tensor | None:
-        """Return which items may complete each partial bundle: not those that it holds as dict items."""
-        held = [
-            (number, self.processor.row(entry["item_id"]))
-            for number, partial in enumerate(partials)
-            for entry in partial
-            if isinstance(entry, Mapping) and entry.get("item_id") in self.processor
-        ]
-        if not held:
-            return None
-        allowed = torch.ones(len(partials), self.processor.num_items, dtype=torch.bool)
-        allowed[tuple(zip(*held, strict=True))] = False
-        return allowed
-
-    def _rows(self, questions: Sequence[Any]) -> dict[str, Any]:
-        batch = self.processor.option_rows(questions, self.retriever.config.modalities)
-        return {name: v.to(self.retriever.device) if torch.is_tensor(v) else v for name, v in batch.items()}
-
-    def _shown(
-        self, questions: Sequence[dict[str, Any]], retrieved: Sequence[torch.Tensor | None], limits: Sequence[int]
-    ) -> dict[int, list[int]]:
-        """Return which candidates of each question the ranker scores."""
-        shown: dict[int, list[int]] = {}
-        for i, (question, logs, limit) in enumerate(zip(questions, retrieved, limits, strict=True)):
-            count = len(question["candidates"])
-            chosen = logs.topk(limit).indices.tolist() if count > limit and logs is not None else range(count)
-            shown[i] = sorted(chosen)
-        return shown
+        return complete, logs
 
     def _join(
         self,
-        question: Mapping[str, Any],
-        ranked: tuple[list[int], RankerScores] | None,
+        question: Any,
         retrieved: torch.Tensor | None,
-        terms: Mapping[str, torch.Tensor] | None,
+        members: Sequence[int],
+        ranked: RankerScores | Unanswered | None,
     ) -> Completion:
-        candidates, partial = question["candidates"], question["partial"]
+        """Redistribute the probability that the retriever gives the members among these, by both models."""
+        candidates, partial = field(question, "candidates"), field(question, "partial")
         scores = {} if retrieved is None else {"retriever": retrieved}
-        if ranked is None:
-            return Completion(candidates, scores, {}, None, terms, partial)
-        members, answers = ranked
-        alone = torch.full((1 + len(answers.orders), len(candidates)), -torch.inf, dtype=torch.float64)
-        alone[0, members], alone[1:, members] = answers.log_probabilities, answers.orders
+        if ranked is None or isinstance(ranked, Unanswered):
+            return Completion(candidates, scores, {}, None, partial, None if ranked is None else ranked.reason)
+        members = list(members)
+        alone = torch.full((1 + len(ranked.orders), len(candidates)), -torch.inf, dtype=torch.float64)
+        alone[0, members], alone[1:, members] = ranked.log_probabilities, ranked.orders
         scores, orders = {**scores, "ranker": alone[0]}, {"ranker": alone[1:]}
         if retrieved is not None:
             combination = self.combination
-            own, both = retrieved[members], retrieved.repeat(len(alone), 1)
+            own, both = retrieved[members].double(), retrieved.double().repeat(len(alone), 1)
             mixed = (combination.ranker_weight * alone[:, members] + own) / combination.temperature
             both[:, members] = own.logsumexp(dim=-1) + mixed.log_softmax(dim=-1)
             scores["both"], orders["both"] = both[0], both[1:]
-        choice = None if answers.unrestricted_choice is None else members[answers.unrestricted_choice]
-        return Completion(candidates, scores, orders, choice, terms, partial)
-
-
-def _needs_encoding(entry: Any) -> bool:
-    return isinstance(entry, Mapping) and not isinstance(entry, EncodedItem) and not entry.get("features")
-
-
-def _to_encode(entries: Any) -> list[Mapping]:
-    """Return the dict items among the entries of a question that are to be encoded."""
-    return [entry for entry in entries if _needs_encoding(entry)] if isinstance(entries, (list, tuple)) else []
-
-
-@contextmanager
-def _evaluating(models: Sequence[Any]) -> Iterator[None]:
-    """Put the models that are in training mode into evaluation mode for a while."""
-    training = [model for model in models if model.training]
-    for model in training:
-        model.eval()
-    try:
-        yield
-    finally:
-        for model in training:
-            model.train()
-
-
-def _split(indices: list[int], size: int) -> list[list[int]]:
-    return [indices[start : start + size] for start in range(0, len(indices), size)]
+        choice = None if ranked.unrestricted_choice is None else members[ranked.unrestricted_choice]
+        return Completion(candidates, scores, orders, choice, partial)

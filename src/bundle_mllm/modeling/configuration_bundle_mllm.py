@@ -4,11 +4,14 @@ Knows nothing about weights, tokenizers, titles or files.
 """
 
 import re
+from dataclasses import fields
 from typing import Any, ClassVar
 
 from torch import nn
 from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
+
+from .types_bundle_mllm import check_type, check_widths
 
 FORMAT_VERSION = 2
 """Layout of model folders; 1 was one folder and one network for both models."""
@@ -34,6 +37,11 @@ class _BundleConfig(PreTrainedConfig):
     modalities: dict[str, int] = None  # pyright: ignore[reportAssignmentType]: `__post_init__` sets it
 
     def __post_init__(self, **kwargs):
+        inherited = {field.name for field in fields(PreTrainedConfig)}
+        for field in fields(self):
+            name, hint, value = field.name, field.type, getattr(self, field.name)
+            if name not in inherited and not (value is None and field.default is None):
+                check_type(name, value, hint, "the configuration")
         # With the package installed the pipeline registry serves the task; a config that carries `custom_pipelines`
         # would demand `trust_remote_code=True` all the same. Only code loaded from a repository needs the entry.
         if not __name__.startswith("transformers_modules."):
@@ -50,16 +58,12 @@ class _BundleConfig(PreTrainedConfig):
         }
         super().__post_init__(**kwargs)
         self.modalities = {name: self.modalities[name] for name in sorted(self.modalities or {})}
-        for name, width in self.modalities.items():
+        check_widths(self.modalities)
+        for name in self.modalities:
             if not _MODALITY_NAME.fullmatch(name) or name in dir(nn.ModuleDict):
                 raise ValueError(
                     f"Modality name {name!r} cannot name weights and files: use lower-case letters, digits and single "
                     'underscores, and no name of a torch module\'s own methods; for example "visual" or "user_item".'
-                )
-            if isinstance(width, bool) or not isinstance(width, int) or width < 1:
-                raise ValueError(
-                    f"Modality {name!r} has width {width!r}, so no encoder can be built for it: give the number of "
-                    "columns of its features."
                 )
         if self.num_items < 0:
             raise ValueError(f"num_items is {self.num_items}; a catalog has 0 or more rows: give their number.")
@@ -211,6 +215,10 @@ class BundleRetrieverConfig(_BundleConfig):
         super().__post_init__(**kwargs)
         self.memberships = {name: self.memberships[name] for name in sorted(self.memberships or {})}
         self.check_positive("hidden_size")
+        for name, number in self.memberships.items():
+            check_type(f"memberships[{name!r}]", number, int, "the configuration")
+            if number < 0:
+                raise ValueError(f"memberships[{name!r}] of the configuration is {number}: give the number of pairs.")
         for name in ("dropout", "collaborative_dropout"):
             if not 0 <= (value := getattr(self, name)) < 1:
                 raise ValueError(f"{name} is {value}, which is no share of units to drop: give 0 or more, below 1.")

@@ -128,12 +128,27 @@ class BundleRetrieverGroups(nn.Module):
         return index[owner], groups[place], sizes[groups[place]]
 
     def members(self, groups: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Read the items of the given groups `[n]`.
+        """Read the nodes of the given groups `[n]`; [`items`] has those of a node.
 
         Returns:
-            For every item `[num_members]` each the index below n (rising), the catalog row, the group's size in nodes
-            and the number of groups of the item.
+            For every node `[num_members]` each the index below n (rising), the node, the group's size in nodes and the
+            number of groups of the node.
         """
+        nodes, offsets, sizes, _, _ = self._inverted()
+        first = offsets[groups]
+        owner, place = expand(first, offsets[groups + 1] - first)
+        node = nodes[place]
+        return owner, node, sizes[groups][owner], self.offsets[node + 1] - self.offsets[node]
+
+    def items(self, nodes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Read the items of the given nodes `[n]`: of each item the index below n (rising) and the catalog row."""
+        _, _, _, items, offsets = self._inverted()
+        first = offsets[nodes]
+        owner, place = expand(first, offsets[nodes + 1] - first)
+        return owner, items[place]
+
+    def _inverted(self) -> tuple[torch.Tensor, ...]:
+        """Nodes by group, where those of each group begin, and its size; items by node, and where these begin."""
         if self._inverse is None:
             nodes, all_groups, _, _, sizes = self.pairs()
             assert sizes is not None
@@ -149,13 +164,7 @@ class BundleRetrieverGroups(nn.Module):
                 items[by_node],
                 _offsets(node_of_item[items], len(node_of_item)),
             )
-        nodes, group_offsets, sizes, items, node_offsets = self._inverse
-        first = group_offsets[groups]
-        owner, place = expand(first, group_offsets[groups + 1] - first)
-        node = nodes[place]
-        degree = self.offsets[node + 1] - self.offsets[node]
-        of_pair, place = expand(node_offsets[node], node_offsets[node + 1] - node_offsets[node])
-        return owner[of_pair], items[place], sizes[groups][owner][of_pair], degree[of_pair]
+        return self._inverse
 
     def _range(self, rows: torch.Tensor, num_rows: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the first and the end place of the groups of each row `[n]`."""

@@ -4,6 +4,7 @@ Knows nothing about prompts, tokens or weights.
 """
 
 import hashlib
+import inspect
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -17,8 +18,11 @@ from transformers.utils import PROCESSOR_NAME, hub
 
 from .groups_bundle_mllm import ItemPairs
 from .questions_bundle_mllm import groups_of, read_features, read_question, unknown_item
+from .types_bundle_mllm import check_type, check_widths
 
 ITEMS_FILE = "items.jsonl"
+PROCESSOR = f"the processor ({PROCESSOR_NAME})"
+"""What messages call it."""
 HUB_ARGUMENTS = ("cache_dir", "force_download", "proxies", "token", "revision", "local_files_only", "subfolder")
 """Arguments of `from_pretrained` that say which files of which repository are meant."""
 
@@ -38,18 +42,24 @@ class BundleItemProcessor(ProcessorMixin):
         **parts: The tokenizer and its chat template, of the subclass that has one.
 
     Raises:
-        ValueError: If ids and titles differ in number, or an id is repeated.
+        ValueError: If ids and titles differ in number, an id is repeated, or a value is of another type.
     """
 
-    def __init__(self, item_ids=(), titles=(), modalities=None, **parts):
+    def __init__(self, item_ids=(), titles=(), modalities: dict[str, int] | None = None, **parts):
         super().__init__(**parts)
+        check_type("modalities", modalities, dict[str, int] | None, PROCESSOR)
+        check_widths(modalities or {})
         self.modalities = None if modalities is None else {name: modalities[name] for name in sorted(modalities)}
         self.other_modalities: dict[str, int] = {}  # that another model reads from the same dict items; not saved
         self.set_items(item_ids, titles)
 
     def set_items(self, item_ids: Sequence[str], titles: Sequence[str]) -> None:
         """Replace all items; see the class for the arguments and errors."""
-        item_ids, titles = tuple(item_ids), tuple(title or "" for title in titles)
+        item_ids, titles = tuple(item_ids), tuple("" if title is None else title for title in titles)
+        for name, values in (("An item id", item_ids), ("A title", titles)):
+            if others := [value for value in values if not isinstance(value, str)]:
+                other = f"{str(others[0])[:60]} ({type(others[0]).__name__})"
+                raise ValueError(f"{name} is {other}, which could be written in several ways: give it as text.")
         rows = {item_id: row for row, item_id in enumerate(item_ids)}
         if len(item_ids) != len(titles):
             raise ValueError(
@@ -115,6 +125,23 @@ class BundleItemProcessor(ProcessorMixin):
         """Return partial bundle and candidates of a question; see the function of this name."""
         return read_question(question, self._rows)
 
+    def allowed(self, partials: Sequence[Sequence[Any]]) -> torch.Tensor | None:
+        """Return which items of the catalog may complete partial bundles `[batch, num_items]`: not their dict items.
+
+        `None` where no partial bundle holds an item of the catalog as a dict.
+        """
+        held = [
+            (number, self.row(entry["item_id"]))
+            for number, partial in enumerate(partials)
+            for entry in partial
+            if isinstance(entry, Mapping) and entry.get("item_id") in self
+        ]
+        if not held:
+            return None
+        allowed = torch.ones(len(partials), self.num_items, dtype=torch.bool)
+        allowed[tuple(zip(*held, strict=True))] = False
+        return allowed
+
     def option_rows(self, questions: Sequence[Any], modalities: Mapping[str, int] | None = None) -> BatchEncoding:
         """Return questions as the retriever reads them.
 
@@ -170,11 +197,12 @@ class BundleItemProcessor(ProcessorMixin):
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields of `processor_config.json`; the items are saved beside it."""
-        names = type(self).__init__.__code__.co_varnames[1 : type(self).__init__.__code__.co_argcount]
-        apart = ("tokenizer", "item_ids", "titles", "chat_template")
-        fields = {name: getattr(self, name) for name in names if name not in apart}
-        fields |= {"auto_map": vars(self)["auto_map"]} if "auto_map" in vars(self) else {}
-        return {**fields, "processor_class": type(self).__name__}
+        apart = ("tokenizer", "item_ids", "titles", "chat_template", "parts")
+        fields = {name: getattr(self, name) for name in inspect.signature(type(self)).parameters if name not in apart}
+        cls = type(self)
+        if cls._auto_class is not None:  # as saving writes it, and loading drops it
+            fields["auto_map"] = {cls._auto_class: f"{cls.__module__.split('.')[-1]}.{cls.__name__}"}
+        return {**fields, "processor_class": cls.__name__}
 
     def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs) -> list[str]:
         """Save the settings, the tokenizer if there is one, and `items.jsonl`, one line per catalog row."""

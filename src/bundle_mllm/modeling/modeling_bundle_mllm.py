@@ -72,9 +72,12 @@ class BundleMLLMPreTrainedModel(BundlePreTrainedModel):
         cls, pretrained_model_name_or_path, *args: Any, output_loading_info: bool = False, **kwargs: Any
     ) -> Any:
         """Load a saved model, strictly; then freeze the backbone if the configuration says so; see the base class."""
-        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        loaded: Any = super().from_pretrained(
+            pretrained_model_name_or_path, *args, output_loading_info=output_loading_info, **kwargs
+        )
+        model = loaded[0] if output_loading_info else loaded
         model.freeze_backbone_if_asked()
-        return (model, info) if output_loading_info else model
+        return loaded
 
     def resize_token_embeddings(self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any) -> nn.Module:
         """Resize the text embedding; see the base class.
@@ -372,6 +375,10 @@ class BundleMLLMForCausalLM(BundleMLLMPreTrainedModel, GenerationMixin):
         """Embed items; see `BundleMLLMModel.get_item_embeddings`."""
         return self.model.get_item_embeddings(rows, extra_items)
 
+    def __call__(self, *args, **kwargs) -> Any:
+        """Call `forward`, or what TRL puts in its place, with labels of text alone."""
+        return super().__call__(*args, **kwargs | self._text_only(kwargs))
+
     @can_return_tuple
     def forward(
         self,
@@ -404,56 +411,51 @@ class BundleMLLMForCausalLM(BundleMLLMPreTrainedModel, GenerationMixin):
         logits = self._finish_logits(self.lm_head(outputs.last_hidden_state[:, keep]))
         loss = None
         if labels is not None:
-            labels = self._text_only(labels)
-            if (shifted := loss_kwargs.get("shift_labels")) is not None:
-                loss_kwargs["shift_labels"] = self._text_only(shifted)
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1], **loss_kwargs)
+            loss_kwargs |= self._text_only({**loss_kwargs, "labels": labels})
+            loss = self.loss_function(logits=logits, vocab_size=logits.shape[-1], **loss_kwargs)
         of_backbone = {"hidden_states": outputs.hidden_states, "attentions": outputs.attentions}
         return CausalLMOutputWithPast(loss=loss, logits=logits, **of_backbone, **{CACHE: outputs.get(CACHE)})
 
-    def _text_only(self, labels: torch.Tensor) -> torch.Tensor:
-        """Return labels with -100 for items and separators, which the head does not predict."""
-        is_other = (labels >= self.lm_head.weight.shape[0]) | (labels == self.config.separator_token_id)
-        return labels.masked_fill(is_other, -100)
+    def prepare_inputs_for_generation(self, *args, **kwargs) -> dict[str, Any]:
+        """Return the inputs of a step; see the base class.
 
-    def option_logits(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, option_token_ids: torch.Tensor, **kwargs
-    ) -> torch.Tensor:
-        """Score the options of each question: one forward pass, the last hidden state times a few rows of the head.
-
-        Args:
-            input_ids: `[batch, length]` prompts, padded on either side.
-            attention_mask: `[batch, length]`, or `None` without padding.
-            option_token_ids: `[K]`, or `[batch, K]` for other options in each row: the tokens of the answer letters.
-            **kwargs: As for `forward`, for example `extra_items`.
-
-        Returns:
-            `[batch, K]` logits, the same numbers as `forward` gives at the last real position.
+        The cache has its older name: by another, PEFT 0.21 finds none, and adds a learned prefix or prompt again.
         """
-        hidden = self._last_hidden_state(input_ids, attention_mask, **kwargs)  # [B, H]
-        options = option_token_ids.expand(hidden.shape[0], -1)  # [B, K]
-        if type(self.lm_head) is not nn.Linear or self.lm_head.weight.is_meta:
-            logits = self.lm_head(hidden)  # an adapter, quantized or offloaded weights: no rows to take
-            return self._finish_logits(logits.gather(1, options.to(logits.device)))
-        weight, bias = self.lm_head.weight, self.lm_head.bias
-        options = options.to(weight.device)
-        logits = torch.einsum("bh,bkh->bk", hidden.to(weight.device), weight[options])
-        return self._finish_logits(logits if bias is None else logits + bias[options])
+        base: Any = super()
+        inputs = base.prepare_inputs_for_generation(*args, **kwargs)
+        return {"past_key_values" if name == CACHE else name: value for name, value in inputs.items()}
+
+    def _text_only(self, kwargs: dict[str, Any]) -> dict[str, torch.Tensor]:
+        """Return those of the arguments that are labels, with -100 for items and separators, which have no logits."""
+        given = {name: kwargs[name] for name in ("labels", "shift_labels") if kwargs.get(name) is not None}
+        offset, separator = self.config.item_token_offset, self.config.separator_token_id
+        return {name: ids.masked_fill((ids >= offset) | (ids == separator), -100) for name, ids in given.items()}
 
     def last_logits(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs
     ) -> torch.Tensor:
-        """Return the logits of the whole vocabulary at the last real position, `[batch, vocab_size]`."""
-        return self._finish_logits(self.lm_head(self._last_hidden_state(input_ids, attention_mask, **kwargs)))
+        """Score what comes after each prompt: the letters of the options are among the answers.
 
-    def _last_hidden_state(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, **kwargs):
+        What PEFT's prefix tuning has learned takes part in `forward` alone: `BundleCompleter` refuses such adapters.
+
+        Args:
+            input_ids: `[batch, length]` prompts, padded on either side; with a cache, what comes after it.
+            attention_mask: `[batch, length of both]`, or `None` without padding.
+            **kwargs: As for `forward`, for example `extra_items`.
+
+        Returns:
+            `[batch, vocab_size]` logits, the same numbers as `forward` gives at the last real position.
+        """
         if attention_mask is None:
-            return self.model(input_ids=input_ids, **kwargs).last_hidden_state[:, -1]
+            hidden = self.model(input_ids=input_ids, **kwargs).last_hidden_state[:, -1]
+            return self._finish_logits(self.lm_head(hidden))
         if "position_ids" in inspect.signature(self.model.language_model.forward).parameters:
-            kwargs.setdefault("position_ids", (attention_mask.long().cumsum(-1) - 1).clamp(min=0))
+            positions = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+            kwargs.setdefault("position_ids", positions[:, -input_ids.shape[1] :])
         hidden = self.model(input_ids=input_ids, attention_mask=attention_mask, **kwargs).last_hidden_state
-        last = attention_mask.shape[1] - 1 - attention_mask.flip(-1).long().argmax(-1)  # [B]
-        return hidden[torch.arange(hidden.shape[0], device=hidden.device), last.to(hidden.device)]
+        last = hidden.shape[1] - 1 - attention_mask.flip(-1).long().argmax(-1)  # [B]
+        hidden = hidden[torch.arange(hidden.shape[0], device=hidden.device), last.to(hidden.device)]  # [B, H]
+        return self._finish_logits(self.lm_head(hidden))
 
     def _finish_logits(self, logits: torch.Tensor) -> torch.Tensor:
         text_config = self.config.get_text_config()

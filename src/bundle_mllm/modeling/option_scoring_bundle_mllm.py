@@ -1,4 +1,4 @@
-"""A ranker without letters (ours): a language model reads each item alone, and hidden states are compared.
+"""A ranker without letters (ours): a language model reads each title alone; titles, and item tokens, are compared.
 
 Knows nothing about titles, tokenizers, prompts or how batches are made.
 """
@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 from transformers import initialization as init
-from transformers.utils.generic import ModelOutput
+from transformers.utils.generic import ModelOutput, can_return_tuple
 
 from .configuration_bundle_mllm import BundleMLLMOptionConfig
 from .modeling_bundle_mllm import BundleMLLMForCausalLM, BundleMLLMModel, BundleMLLMPreTrainedModel
@@ -48,9 +48,9 @@ class BundleMLLMResidualMap(nn.Module):
 
 
 class BundleMLLMMatching(nn.Module):
-    """Compares partial bundles and options by the hidden states of their items.
+    """Compares partial bundles and options by one vector of each item.
 
-    With `h` the state of an item, partially whitened over the catalog, `Q` and `K` residual maps and `|x|` the norm,
+    With `h` the vector of an item, partially whitened over the catalog, `Q` and `K` residual maps and `|x|` the norm,
 
         score(c) = s cos( sum_{p in P} Q h_p / |Q h_p| , K h_c )
     """
@@ -93,11 +93,12 @@ class BundleMLLMMatching(nn.Module):
 
 
 class BundleMLLMForOptionScoring(BundleMLLMPreTrainedModel):
-    """A `BundleMLLMModel` whose hidden states of items are compared with those of a partial bundle.
+    """A `BundleMLLMModel` whose titles, and item tokens where they are shown, are compared with a partial bundle's.
 
-    The state of an item is the mean over its tokens (title, and separator and item token where items are shown). It
-    depends on no other item: it is computed once, however many questions the item is in, and a list of options may
-    have any length.
+    A title is the mean of the hidden states of its tokens. An item token is its embedding, which fusion and projector
+    make: a backbone that has never seen one hands on little of it (see the results). Each has a `BundleMLLMMatching`,
+    and their scores are added. What is compared of an item depends on no other item: it is computed once, however many
+    questions the item is in, and a list of options may have any length.
     """
 
     config: BundleMLLMOptionConfig
@@ -107,7 +108,7 @@ class BundleMLLMForOptionScoring(BundleMLLMPreTrainedModel):
     def __init__(self, config: BundleMLLMOptionConfig):
         super().__init__(config)
         self.model = BundleMLLMModel(config)
-        self.matching = BundleMLLMMatching(config.get_text_config().hidden_size, config.matching_rank)
+        self.matching, self.item_matching = _matchings(self.model, config.matching_rank)
         self.post_init()
         self.freeze_backbone_if_asked()
 
@@ -138,9 +139,10 @@ class BundleMLLMForOptionScoring(BundleMLLMPreTrainedModel):
         with torch.device("meta"), init.meta_device_safe_creation_ops():
             model = cls(config)
         model.model = ranker.model
-        model.matching = BundleMLLMMatching(config.get_text_config().hidden_size, matching_rank)
-        model.matching.apply(model._init_weights)
-        model.matching.to(ranker.device, ranker.dtype)
+        model.matching, model.item_matching = _matchings(ranker.model, matching_rank)
+        for matching in (model.matching, model.item_matching):
+            matching.apply(model._init_weights)
+            matching.to(ranker.device, ranker.dtype)
         return model.eval()
 
     def set_catalog(self, *args, **kwargs) -> None:
@@ -155,11 +157,28 @@ class BundleMLLMForOptionScoring(BundleMLLMPreTrainedModel):
     def item_states(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, extra_items: dict | None = None
     ) -> torch.Tensor:
-        """Return the states of items `[n, hidden_size]` float32, of tokens `[n, length]` padded on the right."""
-        hidden = self.model(input_ids=input_ids, attention_mask=attention_mask, extra_items=extra_items)
-        weights = attention_mask.unsqueeze(-1).float()  # [n, length, 1]
-        return (hidden.last_hidden_state.float() * weights).sum(dim=1) / weights.sum(dim=1)
+        """Return what is compared of items, `[n, hidden_size + embedding_size]`: title, then item token or zeros.
 
+        `input_ids` are the tokens of the items, `[n, length]`, padded on the right.
+        """
+        is_item = input_ids >= self.config.item_token_offset  # [n, length]
+        is_word = (attention_mask > 0) & ~is_item & (input_ids != self.config.separator_token_id)
+        is_read = torch.where(is_word.any(dim=1, keepdim=True), is_word, attention_mask > 0)  # attention needs a token
+        hidden = self.model(input_ids=input_ids.masked_fill(~is_word, 0), attention_mask=is_read.long())
+        weights = is_word.unsqueeze(-1).float()  # [n, length, 1]
+        titles = (hidden.last_hidden_state.float() * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
+        items = titles.new_zeros(len(titles), self.model.get_input_embeddings().weight.shape[1])
+        [embeds] = self.model.embed(input_ids[is_item].unsqueeze(0), extra_items)  # [number of item tokens, ...]
+        items = items.index_put(is_item.nonzero(as_tuple=True)[:1], embeds.float())
+        return torch.cat([titles, items], dim=-1)
+
+    def compare(self, states: torch.Tensor, partial: torch.Tensor, options: torch.Tensor) -> torch.Tensor:
+        """Score `options` `[B, K]` beside `partial` `[B, P]`, indices of `item_states`, -1 for none."""
+        of_title = self.config.get_text_config().hidden_size
+        titles, items = states[:, :of_title], states[:, of_title:]
+        return self.matching(titles, partial, options) + self.item_matching(items, partial, options)
+
+    @can_return_tuple
     def forward(
         self,
         input_ids: torch.Tensor,
@@ -179,6 +198,12 @@ class BundleMLLMForOptionScoring(BundleMLLMPreTrainedModel):
             labels: `[batch]` place of the answer among the options.
             extra_items: See `BundleMLLMModel.forward`.
         """
-        scores = self.matching(self.item_states(input_ids, attention_mask, extra_items), partial, options)
+        scores = self.compare(self.item_states(input_ids, attention_mask, extra_items), partial, options)
         loss = None if labels is None else functional.cross_entropy(scores, labels)
         return BundleMLLMOptionOutput(loss=loss, scores=scores)
+
+
+def _matchings(model: BundleMLLMModel, rank: int) -> tuple[BundleMLLMMatching, BundleMLLMMatching]:
+    """Return what compares the titles of a model, and what compares its item tokens."""
+    sizes = model.config.get_text_config().hidden_size, model.get_input_embeddings().weight.shape[1]
+    return BundleMLLMMatching(sizes[0], rank), BundleMLLMMatching(sizes[1], rank)

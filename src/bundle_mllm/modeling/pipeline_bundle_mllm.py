@@ -4,25 +4,21 @@ Knows nothing about prompt wording, token ids, features or how ranker and retrie
 """
 
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
-from functools import lru_cache
-from importlib import import_module
+from collections.abc import Collection, Mapping
 from typing import Any
 
+import torch
 from transformers import Pipeline
-from transformers.utils import hub, logging
+from transformers.utils import logging
 
-from .combination_bundle_mllm import COMBINATION_FILE, BundleCombination
-from .completion_bundle_mllm import NUM_RETRIEVED, BundleCompleter
+from .conformity_bundle_mllm import holds_answer
 from .item_processing_bundle_mllm import BundleItemProcessor
+from .loading_bundle_mllm import completer_of
 from .questions_bundle_mllm import check_keys, field, shorten
 from .ranking_bundle_mllm import MAX_OPTIONS, round_sizes
-from .retriever_bundle_mllm import BundleRetriever
 
 logger = logging.get_logger(__name__)
 
-RETRIEVER_FOLDER = "retriever"
-"""Where the retriever stands beside a ranker, in a model folder or repository."""
 _NOT_SAVED = ("encoders", "group_names.json", "catalog.parquet")
 """What encodes new items, and columns such as prices: they may be private, and `push_to_hub` uploads all it saves."""
 
@@ -37,11 +33,12 @@ class BundleCompletionPipeline(Pipeline):
     ```
 
     A list of questions gives a list of such lists; `batch_size` of them run at once. An item that the catalog does not
-    hold is given as `{"title": ..., "features": {modality: vector}}`; or, where the package bundle-mllm is installed,
+    hold is given as `{"title": ..., "features": {modality: vector}}`; or, where the package bundle-mllm is imported,
     as `{"title": ..., "image": path}` or whatever the encoders in the model's folder read. `top_k` keeps the best
-    candidates only, and `explain=True` adds what each model contributed. Without candidates the whole catalog except
-    the partial bundle is searched. `BundleCompleter`, the attribute `completer`, says how ranker and retriever are
-    joined.
+    candidates only, and `explain=True` adds what each model contributed. `coverage=0.9` keeps the smallest set that
+    holds the right answer with this probability, and no candidate where nothing fits (see `BundleCalibration`).
+    Without candidates the whole catalog except the partial bundle is searched. `BundleCompleter`, the attribute
+    `completer`, says how ranker and retriever are joined.
 
     The model is a ranker, whose folder or repository may hold a retriever, too, in `retriever/`, and how both are
     joined, in `combination.json`; or a retriever alone.
@@ -62,24 +59,25 @@ class BundleCompletionPipeline(Pipeline):
                 "The pipeline has no processor, so it cannot read questions: give the model's folder, or a processor."
             )
         files = vars(self.model).pop("loaded_by", {})
-        if self.model.config.model_type == "bundle_retriever":
-            self.completer = BundleCompleter(self.processor, retriever=self.model)
-            self.feature_extractor: Any = self.completer.processor  # without it transformers refuses batches
-        else:
-            others = load_others(self.model.config._name_or_path, **files)
-            self.completer = BundleCompleter(self.processor, self.model, **others)
-            self.completer.to(self.device)
+        self.completer = completer_of(self.model, self.processor, self.model.config._name_or_path, **files)
+        self.completer.to(self.device)
         self.processor = self.completer.processor
-
-        self.completer.encode_items = item_encoder(self.model.config._name_or_path, files.get("revision"))
+        if self.completer.ranker is None:
+            self.feature_extractor: Any = self.processor  # without it transformers refuses batches
 
     def _sanitize_parameters(
-        self, top_k: int | None = None, group_size: int | None = None, explain: bool | None = None, **unknown: Any
+        self,
+        top_k: int | None = None,
+        group_size: int | None = None,
+        explain: bool | None = None,
+        coverage: float | None = None,
+        **unknown: Any,
     ) -> tuple[dict, dict, dict]:
         unknown.pop("local_files_only", None)  # transformers leaves it among the parameters
         if unknown:
             raise ValueError(
-                f"bundle-completion has no parameters {sorted(unknown)}: use top_k, group_size, explain, batch_size."
+                f"bundle-completion has no parameters {sorted(unknown)}: use top_k, group_size, explain, coverage, "
+                "batch_size."
             )
         if top_k is not None and (isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1):
             raise ValueError(
@@ -87,9 +85,12 @@ class BundleCompletionPipeline(Pipeline):
             )
         if group_size is not None:
             round_sizes(MAX_OPTIONS, group_size)  # refuses a wrong size before anything runs
-        given = {"top_k": top_k, "group_size": group_size, "explain": explain}
+        if coverage is not None:
+            holds_answer(self.completer, torch.ones(1), coverage)  # refuses what cannot be promised
+        given = {"top_k": top_k, "group_size": group_size, "explain": explain, "coverage": coverage}
         given = {name: value for name, value in given.items() if value is not None}
-        return {}, given, {name: value for name, value in given.items() if name != "group_size"}
+        to_score = {name: value for name, value in given.items() if name != "explain"}
+        return {}, to_score, {name: value for name, value in given.items() if name != "group_size"}
 
     def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """Complete one bundle or a list of them; no questions have no answers."""
@@ -113,8 +114,7 @@ class BundleCompletionPipeline(Pipeline):
         completions = self.completer.score(
             questions,
             group_size=parameters.get("group_size"),
-            num_retrieved=max(parameters.get("top_k", 0), NUM_RETRIEVED),
-            return_terms=parameters.get("explain", False),
+            num_retrieved=self.completer.num_retrieved(parameters.get("top_k"), parameters.get("coverage")),
         )
         return {"questions": questions, "completions": completions}
 
@@ -123,7 +123,7 @@ class BundleCompletionPipeline(Pipeline):
         question, completion = outputs["questions"], outputs["completions"]
         if isinstance(question, list):
             question, completion = question[0], completion[0]
-        return self.completer.describe(completion, letters=question["candidates"] is not None, **parameters)
+        return self.completer.answers(question, completion, **parameters)
 
     def save_pretrained(
         self, save_directory: str | os.PathLike, push_to_hub: bool = False, repo_id: str | None = None, **kwargs: Any
@@ -137,15 +137,12 @@ class BundleCompletionPipeline(Pipeline):
             push_to_hub: Whether to upload it all as well, in one commit.
             repo_id: To which repository; by default one with the folder's name.
             **kwargs: For `save_pretrained` of the models; with `push_to_hub` for the method of that name.
+
+        Raises:
+            ValueError: See `BundleCompleter.save_pretrained`.
         """
         to_save = {name: value for name, value in kwargs.items() if not push_to_hub or name == "max_shard_size"}
-        for model in self.completer.models:
-            model.config.items_hash = self.processor.items_hash
-        self.model.save_pretrained(save_directory, **to_save)
-        self.processor.save_pretrained(save_directory)
-        if self.completer.retriever is not None and self.completer.retriever is not self.model:
-            self.completer.retriever.save_pretrained(os.path.join(save_directory, RETRIEVER_FOLDER), **to_save)
-            self.completer.combination.save_pretrained(save_directory)
+        self.completer.save_pretrained(save_directory, **to_save)
         source = self.model.config._name_or_path
         kept = [name for name in _NOT_SAVED if source and os.path.exists(os.path.join(source, name))]
         if missing := [name for name in kept if not os.path.exists(os.path.join(save_directory, name))]:
@@ -155,49 +152,3 @@ class BundleCompletionPipeline(Pipeline):
             )
         if push_to_hub:
             self.push_to_hub(repo_id or os.path.basename(os.path.normpath(save_directory)), **kwargs)
-
-
-def _is_at_hand(name: str) -> bool:
-    """Return whether a model is named after a folder or repository: not if it is in memory or its folder is gone."""
-    return os.path.isdir(name) or bool(name and not os.path.isabs(name) and name.count("/") <= 1)
-
-
-def load_others(name: str, **kwargs: Any) -> dict[str, Any]:
-    """Load what stands beside a ranker, if anything: the "retriever" and the "combination" of both.
-
-    Args:
-        name: Model folder or Hub repository of the ranker.
-        **kwargs: Which files of which repository, such as `revision`; see `HUB_ARGUMENTS`.
-    """
-    if not _is_at_hand(name):
-        return {}
-    others: dict[str, Any] = {"combination": BundleCombination.from_pretrained(name, **kwargs)}
-    kwargs["subfolder"] = f"{kwargs.get('subfolder', '')}/{RETRIEVER_FOLDER}".strip("/")
-    if hub.cached_file(name, "config.json", **kwargs, _raise_exceptions_for_missing_entries=False) is not None:
-        BundleRetriever.register_for_auto_class("AutoModel")  # so that its code is saved with it, package or not
-        if others["combination"] is None:
-            logger.warning(
-                f"{name} has no {COMBINATION_FILE}, so ranker and retriever count alike: fit their weights "
-                "(bundle-mllm retriever), or copy the file if it was lost."
-            )
-        others["retriever"] = BundleRetriever.from_pretrained(name, **kwargs).eval()
-    return others
-
-
-def item_encoder(name: str, revision: str | None = None) -> Callable[[Sequence[Mapping]], Sequence[Mapping]] | None:
-    """Return what encodes new items by the encoders that a model folder or Hub repository keeps.
-
-    Encoders do not travel with the model's code, so there are none unless the package bundle-mllm is installed.
-    """
-    if not _is_at_hand(name):
-        return None
-    try:
-        package = import_module("bundle_mllm.completion.new_items")
-    except ImportError:
-        return None
-
-    @lru_cache(maxsize=1)
-    def found() -> Any:
-        return package.find_item_encoder(name, revision)
-
-    return lambda entries: entries if found() is None else found().encode_items(entries)

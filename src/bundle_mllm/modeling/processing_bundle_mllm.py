@@ -3,19 +3,25 @@
 Knows nothing about weights, devices, training or where features come from.
 """
 
+import inspect
+import re
 from collections.abc import Mapping, Sequence
 from string import Formatter
 from typing import Any
 
 from transformers.tokenization_utils_base import BatchEncoding, PreTrainedTokenizerBase
 
-from .item_processing_bundle_mllm import BundleItemProcessor
+from .chat_bundle_mllm import around_message
+from .item_processing_bundle_mllm import PROCESSOR, BundleItemProcessor
 from .questions_bundle_mllm import describe
+from .ranking_bundle_mllm import LETTERS
 from .tokenization_bundle_mllm import ITEM_SEPARATOR, BundleMLLMTokenizerFast
+from .types_bundle_mllm import check_type
 
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _NOUNS = {"item_noun", "bundle_noun"}
 _TEMPLATE_CHARACTERS = 10_000
+_TEMPLATE_REPETITIONS = 4
+_LONE_CAPITAL = re.compile(r"(?<![^\W\d_])[A-Z](?![^\W\d_])")
 _TEMPLATES = {
     "instruction": _NOUNS,
     "prompt_template": _NOUNS | {"instruction", "partial", "options"},
@@ -51,10 +57,11 @@ class BundleMLLMProcessor(BundleItemProcessor):
         item_template: Template of an item, of `title`, `separator` and `item`.
         untitled_text: Stands for an item without a title where item tokens are not shown.
         answer_cue: Ends the prompt, in a chat the beginning of the answer.
-        chat_template: Set by transformers; the tokenizer's.
+        chat_template: The template of conversations, which becomes the tokenizer's; by default the tokenizer's own.
 
     Raises:
-        ValueError: If ids and titles differ in number, an id is repeated, or a template has an unknown field.
+        ValueError: If ids and titles differ in number, an id is repeated, a value is of another type or out of range,
+            or a template has an unknown field.
     """
 
     def __init__(
@@ -62,29 +69,31 @@ class BundleMLLMProcessor(BundleItemProcessor):
         tokenizer,
         item_ids=(),
         titles=(),
-        modalities=None,
-        max_length=None,
-        max_options=26,
-        max_title_tokens=None,
-        show_items=True,
-        conversational=None,
-        item_noun="item",
-        bundle_noun="bundle",
-        instruction="Which {item_noun} completes the {bundle_noun}?",
-        prompt_template="{instruction}\nBundle:\n{partial}\nOptions:\n{options}\n",
-        partial_item_template="{number}. {item}",
-        option_template="{letter}. {item}",
-        item_separator_text="\n",
-        item_template="{title}{separator}{item}",
-        untitled_text="untitled",
-        answer_cue="Answer:",
-        chat_template=None,
+        modalities: dict[str, int] | None = None,
+        max_length: int | None = None,
+        max_options: int = 26,
+        max_title_tokens: int | None = None,
+        show_items: bool = True,
+        conversational: bool | None = None,
+        item_noun: str = "item",
+        bundle_noun: str = "bundle",
+        instruction: str = "Which {item_noun} completes the {bundle_noun}?",
+        prompt_template: str = "{instruction}\nBundle:\n{partial}\nOptions:\n{options}\n",
+        partial_item_template: str = "{number}. {item}",
+        option_template: str = "{letter}. {item}",
+        item_separator_text: str = "\n",
+        item_template: str = "{title}{separator}{item}",
+        untitled_text: str = "untitled",
+        answer_cue: str = "Answer:",
+        chat_template: str | dict[str, str] | None = None,
     ):
         if not hasattr(tokenizer, "item_token") or "item_token_offset" not in tokenizer.init_kwargs:
             raise ValueError(
                 f"The tokenizer is a {type(tokenizer).__name__} without settings for items: load the folder's own, "
                 "with tokenizer_config.json, or build the processor by from_backbone_tokenizer."
             )
+        check_type("chat_template", chat_template, str | dict[str, str] | None, PROCESSOR)
+        self.tokenizer = tokenizer
         chat_template = chat_template or tokenizer.chat_template
         super().__init__(item_ids, titles, modalities, tokenizer=tokenizer, chat_template=chat_template)
         self.max_length, self.max_options, self.max_title_tokens = max_length, max_options, max_title_tokens
@@ -94,6 +103,7 @@ class BundleMLLMProcessor(BundleItemProcessor):
         self.partial_item_template, self.option_template = partial_item_template, option_template
         self.item_separator_text, self.item_template = item_separator_text, item_template
         self.untitled_text, self.answer_cue = untitled_text, answer_cue
+        self._check_fields()
         self._check_wording()
         if conversational and tokenizer.chat_template is None:
             raise ValueError(
@@ -101,6 +111,7 @@ class BundleMLLMProcessor(BundleItemProcessor):
                 "set conversational=False."
             )
         self._letters: dict[str, tuple[str, list[int]]] = {}
+        self._chat: tuple[Any, str, str] | None = None
 
     def set_items(self, item_ids: Sequence[str], titles: Sequence[str]) -> None:
         """Replace all items; see the base class."""
@@ -110,6 +121,14 @@ class BundleMLLMProcessor(BundleItemProcessor):
     def to_dict(self) -> dict[str, Any]:
         """Return the fields; `conversational` as it is now, so that the loss of the chat template is noticed."""
         return {**super().to_dict(), "conversational": self.is_conversational}
+
+    def _check_fields(self) -> None:
+        for name, parameter in inspect.signature(type(self)).parameters.items():
+            if parameter.annotation is not parameter.empty:
+                check_type(name, getattr(self, name), parameter.annotation, PROCESSOR)
+        for name in ("max_length", "max_title_tokens"):
+            if (most := getattr(self, name)) is not None and most < 1:
+                raise ValueError(f"{name} is {most}, so nothing could be written: give a positive number of tokens.")
 
     def _check_wording(self) -> None:
         if not 3 <= self.max_options <= len(LETTERS):
@@ -124,8 +143,13 @@ class BundleMLLMProcessor(BundleItemProcessor):
                     f"{name} gives the fields {formatted} a width or format, which could make a prompt of any length: "
                     "write the braces with the name alone."
                 )
-            fields = {field for field, _ in parsed}
-            if unknown := sorted(fields - allowed):
+            fields = [field for field, _ in parsed]
+            if repeated := sorted({field for field in fields if fields.count(field) > _TEMPLATE_REPETITIONS}):
+                raise ValueError(
+                    f"{name} has the fields {repeated} more than {_TEMPLATE_REPETITIONS} times, which could make a "
+                    "prompt of any length: write them less often."
+                )
+            if unknown := sorted({*fields} - allowed):
                 raise ValueError(
                     f"{name} has the unknown fields {unknown}, so it cannot be filled: use only {sorted(allowed)}, "
                     "and double the braces that are meant as text."
@@ -152,6 +176,15 @@ class BundleMLLMProcessor(BundleItemProcessor):
         if not isinstance(tokenizer, BundleMLLMTokenizerFast):
             tokenizer = BundleMLLMTokenizerFast.from_tokenizer(tokenizer, item_token_offset)
         return cls(tokenizer, item_ids=item_ids, titles=titles, **fields)
+
+    @property
+    def chat_template(self) -> str | dict[str, str] | None:
+        """Template of conversations: the tokenizer's, so that there are never two."""
+        return self.tokenizer.chat_template
+
+    @chat_template.setter
+    def chat_template(self, template: str | dict[str, str] | None) -> None:
+        self.tokenizer.chat_template = template
 
     @property
     def separator_token_id(self) -> int:
@@ -221,35 +254,52 @@ class BundleMLLMProcessor(BundleItemProcessor):
         Tokenized with special tokens it begins with exactly one beginning-of-sequence token, if the tokenizer has that
         habit.
         """
+        body = self._body(*self._written(question, show_items, [] if extra is None else extra))
+        return self._prompt(body)
+
+    def message(self, question: Any) -> str:
+        """Write one question as the user message that an exported model's chat template turns into its prompt.
+
+        Errors are those of `__call__`. Dict items have no token in an exported model.
+        """
+        body = self._body(*self._written(question, None, []))
+        return body.strip() if self.is_conversational else body + self.answer_cue
+
+    def _written(self, question: Any, show_items: bool | None, extra: list[Mapping]) -> tuple[str, str]:
+        """Return the partial bundle and the options of a question as prompts write them."""
         partial, candidates = self.read_question(question)
         if candidates is None or not 2 <= len(candidates) <= len(LETTERS):
             raise ValueError(
                 f"The question has {len(candidates or ())} candidates, but options are lettered A to Z: give 2 to 26 "
                 "of them, or use the pipeline, which ranks longer lists and whole catalogs."
             )
-        extra = [] if extra is None else extra
         numbered = [
-            self.partial_item_template.format(number=number, item=self.item_text(entry, show_items, extra))
+            self.partial_item_template.format(
+                number=number, item=_without_letters(self.item_text(entry, show_items, extra))
+            )
             for number, entry in enumerate(partial, start=1)
         ]
         options = [
-            self.option_template.format(letter=letter, item=self.item_text(entry, show_items, extra))
+            self.option_template.format(letter=letter, item=_without_letters(self.item_text(entry, show_items, extra)))
             for letter, entry in zip(LETTERS, candidates, strict=False)
         ]
-        return self._layout(self.item_separator_text.join(numbered), self.item_separator_text.join(options))
+        return self.item_separator_text.join(numbered), self.item_separator_text.join(options)
 
-    def _layout(self, partial: str, options: str) -> str:
+    def _body(self, partial: str, options: str) -> str:
         nouns = {"item_noun": self.item_noun, "bundle_noun": self.bundle_noun}
         instruction = self.instruction.format(**nouns)
-        body = self.prompt_template.format(instruction=instruction, partial=partial, options=options, **nouns)
+        return self.prompt_template.format(instruction=instruction, partial=partial, options=options, **nouns)
+
+    def _prompt(self, body: str) -> str:
         if not self.is_conversational:
             return body + self.answer_cue
-        message = {"role": "user", "content": body.strip()}
-        text = self.tokenizer.apply_chat_template([message], add_generation_prompt=True, tokenize=False)
+        if self._chat is None or self._chat[0] != self.tokenizer.chat_template:
+            self._chat = (self.tokenizer.chat_template, *around_message(self.tokenizer))
+        _, before, after = self._chat
         bos = self.tokenizer.bos_token
-        if bos and text.startswith(bos) and self.tokenizer("")["input_ids"][:1] == [self.tokenizer.bos_token_id]:
-            text = text[len(bos) :]  # the tokenizer will add it
-        return text + self.answer_cue
+        if bos and before.startswith(bos) and self.tokenizer("")["input_ids"][:1] == [self.tokenizer.bos_token_id]:
+            before = before[len(bos) :]  # the tokenizer will add it
+        return before + body.strip() + after + self.answer_cue
 
     def item_text(self, entry: Any, show_items: bool | None = None, extra: list[Mapping] | None = None) -> str:
         """Return an item as prompts write it, for example `shirt<|item_separator|><|item_42|>`.
@@ -327,7 +377,7 @@ class BundleMLLMProcessor(BundleItemProcessor):
         return self._letters_in_context()[0] + LETTERS[index]
 
     def _letters_in_context(self) -> tuple[str, list[int]]:
-        prompt = self._layout(self.partial_item_template.format(number=1, item="x"), "x")
+        prompt = self._prompt(self._body(self.partial_item_template.format(number=1, item="x"), "x"))
         if prompt not in self._letters:
             tokens = self.tokenizer([prompt])["input_ids"][0]
             found = []
@@ -356,10 +406,26 @@ class BundleMLLMProcessor(BundleItemProcessor):
         return self.tokenizer.apply_chat_template(messages, tokenize=tokenize, **kwargs)
 
 
+def _without_letters(item: str) -> str:
+    """Return an item of a prompt without the name of an option.
+
+    A capital letter that stands alone is what an answer looks like, so it is shown as a small one: "Size M" as
+    "Size m". A title of capitals ("B B B B") won answers otherwise (`benchmarks/prompt_attacks.py`).
+    """
+    return _LONE_CAPITAL.sub(lambda letter: letter[0].lower(), item)
+
+
 def _plain(message: Any) -> dict[str, Any]:
     """Return a message as a dictionary whose content is text."""
-    plain = dict(message) if isinstance(message, Mapping) else dict(vars(message))
+    plain = _fields(message)
     content = plain.get("content")
-    if content is None:
-        return {**plain, "content": ""}
-    return plain if isinstance(content, str) else {**plain, "content": "".join(part["text"] for part in content)}
+    if isinstance(content, (list, tuple)):
+        parts = [_fields(part) for part in content]
+        if others := sorted({str(part.get("type")) for part in parts if not isinstance(part.get("text"), str)}):
+            raise ValueError(f"A message has parts of type {others}, which would be lost: give parts of text only.")
+        content = "".join(part["text"] for part in parts)
+    return {**plain, "content": content or ""}
+
+
+def _fields(part: Any) -> dict[str, Any]:
+    return dict(part) if isinstance(part, Mapping) else dict(vars(part))

@@ -4,7 +4,7 @@ Knows nothing about prompts, tokens or weights.
 """
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -40,6 +40,34 @@ def groups_of(entry: Mapping) -> dict[str, Sequence[int]]:
     """Return the groups of a dict item, of each membership in which it is in any."""
     groups = entry.groups if isinstance(entry, EncodedItem) else {}
     return {name: numbers for name, numbers in groups.items() if len(numbers)}
+
+
+def needs_encoding(entry: Any) -> bool:
+    """Return whether an entry of a question is a dict item without features, which encoders may give it."""
+    return isinstance(entry, Mapping) and not isinstance(entry, EncodedItem) and not entry.get("features")
+
+
+def to_encode(entries: Any) -> list[Mapping]:
+    """Return the dict items among the entries of a question that are to be encoded."""
+    return [entry for entry in entries if needs_encoding(entry)] if isinstance(entries, (list, tuple)) else []
+
+
+def encode_entries(questions: Sequence[Any], encode: Callable[[list[Mapping]], Iterable[Mapping]]) -> list[Any]:
+    """Return questions whose dict items without features are encoded; `encode` gets them all at once, in order."""
+    lists = [(field(question, "partial"), field(question, "candidates")) for question in questions]
+    new = [entry for pair in lists for entries in pair for entry in to_encode(entries)]
+    if not new:
+        return list(questions)
+    encoded = iter(encode(new))
+    prepared = []
+    for question, pair in zip(questions, lists, strict=True):
+        entries = [
+            [next(encoded) if needs_encoding(entry) else entry for entry in each] if any(to_encode(each)) else each
+            for each in pair
+        ]
+        own = {"question_id": field(question, "question_id"), "partial": entries[0], "candidates": entries[1]}
+        prepared.append({**question, **own} if isinstance(question, Mapping) else own)
+    return prepared
 
 
 def field(question: Any, name: str) -> Any:

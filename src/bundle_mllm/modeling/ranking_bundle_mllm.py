@@ -8,7 +8,8 @@ from collections.abc import Callable, Generator, Sequence
 
 import torch
 
-MAX_OPTIONS = 26
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+MAX_OPTIONS = len(LETTERS)
 """Longest list that fits one prompt: its options are lettered A to Z."""
 GROUP_SIZE = 10
 """Candidates of one group: the paper's number of options, which the default recipes train on."""

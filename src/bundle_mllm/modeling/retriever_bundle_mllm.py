@@ -3,13 +3,14 @@
 Knows nothing about language models, token ids, titles or files.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import nn
 from transformers import initialization as init
-from transformers.utils.generic import ModelOutput
+from transformers.utils.generic import ModelOutput, can_return_tuple
 
 from .base_bundle_mllm import BundlePreTrainedModel
 from .catalog_bundle_mllm import BundleMLLMItemCatalog
@@ -137,6 +138,7 @@ class BundleRetriever(BundlePreTrainedModel):
         memberships = {name: groups.pairs() for name, groups in self.memberships.items()}
         return {"features": features, "present": present, "memberships": memberships}
 
+    @can_return_tuple
     def forward(
         self,
         partial_rows: torch.Tensor,
@@ -281,15 +283,23 @@ class BundleRetriever(BundlePreTrainedModel):
         return index
 
     @torch.no_grad()
-    def catalog_scores(self, partial_rows: torch.Tensor, extra_items: dict[str, Any] | None = None) -> torch.Tensor:
-        """Score the whole catalog, exactly: one matrix product, and counts where groups are shared.
+    def catalog_scores(
+        self,
+        partial_rows: torch.Tensor,
+        extra_items: dict[str, Any] | None = None,
+        search: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    ) -> torch.Tensor:
+        """Score the whole catalog: one matrix product, and counts where groups are shared.
 
         Args:
             partial_rows: `[batch, max_partial]` catalog rows of the partial bundles, -1 for padding.
             extra_items: Items of this call only that the partial bundles hold; see `forward`.
+            search: Returns the catalog rows `[batch, k]`, -1 for none, whose vectors in `index` have large products
+                with given ones `[batch, D + 1]`. Then only these, and items that share a group, are scored.
 
         Returns:
-            `[batch, num_items]` float32, the scores of `forward` to 1e-5; `-inf` for the items of the partial bundle.
+            `[batch, num_items]` float32, the scores of `forward` to 1e-5; `-inf` for the items of the partial bundle,
+            and for those that are not scored.
         """
         index, device = self.index, self.catalog.present.device
         partial_rows = partial_rows.to(device)
@@ -299,14 +309,22 @@ class BundleRetriever(BundlePreTrainedModel):
             rows, place = partial_rows.clamp(min=0).unique(return_inverse=True)
             items, queries = self.towers(*self.catalog.gather(rows, extra_items))
         query = self.towers.pool(items, queries, place.masked_fill(~is_partial, -1))
-        if self.stacker is None:
-            scores = query @ index.items[:, :-1].T  # [batch, num_items]
-        else:
-            size = is_partial.sum(dim=1, keepdim=True).clamp(min=1).float()
+        size = is_partial.sum(dim=1, keepdim=True).clamp(min=1).float()
+        slope = torch.ones_like(size)
+        if self.stacker is not None:
             slope = self.stacker.slope_of(self.stacker.standardize(size.log(), [-1])[:, 0]).unsqueeze(-1)
-            scores = torch.cat([slope * query, torch.ones_like(slope)], dim=-1) @ index.items.T
+        query = torch.cat([slope * query, torch.ones_like(slope)], dim=-1)  # [batch, D + 1]
+        if search is None:
+            scores = query @ index.items.T  # [batch, num_items]
+        else:
+            scores = query.new_full((len(query), num_items), -torch.inf)
+            found = search(query).to(device)
+            of_question, _ = (found >= 0).nonzero(as_tuple=True)
+            rows = found[found >= 0]
+            scores[of_question, rows] = (index.items[rows] * query[of_question]).sum(dim=-1)
+        if self.stacker is not None:
             extra_groups = (extra_items or {}).get("groups") or {}
-            self._add_shared(self.stacker, scores, slope[:, 0], size[:, 0], partial_rows, index, extra_groups)
+            self._add_shared(self.stacker, scores, query, slope[:, 0], size[:, 0], partial_rows, index, extra_groups)
         in_catalog = is_partial & (partial_rows < num_items)
         question, _ = in_catalog.nonzero(as_tuple=True)
         scores[question, partial_rows[in_catalog]] = -torch.inf
@@ -354,6 +372,7 @@ class BundleRetriever(BundlePreTrainedModel):
         self,
         stacker: BundleRetrieverStacker,
         scores: torch.Tensor,
+        query: torch.Tensor,
         slope: torch.Tensor,
         size: torch.Tensor,
         partial_rows: torch.Tensor,
@@ -367,21 +386,30 @@ class BundleRetriever(BundlePreTrainedModel):
         shared: dict[str, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = {}
         for name, groups in self.memberships.items():
             keys, weight, count = self._partial_groups(groups, partial, question, extra_groups.get(name))
-            owner, rows, group_size, degree = groups.members(keys & 0xFFFFFFFF)
-            cells, cell = ((keys[owner] >> 32) * num_items + rows).unique(return_inverse=True)
-            zeros, divisor = weight.new_zeros(len(cells)), size[cells // num_items]
-            overlap = zeros.index_add(0, cell, weight[owner] * (group_size.float() * degree.float()).rsqrt())
-            largest = zeros.scatter_reduce(0, cell, count[owner], "amax")
-            shared[name] = cells, overlap / divisor, largest / divisor
-        cells = torch.cat([cells for cells, _, _ in shared.values()]).unique()
+            owner, nodes, group_size, degree = groups.members(keys & 0xFFFFFFFF)
+            found, of_pair = ((keys[owner] >> 32) * num_items + nodes).unique(return_inverse=True)
+            zeros, divisor = weight.new_zeros(len(found)), size[found // num_items]
+            overlap = zeros.index_add(0, of_pair, weight[owner] * (group_size.float() * degree.float()).rsqrt())
+            largest = zeros.scatter_reduce(0, of_pair, count[owner], "amax")
+            of_item, rows = groups.items(found % num_items)  # many, where they share a node
+            cells = found[of_item] // num_items * num_items + rows
+            shared[name] = cells, (overlap / divisor)[of_item], (largest / divisor)[of_item]
+        is_shared = torch.zeros(scores.numel(), dtype=torch.bool, device=scores.device)
+        for cells, _, _ in shared.values():
+            is_shared[cells] = True
+        cells = is_shared.nonzero()[:, 0]
+        place_of_cell = torch.empty(scores.numel(), dtype=torch.long, device=scores.device)
+        place_of_cell[cells] = torch.arange(len(cells), device=scores.device)
         of_question, rows = cells // num_items, cells % num_items
         columns, popularity = [], iter(index.degrees[rows].unbind(dim=-1))
         for name, (some_cells, *values) in shared.items():
             columns += [] if name in CONTENT_BASED else [next(popularity)]
-            places = torch.searchsorted(cells, some_cells)
+            places = place_of_cell[some_cells]
             columns += [value.new_zeros(len(cells)).index_copy(0, places, value) for value in values]
         table = stacker.standardize(torch.stack([*columns, size[of_question].log()], dim=-1))
         found = scores.view(-1)[cells]
+        if missing := (found == -torch.inf).nonzero()[:, 0].tolist():  # not found by a search
+            found[missing] = (index.items[rows[missing]] * query[of_question[missing]]).sum(dim=-1)
         towers = (found - index.items[rows, -1]) / slope[of_question]
         scores.view(-1)[cells] = found + stacker.shared_term(table, towers)
 

@@ -4,17 +4,22 @@ Knows nothing about the retriever, metrics or devices.
 """
 
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import torch
 
+from .prefix_bundle_mllm import LEAST_PROMPTS, last_logits
 from .questions_bundle_mllm import check_scores, field
 from .ranking_bundle_mllm import rank_in_groups
 
 PROMPTS_AT_ONCE = 4096
 """Prompts of long lists that are tokenized together."""
+ITEMS_PER_PROMPT = 10
+"""Items that a ranker without letters reads in place of a prompt: the paper's number of options."""
 
 
 @dataclass(frozen=True)
@@ -35,13 +40,25 @@ class RankerScores:
 
 
 @dataclass(frozen=True)
+class Unanswered:
+    """Says why a ranker that runs elsewhere did not answer a question."""
+
+    reason: str
+
+
+LetterLogits = tuple[torch.Tensor, int | None]
+"""Of a prompt: the logits of its letters `[K]`, up to a constant; the letter that is the most likely token, if any."""
+
+
+@dataclass(frozen=True)
 class RankerScorer:
     """Scores candidates by a ranker, batched by length so that little is padded.
 
     Attributes:
-        ranker: A `BundleMLLMForCausalLM`, or an adapter of one.
+        ranker: A `BundleMLLMForCausalLM` or an adapter of one; or, if it is no module, one that runs elsewhere, whose
+            `letter_logits(prompts, processor)` returns `LetterLogits` or `Unanswered` for each prompt.
         processor: Its `BundleMLLMProcessor`.
-        batch_size: Prompts per forward pass.
+        batch_size: Prompts per forward pass, or that are sent at once.
         progress: Wraps the batches, for a progress bar.
     """
 
@@ -50,7 +67,28 @@ class RankerScorer:
     batch_size: int
     progress: Callable[[Iterable[int]], Iterable[int]] = iter
 
-    def in_one_prompt(self, questions: Sequence[Any], permutations: int = 1, seed: int = 0) -> list[RankerScores]:
+    def score(
+        self, questions: Sequence[Any], max_options: int, group_size: int, permutations: int = 1, seed: int = 0
+    ) -> list[RankerScores | Unanswered]:
+        """Score questions of up to `max_options` candidates in one prompt each, and longer ones in groups.
+
+        Raises:
+            ValueError: If a prompt is too long, a score is not finite, or a prompt of a group was not answered.
+        """
+        numbers = [len(field(question, "candidates")) for question in questions]
+        short = [i for i, number in enumerate(numbers) if 2 <= number <= max_options]
+        long = [i for i, number in enumerate(numbers) if number > max_options]
+        found = self.in_one_prompt([questions[i] for i in short], permutations, seed)
+        found += self.in_groups([questions[i] for i in long], group_size, permutations, seed)
+        scored: list[RankerScores | Unanswered]
+        scored = [_certain(permutations)] * len(questions)  # a single candidate, of which no prompt could be asked
+        for i, scores in zip(short + long, found, strict=True):
+            scored[i] = scores
+        return scored
+
+    def in_one_prompt(
+        self, questions: Sequence[Any], permutations: int = 1, seed: int = 0
+    ) -> list[RankerScores | Unanswered]:
         """Score questions of up to 26 candidates each, in `permutations` orders; see `candidate_orders`."""
         orders = [
             candidate_orders(len(field(q, "candidates")), permutations, seed, str(field(q, "question_id")))
@@ -58,16 +96,7 @@ class RankerScorer:
         ]
         prompts = [select(q, order) for q, of_question in zip(questions, orders, strict=True) for order in of_question]
         answers = iter(self._letter_logits(prompts))
-        scored = []
-        for question_orders in orders:
-            table = torch.empty(len(question_orders), len(question_orders[0]), dtype=torch.float64)
-            choices = []
-            for number, order in enumerate(question_orders):
-                logits, choice = next(answers)
-                table[number, order] = logits.double().log_softmax(dim=-1)
-                choices.append(choice)
-            scored.append(RankerScores(table.mean(dim=0), table, choices[0]))
-        return scored
+        return [_of_orders(question_orders, answers) for question_orders in orders]
 
     def in_groups(
         self, questions: Sequence[Any], group_size: int, permutations: int = 1, seed: int = 0
@@ -78,7 +107,8 @@ class RankerScorer:
 
             def score(groups: list[tuple[int, list[int]]], chunk: Sequence[Any] = chunk) -> list[list[float]]:
                 prompts = [select(chunk[index], members) for index, members in groups]
-                return [logits.tolist() for logits, _ in self._letter_logits(prompts)]
+                lists = [index for index, _ in groups]
+                return [_answered(answer)[0].tolist() for answer in self._letter_logits(prompts, lists)]
 
             sizes = [len(field(question, "candidates")) for question in chunk]
             runs = [rank_in_groups(score, sizes, group_size=group_size, seed=seed + n) for n in range(permutations)]
@@ -89,19 +119,25 @@ class RankerScorer:
         return scored
 
     @torch.inference_mode()
-    def _letter_logits(self, prompts: Sequence[dict[str, Any]]) -> list[tuple[torch.Tensor, int | None]]:
-        """Return the letters' logits of each prompt `[K]`, and the letter that is the most likely token, if any."""
+    def _letter_logits(
+        self, prompts: Sequence[dict[str, Any]], lists: Sequence[int] = ()
+    ) -> list[LetterLogits | Unanswered]:
+        """Return the answer to each prompt; `lists` is the list of each, where prompts are about groups of lists."""
         if not prompts:
             return []
-        encoded = self.processor(list(prompts))
+        ranker: Any = self.ranker
+        encoded = self.processor(list(prompts))  # refuses prompts that are too long, whoever reads them
+        if not isinstance(self.ranker, torch.nn.Module):
+            starts = self.progress(range(0, len(prompts), self.batch_size))
+            sent = (prompts[start : start + self.batch_size] for start in starts)
+            return [answer for chunk in sent for answer in ranker.letter_logits(chunk, self.processor)]
         input_ids, extra_items = encoded["input_ids"], encoded.get("extra_items")
-        order = sorted(range(len(prompts)), key=lambda i: len(input_ids[i]))
-        answers: dict[int, tuple[torch.Tensor, int | None]] = {}
-        for start in self.progress(range(0, len(order), self.batch_size)):
-            chosen = order[start : start + self.batch_size]
-            batch = self.processor.tokenizer.pad({"input_ids": [input_ids[i] for i in chosen]}, return_tensors="pt")
-            inputs = {name: tensor.to(self.ranker.device) for name, tensor in batch.items()}
-            logits = self.ranker.last_logits(**inputs, extra_items=extra_items).float().cpu()  # [batch, vocab_size]
+        batches = _batches(list(map(len, input_ids)), lists, self.batch_size)
+        answers: dict[int, LetterLogits | Unanswered] = {}
+        for number in self.progress(range(len(batches))):
+            chosen = batches[number]
+            tokens = [input_ids[i] for i in chosen]
+            logits = last_logits(ranker, self.processor.tokenizer, tokens, extra_items).float().cpu()
             most_likely = logits.argmax(dim=-1).tolist()
             for row, i in enumerate(chosen):
                 letters = self.processor.answer_token_ids(len(prompts[i]["candidates"]))
@@ -111,6 +147,35 @@ class RankerScorer:
         return [answers[i] for i in range(len(prompts))]
 
 
+def _batches(lengths: Sequence[int], lists: Sequence[int], size: int) -> list[list[int]]:
+    """Cut prompts into batches of similar lengths; those of one list, which share their beginning, by themselves."""
+    counts = Counter(lists)
+    alone = [i if counts[i] >= LEAST_PROMPTS else -1 for i in lists] or [-1] * len(lengths)
+    order = sorted(range(len(lengths)), key=lambda i: (alone[i], lengths[i]))
+    groups = [list(members) for _, members in groupby(order, key=alone.__getitem__)]
+    return [members[start : start + size] for members in groups for start in range(0, len(members), size)]
+
+
+def _answered(answer: LetterLogits | Unanswered) -> LetterLogits:
+    if isinstance(answer, Unanswered):
+        raise ValueError(answer.reason)
+    return answer
+
+
+def _of_orders(orders: Sequence[list[int]], answers: Iterator[LetterLogits | Unanswered]) -> RankerScores | Unanswered:
+    """Join the answers to one question under several orders of its candidates."""
+    table = torch.empty(len(orders), len(orders[0]), dtype=torch.float64)
+    choices, failed = [], None
+    for number, order in enumerate(orders):
+        answer = next(answers)
+        if isinstance(answer, Unanswered):
+            failed = answer
+            continue
+        table[number, order] = answer[0].double().log_softmax(dim=-1)
+        choices.append(answer[1])
+    return failed or RankerScores(table.mean(dim=0), table, choices[0])
+
+
 @dataclass(frozen=True)
 class OptionScorer:
     """Scores candidates by a ranker without letters: each item is read once, and a list may have any length.
@@ -118,7 +183,7 @@ class OptionScorer:
     Attributes:
         ranker: A `BundleMLLMForOptionScoring`, or an adapter of one.
         processor: Its `BundleMLLMProcessor`.
-        batch_size: A prompt's worth of items: so many times ten items are read per forward pass.
+        batch_size: So many times `ITEMS_PER_PROMPT` items are read per forward pass.
         progress: Wraps the batches, for a progress bar.
     """
 
@@ -141,16 +206,16 @@ class OptionScorer:
         scored = []
         for question, (partial, candidates) in zip(questions, lists, strict=True):
             indices = (torch.tensor([each], device=states.device) for each in (partial, candidates))
-            scores = self.ranker.matching(states, *indices)[0].double().cpu()
+            scores = self.ranker.compare(states, *indices)[0].double().cpu()
             check_scores(question, scores.tolist())
             logs = scores.log_softmax(dim=-1)
             scored.append(RankerScores(logs, logs[None], int(logs.argmax())))
         return scored
 
     def _states(self, entries: Sequence[Any]) -> torch.Tensor:
-        """Return the state of each item, `[n, hidden_size]`."""
+        """Return what the ranker compares of each item, a row each."""
         tokens, extra_items = self.processor.item_tokens(entries)
-        order, size = sorted(range(len(tokens)), key=lambda i: len(tokens[i])), 10 * self.batch_size
+        order, size = sorted(range(len(tokens)), key=lambda i: len(tokens[i])), ITEMS_PER_PROMPT * self.batch_size
         states: list[torch.Tensor] = []
         for start in self.progress(range(0, len(order), size)):
             batch = pad_right([tokens[i] for i in order[start : start + size]])
@@ -168,8 +233,8 @@ def pad_right(tokens: Sequence[Sequence[int]]) -> dict[str, torch.Tensor]:
     }
 
 
-def certain(permutations: int) -> RankerScores:
-    """Return the scores of a question with one candidate, of which no prompt could be asked."""
+def _certain(permutations: int) -> RankerScores:
+    """Return the scores of a question with one candidate."""
     return RankerScores(torch.zeros(1, dtype=torch.float64), torch.zeros(permutations, 1, dtype=torch.float64), 0)
 
 

@@ -9,6 +9,8 @@ from typing import Any
 from transformers import AddedToken, PreTrainedTokenizerFast
 from transformers.tokenization_utils_base import BatchEncoding, PreTrainedTokenizerBase
 
+from .types_bundle_mllm import check_type
+
 ITEM_PLACEHOLDER = "<|item|>"
 ITEM_SEPARATOR = "<|item_separator|>"
 ITEM_TEXT = re.compile(r"<\|item_(0|[1-9][0-9]*)\|>")
@@ -41,7 +43,7 @@ class BundleMLLMTokenizerFast(PreTrainedTokenizerFast):
             The tokenizer, with a placeholder and the soft separator as two more special tokens.
 
         Raises:
-            ValueError: If the tokenizer is not a fast one, or item ids would fall into its vocabulary.
+            ValueError: If the tokenizer is not a fast one, is damaged, or item ids would fall into its vocabulary.
         """
         if not isinstance(tokenizer, PreTrainedTokenizerFast):
             raise ValueError(
@@ -49,13 +51,15 @@ class BundleMLLMTokenizerFast(PreTrainedTokenizerFast):
                 "offsets: load the tokenizer through AutoTokenizer with use_fast=True."
             )
         added = (ITEM_PLACEHOLDER, ITEM_SEPARATOR)
-        if item_token_offset < len(tokenizer) + len(added):
-            raise ValueError(
-                f"item_token_offset is {item_token_offset}, but the tokenizer has {len(tokenizer)} tokens, so text "
-                "would be read as items: choose a larger offset."
-            )
+        _check_offset(item_token_offset, len(tokenizer) + len(added))
         # The backend object is copied (it serializes itself to JSON), so that the original gains no tokens.
-        backend = type(tokenizer.backend_tokenizer).from_str(tokenizer.backend_tokenizer.to_str())
+        try:
+            backend = type(tokenizer.backend_tokenizer).from_str(tokenizer.backend_tokenizer.to_str())
+        except Exception as error:  # the library raises no other
+            raise ValueError(
+                f"The tokenizer of {tokenizer.name_or_path!r} contradicts itself ({error}), so it could be saved but "
+                "not loaded again: download its tokenizer.json again."
+            ) from error
         inherited = {name: tokenizer.init_kwargs[name] for name in INHERITED_SETTINGS if name in tokenizer.init_kwargs}
         if tokenizer.chat_template is not None:
             inherited["chat_template"] = tokenizer.chat_template
@@ -73,6 +77,17 @@ class BundleMLLMTokenizerFast(PreTrainedTokenizerFast):
         if extended.pad_token is None:
             extended.pad_token = extended.eos_token or extended.unk_token
         return extended
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """Load the tokenizer; see the base class.
+
+        Raises:
+            ValueError: If `item_token_offset` is no integer, or item ids would fall into the vocabulary.
+        """
+        tokenizer = super().from_pretrained(*args, **kwargs)
+        _check_offset(tokenizer.item_token_offset, len(tokenizer))
+        return tokenizer
 
     @property
     def item_token_offset(self) -> int:
@@ -245,6 +260,15 @@ class _Replaced:
             position + max((lost for start, lost in self._shifts if start <= position), default=0) for position in span
         )
         return first, end
+
+
+def _check_offset(offset: Any, num_tokens: int) -> None:
+    check_type("item_token_offset", offset, int, "the tokenizer (tokenizer_config.json)")
+    if offset < num_tokens:
+        raise ValueError(
+            f"item_token_offset is {offset}, but the tokenizer has {num_tokens} tokens, so text would be read as "
+            "items: choose a larger offset."
+        )
 
 
 def _mentions_items(*texts) -> bool:

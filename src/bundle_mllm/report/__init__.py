@@ -8,4 +8,4 @@ if TYPE_CHECKING:
     from bundle_mllm.report.build import REPORT as REPORT
     from bundle_mllm.report.build import build_report as build_report
 else:
-    __getattr__, __dir__, __all__ = lazy_names(__name__, __file__)
+    __getattr__, __dir__ = lazy_names(__name__, __file__)

@@ -1,4 +1,4 @@
-"""Metrics files of other methods, and of the best possible one, to stand beside the model's own in a report.
+"""Metrics files of other methods, and of the best possible one, to show beside the model's own in a report.
 
 Knows nothing about how these methods work: it reads their scores.
 """

@@ -11,9 +11,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from transformers.utils import logging
+
+from bundle_mllm.completion.media import ItemMedia
 from bundle_mllm.data.bundles import SPLITS
-from bundle_mllm.data.files import sha256, without_nan, write_json
+from bundle_mllm.data.files import check_unchanged, file_states, sha256, without_nan, write_json
 from bundle_mllm.data.folder import DatasetFolder
+from bundle_mllm.data.manifest import manifest_path
 from bundle_mllm.data.questions import MIN_CANDIDATES, spread
 from bundle_mllm.errors import BundleMLLMError, check_at_least
 from bundle_mllm.evaluation.evaluate import warm_items
@@ -21,18 +25,22 @@ from bundle_mllm.report import sections
 from bundle_mllm.report.baselines import load_baselines
 from bundle_mllm.report.figures import check_drawable, draw
 from bundle_mllm.report.measure import PERMUTED, WHOLE, MeasuredModel
-from bundle_mllm.report.page import describe_figure, write_page
+from bundle_mllm.report.page import ReportDict, describe_figure, labelled, question_labels, write_page
 from bundle_mllm.report.questions import file_name, make_question_sets, open_question_sets
 from bundle_mllm.report.settings import ReportSettings
 from bundle_mllm.settings import as_dict, configured_by
+
+logger = logging.get_logger(__name__)
 
 REPORT = "report.json"
 PACKAGES = ("bundle-mllm", "torch", "transformers", "matplotlib")
 
 
 @configured_by(ReportSettings)
-def build_report(options: ReportSettings) -> dict[str, Any]:
+def build_report(options: ReportSettings) -> ReportDict:
     """Draw the paper's figures on a data set: by stage, by number of candidates, training, cold start, ablation, size.
+
+    Beside these: what other methods find, and sets of answers with a guarantee.
 
     Every step writes what it measured under `measured/` in the report's folder; a report that was killed, or is made
     again, reads that back wherever model, questions and settings are the same. Each question file is scored once with
@@ -44,11 +52,12 @@ def build_report(options: ReportSettings) -> dict[str, Any]:
 
     Returns:
         What `report.json` holds: `models`, `data`, `questions`, `sections` (each with `rows`, `figure` and `alt`),
-        `left_out` (sections that could not be made, and why), `settings`, `versions`, `seconds`.
+        `examples` (answers to some questions, right and wrong), `left_out` (sections that could not be made, and
+        why), `settings`, `versions`, `seconds`. A notebook shows what was found.
 
     Raises:
         BundleMLLMError: If matplotlib is missing, a path or option is wrong, a model lacks an item, a metrics file is
-            of other questions, or the folder holds something else.
+            of other questions, a file is changed meanwhile, or the folder holds something else.
     """
     check_drawable()
     check_at_least("max_questions", options.max_questions, 1, "nothing would be measured")
@@ -61,6 +70,7 @@ def build_report(options: ReportSettings) -> dict[str, Any]:
     target = options.model[0] / "report" if options.output_dir is None else options.output_dir
     tables = {path.name: sha256(path) for path in folder.tables()}
     key = {"bundle_mllm": version("bundle-mllm"), "tables": tables}
+    before = file_states([*options.questions, *map(manifest_path, options.questions), *options.metrics])
     models = [
         MeasuredModel(path, name, target, folder, options, key)
         for path, name in zip(options.model, _names(options.model), strict=True)
@@ -85,6 +95,7 @@ def build_report(options: ReportSettings) -> dict[str, Any]:
         "cold_start": sections.cold_start(sets, trained, train_items),
         "training": sections.training(first.history()),
         "position": sections.position(sets, stages[WHOLE], first.info["max_options"]),
+        "prediction_sets": sections.prediction_sets(sets, [first.prediction_sets(each) for each in sets]),
         "backbones": sections.backbones(sets, [(m.about, m.whole(sets)) for m in models] if models[1:] else []),
     }
     rows = {name: without_nan(section) for name, section in rows.items()}
@@ -101,25 +112,37 @@ def build_report(options: ReportSettings) -> dict[str, Any]:
             {**each.summary(), "metrics": first.metrics_file(each).relative_to(target).as_posix()} for each in sets
         ],
         "sections": {},
+        "examples": first.examples(sets[0]),
         "left_out": {name: _MISSING[name] for name, section in rows.items() if not section},
         "settings": {name: as_dict(options)[name] for name in ("split", "sizes", "length_questions", "seed")},
         "versions": {package: version(package) for package in PACKAGES} | {"python": platform.python_version()},
         "seconds": {"total": round(sum(seconds.values()), 1), "steps": seconds},
     }
+    labels = question_labels(result["questions"])
     for name, section in rows.items():
         if section:
             figure = f"figures/{name}.png"
-            draw(name, section, {each.name: each.chance for each in sets}, target / figure)
-            result["sections"][name] = {"figure": figure, "alt": describe_figure(name, section), "rows": section}
+            shown = labelled(section, labels)
+            draw(name, shown, {labels[each.name]: each.chance for each in sets}, target / figure)
+            result["sections"][name] = {"figure": figure, "alt": describe_figure(name, shown), "rows": section}
+    media = ItemMedia.open(folder.path)
+    check_unchanged(before)
+    for model in models:
+        model.check_unchanged()
     write_json(target / REPORT, result)
-    write_page(result, target)
-    return result
+    write_page(result, target, media)
+    if media.missing:
+        names = ", ".join(sorted(media.missing)[:3])
+        logger.warning(f"{len(media.missing)} files that {folder.path} names cannot be shown, such as {names}.")
+    return ReportDict(result)
 
 
 _MISSING = {
     "by_length": "no number of candidates was given, or the split has no bundle of two items.",
     "ablation": "the model reads a single source of information, so none can be masked.",
     "training": "the model folder has no history of its training.",
+    "prediction_sets": "the model is not calibrated, or the questions are about the bundles that calibrated it: give "
+    "questions about others (--split test, or --questions).",
     "position": "there is no ranker, or every question has more candidates than one prompt and so no letters.",
     "baselines": "no metrics files of other methods were given (--metrics).",
     "bayes_optimal": "no metrics file of the best possible answers was given; they are known of invented data alone.",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from bundle_mllm.data.files import atomic_path
 from bundle_mllm.errors import BundleMLLMError
+from bundle_mllm.evaluation.metrics import RANDOM_TIES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,7 +22,7 @@ COLORS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")  # s
 MARKERS = "os^DvP"
 GRAY = "#8a8f98"
 STYLE: dict[Any, Any] = {
-    "font.size": 9,
+    "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.edgecolor": GRAY,
@@ -29,10 +30,12 @@ STYLE: dict[Any, Any] = {
     "axes.axisbelow": True,
     "grid.color": "#e6e8eb",
     "legend.frameon": False,
+    "axes.titlesize": 10,
     "figure.constrained_layout.use": True,
 }
-WIDTH, DPI = 8.0, 150
-HIT_RATE, RANDOM_TIES = "hit_rate@1", "hit_rate@1_random_ties"
+WIDTH, DPI = 4.6, 200
+"""Inches, and pixels of an inch: narrow, with panels below each other, so that a phone shows letters in their size."""
+HIT_RATE = "hit_rate@1"
 
 
 def check_drawable() -> None:
@@ -74,45 +77,44 @@ def _bars(rows: Sequence[Row], chances: Mapping[str, float]) -> Figure:
             if "expected" in row:
                 ax.vlines(row["expected"], y - height / 2, y + height / 2, color="#1d2733", linewidth=2)
             text = f"{row[name]:.3f}"
-            ax.text(row[name] + error + 0.008, y, text.removeprefix("0"), va="center", fontsize=8)
+            ax.text(row[name] + error + 0.008, y, text.removeprefix("0"), va="center", fontsize=9)
             right = max(right, row[name] + error)
     _mark_guessing(ax.axvline, chances, groups)
     ax.set_yticks(range(len(variants)), variants)
     ax.set_ylim(len(variants) - 0.45, -0.55)
     ax.set_xlim(0, min(1.1, 1.15 * right + 0.05))
-    ax.set_xlabel(f"{name}, ± standard error (dotted: guessing)")
+    ax.set_xlabel("hit_rate@1 (dotted: guessing)")
     ax.grid(False, axis="y")
     if len(groups) > 1:
-        figure.legend(loc="outside upper right", ncols=len(groups))
+        figure.legend(loc="outside upper left", ncols=len(groups))
     return figure
 
 
 def _by_length(rows: Sequence[Row], chances: Mapping[str, float]) -> Figure:
     """Draw accuracy against the number of candidates, one panel for each kind of negatives, and what it costs."""
     kinds = _by(rows, "negatives")
-    figure, [axes] = _panels(1, len(kinds) + 1, height=3.3)
-    *accuracies, cost = axes
+    figure, axes = _panels(len(kinds) + 1, 1, height=0.4 + 2.6 * (len(kinds) + 1))
+    *accuracies, cost = axes = axes[:, 0]
     for ax, (kind, members) in zip(accuracies, kinds.items(), strict=True):
         for number, (method, points) in enumerate(_by(members, "method").items()):
             _line(ax, points, "num_candidates", number, label=method)
         ax.plot(*_points(members, "num_candidates", "chance"), color=GRAY, linestyle=":", label="guessing")
-        ax.set_title(f"{kind} negatives", fontsize=9)
+        ax.set_title(f"{kind} negatives")
         ax.set_ylim(0, 1.02)
-    axes[0].set_ylabel("hit_rate@1, ± standard error")
-    axes[0].legend(loc="upper right")
+        ax.set_ylabel("hit_rate@1")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper left", ncols=3)
     for number, (method, members) in enumerate(_by(rows, "method").items()):
         points = _points([row for row in members if row["prompts"]], "num_candidates", "prompts")
         cost.plot(*points, color=COLORS[number], marker=MARKERS[number], markersize=4, label=method)
     cost.set_yscale("log")
-    cost.set_title("prompts per question", fontsize=9)
-    cost.yaxis.set_major_formatter("{x:g}")
-    cost.yaxis.set_minor_formatter("{x:g}")
-    shown: list[int] = []
-    for size in sorted(_by(rows, "num_candidates")):
-        shown += [size] if not shown or size >= 1.9 * shown[-1] else []  # closer ones would overlap
+    cost.set_title("prompts per question")
+    costs = sorted({row["prompts"] for row in rows if row["prompts"]})
+    cost.set_yticks(_apart(costs), [f"{number:,}" for number in _apart(costs)])
+    cost.set_yticks([], minor=True)
+    shown = _apart(sorted(_by(rows, "num_candidates")))
     for ax in axes:
         ax.set_xscale("log")
-        ax.set_xticks(shown, [f"{size:,}" for size in shown], fontsize=8)
+        ax.set_xticks(shown, [f"{size:,}" for size in shown], fontsize=9)
         ax.set_xticks([], minor=True)
         ax.set_xlabel("candidates")
     return figure
@@ -121,11 +123,11 @@ def _by_length(rows: Sequence[Row], chances: Mapping[str, float]) -> Figure:
 def _training(rows: Sequence[Row], chances: Mapping[str, float]) -> Figure:
     """Draw the loss of each stage and, below, the accuracy on validation questions at its checkpoints."""
     stages, validated = _by(rows, "stage"), f"validation_{HIT_RATE}"
-    figure, (losses, hits) = _panels(2, len(stages), height=4.4, sharex="col", sharey="row")
+    figure, (losses, hits) = _panels(2, len(stages), height=4.6, sharex="col", sharey="row")
     for above, below, (stage, members) in zip(losses, hits, stages.items(), strict=True):
         logged = [row for row in members if row.get("loss") is not None]
         above.plot(*_points(logged, "step", "loss"), color=COLORS[0], linewidth=1.2)
-        above.set_title(stage, fontsize=9)
+        above.set_title(stage)
         _line(below, [row for row in members if row.get(validated) is not None], "step", 2, name=validated)
         below.set_xlabel("step")
     for ax, label in ((losses[0], "training loss"), (hits[0], "validation hit_rate@1")):
@@ -138,7 +140,8 @@ def _cold_start(rows: Sequence[Row], chances: Mapping[str, float]) -> Figure:
     """Draw accuracy by slice, a row of panels for each question set."""
     groups, slices, variants = _by(rows, "questions"), _by(rows, "slice"), _by(rows, "variant")
     titles = {"answer": "answer in some training bundle (warm) or in none (cold)", "partial_length": "items shown"}
-    figure, axes = _panels(len(groups), len(slices), height=0.6 + 2.5 * len(groups), sharey="row")
+    figure, axes = _panels(len(groups) * len(slices), 1, height=0.9 + 2.6 * len(groups) * len(slices))
+    axes = axes.reshape(len(groups), len(slices))
     for panels, (group, members) in zip(axes, groups.items(), strict=True):
         for ax, name in zip(panels, slices, strict=True):
             subset = [row for row in members if row["slice"] == name]
@@ -148,20 +151,22 @@ def _cold_start(rows: Sequence[Row], chances: Mapping[str, float]) -> Figure:
                 points = [row for row in subset if row["variant"] == variant]
                 points = [{**row, "place": list(counts).index(row["value"]) + shift} for row in points]
                 _line(ax, points, "place", number, label=variant, joined=0)
-            ax.set_xticks(range(len(counts)), [f"{value}\n(n = {n})" for value, n in counts.items()], fontsize=8)
+            ax.set_xticks(range(len(counts)), [f"{value}\n(n = {n})" for value, n in counts.items()], fontsize=9)
             ax.set_xlim(-0.5, len(counts) - 0.5)
             _mark_guessing(ax.axhline, chances, [group])
+            ax.set_title(group)
             ax.set_xlabel(titles.get(name, name))
-        panels[0].set_ylabel(f"{group}\nhit_rate@1, ± standard error")
-        panels[0].set_ylim(bottom=0)
-    figure.legend(*axes[0][-1].get_legend_handles_labels(), loc="outside upper right", ncols=len(variants))
+            ax.set_ylabel("hit_rate@1")
+            ax.set_ylim(bottom=0)
+    figure.legend(*axes[0][-1].get_legend_handles_labels(), loc="outside upper left", ncols=2)
     return figure
 
 
 def _position(rows: Sequence[Row], chances: Mapping[str, float]) -> Figure:
     """Draw by letter how often it is right, how often the ranker chooses it, and how often it is then right."""
     groups = _by(rows, "questions")
-    figure, [axes] = _panels(1, len(groups), height=2.9, sharey="row")
+    figure, axes = _panels(len(groups), 1, height=0.8 + 2.5 * len(groups))
+    axes = axes[:, 0]
     series = (("share_right", "answer stands there", GRAY), ("share_of_answers", "ranker chooses it", COLORS[0]))
     for ax, (group, members) in zip(axes, groups.items(), strict=True):
         for shift, (name, label, color) in zip((-0.19, 0.19), series, strict=True):
@@ -171,11 +176,28 @@ def _position(rows: Sequence[Row], chances: Mapping[str, float]) -> Figure:
         label = "hit_rate@1 where the answer stands there"
         ax.plot(*zip(*known, strict=True), "o", color=COLORS[5], markersize=4, label=label)
         ax.set_xticks(range(len(members)), [row["letter"] for row in members])
-        ax.set_title(group, fontsize=9)
+        ax.set_title(group)
         ax.set_xlabel("letter")
+        ax.set_ylabel("share of questions")
         ax.grid(False, axis="x")
-    axes[0].set_ylabel("share of questions")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper left", ncols=1)
+    return figure
+
+
+def _prediction_sets(rows: Sequence[Row], chances: Mapping[str, float]) -> Figure:
+    """Draw how often sets hold the answer against how often they should, and below how large they are."""
+    figure, [[coverage], [size]] = _panels(2, 1, height=5.2, sharex=True)
+    asked = sorted({row["asked"] for row in rows})
+    coverage.plot(asked, asked, color=GRAY, linestyle=":", label="as asked")
+    for number, (group, members) in enumerate(_by(rows, "questions").items()):
+        _line(coverage, members, "asked", number, name="coverage", label=group)
+        _line(size, members, "asked", number, name="size")
+    coverage.set_ylabel("share of sets with the answer")
+    size.set_ylabel("candidates in a set")
+    size.set_ylim(bottom=0)
+    size.set_xticks(asked, [f"{value:g}" for value in asked])
+    size.set_xlabel("probability asked for")
+    figure.legend(*coverage.get_legend_handles_labels(), loc="outside upper left", ncols=2)
     return figure
 
 
@@ -187,13 +209,13 @@ def _backbones(rows: Sequence[Row], chances: Mapping[str, float]) -> Figure:
         _line(ax, sorted(members, key=lambda row: row["parameters"]), "parameters", number, label=group)
     for row in next(iter(groups.values())):
         place = (row["parameters"], row[HIT_RATE])
-        ax.annotate(row["name"], place, xytext=(6, 6), textcoords="offset points", fontsize=8)
+        ax.annotate(row["name"], place, xytext=(6, 6), textcoords="offset points", fontsize=9)
     _mark_guessing(ax.axhline, chances, groups)
     ax.set_xscale("log")
     ax.set_ylim(bottom=0)
     ax.margins(x=0.15)
     ax.set_xlabel("parameters")
-    ax.set_ylabel("hit_rate@1, ± standard error")
+    ax.set_ylabel("hit_rate@1")
     figure.legend(loc="outside upper right", ncols=len(groups))
     return figure
 
@@ -204,6 +226,7 @@ FIGURES: dict[str, Callable[[Sequence[Row], Mapping[str, float]], Figure]] = {
     "cold_start": _cold_start,
     "training": _training,
     "position": _position,
+    "prediction_sets": _prediction_sets,
     "backbones": _backbones,
 }
 """What draws each section."""
@@ -228,6 +251,14 @@ def _points(rows: Sequence[Row], x: str, y: str) -> tuple[list[float], list[floa
     """Return two columns, sorted by the first, each value of it once."""
     by_key = {row[x]: row[y] for row in rows}
     return sorted(by_key), [by_key[value] for value in sorted(by_key)]
+
+
+def _apart(values: Sequence[int]) -> list[int]:
+    """Return the values, sorted, that can stand side by side on a logarithmic axis: closer ones would overlap."""
+    shown: list[int] = []
+    for value in values:
+        shown += [value] if not shown or value >= 1.9 * shown[-1] else []
+    return shown
 
 
 def _panels(rows: int, columns: int, *, height: float, **shared: Any) -> tuple[Figure, Any]:

@@ -6,6 +6,7 @@ Knows nothing about how the figures look.
 from __future__ import annotations
 
 import json
+import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
@@ -15,7 +16,8 @@ from typing import Any
 
 from transformers.utils import logging
 
-from bundle_mllm.data.files import read_json, without_nan, write_json
+from bundle_mllm.completion.complete import RuledCompleter
+from bundle_mllm.data.files import check_unchanged, file_states, read_json, sha256, without_nan, write_json
 from bundle_mllm.data.folder import DatasetFolder
 from bundle_mllm.device import choose_device
 from bundle_mllm.errors import BundleMLLMError
@@ -24,9 +26,9 @@ from bundle_mllm.evaluation.by_length import accuracy_by_num_candidates
 from bundle_mllm.evaluation.evaluate import answer_part, check_items, describe_parts, resolved, save_parts, warm_items
 from bundle_mllm.evaluation.metrics import ScoredQuestion
 from bundle_mllm.evaluation.results import load_results, part_path
-from bundle_mllm.evaluation.scoring import score_questions
+from bundle_mllm.evaluation.scoring import score_questions, score_sets
 from bundle_mllm.evaluation.settings import ScoringOptions
-from bundle_mllm.model_folder import HISTORIES, RUN_RECORD, STAGE_ONE_MODEL, fingerprint, load_completer
+from bundle_mllm.model_folder import HISTORIES, RUN_RECORD, STAGE_ONE_MODEL, fingerprint, load_completer, model_files
 from bundle_mllm.modeling.completion_bundle_mllm import BundleCompleter
 from bundle_mllm.modeling.ranking_bundle_mllm import GROUP_SIZE, num_prompts
 from bundle_mllm.report.questions import QuestionSet, file_name
@@ -38,6 +40,9 @@ WHOLE, STAGE_ONE, PERMUTED = "whole", "stage one", "features permuted"
 """Names of the variants of a model."""
 LONGEST_HARD = 100
 """Longest list that hard negatives are drawn for: among more, few would resemble the answer."""
+STAGES = ("stage_one", "stage_two")
+NUM_EXAMPLES, NUM_ANSWERS = 3, 3
+"""Examples of right answers, and as many of wrong ones; the best answers that each shows."""
 LENGTH_PROMPTS = 4000
 """Most prompts that one point of the figure by number of candidates may cost; beyond, it has fewer questions."""
 
@@ -55,7 +60,7 @@ class MeasuredModel:
     the report's folder `target`; all steps depend on `key` besides model and questions: versions, the data's tables.
 
     Raises:
-        BundleMLLMError: If `path` is no model folder.
+        BundleMLLMError: If `path` is no model folder; from each step, if a file of it is changed meanwhile.
     """
 
     def __init__(
@@ -67,6 +72,9 @@ class MeasuredModel:
         options: ReportSettings,
         key: Mapping[str, Any],
     ):
+        stages = [path / HISTORIES.format(stage=stage) for stage in STAGES]
+        files = [*model_files(path), *model_files(path / STAGE_ONE_MODEL), path / RUN_RECORD, *stages]
+        self._before = file_states([*files, *folder.tables()])
         if not path.is_dir() or (digest := fingerprint(path)) is None:
             raise BundleMLLMError(
                 f"{path} is no model folder, so nothing can be measured: give the output folder of `bundle-mllm "
@@ -85,12 +93,17 @@ class MeasuredModel:
     @cached_property
     def info(self) -> dict[str, Any]:
         """Base model, modalities, numbers of parameters, `sources` of information, `max_options` of a prompt."""
-        return self._step("model", {}, self._info)
+        record = self.path / RUN_RECORD
+        return self._step("model", {"record": sha256(record) if record.is_file() else None}, self._info)
 
     @property
     def about(self) -> dict[str, Any]:
         """What a report tells of the model."""
         return {"name": self.name, "fingerprint": self.fingerprint, **self.info}
+
+    def check_unchanged(self) -> None:
+        """Refuse what was measured if a file of the model, its record or the data is not as it was at first."""
+        check_unchanged(self._before)
 
     def check_items(self, sets: Sequence[QuestionSet]) -> None:
         """Refuse questions about an item that is not in the model's catalog."""
@@ -98,10 +111,10 @@ class MeasuredModel:
             check_items(self.completer, each.questions, each.manifest["path"], self.path)
 
     def stages(self, sets: Sequence[QuestionSet]) -> dict[str, Measured]:
-        """Score with the ranker after stage one (if the folder holds it), as it is, and with permuted features."""
+        """Score with the ranker after stage one (if that was trained), as it is, and with permuted features."""
         before, seed = self.path / STAGE_ONE_MODEL, self.options.seed
         stages = {}
-        if digest := fingerprint(before):
+        if STAGE_ONE.replace(" ", "_") in self.history() and (digest := fingerprint(before)):
             load = partial(load_completer, before, self.scoring.device)
             stages[STAGE_ONE] = self._measure(STAGE_ONE, lambda: nullcontext(load()), sets, {"stage_one": digest})
         stages[WHOLE] = self.whole(sets)
@@ -144,7 +157,7 @@ class MeasuredModel:
     def history(self) -> dict[str, list[dict[str, Any]]]:
         """Return the logged losses and validations of each stage that the folder has a record of."""
         histories = {}
-        for stage in ("stage_one", "stage_two"):
+        for stage in STAGES:
             path = self.path / HISTORIES.format(stage=stage)
             if path.is_file():
                 try:
@@ -154,6 +167,48 @@ class MeasuredModel:
                         f"{path} is no training history ({error}), so there is no loss to draw: delete it."
                     ) from error
         return histories
+
+    def examples(self, questions: QuestionSet) -> list[dict[str, Any]]:
+        """Answer some questions, drawn at random from those that are answered right and from those that are not.
+
+        Returns:
+            Of each `questions` (the file), `question_id`, `right`, `rank` of the answer, `num_candidates`, `partial`,
+            `answer`, and `answers`: the best few and the right one, explained; see `Answers`.
+        """
+        scored = list(self.whole([questions])[questions.name].values())[-1]
+        drawn = random.Random(self.options.seed)
+        chosen: list[int] = []
+        for right in (True, False):
+            places = [place for place, each in enumerate(scored) if each.hit == right]
+            chosen += sorted(drawn.sample(places, min(NUM_EXAMPLES, len(places))))
+        key = {"questions": questions.sha256, "chosen": chosen}
+        return self._step("examples", key, lambda: self._examples(questions, [(i, scored[i]) for i in chosen]))
+
+    def _examples(self, questions: QuestionSet, chosen: Sequence[tuple[int, ScoredQuestion]]) -> list[dict[str, Any]]:
+        completer, examples = RuledCompleter(self.completer), []
+        for place, scored in chosen:
+            question = questions.questions[place]
+            options: Any = {"top_k": len(question.candidates), "explain": True}
+            [answers] = completer.complete([question], **options, batch_size=self.options.batch_size)
+            shown = [a for i, a in enumerate(answers.items) if i < NUM_ANSWERS or a["item_id"] == question.answer]
+            about = {"questions": questions.name, "question_id": question.question_id, "right": scored.hit}
+            about |= {"rank": scored.num_better + scored.num_tied, "num_candidates": len(question.candidates)}
+            examples.append({**about, "partial": answers.partial, "answer": question.answer, "answers": shown})
+        return examples
+
+    def prediction_sets(self, questions: QuestionSet) -> list[dict[str, Any]]:
+        """Return the figures of sets with a guarantee, see `score_sets`; none of questions that calibrated them."""
+        calibration = self.completer.combination.calibration
+        if calibration is None or all(calibration.calibrated_on(each.bundle_id) for each in questions.questions):
+            return []
+        asked = [coverage for coverage in self.options.coverage if coverage <= calibration.highest_coverage]
+        return self._step(
+            f"prediction_sets.{questions.name}",
+            {"questions": questions.sha256, "asked": asked},
+            lambda: score_sets(
+                self.completer, questions.questions, asked, self.scoring, progress=self.options.progress
+            ),
+        )
 
     def metrics_file(self, questions: QuestionSet) -> Path:
         """Return the metrics file of the model as it is."""
@@ -221,9 +276,11 @@ class MeasuredModel:
             "report": key,
             "seconds": self.seconds[step],
         }
+        self.check_unchanged()
         train_items, most = warm_items(self.folder.bundles), options["max_options"]
         about = questions.manifest, questions.questions
-        save_parts(path, describe_parts(*about, scored, train_items, shared, max_options=most), scored)
+        reads = {"max_options": most, "reads_letters": completer.reads_letters}
+        save_parts(path, describe_parts(*about, scored, train_items, shared, **reads), scored)
         return scored
 
     def _step(self, step: str, options: Key, compute: Callable[[], Any]) -> Any:
@@ -237,6 +294,7 @@ class MeasuredModel:
         start = time.monotonic()
         result = without_nan(compute())
         self.seconds[step] = round(time.monotonic() - start, 1)
+        self.check_unchanged()
         write_json(path, {"report": key, "seconds": self.seconds[step], "result": result})
         return result
 

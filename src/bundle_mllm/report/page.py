@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jinja2
-
-from bundle_mllm.data.files import atomic_path
+from bundle_mllm import pages
+from bundle_mllm.completion.media import ItemMedia
+from bundle_mllm.completion.page import shown_answers
 
 Row = Mapping[str, Any]
 
@@ -23,8 +23,6 @@ class Section(NamedTuple):
     title: str
     columns: str
     caption: str
-    long: bool = False
-    """Whether the table is folded away at first."""
 
 
 _TITLES = {
@@ -41,6 +39,10 @@ _TITLES = {
     "share_right": "answer stands there",
     "share_of_answers": "ranker chooses it",
     "accuracy": "hit_rate@1 there",
+    "coverage": "hold the answer",
+    "size": "candidates in a set",
+    "nothing_fits": "nothing fits",
+    "nothing_fits_without_answer": "nothing fits, answer left out",
     "share_distance": "total variation of the two shares",
 }
 """Titles of the columns that have another name in a row."""
@@ -88,20 +90,24 @@ SECTIONS = {
         "questions slice value variant hit_rate@1 num_questions",
         "Questions whose answer is in some training bundle (warm) or in none (cold), and by how many items are shown. "
         "The negatives differ between breakdowns, too, so compare variants within one.",
-        long=True,
     ),
     "training": Section(
         "Training",
         "stage step loss validation_hit_rate@1",
         "Loss of the answer's letter, and hit_rate@1 on the validation questions that chose the checkpoint.",
-        long=True,
     ),
     "position": Section(
         "By letter",
         "questions letter share_right share_of_answers accuracy share_distance",
         "Where the answer stands, where the ranker's best option stands, and how often the ranker is right when the "
         "answer stands there. Without position bias each letter is chosen as often as it is right.",
-        long=True,
+    ),
+    "prediction_sets": Section(
+        "Sets with a guarantee",
+        "questions asked coverage size nothing_fits nothing_fits_without_answer num_questions",
+        "The smallest set of candidates that holds the answer with the probability asked for (split conformal "
+        "prediction), calibrated on other bundles than these. Where the set is empty, nothing fits: a false alarm "
+        "where the answer was among the candidates, and right where it was left out.",
     ),
     "backbones": Section(
         "By size of the model",
@@ -113,22 +119,109 @@ SECTIONS = {
 """The sections of a report, in the order of the page."""
 
 
-def write_page(report: Mapping[str, Any], folder: Path) -> Path:
-    """Write `report.html` from what `report.json` holds into the report's folder, with the figures in it."""
-    sections = []
+class ReportDict(dict[str, Any]):
+    """What `report.json` holds, a dictionary that a notebook shows: what was found, and the first table."""
+
+    def _repr_html_(self) -> str:
+        labels, rows = question_labels(self["questions"]), self["sections"]["by_stage"]["rows"]
+        shown = {"head": table_head("by_stage"), "rows": table_rows("by_stage", labelled(rows, labels))}
+        caption = "report.html in the report's folder has the figures"
+        return pages.notebook_cell("table.html", title=" ".join(findings(self)), caption=caption, **shown)
+
+
+def write_page(report: Mapping[str, Any], folder: Path, media: ItemMedia | None = None) -> Path:
+    """Write `report.html` from what `report.json` holds into the report's folder, with the figures in it.
+
+    Args:
+        report: The report; without `examples` the page has none.
+        folder: The report's folder.
+        media: Pictures and sounds of the examples.
+    """
+    labels, sections = question_labels(report["questions"]), []
     for name, text in SECTIONS.items():
         if (section := report["sections"].get(name)) is not None:
             png = base64.b64encode((folder / section["figure"]).read_bytes()).decode()
-            table = {"head": table_head(name), "rows": table_rows(name, section["rows"])}
-            sections.append({"name": name, "text": text, "png": png, "alt": section["alt"], "table": table})
-    blocks: Any = {"trim_blocks": True, "lstrip_blocks": True}
-    loader, undefined = jinja2.FileSystemLoader(Path(__file__).parent), jinja2.StrictUndefined
-    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=undefined, **blocks)
-    page = folder / "report.html"
-    with atomic_path(page) as temporary:
-        text = environment.get_template("page.html").render(report=report, sections=sections)
-        temporary.write_text(text, encoding="utf-8")
-    return page
+            rows = table_rows(name, labelled(section["rows"], labels))
+            about = {"name": name, "text": text, "png": png, "alt": section["alt"]}
+            sections.append({**about, "head": table_head(name), "rows": rows})
+    values = {
+        "report": report,
+        "sections": sections,
+        "findings": findings(report),
+        "examples": [_example(example, labels, media) for example in report.get("examples", ())],
+        "about_models": [_about_model(model) for model in report["models"]],
+        "about_questions": [_about_questions(file, labels) for file in report["questions"]],
+    }
+    return pages.write_page(folder / "report.html", "report.html", **values)
+
+
+def findings(report: Mapping[str, Any]) -> list[str]:
+    """Return what was found, in sentences: how often the model is right, which part of it, and by what."""
+    rows = report["sections"].get("by_stage", {}).get("rows")
+    if not rows or not (labels := question_labels(report["questions"])):
+        return []
+    whole = {name: _answer_row(rows, name) for name in labels}
+    first, *others = labels
+    files = {file["name"]: file for file in report["questions"]}
+    sizes = "–".join(str(size) for size in dict.fromkeys(files[first]["num_candidates"]))
+    sentences = [
+        f"Of {sizes} candidates, the model finds the item that was left out in {_percent(whole[first])} of "
+        f"{whole[first]['num_questions']:,} questions with {labels[first]}; guessing finds "
+        f"{files[first]['chance']:.1%}."
+    ]
+    sentences += [f"With {labels[name]} it finds {_percent(whole[name])}." for name in others]
+    of_first = {row["variant"]: row for row in rows if row["questions"] == first}
+    alone = [part for part in ("ranker", "retriever") if part in of_first and part != whole[first]["variant"]]
+    if alone:
+        parts = " and ".join(f"the {part} {_percent(of_first[part])}" for part in alone)
+        sentences.append(f"Alone, {parts} with {labels[first]}.")
+    if shuffled := of_first.get(f"{whole[first]['variant']}, features permuted"):
+        sentences.append(f"When items have the features of others, it finds {_percent(shuffled)}.")
+    return sentences
+
+
+def _answer_row(rows: Sequence[Row], questions: str) -> Row:
+    """Return the row of the model's answer: of both parts joined, or of the only one."""
+    known = {row["variant"]: row for row in rows if row["questions"] == questions}
+    return next(known[part] for part in ("both", "ranker", "retriever") if part in known)
+
+
+def _percent(row: Row) -> str:
+    error = row.get("hit_rate@1_se")
+    return f"{row['hit_rate@1']:.1%}" + ("" if error is None else f" (± {100 * error:.1f})")
+
+
+def question_labels(files: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Return what readers call the question files: by their negatives, if that tells them apart; else their names."""
+    made = {file["name"]: (file.get("made") or {}).get("negatives") for file in files}
+    by_negatives = {name: f"{negatives} negatives" for name, negatives in made.items()}
+    is_enough = None not in made.values() and len(set(made.values())) == len(made)
+    return by_negatives if is_enough else {name: name.replace("_", " ") for name in made}
+
+
+def labelled(rows: Sequence[Row], labels: Mapping[str, str]) -> list[Row]:
+    """Return the rows with the label of their question file in place of its name."""
+    return [{**row, "questions": labels[row["questions"]]} if "questions" in row else row for row in rows]
+
+
+def _example(example: Row, labels: Mapping[str, str], media: ItemMedia | None) -> dict[str, Any]:
+    """Return what the page shows of an example."""
+    found = shown_answers(example["partial"], example["answers"], media=media, right=example["answer"])
+    title = " + ".join(item["title"] or item["item_id"] for item in example["partial"])
+    return {**example, "questions": labels[example["questions"]], "title": title, "found": found}
+
+
+def _about_model(model: Row) -> list[str]:
+    modalities = ", ".join(model["modalities"]) or "none"
+    base_model = model["base_model"] or "not recorded"
+    return [model["name"], base_model, modalities, f"{model['parameters']:,}", model["fingerprint"][:16]]
+
+
+def _about_questions(file: Mapping[str, Any], labels: Mapping[str, str]) -> list[str]:
+    made = ", ".join(f"{key} {value}" for key, value in (file["made"] or {}).items()) or "not recorded"
+    counts = f"{file['num_questions']:,} ({file['num_bundles']:,})"
+    sizes = "–".join(map(str, dict.fromkeys(file["num_candidates"])))
+    return [labels[file["name"]], counts, sizes, f"{file['chance']:.3f}", made, file["sha256"]]
 
 
 def table_head(section: str) -> list[str]:
@@ -146,7 +239,7 @@ def describe_figure(section: str, rows: Sequence[Row]) -> str:
     head, shown = table_head(section), table_rows(section, rows[:8])
     first = ["; ".join(f"{title} {cell}" for title, cell in zip(head, row, strict=True) if cell) for row in shown]
     more = f" and {len(rows) - len(first)} more rows" if len(rows) > len(first) else ""
-    return f"{SECTIONS[section].title}: {' | '.join(first)}{more}; all numbers are in the table below."
+    return f"{SECTIONS[section].title}: {' | '.join(first)}{more}; all numbers are in the table below it."
 
 
 def _cell(row: Row, name: str) -> str:

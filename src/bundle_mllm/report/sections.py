@@ -11,13 +11,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bundle_mllm.evaluation.breakdowns import compute_slices, position_bias
-from bundle_mllm.evaluation.metrics import ScoredQuestion, compute_metrics, paired_differences
+from bundle_mllm.evaluation.metrics import RANDOM_TIES, ScoredQuestion, compute_metrics, paired_differences
 from bundle_mllm.report.baselines import OtherMethod
 from bundle_mllm.report.measure import WHOLE, Measured
 from bundle_mllm.report.questions import QuestionSet
 
 Row = dict[str, Any]
-RANDOM_TIES = "hit_rate@1_random_ties"
 SHOWN = ("hit_rate@1", "hit_rate@1_se", "mrr", "mrr_se", "valid_ratio", "num_questions", "num_bundles")
 """The metrics of a row."""
 
@@ -84,6 +83,13 @@ def position(sets: Sequence[QuestionSet], whole: Measured, max_options: int) -> 
             row = {"questions": each.name, "letter": letter, **shares, "accuracy": accuracy}
             rows.append(row | {"share_distance": bias["share_distance"]})
     return rows
+
+
+def prediction_sets(sets: Sequence[QuestionSet], measured: Sequence[Sequence[Mapping[str, Any]]]) -> list[Row]:
+    """List how often sets with a guarantee hold the answer, how large they are, and how often they are empty."""
+    return [
+        {"questions": each.name, **figures} for each, of_set in zip(sets, measured, strict=True) for figures in of_set
+    ]
 
 
 def backbones(sets: Sequence[QuestionSet], models: Sequence[tuple[Mapping[str, Any], Measured]]) -> list[Row]:

@@ -67,6 +67,9 @@ class ReportSettings(MeasuringOptions, LengthOptions, QuestionOptions):
     questions: tuple[Path, ...] = ()
     """Question files, each used whole; by default a uniform and a hard one are made and written to questions/ in the
     report's folder."""
+    coverage: tuple[float, ...] = (0.8, 0.9, 0.95)
+    """Stated probabilities of sets of answers with a guarantee; where the model is calibrated, and the questions are
+    about other bundles than those that calibrated it."""
     metrics: tuple[Path, ...] = ()
     """Metrics files of other methods on the same question files, to be shown beside the model; one with
     `bayes_optimal` (the hit rate of the best possible answers) gives a section of its own."""

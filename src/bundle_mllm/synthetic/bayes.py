@@ -20,12 +20,12 @@ from bundle_mllm.data.manifest import read_question_manifest
 from bundle_mllm.data.questions import Question, load_questions
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.evaluation.evaluate import describe, load_train_items
-from bundle_mllm.evaluation.metrics import ScoredQuestion, as_scored
+from bundle_mllm.evaluation.metrics import RANDOM_TIES, ScoredQuestion, as_scored
 from bundle_mllm.evaluation.results import check_writable, load_results, save_results
 from bundle_mllm.synthetic.process import GenerativeProcess
 from bundle_mllm.synthetic.settings import Signal
 
-REALIZED = "hit_rate@1_random_ties"
+REALIZED = RANDOM_TIES
 """The metric that is the realized hit rate of Bayes-optimal scores: many are equal, and any of these is as good."""
 IMPOSSIBLE = -1e3
 """Score of a candidate that cannot be the answer: scores are finite log-probabilities."""

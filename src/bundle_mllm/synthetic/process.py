@@ -5,7 +5,6 @@ Knows nothing about models, metrics or what shows the theme of an item.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections import Counter
@@ -13,10 +12,13 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache, cached_property, lru_cache
+from itertools import product
 from pathlib import Path
 
+from bundle_mllm.data.files import read_json
 from bundle_mllm.errors import BundleMLLMError
-from bundle_mllm.synthetic.settings import PROCESS, Signal
+from bundle_mllm.settings import with_overrides
+from bundle_mllm.synthetic.settings import NUM_COPIES, NUM_KINDS, PROCESS, Signal, SyntheticSettings
 
 Counts = tuple[tuple[int, int], ...]
 """For each kind the number of items of a theme, and of all other themes."""
@@ -73,23 +75,28 @@ class GenerativeProcess:
         """
         path = Path(folder) / PROCESS
         try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-            settings, kinds, levels = record["settings"], record["kinds"], record["levels"]
-            sizes, distinct, numbers = settings["bundle_sizes"], settings["distinct_kinds"], settings["signals"]
-            purity = Fraction(str(settings["theme_purity"]))
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            record = read_json(path)
+            settings: SyntheticSettings = with_overrides(SyntheticSettings(), record["settings"])
+            numbers, levels = settings.signals, record["levels"]
+            kinds = dict(record["kinds"])
+            cells = Counter((kind, *(levels[signal][item] for signal in numbers)) for item, kind in kinds.items())
+            members = NUM_COPIES * settings.values_per_level
+            if cells != dict.fromkeys(product(range(NUM_KINDS), *map(range, numbers.values())), members):
+                raise ValueError(f"not all themes have {members} items of each kind")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise BundleMLLMError(
                 f"{path} does not describe how bundles were drawn ({type(error).__name__}: {error}), so the best "
                 "possible answers are unknown: give a folder that `bundle-mllm synthetic` made."
             ) from error
-        known = [signal for signal in levels if signals is None or signal in signals]
+        kinds = {item_id: int(kind) for item_id, kind in kinds.items()}  # 2.0 counts as 2
+        known: list[Signal] = [signal for signal in numbers if signals is None or signal in signals]
         level_of = {item_id: tuple(levels[signal][item_id] for signal in known) for item_id in kinds}
         number_of = {level: number for number, level in enumerate(sorted(set(level_of.values())))}
         themes = {item_id: number_of[level] for item_id, level in level_of.items()}
-        num_themes = math.prod(numbers.values())
+        purity, num_themes = Fraction(str(settings.theme_purity)), settings.num_themes
         merged = num_themes // math.prod(numbers[signal] for signal in known)
         purity += (1 - purity) * Fraction(merged - 1, num_themes - 1)
-        return cls(themes, kinds, tuple(sizes), purity, distinct)
+        return cls(themes, kinds, settings.bundle_sizes, purity, settings.distinct_kinds)
 
     def posterior(self, shown: Sequence[str], candidates: Sequence[str], partial: str | None = None) -> list[Fraction]:
         """Compute, for each candidate, the probability that it is the answer, given the question; they sum to 1.

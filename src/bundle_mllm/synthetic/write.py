@@ -11,6 +11,7 @@ import shutil
 from dataclasses import asdict
 from pathlib import Path
 
+from bundle_mllm.data.files import written_folder
 from bundle_mllm.data.tables import write_records
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.synthetic.catalog import (
@@ -23,7 +24,7 @@ from bundle_mllm.synthetic.catalog import (
 from bundle_mllm.synthetic.media import draw_picture, draw_sound, picture_look
 from bundle_mllm.synthetic.settings import PROCESS, SyntheticSettings
 
-_FILES = ("items.jsonl", "bundles.jsonl", "interactions.csv", "README.md")
+_FILES = ("items.jsonl", "bundles.jsonl", "interactions.csv", "README.md", PROCESS)
 _FOLDERS = ("images", "audio", "features", "questions")
 _MEDIA = {"fashion": ("image", "images", "png", "picture"), "playlist": ("audio", "audio", "wav", "sound")}
 
@@ -47,13 +48,21 @@ on a question file. Encoders and models never read it.
 def make_synthetic(folder: str | os.PathLike, settings: SyntheticSettings) -> SyntheticCatalog:
     """Write an invented dataset folder: items, bundles, interactions, pictures or sounds, README.md and the process.
 
-    The same settings give the same files, byte by byte. A synthetic catalog that is already there is replaced.
+    The same settings give the same files, byte by byte. A synthetic catalog that is already there is replaced in one
+    step, with its features and questions; other files of the folder stay.
 
     Raises:
         BundleMLLMError: If the folder holds anything else than a synthetic catalog.
     """
-    folder = Path(folder)
-    _clear(folder)
+    _check_replaceable(Path(folder))
+    with written_folder(folder) as temporary:
+        catalog = _write(temporary, settings)
+        _keep_others(Path(folder), temporary)
+    return catalog
+
+
+def _write(folder: Path, settings: SyntheticSettings) -> SyntheticCatalog:
+    """Write the catalog into an empty folder."""
     catalog = draw_catalog(settings)
     field, subfolder, suffix, _ = _MEDIA[settings.domain]
     (folder / subfolder).mkdir()
@@ -118,16 +127,17 @@ def write_process(folder: Path, catalog: SyntheticCatalog) -> None:
     (folder / PROCESS).write_text(json.dumps(process, indent=1) + "\n", encoding="utf-8")
 
 
-def _clear(folder: Path) -> None:
-    """Make room for a synthetic catalog, and refuse to touch a folder that holds anything else."""
-    if folder.exists() and not folder.is_dir():
+def _check_replaceable(folder: Path) -> None:
+    """Refuse a folder that holds anything else than a synthetic catalog."""
+    if folder.is_file():
         raise BundleMLLMError(f"{folder} is a file, so no catalog can be written there: name a new folder.")
-    folder.mkdir(parents=True, exist_ok=True)
-    marker = folder / PROCESS
-    if any(folder.iterdir()) and not marker.exists():
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / PROCESS).exists():
         raise BundleMLLMError(f"{folder} holds other files than a synthetic catalog, which stay: name a new folder.")
-    marker.write_text("{}\n", encoding="utf-8")  # First of all, so that an interrupted run can be repeated.
-    for name in _FOLDERS:
-        shutil.rmtree(folder / name, ignore_errors=True)
-    for name in _FILES:
-        (folder / name).unlink(missing_ok=True)
+
+
+def _keep_others(before: Path, after: Path) -> None:
+    """Copy what a folder holds beside a synthetic catalog and what is made of it."""
+    for path in before.iterdir() if before.is_dir() else ():
+        if path.name not in (*_FILES, *_FOLDERS):
+            copy = shutil.copytree if path.is_dir() else shutil.copy2
+            copy(path, after / path.name)

@@ -5,19 +5,18 @@ Knows nothing about how the ranker was trained.
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from bundle_mllm.completion.item_table import save_items
-from bundle_mllm.data.files import new_folder, replaced_folder, require_folder, write_json
+from bundle_mllm.data.files import require_folder, write_json, written_folder
 from bundle_mllm.data.folder import DatasetFolder
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.model_folder import check_same_items, load_ranker
 from bundle_mllm.modeling.combination_bundle_mllm import COMBINATION_FILE
-from bundle_mllm.modeling.completion_bundle_mllm import BundleCompleter
-from bundle_mllm.modeling.pipeline_bundle_mllm import RETRIEVER_FOLDER
+from bundle_mllm.modeling.completion_bundle_mllm import RETRIEVER_FOLDER, BundleCompleter
 from bundle_mllm.settings import configured_by
+from bundle_mllm.training.calibrate import calibrated
 from bundle_mllm.training.config import AddRetrieverSettings
 from bundle_mllm.training.ranker import join
 from bundle_mllm.training.retriever import make_retriever
@@ -48,8 +47,10 @@ def add_retriever(settings: AddRetrieverSettings) -> dict[str, dict[str, Any]]:
         )
     check_same_items(ranker, processor, settings.model)
     with limited_threads(settings.num_threads):
+        data.note_features()
         retriever, held_out_scores = make_retriever(data)
         completer, figures = join(ranker, processor, retriever, held_out_scores, data)
+        completer.combination = calibrated(completer, data.calibration_questions)
     retriever.config.items_hash = processor.items_hash
     save_items(settings.model, data.folder, completer.modalities, retriever.memberships)
     _replace_retriever(settings.model, completer)
@@ -62,8 +63,6 @@ def _replace_retriever(folder: Path, completer: BundleCompleter) -> None:
     The combination comes first: a folder in which a kill leaves it without its retriever is refused when loaded, and
     is made whole by the next call.
     """
-    target = folder / RETRIEVER_FOLDER
-    written = replaced_folder if target.exists() else new_folder
-    with written(target) as temporary:
+    with written_folder(folder / RETRIEVER_FOLDER) as temporary:
         completer.retriever.save_pretrained(temporary)
-        write_json(folder / COMBINATION_FILE, asdict(completer.combination))
+        write_json(folder / COMBINATION_FILE, completer.combination.to_dict())

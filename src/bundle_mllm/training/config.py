@@ -5,7 +5,8 @@ Knows nothing about prompts, features or the models' code; imports neither torch
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, replace
+import sys
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +16,25 @@ from bundle_mllm.settings import NO_RANKER, SCRATCH, Settings, with_overrides
 
 MEMBERSHIPS = ("attributes", "bundle_category", "bundle_item", "textual", "user_item")
 """Item-group memberships that a retriever can count; see `training/memberships.py`."""
+
+_POSITIVE = (
+    "batch_size gradient_accumulation_steps warm_start_questions hidden_size fusion_hidden_size r alpha upper_layers "
+    "max_tokens max_title_tokens max_partial num_threads"
+)
+_NOT_NEGATIVE = (
+    "steps num_questions warm_start_steps num_validations validation_questions combination_questions "
+    "calibration_questions weight_decay max_grad_norm"
+)
+_MOST = sys.float_info.max
+_RANGES: dict[str, tuple[float, float, str]] = {
+    **dict.fromkeys(_POSITIVE.split(), (1, _MOST, "1 or more")),
+    **dict.fromkeys(_NOT_NEGATIVE.split(), (0, _MOST, "0 or more")),
+    **dict.fromkeys(("hard_fraction", "warmup_ratio"), (0, 1, "0 to 1")),
+    **dict.fromkeys(("dropout", "collaborative_dropout"), (0, 0.99, "0 to .99")),
+    "learning_rate": (sys.float_info.min, _MOST, "a positive number, such as 3e-4"),
+    "validation_candidates": (2, _MOST, "2 or more"),
+}
+"""Least and greatest value of settings, by name, and what to say about them."""
 
 ParameterGroup = Literal["lora", "backbone", "fusion", "projector", "separator", "matching"]
 
@@ -51,9 +71,9 @@ class FusionSettings(Settings):
 class RetrieverSettings(Settings):
     """The retriever (ours): two towers over item features, and a small network that weighs co-occurrence."""
 
-    steps: int = 1_000
-    """Optimizer steps of the towers; they are trained twice, and the network half as long. 0 leaves the retriever
-    out."""
+    steps: int | None = None
+    """Optimizer steps of the towers; they are trained twice, and the network half as long. By default one for every
+    four training bundles, 100 to 1,000. 0 leaves the retriever out."""
     num_questions: int = 48_000
     """Training questions that batches are drawn from."""
     num_candidates: tuple[int, int] = (2, 12)
@@ -75,6 +95,10 @@ class RetrieverSettings(Settings):
     memberships: tuple[str, ...] = MEMBERSHIPS
     """Groups whose shared members are counted, where the data folder has them. The model folder then holds the pairs
     (users by number): leave out "user_item" if it is to be shared and they are not."""
+
+    def num_steps(self, num_bundles: int) -> int:
+        """Return how many steps the towers take where there are so many training bundles."""
+        return min(1_000, max(100, num_bundles // 4)) if self.steps is None else self.steps
 
 
 @dataclass(frozen=True)
@@ -167,27 +191,25 @@ class InputOptions(Settings):
     """Options of each validation question."""
     combination_questions: int = 400
     """Questions about held-out training bundles on which the weight of the ranker beside the retriever is fitted."""
+    calibration_questions: int = 500
+    """Questions about validation bundles, at most one for each, that calibrate sets of answers with a guarantee
+    (`complete --coverage`); 0 for none."""
     num_threads: int | None = None
     """CPU threads that one operation may use; PyTorch's choice if not given."""
     retriever: RetrieverSettings = field(default_factory=RetrieverSettings)
 
     def __post_init__(self):
         super().__post_init__()
-        if self.num_threads is not None and self.num_threads < 1:
-            raise BundleMLLMError(f"num_threads is {self.num_threads}: give 1 or more, or leave it out.")
+        _check_ranges(self)
         retriever = self.retriever
         if unknown := sorted(set(retriever.memberships) - set(MEMBERSHIPS)):
             raise BundleMLLMError(
                 f"retriever.memberships are {list(retriever.memberships)}, of which {unknown} have no groups that "
                 f"items could share: choose from {', '.join(MEMBERSHIPS)}."
             )
-        if retriever.steps < 0 or min(retriever.num_questions, retriever.batch_size) < 1:
-            raise BundleMLLMError(
-                f"retriever.steps is {retriever.steps}, num_questions {retriever.num_questions} and batch_size "
-                f"{retriever.batch_size}: give 0 or more steps, and 1 or more of the others."
-            )
+        if not retriever.num_questions:
+            raise BundleMLLMError("retriever.num_questions is 0, so no batch could be drawn: give 1 or more.")
         _check_num_candidates("retriever", retriever.num_candidates)
-        _check_learning_rate("retriever", retriever.learning_rate)
 
 
 @dataclass(frozen=True)
@@ -230,10 +252,6 @@ class RunConfig(InputOptions):
                 'scoring is "options", which compares what a pretrained model knows, and the backbone "scratch" has '
                 "seen no language: give another base_model."
             )
-        if self.max_title_tokens is not None and self.max_title_tokens < 1:
-            raise BundleMLLMError(
-                f"max_title_tokens is {self.max_title_tokens}, so no title would be shown: give 1 or more."
-            )
         for name in ("stage_one", "stage_two"):
             _check_stage(name, getattr(self, name))
 
@@ -245,7 +263,7 @@ class RunConfig(InputOptions):
     @property
     def trains_retriever(self) -> bool:
         """Whether the run makes a retriever."""
-        return not self.no_retriever and self.retriever.steps > 0
+        return not self.no_retriever and self.retriever.steps != 0
 
 
 @dataclass(frozen=True)
@@ -262,17 +280,25 @@ class AddRetrieverSettings(InputOptions):
     retriever: RetrieverSettings = field(default_factory=RetrieverSettings, kw_only=True)
 
 
+@dataclass(frozen=True)
+class CalibrationSettings(Settings):
+    """Calibrate a model on questions that it has not seen, so that its answers can be given with a guarantee.
+
+    `train` calibrates on the validation bundles by itself. The guarantee is for questions that are drawn as these are.
+    """
+
+    model: Path
+    """Model folder; its `combination.json` receives the calibration."""
+    data: Path
+    """Dataset folder whose items the questions name."""
+    questions: Path
+    """Question file (see `bundle-mllm questions`); of each bundle the first question counts."""
+    device: str | None = None
+    """cpu or cuda; a GPU if there is one, if not given."""
+
+
 def _check_stage(name: str, stage: StageConfig) -> None:
-    for size in ("batch_size", "gradient_accumulation_steps"):
-        if (value := getattr(stage, size)) < 1:
-            raise BundleMLLMError(f"{name}.{size} is {value}, so no step could be taken: give 1 or more.")
     _check_num_candidates(name, stage.num_candidates)
-    _check_learning_rate(name, stage.learning_rate)
-    if stage.lora.upper_layers is not None and stage.lora.upper_layers < 1:
-        raise BundleMLLMError(
-            f"{name}.lora.upper_layers is {stage.lora.upper_layers}, so no layer would be adapted: give 1 or more, or "
-            "leave it out for all."
-        )
     if stage.num_questions and not stage.max_steps:
         raise BundleMLLMError(
             f"{name}.num_questions is {stage.num_questions}, less than one batch of {stage.step_size}, so no step "
@@ -282,9 +308,18 @@ def _check_stage(name: str, stage: StageConfig) -> None:
         raise BundleMLLMError(f"{name}.trains is empty: name groups, or set num_questions=0.")
 
 
-def _check_learning_rate(name: str, learning_rate: float) -> None:
-    if not 0 < learning_rate < float("inf"):
-        raise BundleMLLMError(f"{name}.learning_rate is {learning_rate}: give a positive number, such as 3e-4.")
+def _check_ranges(settings: Settings, prefix: str = "") -> None:
+    """Refuse numbers that no training can use, in groups of settings, too."""
+    for name in (each.name for each in fields(settings)):
+        value = getattr(settings, name)
+        if is_dataclass(value):
+            _check_ranges(value, f"{prefix}{name}.")  # pyright: ignore[reportArgumentType]: a group of settings
+        elif value is not None and name in _RANGES:
+            least, most, range_text = _RANGES[name]
+            if not least <= value <= most:
+                raise BundleMLLMError(
+                    f"{prefix}{name} is {value}, with which nothing can be trained: give {range_text}."
+                )
 
 
 def _check_num_candidates(name: str, num_candidates: tuple[int, int]) -> None:
@@ -322,7 +357,6 @@ def continued_run(folder: Path, *, data: str | Path, output_dir: str | Path) -> 
         run,
         retriever=replace(
             retriever,
-            steps=-(-retriever.steps // 4),
             num_questions=-(-retriever.num_questions // 4),
             learning_rate=retriever.learning_rate / 2,
         ),
@@ -340,7 +374,7 @@ def continued_run(folder: Path, *, data: str | Path, output_dir: str | Path) -> 
 def default_run(base_model: str, *, data: str | Path, output_dir: str | Path) -> RunConfig:
     """Return the default recipe for a base model.
 
-    A pretrained backbone gets the paper's recipe, with titles of up to 40 tokens (ours). `scratch` has nothing to
+    A pretrained backbone gets the paper's recipe, with titles of up to 24 tokens (ours). `scratch` has nothing to
     preserve: it trains in full in both stages, with larger steps, and with the feature standardization and
     item-embedding norm (both ours) that a backbone without pretraining profits from. One thread: operations of its
     size gain nothing from a second one, and on a busy machine threads that wait for each other lose much.
@@ -349,7 +383,7 @@ def default_run(base_model: str, *, data: str | Path, output_dir: str | Path) ->
     if base_model == NO_RANKER:
         return RunConfig(**paths, num_threads=1)
     if base_model != SCRATCH:
-        return RunConfig(**paths, max_title_tokens=40)
+        return RunConfig(**paths, max_title_tokens=24)
     full: dict[str, Any] = {
         "batch_size": 32,
         "learning_rate": 1e-3,

@@ -29,6 +29,7 @@ from bundle_mllm.modeling.completion_bundle_mllm import BundleCompleter
 from bundle_mllm.modeling.retriever_bundle_mllm import BundleRetriever
 from bundle_mllm.training.config import RunConfig
 from bundle_mllm.training.memberships import load_memberships
+from bundle_mllm.training.record import is_finished
 from bundle_mllm.training.retriever import continue_towers
 from bundle_mllm.training.run_data import RunData
 
@@ -46,7 +47,7 @@ def folder_of_today(parent: Path) -> Path:
     """Return the folder of today's run: a new one, or one that was begun and is not finished."""
     today = date.today().isoformat()
     numbered = (parent / (today if number == 1 else f"{today}-{number}") for number in range(1, 10_000))
-    return next(folder for folder in numbered if not (folder / "config.json").exists())
+    return next(folder for folder in numbered if not is_finished(folder))
 
 
 def point_to(folder: Path) -> None:
@@ -156,6 +157,10 @@ def choose(before: BundleCompleter, after: BundleCompleter, data: RunData) -> tu
     It is the new one unless its `hit_rate@1` is lower by more than one standard error of the paired difference (ours).
     """
     if not data.validation_questions:
+        logger.warning(
+            f"{data.folder.path} has no validation bundles, so nobody knows whether the new weights are worse, and "
+            "they are kept: give some bundles the split validation."
+        )
         return after, {"is_kept": True}
     part = after.parts[-1]
     old, new = (score_questions(each, data.validation_questions)[part] for each in (before, after))

@@ -1,4 +1,4 @@
-"""A plain optimization loop for small parts: AdamW, one learning-rate cycle, some steps down a loss.
+"""A plain optimization loop for small parts: AdamW with one learning-rate cycle.
 
 Knows nothing about models or data.
 """
@@ -10,7 +10,8 @@ from contextlib import contextmanager
 
 import torch
 from torch import nn
-from tqdm.auto import tqdm
+
+from bundle_mllm.progress import steps as shown_steps
 
 
 def minimize(
@@ -28,7 +29,7 @@ def minimize(
         loss: Returns the loss of a new batch.
         parameters: What is trained.
         steps: Number of steps.
-        name: What the progress bar shows.
+        name: What the progress is shown as.
         lr: Highest learning rate.
         weight_decay: AdamW's weight decay.
     """
@@ -36,7 +37,7 @@ def minimize(
     total = max(2, steps)
     rising = 0.2 if total == 10 else 0.1  # OneCycleLR divides by the length of the rise, 0.1 * total - 1
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=total, pct_start=rising)
-    for _ in tqdm(range(steps), desc=name):
+    for _ in shown_steps(range(steps), name):
         value = loss()
         optimizer.zero_grad()
         value.backward()

@@ -1,4 +1,4 @@
-"""Turn questions into what trains a ranker without letters: every item once, and each other's options as wrong ones.
+"""Turn questions into batches for a ranker without letters: items once each, options of one wrong in the others.
 
 Knows nothing about models, optimizers or files.
 """

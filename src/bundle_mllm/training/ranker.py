@@ -13,6 +13,7 @@ import torch
 from bundle_mllm.data.questions import MAX_OPTIONS
 from bundle_mllm.device import gains_by_bfloat16, mixed_precision
 from bundle_mllm.errors import BundleMLLMError
+from bundle_mllm.evaluation.ablation import restored
 from bundle_mllm.interop.backbone import load_backbone, wrap_backbone
 from bundle_mllm.model_folder import Ranker
 from bundle_mllm.modeling.completion_bundle_mllm import BundleCompleter
@@ -79,9 +80,8 @@ def fit_statistics(ranker: BundleMLLMForOptionScoring, processor: BundleMLLMProc
     tokens.sort(key=len)
     batches = (pad_right(tokens[start : start + 64]) for start in range(0, len(tokens), 64))
     with mixed_precision(gains_by_bfloat16()):
-        ranker.matching.fit_statistics(
-            torch.cat([ranker.item_states(each["input_ids"], each["attention_mask"]) for each in batches])
-        )
+        states = torch.cat([ranker.item_states(each["input_ids"], each["attention_mask"]) for each in batches])
+    ranker.matching.fit_statistics(states[:, : len(ranker.matching.mean)])
 
 
 def longest_list(config: RunConfig) -> int:
@@ -132,16 +132,14 @@ def score_held_out(ranker: Ranker, processor: BundleItemProcessor, data: RunData
     completer = BundleCompleter(processor, ranker=ranker)
     scores: dict[int, list[float]] = {}
     fold_of = {question.bundle_id: folds.fold_of_bundle[question.bundle_id] if folds else -1 for question in questions}
-    rows, items_hash = ranker.catalog_rows(), ranker.config.items_hash
-    for fold in sorted(set(fold_of.values())):
-        if folds is not None and folds.modality in rows["features"]:
-            features = {**rows["features"], folds.modality: folds.features[fold].float()}
-            present = {**rows["present"], folds.modality: folds.present[fold]}
-            ranker.set_catalog(features, present)
-        chosen = [i for i, question in enumerate(questions) if fold_of[question.bundle_id] == fold]
-        completions = completer.score([questions[i] for i in chosen], max_options=MAX_OPTIONS)
-        scores |= {i: completion.answer.tolist() for i, completion in zip(chosen, completions, strict=True)}
-    if rows["features"]:
-        ranker.set_catalog(**rows)
-    ranker.config.items_hash = items_hash
+    rows = ranker.catalog_rows()
+    with restored(completer):
+        for fold in sorted(set(fold_of.values())):
+            if folds is not None and folds.modality in rows["features"]:
+                features = {**rows["features"], folds.modality: folds.features[fold].float()}
+                present = {**rows["present"], folds.modality: folds.present[fold]}
+                ranker.set_catalog(features, present)
+            chosen = [i for i, question in enumerate(questions) if fold_of[question.bundle_id] == fold]
+            completions = completer.score([questions[i] for i in chosen], max_options=MAX_OPTIONS)
+            scores |= {i: completion.answer.tolist() for i, completion in zip(chosen, completions, strict=True)}
     return [scores[i] for i in range(len(questions))]

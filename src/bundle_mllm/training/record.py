@@ -13,12 +13,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from tqdm.auto import tqdm
-
 from bundle_mllm.data.files import atomic_path, read_json
 from bundle_mllm.data.folder import DatasetFolder
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.model_folder import RUN_RECORD, fingerprint
+from bundle_mllm.progress import note
 from bundle_mllm.settings import as_dict
 from bundle_mllm.training.config import RunConfig
 
@@ -60,7 +59,7 @@ class RunRecord(UserDict):
                         "the two. Use another --output-dir, or delete that folder to start over."
                     )
             return cls(out, values)
-        if out.exists() and any(out.iterdir()):
+        if out.exists() and not all(other.match(f".{RUN_RECORD}.*.tmp") for other in out.iterdir()):  # of a kill
             raise BundleMLLMError(
                 f"{out} is not empty and holds no {RUN_RECORD}, so its files could be lost: use another --output-dir."
             )
@@ -82,9 +81,14 @@ class RunRecord(UserDict):
 
     @staticmethod
     def print_figures(part: str, metrics: Mapping[str, float]) -> None:
-        """Show the validation figures of a part beside the progress bars."""
+        """Show the validation figures of a part beside the progress."""
         rate, error = metrics["hit_rate@1"], metrics["hit_rate@1_se"]
-        tqdm.write(f"{part}: hit_rate@1 {rate:.3f} ± {error:.3f} on {metrics['num_questions']} validation questions")
+        note(f"{part}: hit_rate@1 {rate:.3f} ± {error:.3f} on {metrics['num_questions']} validation questions")
+
+
+def is_finished(out: Path) -> bool:
+    """Return whether an output folder holds a run that came to its end."""
+    return (out / RUN_RECORD).is_file() and bool(read_json(out / RUN_RECORD).get("finished"))
 
 
 def _has_begun(out: Path) -> bool:

@@ -5,7 +5,7 @@ Knows nothing about language models or prompts.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch.nn import functional
@@ -117,6 +117,7 @@ def fit_retriever(
     is_stacking = torch.tensor([question.bundle_id in stacking_bundles for question in questions])
     is_held_out = torch.tensor([question.bundle_id in held_out for question in questions])
     everything = torch.arange(len(rows))
+    steps = _num_steps(settings, questions)
     generator = torch.Generator().manual_seed(seed)
     scores: list[list[float]] = []
     with fold_rows(retriever.catalog, out_of_fold):
@@ -126,25 +127,31 @@ def fit_retriever(
             if not len(stacking) or not len(seen):  # too few bundles to part
                 stacking = seen = everything[~is_held_out] if not is_held_out.all() else everything
             start = {name: value.clone() for name, value in retriever.towers.state_dict().items()}
-            fit_towers(retriever, rows, seen, settings, generator, seed)
-            fit_stacker(retriever, rows, stacking, settings, generator, seed)
+            fit_towers(retriever, rows, seen, settings, steps, generator, seed)
+            fit_stacker(retriever, rows, stacking, settings, steps // 2, generator, seed)
             if held_out_questions:
                 scores = score_rows(retriever, QuestionRows(held_out_questions, catalog, out_of_fold))
             retriever.towers.load_state_dict(start)
-        fit_towers(retriever, rows, everything, settings, generator, seed)
+        fit_towers(retriever, rows, everything, settings, steps, generator, seed)
     return scores
 
 
 def continue_towers(retriever: BundleRetriever, data: RunData) -> None:
-    """Train the towers of a trained retriever further, on the data of a run; the stacker stays as it is.
+    """Train the towers of a trained retriever further, a quarter as long, on the data of a run.
 
-    The stacker learned how far to trust towers about bundles that they have not seen, and there are no such bundles
-    any more but the new ones.
+    The stacker stays as it is: it learned how far to trust towers about bundles that they have not seen, and there are
+    no such bundles any more but the new ones.
     """
-    rows = QuestionRows(data.retriever_questions(), data.catalog, data.out_of_fold)
+    settings, questions = data.settings.retriever, data.retriever_questions()
+    rows = QuestionRows(questions, data.catalog, data.out_of_fold)
+    steps = -(-_num_steps(settings, questions) // 4)
     generator, seed = torch.Generator().manual_seed(data.settings.seed + 1), data.settings.seed + 1
     with fold_rows(retriever.catalog, data.out_of_fold):
-        fit_towers(retriever, rows, torch.arange(len(rows)), data.settings.retriever, generator, seed)
+        fit_towers(retriever, rows, torch.arange(len(rows)), settings, steps, generator, seed)
+
+
+def _num_steps(settings: RetrieverSettings, questions: Sequence[Question]) -> int:
+    return settings.num_steps(len({question.bundle_id for question in questions}))
 
 
 def fit_towers(
@@ -152,6 +159,7 @@ def fit_towers(
     rows: QuestionRows,
     among: torch.Tensor,
     settings: RetrieverSettings,
+    steps: int,
     generator: torch.Generator,
     seed: int,
 ) -> None:
@@ -160,13 +168,9 @@ def fit_towers(
     Batches are drawn by `generator` from the questions with the indices `among`; `seed` is that of dropout.
     """
 
-    def loss() -> torch.Tensor:
-        partial, options, answers = rows.batch(_draw(among, settings.batch_size, generator))
-        return functional.cross_entropy(retriever.tower_scores(partial, options), answers)
-
     parameters = list(retriever.towers.parameters())
     with training_only(retriever, parameters, seed):
-        minimize(loss, parameters, settings.steps, "retriever: towers", **_rates(settings))
+        _fit("towers", retriever.tower_scores, parameters, rows, among, settings, steps, generator)
 
 
 def fit_stacker(
@@ -174,24 +178,45 @@ def fit_stacker(
     rows: QuestionRows,
     among: torch.Tensor,
     settings: RetrieverSettings,
+    steps: int,
     generator: torch.Generator,
     seed: int,
 ) -> None:
-    """Train the stacker, if any, the same way, with the towers as they are and no dropout; half as many steps."""
+    """Train the stacker, if any, the same way, with the towers as they are and no dropout."""
     if retriever.stacker is None:
         return
     partial, options, _ = rows.batch(among[:STATISTICS_OF])
     table, _ = retriever.co_occurrence(partial, options)
     retriever.stacker.fit_statistics(table[options >= 0])
 
-    def loss() -> torch.Tensor:
-        partial, options, answers = rows.batch(_draw(among, settings.batch_size, generator))
-        return functional.cross_entropy(retriever(partial, options).scores, answers)
+    def scores(partial: torch.Tensor, options: torch.Tensor) -> torch.Tensor:
+        return retriever(partial, options).scores
 
     parameters = list(retriever.stacker.parameters())
     with training_only(retriever, parameters, seed):
         retriever.eval()  # no dropout: the stacker weighs the scores as they will be
-        minimize(loss, parameters, settings.steps // 2, "retriever: stacker", **_rates(settings))
+        _fit("stacker", scores, parameters, rows, among, settings, steps, generator)
+
+
+def _fit(
+    name: str,
+    scores: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    parameters: Sequence[torch.nn.Parameter],
+    rows: QuestionRows,
+    among: torch.Tensor,
+    settings: RetrieverSettings,
+    steps: int,
+    generator: torch.Generator,
+) -> None:
+    """Minimize the cross-entropy of the answers of questions, a batch a step; `scores` takes partials and options."""
+
+    def loss() -> torch.Tensor:
+        chosen = among[torch.randint(len(among), (settings.batch_size,), generator=generator)]
+        partial, options, answers = rows.batch(chosen)
+        return functional.cross_entropy(scores(partial, options), answers)
+
+    rates = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay}
+    minimize(loss, list(parameters), steps, f"retriever: {name}", **rates)
 
 
 @torch.no_grad()
@@ -203,11 +228,3 @@ def score_rows(retriever: BundleRetriever, rows: QuestionRows) -> list[list[floa
         batch = retriever(partial, options).scores
         scores += [row[is_option].tolist() for row, is_option in zip(batch, options >= 0, strict=True)]
     return scores
-
-
-def _draw(among: torch.Tensor, number: int, generator: torch.Generator) -> torch.Tensor:
-    return among[torch.randint(len(among), (number,), generator=generator)]
-
-
-def _rates(settings: RetrieverSettings) -> dict[str, float]:
-    return {"lr": settings.learning_rate, "weight_decay": settings.weight_decay}

@@ -17,7 +17,7 @@ import torch
 from transformers.utils import CONFIG_NAME, logging
 
 from bundle_mllm.completion.item_table import save_items
-from bundle_mllm.data.files import new_folder, read_json
+from bundle_mllm.data.files import locked_folder, new_folder, read_json
 from bundle_mllm.data.folder import DatasetFolder
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.model_folder import STAGE_ONE_MODEL, Ranker, load_completer, load_ranker, save_completer, save_model
@@ -25,7 +25,8 @@ from bundle_mllm.modeling.completion_bundle_mllm import BundleCompleter
 from bundle_mllm.modeling.item_processing_bundle_mllm import BundleItemProcessor
 from bundle_mllm.modeling.processing_bundle_mllm import BundleMLLMProcessor
 from bundle_mllm.modeling.retriever_bundle_mllm import BundleRetriever
-from bundle_mllm.settings import SCRATCH, with_overrides
+from bundle_mllm.settings import SCRATCH, refuse_beside, with_overrides
+from bundle_mllm.training.calibrate import calibrated
 from bundle_mllm.training.config import RunConfig, StageConfig, continued_run, default_run
 from bundle_mllm.training.continuation import choose, continued_retriever, folder_of_today, point_to, with_new_catalog
 from bundle_mllm.training.ranker import build_ranker, join
@@ -33,6 +34,7 @@ from bundle_mllm.training.record import RunRecord
 from bundle_mllm.training.retriever import make_retriever
 from bundle_mllm.training.run_data import RunData
 from bundle_mllm.training.stage import BEST, StageQuestions, run_stage
+from bundle_mllm.training.trained import TrainedModel
 
 logger = logging.get_logger(__name__)
 
@@ -40,46 +42,52 @@ RankerAndProcessor = tuple[Ranker, BundleMLLMProcessor]
 """A ranker and its processor."""
 
 
-def train(config: RunConfig | None = None, **fields: Any) -> Path:
+def train(
+    data: str | os.PathLike | RunConfig, output_dir: str | os.PathLike | None = None, **settings: Any
+) -> TrainedModel:
     """Train a model on a dataset folder.
 
     Trains the retriever; then the ranker in two stages (paper, section 3.3): bundle patterns from text, merged, and
-    multimodal semantics; then fits how the two are joined, on training bundles that neither has seen. Called again
-    after a kill, with the same settings, it continues and ends with the same weights. Checkpoints are chosen on
-    validation questions only; test bundles are never read.
+    multimodal semantics; then fits how the two are joined, on training bundles that neither has seen. Checkpoints are
+    chosen, and answers with a guarantee calibrated, on validation questions only; test bundles are never read. Called
+    again after a kill, with the same settings, it continues and ends with the same weights.
 
     Args:
-        config: The run; see `default_run` for recipes.
-        **fields: Instead of `config`: fields of `RunConfig`, nested ones as mappings, over the default recipe of
-            `base_model`, for example `train(data="shop", output_dir="out", stage_two={"num_questions": 2000})`.
+        data: The dataset folder, or a whole run, beside which nothing else is given.
+        output_dir: The model folder.
+        **settings: Fields of `RunConfig`, nested ones as mappings, over the default recipe of `base_model` (see
+            `default_run`), for example `train("shop", "out", stage_two={"num_questions": 2000})`.
 
     Returns:
-        The model folder, `config.output_dir`. It loads with the Auto classes; `run.json` in it records settings,
+        The model folder, `output_dir`. It loads with the Auto classes; `run.json` in it records settings,
         seed, versions, input hashes and validation figures; `training/` holds stage one's ranker and the histories.
+        A notebook shows the path with the validation figures.
 
     Raises:
-        BundleMLLMError: If the data cannot be used, or `output_dir` belongs to another run.
+        BundleMLLMError: If the data cannot be used, or `output_dir` belongs to another run, or to one that goes on.
     """
-    run: RunConfig = _over_recipe(fields) if config is None else config
+    run = _run_of(data, output_dir, settings)
     if run.continue_from is not None:
-        return continue_training(run)
+        return TrainedModel(continue_training(run))
     _check_base_model(run.base_model)
-    data = RunData(run, DatasetFolder.open(run.data), holds_out=run.trains_ranker and run.trains_retriever)
-    record = RunRecord.open(run, data.folder)
-    if record["finished"]:
-        logger.warning(f"{run.output_dir} holds this run already, finished: nothing to do.")
-    else:
-        with limited_threads(run.num_threads):
-            first = first_ranker(run, data)
-            if run.trains_retriever:
-                train_retriever(run, data, record)
-            if run.trains_ranker:
-                train_stage("stage_one", run, data, record, first)
-                train_stage("stage_two", run, data, record)
-            combine(run, data, record)
-        finish(run.output_dir, record)
-    remove_leftovers(run.output_dir)
-    return run.output_dir
+    run_data = RunData(run, DatasetFolder.open(run.data), holds_out=run.trains_ranker and run.trains_retriever)
+    with locked_folder(run.output_dir):
+        record = RunRecord.open(run, run_data.folder)
+        if record["finished"]:
+            logger.warning(f"{run.output_dir} holds this run already, finished: nothing to do.")
+        else:
+            with limited_threads(run.num_threads):
+                first = first_ranker(run, run_data)
+                run_data.note_features()
+                if run.trains_retriever:
+                    train_retriever(run, run_data, record)
+                if run.trains_ranker:
+                    train_stage("stage_one", run, run_data, record, first)
+                    train_stage("stage_two", run, run_data, record)
+                combine(run, run_data, record)
+            finish(run.output_dir, record)
+        remove_leftovers(run.output_dir)
+    return TrainedModel(run.output_dir)
 
 
 def continue_training(config: RunConfig) -> Path:
@@ -98,37 +106,37 @@ def continue_training(config: RunConfig) -> Path:
     """
     run = dataclasses.replace(config, output_dir=folder_of_today(config.output_dir))
     data = RunData(run, DatasetFolder.open(run.data), holds_out=False)
-    record = RunRecord.open(run, data.folder)
-    training = run.output_dir / "training"
-    of_retriever, final = training / "retriever" / "model", training / "final"
-    with limited_threads(run.num_threads):
-        before = with_new_catalog(run, data)
-        models: dict[str, Any] = {}
-        processor: BundleItemProcessor = before.processor
-        if before.retriever is not None:
-            if not of_retriever.exists():
-                retriever = continued_retriever(before.retriever, data)
-                with new_folder(of_retriever) as temporary:
-                    save_completer(BundleCompleter(data.item_processor(), retriever=retriever), temporary)
-            models["retriever"] = load_completer(of_retriever).retriever
-        if before.ranker is not None:
-            if not (run.output_dir / STAGE_ONE_MODEL).exists():
-                with new_folder(run.output_dir / STAGE_ONE_MODEL) as temporary:
-                    save_model(before.ranker, before.processor, temporary)
-            train_stage("stage_two", run, data, record)
-            models["ranker"], processor = load_ranker(training / "stage_two" / "model")
-        if not final.exists():
-            after = BundleCompleter(processor, **models, combination=before.combination.unbound())
-            kept, record["continued"] = choose(before, after, data)
-            record.write()
-            with new_folder(final) as temporary:
-                save_completer(kept, temporary)
-                save_items(
-                    temporary, data.folder, kept.modalities, kept.retriever.memberships if kept.retriever else ()
-                )
-    finish(run.output_dir, record)
-    remove_leftovers(run.output_dir)
-    point_to(run.output_dir)
+    with locked_folder(run.output_dir):
+        record = RunRecord.open(run, data.folder)
+        training = run.output_dir / "training"
+        of_retriever, final = training / "retriever" / "model", training / "final"
+        with limited_threads(run.num_threads):
+            before = with_new_catalog(run, data)
+            data.note_features()
+            models: dict[str, Any] = {}
+            processor: BundleItemProcessor = before.processor
+            if before.retriever is not None:
+                if not of_retriever.exists():
+                    retriever = continued_retriever(before.retriever, data)
+                    with new_folder(of_retriever) as temporary:
+                        save_completer(BundleCompleter(data.item_processor(), retriever=retriever), temporary)
+                models["retriever"] = load_completer(of_retriever).retriever
+            if before.ranker is not None:
+                if not (run.output_dir / STAGE_ONE_MODEL).exists():
+                    with new_folder(run.output_dir / STAGE_ONE_MODEL) as temporary:
+                        save_model(before.ranker, before.processor, temporary)
+                train_stage("stage_two", run, data, record)
+                models["ranker"], processor = load_ranker(training / "stage_two" / "model")
+            if not final.exists():
+                after = BundleCompleter(processor, **models, combination=before.combination.unbound())
+                kept, record["continued"] = choose(before, after, data)
+                record.write()
+                kept.combination = calibrated(kept, data.calibration_questions)
+                with new_folder(final) as temporary:
+                    _save_all(kept, data, temporary)
+        finish(run.output_dir, record)
+        remove_leftovers(run.output_dir)
+        point_to(run.output_dir)
     return run.output_dir
 
 
@@ -169,7 +177,7 @@ def train_stage(
         stage: StageConfig = getattr(config, name)
         ranker, processor = first or load_ranker(config.output_dir / STAGE_ONE_MODEL)
         seed = config.seed + int(name == "stage_two")
-        stage = within_budget(stage, data, processor, seed)
+        stage = within_budget(stage, data, processor, seed, config.scoring)
         if stage.max_steps:
             number = stage.warm_start_questions if stage.shows_items and stage.warm_start_steps else 0
             questions = StageQuestions(
@@ -188,6 +196,8 @@ def train_stage(
                 ranker, processor, stage, data.catalog, questions, folder=folder, seed=seed
             )
             record.write()
+        elif first is not None:  # stage two trains the item tokens; where it is left out, `trl sft` may
+            processor.show_items = not config.stage_two.max_steps
         with new_folder(folder / "model") as temporary:
             save_model(ranker, processor, temporary)
     for checkpoint in folder.glob("checkpoint-*"):
@@ -196,13 +206,19 @@ def train_stage(
         (folder / name).unlink(missing_ok=True)
 
 
-def within_budget(stage: StageConfig, data: RunData, processor: BundleMLLMProcessor, seed: int) -> StageConfig:
+def within_budget(
+    stage: StageConfig, data: RunData, processor: BundleMLLMProcessor, seed: int, scoring: str
+) -> StageConfig:
     """Lower the number of questions of a stage to what `max_tokens` allows, by the mean length of some of them."""
     if stage.max_tokens is None or not stage.max_steps:
         return stage
     sample = data.ranker_questions(dataclasses.replace(stage, num_questions=8 * stage.step_size), seed)
-    prompts = processor(sample, show_items=stage.shows_items)["input_ids"]
-    mean = sum(map(len, prompts)) / len(prompts)
+    if scoring == "letters":
+        tokens = processor(sample, show_items=stage.shows_items)["input_ids"]
+    else:  # each item of a question is read alone
+        items = [item_id for question in sample for item_id in (*question.partial, *question.candidates)]
+        tokens, _ = processor.item_tokens(items, stage.shows_items)
+    mean = sum(map(len, tokens)) / len(sample)
     allowed = max(stage.step_size, int(stage.max_tokens / mean))
     if allowed < stage.num_questions:
         logger.warning(
@@ -231,6 +247,7 @@ def combine(config: RunConfig, data: RunData, record: RunRecord) -> None:
             record.print_figures(part, figures[part])
     else:
         completer = BundleCompleter(processor, ranker=ranker, retriever=retriever)
+    completer.combination = calibrated(completer, data.calibration_questions)
     record.write()
     with new_folder(final) as temporary:
         _save_all(completer, data, temporary)
@@ -285,8 +302,16 @@ def _check_base_model(name: str) -> None:
         )
 
 
-def _over_recipe(fields: dict[str, Any]) -> RunConfig:
-    paths = {name: fields.pop(name) for name in ("data", "output_dir")}
-    if (folder := fields.pop("continue_from", None)) is not None:
-        return with_overrides(continued_run(Path(folder), **paths), fields)
-    return with_overrides(default_run(fields.pop("base_model", SCRATCH), **paths), fields)
+def _run_of(
+    data: str | os.PathLike | RunConfig, output_dir: str | os.PathLike | None, settings: dict[str, Any]
+) -> RunConfig:
+    """Return the run that the arguments of `train` name."""
+    if isinstance(data, RunConfig):
+        refuse_beside(data, [*settings, *["output_dir"] * (output_dir is not None)])
+        return data
+    if output_dir is None:
+        raise BundleMLLMError('There is no output_dir, so no place for the model: give train("DATA", "OUT").')
+    paths: dict[str, Any] = {"data": data, "output_dir": output_dir}
+    if (folder := settings.pop("continue_from", None)) is not None:
+        return with_overrides(continued_run(Path(folder), **paths), settings)
+    return with_overrides(default_run(settings.pop("base_model", SCRATCH), **paths), settings)

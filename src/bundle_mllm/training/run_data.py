@@ -17,12 +17,13 @@ from bundle_mllm.data.catalog import ItemCatalog
 from bundle_mllm.data.features import FeatureStore
 from bundle_mllm.data.folder import DatasetFolder
 from bundle_mllm.data.folds import OutOfFoldFeatures, part_bundles
-from bundle_mllm.data.questions import Question, make_questions, sample_training_questions, spread
-from bundle_mllm.data.splitting import held_out_near_duplicates
+from bundle_mllm.data.questions import Negatives, Question, make_questions, sample_training_questions, spread
+from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.evaluation.metrics import calibration_before_temperature, compute_metrics, validation_figures
 from bundle_mllm.evaluation.scoring import score_questions
 from bundle_mllm.modeling.completion_bundle_mllm import BundleCompleter
 from bundle_mllm.modeling.item_processing_bundle_mllm import BundleItemProcessor
+from bundle_mllm.progress import note
 from bundle_mllm.training.config import InputOptions, StageConfig
 from bundle_mllm.training.out_of_fold import load_out_of_fold
 
@@ -51,8 +52,24 @@ class RunData:
 
     @cached_property
     def features(self) -> FeatureStore | None:
-        """The item features that the run uses."""
-        return self.folder.features(self.settings.modalities)
+        """The item features that the run uses.
+
+        Raises:
+            BundleMLLMError: If no item has any of them.
+        """
+        store = self.folder.features(self.settings.modalities)
+        if store is not None and store.is_empty:
+            raise BundleMLLMError(
+                f"No item of {self.folder.path} has {' or '.join(map(repr, store.modalities))} features, so a model "
+                "could not tell items apart: encode others (bundle-mllm encode), or use others (--modalities)."
+            )
+        return store
+
+    def note_features(self) -> None:
+        """Say which features the models will read, if there are any, beside the progress."""
+        if self.features is not None:
+            read = ", ".join(f"{name} ({width} wide)" for name, width in self.features.modalities.items())
+            note(f"features of {self.folder.path}: {read}")
 
     @cached_property
     def out_of_fold(self) -> OutOfFoldFeatures | None:
@@ -64,29 +81,20 @@ class RunData:
         """Held-out bundles and those of the stacker."""
         bundles = self.folder.bundles.train
         if self.holds_out and self.features is not None:  # without features there is no retriever
-            together = not self._near_duplicates_cross_splits()
-            held_out, stacking = part_bundles(
-                bundles, (HELD_OUT, STACKING), out_of_fold=self.out_of_fold, near_duplicates_together=together
-            )
+            held_out, stacking = self._part(HELD_OUT, STACKING)
             if any(len(bundle.items) >= 2 for bundle in bundles if bundle.bundle_id not in held_out):
                 return held_out, stacking
             logger.warning(
                 f"{self.folder.path} has too few different training bundles ({len(bundles)}) to hold a tenth out, so "
                 "ranker and retriever are joined with equal weights: add bundles."
             )
-        return set(), part_bundles(bundles, (STACKING,), out_of_fold=self.out_of_fold)[0]
+        return set(), self._part(STACKING)[0]
 
-    def _near_duplicates_cross_splits(self) -> bool:
-        """Return whether more than a tenth of the validation bundles have a near-duplicate among the training bundles.
-
-        The held-out bundles have to be as new to the models as validation bundles are: a ranker that has memorized
-        bundles is right about their near-duplicates, and only about these.
-        """
-        splits = self.folder.bundles
-        bundles = [(bundle, split) for split in ("train", "validation") for bundle in splits[split]]
-        members = {bundle.bundle_id: bundle.items for bundle, _ in bundles}
-        split_of = {bundle.bundle_id: split for bundle, split in bundles}
-        return len(held_out_near_duplicates(members, split_of)) > 0.1 * len(splits.validation)
+    def _part(self, *shares: float) -> list[set[str]]:
+        bundles, folds = self.folder.bundles.train, self.out_of_fold
+        if folds is not None:
+            return part_bundles(bundles, shares, out_of_fold=folds)
+        return part_bundles(bundles, shares, near_duplicates_together=self.folder.near_duplicates_together)
 
     @property
     def held_out(self) -> set[str]:
@@ -155,18 +163,28 @@ class RunData:
                 f"validation_questions {settings.validation_questions}), so each stage keeps its last checkpoint."
             )
         for negatives in ("uniform", "hard"):
-            made = make_questions(
-                bundles,
-                self.catalog,
-                self.folder.bundles,
-                num_candidates=settings.validation_candidates,
-                negatives=negatives,
-                max_partial=settings.max_partial,
-                questions_per_bundle=1,
-                seed=settings.seed,
-            )
+            made = self._make(bundles, negatives)
             chosen += [dataclasses.replace(q, question_id=f"{q.question_id}-{negatives}") for q in made]
         return chosen
+
+    @cached_property
+    def calibration_questions(self) -> list[Question]:
+        """Make one question about each of some validation bundles, every other one with hard negatives."""
+        bundles = spread(self.folder.bundles.validation, self.settings.calibration_questions)
+        return [*self._make(bundles[::2], "uniform"), *self._make(bundles[1::2], "hard")]
+
+    def _make(self, bundles: Sequence[Bundle], negatives: Negatives) -> list[Question]:
+        settings = self.settings
+        return make_questions(
+            bundles,
+            self.catalog,
+            self.folder.bundles,
+            num_candidates=settings.validation_candidates,
+            negatives=negatives,
+            max_partial=settings.max_partial,
+            questions_per_bundle=1,
+            seed=settings.seed,
+        )
 
     def validate(self, completer: BundleCompleter) -> dict[str, dict[str, float]]:
         """Return the validation figures of each part of a completer; none without validation bundles."""

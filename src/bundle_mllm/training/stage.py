@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import ProgressCallback, Trainer, TrainerCallback, TrainerState
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling, SFTTrainer
 
@@ -28,6 +28,7 @@ from bundle_mllm.evaluation.metrics import validation_figures
 from bundle_mllm.evaluation.scoring import score_questions
 from bundle_mllm.evaluation.settings import ScoringOptions
 from bundle_mllm.modeling.completion_bundle_mllm import BundleCompleter
+from bundle_mllm.progress import Progress
 from bundle_mllm.training.config import StageConfig
 from bundle_mllm.training.dataset import IGNORED, batch_by_length, check_lengths, training_dataset
 from bundle_mllm.training.option_batches import OptionCollator, batch_by_fold, question_dataset
@@ -103,16 +104,25 @@ def run_stage(
             else:
                 warm_start_words(model, processor, catalog, questions.bundles, steps=steps, seed=seed)
         trainer = _trainer(model, processor, stage, catalog, questions, folder=folder, seed=seed)
-        trainer.remove_callback(ProgressCallback)
+        trainer.remove_callback(PrinterCallback)
         trainer.add_callback(StageProgress(folder.name.replace("_", " ")))
         resume_from = _last_complete_checkpoint(folder)
         trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
     trained: Any = trainer.model
     load_trainable(trained, folder / BEST)
-    history = [entry for entry in trainer.state.log_history if "loss" in entry or "validation_hit_rate@1" in entry]
+    history = _history(trainer.state)
     with atomic_path(folder / HISTORY) as temporary:
         temporary.write_text(json.dumps(history, indent=1) + "\n", encoding="utf-8")
     return merge_lora(trained), [entry for entry in history if "validation_hit_rate@1" in entry]
+
+
+def _history(state: TrainerState) -> list[dict[str, Any]]:
+    """Return losses and validations, the same whether the stage was resumed or not.
+
+    A resumed trainer has its earlier entries by the order of their keys, and TRL counts tokens anew.
+    """
+    kept = [entry for entry in state.log_history if "loss" in entry or "validation_hit_rate@1" in entry]
+    return [{name: entry[name] for name in sorted(entry) if name != "num_tokens"} for entry in kept]
 
 
 def _trainer(
@@ -170,6 +180,7 @@ def _arguments(stage: StageConfig, folder: Path, seed: int) -> SFTConfig:
         save_total_limit=2,
         logging_steps=max(1, steps // 100),
         report_to="none",
+        disable_tqdm=True,  # see StageProgress
         remove_unused_columns=False,
         completion_only_loss=True,
         max_length=None,  # a prompt is never cut; the processor refuses one that is too long
@@ -236,23 +247,27 @@ class KeepBest(TrainerCallback):
         return entry
 
 
-class StageProgress(ProgressCallback):
-    """The Trainer's progress bar (with the time left), and last loss, last validation and most memory used."""
+class StageProgress(TrainerCallback):
+    """Shows the steps of a stage with last loss, last validation and most memory used."""
 
     def __init__(self, name: str):
-        super().__init__()
         self.name = name
+        self.progress: Progress | None = None
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        super().on_train_begin(args, state, control, **kwargs)
-        if self.training_bar is not None:
-            self.training_bar.set_description(self.name)
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            self.progress = Progress(self.name, state.max_steps, state.global_step)
 
-    def on_log(self, args: Any, state: TrainerState, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        if self.training_bar is not None:
+    def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        if self.progress is not None:
             names = {"loss": "loss", "validation_hit_rate@1": "validation"}
-            shown = {names[name]: entry[name] for entry in state.log_history for name in names if name in entry}
-            self.training_bar.set_postfix(shown | {"GiB": f"{peak_memory():.1f}"})
+            last = {names[name]: entry[name] for entry in state.log_history for name in names if name in entry}
+            figures = [f"{name} {value:.3g}" for name, value in last.items()]
+            self.progress.update(state.global_step, ", ".join([*figures, f"{peak_memory():.1f} GiB"]))
+
+    def on_train_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        if self.progress is not None:
+            self.progress.close()
 
 
 def _last_complete_checkpoint(folder: Path) -> Path | None:

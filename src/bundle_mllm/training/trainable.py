@@ -26,7 +26,7 @@ PARAMETER_GROUPS: dict[ParameterGroup, tuple[str, ...]] = {
     "fusion": ("model.fusion.",),
     "projector": ("model.projector.",),
     "separator": ("model.separator.",),
-    "matching": ("matching.",),  # of a ranker without letters
+    "matching": ("matching.", "item_matching."),  # of a ranker without letters
 }
 
 

@@ -1,4 +1,4 @@
-"""Give a backbone without pretraining a head start: items of one bundle begin with similar embeddings (ours).
+"""Initialize a backbone without pretraining: items of one bundle begin with similar embeddings (ours).
 
 Knows nothing about prompts or the backbone's layers.
 
@@ -24,6 +24,7 @@ from bundle_mllm.training.optimize import minimize, training_only
 from bundle_mllm.training.out_of_fold import QuestionRows
 
 if TYPE_CHECKING:
+    from bundle_mllm.model_folder import Ranker
     from bundle_mllm.modeling.modeling_bundle_mllm import BundleMLLMForCausalLM
     from bundle_mllm.modeling.processing_bundle_mllm import BundleMLLMProcessor
 
@@ -70,7 +71,7 @@ def warm_start_words(
         embeddings[words] = (functional.normalize(table[words], dim=-1) * norms).to(embeddings.dtype)
 
 
-def warm_start_items(model: BundleMLLMForCausalLM, rows: QuestionRows, *, steps: int, seed: int) -> None:
+def warm_start_items(model: Ranker, rows: QuestionRows, *, steps: int, seed: int) -> None:
     """Bring the item tokens of one bundle together: cross-entropy of the answer among the options of a question.
 
     The model's fusion and projector are changed in place; each step takes a random batch of the questions.
@@ -80,7 +81,7 @@ def warm_start_items(model: BundleMLLMForCausalLM, rows: QuestionRows, *, steps:
     def loss() -> torch.Tensor:
         partial, options, answers = rows.batch(torch.randint(len(rows), (BATCH_SIZE,), generator=generator))
         ids, index = torch.cat([partial, options], dim=1).clamp(min=0).unique(return_inverse=True)
-        vectors = functional.normalize(model.get_item_embeddings(ids).float(), dim=-1)
+        vectors = functional.normalize(model.model.get_item_embeddings(ids).float(), dim=-1)
         of_partial, of_options = vectors[index].split([partial.shape[1], options.shape[1]], dim=1)
         bundle = (of_partial * (partial >= 0).unsqueeze(-1)).sum(dim=1, keepdim=True)
         cosines = (functional.normalize(bundle, dim=-1) * of_options).sum(dim=-1)  # [batch, max_options]

@@ -1,0 +1,1 @@
+"""Scores, metrics and comparisons of models on question files and on whole catalogs."""

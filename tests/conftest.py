@@ -1,14 +1,19 @@
 """What all tests share: no network, one thread, and a tiny dataset folder."""
 
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
+# Code that comes with models, as this process and those that it starts keep it: others would change it meanwhile.
+os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp(prefix="modules-")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import numpy as np
 import pytest
 import torch
+from browsing import CHROMIUM
 
 from bundle_mllm.data.features import write_modality
 from bundle_mllm.data.tables import write_records
@@ -17,6 +22,11 @@ torch.set_num_threads(1)  # a pool costs tiny models more than it gives, and a f
 
 COLORS = ("red", "green", "blue", "black")
 KINDS = ("shirt", "skirt", "shoes", "bag", "hat", "scarf", "belt", "coat")
+
+
+def pytest_unconfigure():
+    """Delete the code that came with models."""
+    shutil.rmtree(os.environ["HF_MODULES_CACHE"], ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
@@ -42,3 +52,15 @@ def tiny_data(tmp_path_factory) -> Path:
     present[3] = 0
     write_modality(folder / "features", "visual", features, present, {"encoder": "made by the test"})
     return folder
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A browser; the test is left out where there is none."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="needs bundle-mllm[browser]")
+    if CHROMIUM is None:
+        pytest.skip("there is no Chromium on the path")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()

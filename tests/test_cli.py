@@ -1,6 +1,7 @@
 """The command line: what it prints, what it writes, and one clear line for each mistake."""
 
 import dataclasses
+import io
 import json
 import re
 import shutil
@@ -67,6 +68,11 @@ def test_complete_keeps_to_rules_of_a_file_and_of_options(model, tiny_data, tmp_
     output = capsys.readouterr()
     assert [item["item_id"] for item in json.loads(output.out)] == ["red-bag"]
     assert 'note: 1 answers instead of 3: allowed removes 30, where "red" in title removes 1' in output.err
+    for bundle in ('{"title": "red hat"}', '["red-shirt", {"title": "red hat"}]', '"red-shirt", {"title": "red hat"}'):
+        assert main(["complete", "--model", str(model), "--bundle", bundle, "--top-k", "2"]) == 0, bundle
+    capsys.readouterr()
+    assert main(["complete", "--model", str(model), "--bundle", 'red-shirt,{"title": "red hat"}']) == 2
+    assert 'write it as ["a12", {"title": "linen shirt"}]' in capsys.readouterr().err
     answers = tmp_path / "answers.csv"
     every_item = [
         "complete",
@@ -83,6 +89,10 @@ def test_complete_keeps_to_rules_of_a_file_and_of_options(model, tiny_data, tmp_
     assert len(answers.read_text().splitlines()) == 33
     assert main([*every_item, "--json"]) == 2 and "are about one --bundle" in capsys.readouterr().err
     assert main([*command, "--every-item"]) == 2 and "Give one of" in capsys.readouterr().err
+    for option, value in (("--output", "a.csv"), ("--layout", "shopify"), ("--engine", "ray")):
+        assert main([*command, option, value]) == 2
+        assert f"{option} is about many bundles, but --bundle is one" in capsys.readouterr().err
+    assert main([*command, "--batch-size", "0"]) == 2 and "batch_size" in capsys.readouterr().err
     assert main([*command, "--top-k", "2", "--page", "2"]) == 0
     assert len(json.loads(capsys.readouterr().out)) == 2
 
@@ -321,10 +331,10 @@ def test_the_version_is_that_of_the_package(capsys):
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_shows_each_option_once_with_a_text(command, capsys):
     with pytest.raises(SystemExit) as stopped:
-        main([command, "--help"])
+        main([command, "--help-all"])
     assert stopped.value.code == 0
-    printed = capsys.readouterr().out
-    options = re.findall(r"^\W*(--[a-z][\w.-]*)", printed, flags=re.MULTILINE)
+    _usage, _, printed = capsys.readouterr().out.partition("\n\n")
+    options = re.findall(r"^[│ ] (--[a-z][\w.-]*)", printed, flags=re.MULTILINE)
     assert options and len(options) == len(set(options))
     settings = [_load(each) for each in COMMANDS[command].settings.split()]
     for each in settings:
@@ -335,6 +345,33 @@ def test_help_shows_each_option_once_with_a_text(command, capsys):
                 "source",
                 "action",
             )
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_fits_a_terminal_and_two_screens(command, encoding, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding))
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    sys.stdout.seek(0)
+    lines = sys.stdout.read().splitlines()
+    assert max(map(len, lines)) <= 80 and len(lines) < 150
+    assert (f"`bundle-mllm {command} --help-all` explains the options of all groups." in lines) == (command == "train")
+    if command == "train":
+        assert any("stage-two.lora options" in line for line in lines) and not any(
+            "--stage-two" in line for line in lines
+        )
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_models_and_outputs_are_given_in_one_way(command, capsys):
+    """A model is MODEL, a file is written to --output, a folder to --output-dir."""
+    with pytest.raises(SystemExit):
+        main([command, "--help-all"])
+    options = re.findall(r"^[│ ] (--[a-z][\w.-]*)(.*)", capsys.readouterr().out, flags=re.MULTILINE)
+    assert {name for name, _ in options if name.startswith("--out")} <= {"--output", "--output-dir"}
+    assert all(rest.lstrip("= ").startswith("MODEL") for name, rest in options if name == "--model")
 
 
 UNSEEN = ("fitted", "progress", "report")
@@ -380,3 +417,26 @@ print([name for name in heavy if name in sys.modules])
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert run.stdout.splitlines()[-1] == "[]", run.stderr
     assert "hit_rate@1 " in run.stdout
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["evaluate"], "Missing from bundle-mllm evaluate: --data PATH Dataset folder"),
+        (["train", "--data", "x", "--output-dir", "y", "--seed", "abc"], "--seed: invalid literal for int()"),
+        (["synthetic", "--output-dir", "z", "--signal", "smell"], "invalid choice 'smell' for argument '--signal'"),
+        (["import", "a", "b", "--format", "tabular", "--output-dir", "c"], "Unrecognized options: b"),
+    ],
+)
+def test_options_that_are_missing_or_wrong_are_one_line(argv, message, capsys):
+    assert main(argv) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"bundle-mllm: error: {message}") and f"`bundle-mllm {argv[0]} --help`" in line
+
+
+def test_a_file_that_cannot_be_compared_is_named_without_names_of_exceptions(tmp_path, capsys):
+    (tmp_path / "other.json").write_text('{"seed": 0}')
+    for path in (tmp_path / "other.json", tmp_path / "none.json"):
+        assert main(["compare", "--a", str(path), "--b", str(path)]) == 2
+        [line] = capsys.readouterr().err.splitlines()
+        assert str(path) in line and "Error:" not in line

@@ -40,7 +40,7 @@ def result(tmp_path_factory):
 @pytest.mark.slow
 def test_the_demo_leaves_a_dataset_folder_a_model_folder_and_its_result(result):
     folder, returned = result
-    assert {path.name for path in folder.iterdir()} == {"data", "model", "demo.json"}
+    assert {path.name for path in folder.iterdir()} == {"data", "model", "demo.json", "demo.html"}
     assert json.loads((folder / "demo.json").read_text()) == returned
     assert load_completer(folder / "model").parts == ("ranker", "retriever", "both")
     questions = (folder / "data" / "questions" / "test.jsonl").read_text().splitlines()
@@ -62,8 +62,8 @@ def test_the_result_has_a_rate_of_each_part_and_one_completed_bundle(result):
 
 @pytest.mark.slow
 def test_the_report_shows_each_part_and_the_completed_bundle(result):
-    _, returned = result
-    lines = show.demo(returned, {}).splitlines()
+    folder, returned = result
+    lines = show.demo(returned, {"output_dir": folder}).splitlines()
     for label, name in (
         ("random", "random"),
         ("retriever", "retriever"),
@@ -78,10 +78,22 @@ def test_the_report_shows_each_part_and_the_completed_bundle(result):
     assert any(best["item_id"] in line and best["title"] in line for line in lines)
 
 
+@pytest.mark.slow
+def test_the_page_shows_the_completed_bundle_with_its_pictures(result):
+    folder, returned = result
+    page, completion = (folder / "demo.html").read_text(), returned["completion"]
+    answer_is_shown = completion["answer"] in [answer["item_id"] for answer in completion["ranked"][:5]]
+    assert page.count("the item that was left out") == answer_is_shown
+    assert page.count("<img ") == 5 + len(completion["partial"])
+    assert all(answer["item_id"] in page for answer in completion["ranked"][:5])
+    assert f"{returned['both']:.1%} of {returned['num_questions']} such questions" in page
+    assert show.demo(returned, {"output_dir": folder}).endswith(f"page: {folder / 'demo.html'}")
+
+
 def test_the_readme_shows_what_is_printed_for_the_recorded_demo():
     """`docs/demo.json` is the file that `make demo` wrote; README must show what is printed for it, to the letter."""
     recorded = json.loads((ROOT / "docs" / "demo.json").read_text())
     assert recorded.keys() == KEYS
     shown = re.search(r"make demo\n```\n+```text\n(.*?)\n```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert shown is not None
-    assert shown.group(1) == show.demo(recorded, {})
+    assert shown.group(1) == show.demo(recorded, {"output_dir": Path("out/demo")})

@@ -195,6 +195,12 @@ def make_newer_retriever_alone(path):
     edit_config(path, format_version=99)
 
 
+def make_broken_tokenizer(path):
+    save_completer(make_completer(), path)
+    file = path / "tokenizer.json"
+    file.write_text(file.read_text().replace('"content"', '"x"', 1))
+
+
 def make_broken_config(path):
     save_completer(make_completer(), path)
     (path / "config.json").write_text("{")
@@ -216,6 +222,7 @@ def make_folder_without_items(path):
         (make_newer_ranker, r"format_version 99, and this code reads 2: update bundle-mllm"),
         (make_broken_config, "config.json"),
         (make_folder_without_items, "items.jsonl"),
+        (make_broken_tokenizer, "missing field"),
     ],
 )
 @pytest.mark.parametrize("load", [load_completer, load_ranker])
@@ -337,7 +344,7 @@ def test_folders_without_a_combination_join_both_models_as_they_are(folder):
         ),
         (lambda values: {**values, "num_ranked": 27}, "num_ranked is '27', but a prompt has 2 to 26 options"),
         (lambda values: {**values, "fitted_for": None}, "fitted_for names no models"),
-        (lambda values: {**values, "fitted_for": {}}, 'does not name a "ranker" and a "retriever"'),
+        (lambda values: {**values, "fitted_for": {}}, 'does not name a "ranker" or a "retriever"'),
         (lambda values: {**values, "fitted_for": {"ranker": [1], "retriever": "x"}}, "retriever in fitted_for are no"),
         (lambda values: [values], "does not hold"),
     ],

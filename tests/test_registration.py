@@ -1,5 +1,8 @@
 """What `import bundle_mllm` loads and registers, and what it says of a torchvision that does not match torch."""
 
+import inspect
+import pydoc
+import re
 import shutil
 import subprocess
 import sys
@@ -7,6 +10,8 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+
+import bundle_mllm
 
 pytestmark = pytest.mark.slow
 
@@ -45,6 +50,9 @@ def test_the_package_loads_nothing_heavy():
         "import bundle_mllm; from transformers import AutoModelForCausalLM, AutoTokenizer, AutoProcessor",
         "import bundle_mllm; from transformers import pipeline; import peft",
         "from transformers import Trainer, pipeline; import bundle_mllm",
+        "import bundle_mllm.modeling.base_bundle_mllm",
+        "import bundle_mllm.modeling.items_bundle_mllm",
+        "from bundle_mllm.evaluation.scoring import score_questions",
     ],
 )
 def test_transformers_knows_the_model_whatever_is_imported_first(imports):
@@ -58,12 +66,35 @@ def test_the_code_of_a_class_travels_with_it_if_nothing_else_was_imported(name):
     assert run.stdout.strip().startswith("Auto"), run.stderr
 
 
+def test_help_is_one_screen_that_names_everything():
+    text = pydoc.plain(pydoc.render_doc(bundle_mllm))
+    shown = text[text.index("DESCRIPTION") : text.index("PACKAGE CONTENTS")]
+    assert len(shown.splitlines()) <= 40 and len(text.splitlines()) <= 90
+    named = re.findall(r"^        (?:\w+ +|  +)((?:\w+ ?)+)$", shown, flags=re.MULTILINE)
+    assert {name for line in named for name in line.split()} == set(dir(bundle_mllm))
+
+
+def test_every_path_of_the_public_api_may_be_a_text():
+    """Functions of settings turn texts into paths (see `fit`); all others say that they take both."""
+    functions = [getattr(bundle_mllm, name) for name in dir(bundle_mllm)]
+    classes = [each for each in functions if inspect.isclass(each) and each.__module__.startswith("bundle_mllm")]
+    functions += [member for each in classes for name, member in vars(each).items() if not name.startswith("_")]
+    checked = 0
+    for function in functions:
+        function = getattr(function, "__func__", function)  # of a class method
+        if inspect.isfunction(function) and not hasattr(function, "__wrapped__"):
+            for parameter in inspect.signature(function).parameters.values():
+                hint = str(parameter.annotation)
+                checked += "Path" in hint
+                assert "Path" not in hint or "str" in hint, (function, parameter)
+    assert checked > 10
+
+
 @pytest.mark.parametrize("package", PACKAGES)
 def test_every_lazy_name_is_the_object_of_that_name(package):
     module = import_module(package)
     names = dir(module)
-    assert names and names == module.__all__
-    assert all(getattr(getattr(module, name), "__name__", name) == name for name in names)
+    assert names and all(getattr(getattr(module, name), "__name__", name) == name for name in names)
     with pytest.raises(AttributeError, match="no_such_name"):
         getattr(module, "no_such_name")  # noqa: B009
 

@@ -35,6 +35,7 @@ class Outer(Common):
     choice: str | tuple[str, ...] | None = None
     sizes: tuple[int, int] = (1, 2)
     progress: Callable[[int], None] | None = None
+    shares: dict[str, float] = field(default_factory=dict)
     inner: Inner = field(default_factory=Inner)
 
 
@@ -51,10 +52,14 @@ def test_a_function_takes_the_fields_of_its_settings():
     assert run(settings) is settings
     assert run("data", choice="x").choice == "x"
     assert list(inspect.signature(run).parameters) == [
-        "data", "files", "choice", "sizes", "progress", "inner", "seed", "rate",
+        "data", "files", "choice", "sizes", "progress", "shares", "inner", "seed", "rate",
     ]  # fmt: skip
     with pytest.raises(TypeError, match="sead"):
         run("data", sead=3)
+    with pytest.raises(TypeError, match=r"seed beside Outer\(\.\.\.\).* give either"):
+        run(settings, seed=4)
+    with pytest.raises(TypeError, match=r"'other' beside Outer"):
+        run(settings, "other")
 
 
 @pytest.mark.parametrize(
@@ -68,6 +73,8 @@ def test_a_function_takes_the_fields_of_its_settings():
         ({"inner": 3}, "inner is a group of settings"),
         ({"inner": {"steps": "many"}}, "inner.steps must be of type int"),
         ({"inner": {"kind": "soft"}}, "inner.kind must be one of 'plain', 'hard', not 'soft'"),
+        ({"shares": {"a": "much"}}, r"shares\['a'\] must be a number, not 'much'"),
+        ({"shares": {3: 0.5}}, "shares must be of type str, not 3"),
         ({"inner": {"stops": 1}}, "Unknown setting 'inner.stops': the settings here are steps, kind"),
     ],
 )
@@ -122,6 +129,11 @@ def test_a_config_file_that_cannot_be_read_is_refused_in_a_line(tmp_path, text, 
         read_overrides(tmp_path / "run.yaml")
 
 
+def test_a_folder_is_no_config_file(tmp_path):
+    with pytest.raises(BundleMLLMError, match=r"cannot be read \(Is a directory\): give a file"):
+        read_overrides(tmp_path)
+
+
 def test_a_config_file_of_another_encoding_is_refused(tmp_path):
     (tmp_path / "run.yaml").write_bytes("a: é".encode("latin-1"))
     with pytest.raises(BundleMLLMError, match="is not UTF-8 text"):
@@ -138,3 +150,18 @@ def test_nan_is_no_number():
     for value in (float("nan"), "nan", np.float32("nan")):
         with pytest.raises(BundleMLLMError, match="rate must be a number, not"):
             run("data", rate=value)
+
+
+@pytest.mark.parametrize("seed", [-1, 1 << 31])
+def test_a_seed_that_no_generator_takes_is_refused(seed):
+    with pytest.raises(BundleMLLMError, match="seed is"):
+        Seeded(seed=seed)
+    assert Seeded(seed=0) == Seeded() and Seeded(seed=None).seed is None
+
+
+@dataclass(frozen=True)
+class Seeded(Settings):
+    """Settings with a seed."""
+
+    seed: int | None = 0
+    """The seed."""

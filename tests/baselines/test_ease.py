@@ -53,6 +53,22 @@ def test_held_out_training_bundles_choose_the_regularization(tmp_path):
     np.testing.assert_array_equal(baseline.score_catalog(batch), again.score_catalog(batch))
 
 
+def test_users_whose_log_shows_the_held_out_bundles_do_not_choose_the_regularization(tmp_path, monkeypatch):
+    folder, _ = make_folder(tmp_path, 30, 60)  # each user has the items of one bundle
+    products, solve = {}, EASE._solve
+
+    def spy(baseline, groups, regularization):
+        products.setdefault(type(baseline), []).append((groups @ groups.T).toarray())
+        solve(baseline, groups, regularization)
+
+    monkeypatch.setattr(EASE, "_solve", spy)
+    for baseline in (EASE(), UserEASE()):
+        baseline.fit(folder, folder.bundles.train)
+    for of_bundles, of_users in zip(products[EASE], products[UserEASE], strict=True):
+        np.testing.assert_array_equal(of_users, of_bundles)
+    assert products[UserEASE][0].sum() < products[UserEASE][-1].sum() == 9 * 60  # in the end all of the log counts
+
+
 def test_a_matrix_that_is_too_large_is_refused(tmp_path, monkeypatch):
     folder, _ = make_folder(tmp_path, 40, 15)
     monkeypatch.setattr(ease, "MAX_SIDE", 10)

@@ -10,6 +10,7 @@ from tiny_models import make_backbone, make_tokenizer
 
 from bundle_mllm.baselines import ALL, BASELINES, baseline_path, evaluate_baselines, make_baseline
 from bundle_mllm.baselines.base import QuestionBatch, score_in_parts
+from bundle_mllm.baselines.evaluate import BaselineResult, BaselineResults
 from bundle_mllm.baselines.learning import Schedule
 from bundle_mllm.baselines.multivae import MultiVAE
 from bundle_mllm.baselines.set_transformer import SetTransformer
@@ -230,3 +231,16 @@ def test_publishing_a_model_leaves_out_the_metrics_of_baselines(everything, tmp_
         assert read_measurements(tmp_path) == []
         with pytest.raises(BundleMLLMError, match="does not name the weights"):
             read_measurements(tmp_path, [tmp_path / "metrics.tfidf.json"])
+
+
+def test_results_are_a_list_that_a_notebook_shows_as_a_table():
+    metrics = {"hit_rate@1": 0.5, "hit_rate@1_se": 0.1, "hit_rate@1_random_ties": 0.5, "hit_rate@3": 0.75, "mrr": 0.7}
+    better = metrics | {"hit_rate@1_random_ties": 0.75}
+    results = BaselineResults([BaselineResult("<b>a", metrics, seconds=1.25), BaselineResult("ease", better)])
+    results.append(BaselineResult("popularity", None, skipped="no <i>bundles"))
+    html = results._repr_html_()
+    assert (
+        "<td>&lt;b&gt;a</td><td>0.5000 ± 0.1000</td><td>0.5000</td><td>0.7500</td><td>0.7000</td><td>1.2</td>" in html
+    )
+    assert html.index("<td>ease") < html.index("<td>&lt;b&gt;a") and "popularity: no &lt;i&gt;bundles" in html
+    assert "no baseline was measured" in BaselineResults(results[2:])._repr_html_()

@@ -6,9 +6,11 @@ import shutil
 
 import numpy as np
 import pytest
+from IPython.core.formatters import DisplayFormatter
 from official_folders import write_data
 from tiny_models import make_completer_for
 
+from bundle_mllm.benchmark import run as run_module
 from bundle_mllm.benchmark import run_benchmark
 from bundle_mllm.benchmark.run import RECORD, TABLE
 from bundle_mllm.cli import main
@@ -70,7 +72,7 @@ def test_the_table_has_every_method_with_paired_differences_to_the_best(bundlere
         paired = compare_metrics(*files)[row["metric"]]
         assert (row["difference"], row["difference_se"]) == (paired["difference"], paired["se"])
     text = (output / TABLE).read_text()
-    assert text == result["table"] and str(output) not in text
+    assert text == result["table"] == DisplayFormatter().format(result)[0]["text/markdown"] and str(output) not in text
     for name, made in result["questions"].items():
         assert made["sha256"] == sha256(output / "questions" / f"test_{name}.jsonl") and made["sha256"] in text
     assert "| popularity | " in text and "recall@20, catalog" in text and "(R)" in text and "Leakage check" in text
@@ -82,6 +84,12 @@ def test_what_is_measured_is_kept_and_other_questions_are_refused(bundlerec):
     before = {path: path.stat().st_mtime_ns for path in (output / "metrics").iterdir()}
     assert run_benchmark(source, output, baselines=BASELINES)["rows"] == result["rows"]
     assert {path: path.stat().st_mtime_ns for path in (output / "metrics").iterdir()} == before
+    damaged = min(path for path in before if path.suffix == ".json")
+    whole = damaged.read_bytes()
+    damaged.write_bytes(b"\xff")
+    with pytest.raises(BundleMLLMError, match=r"no metrics file that can be compared .* is not UTF-8 text"):
+        run_benchmark(source, output, baselines=BASELINES)
+    damaged.write_bytes(whole)
     with pytest.raises(BundleMLLMError, match="has other questions than these data and settings give"):
         run_benchmark(source, output, seed=1, baselines=BASELINES)
     assert sorted(path.name for path in (output / "questions").iterdir() if path.name.startswith("new")) == []
@@ -92,8 +100,21 @@ def test_figures_of_other_tables_are_not_kept(tmp_path, tiny_data):
     run_benchmark(data, tmp_path / "out", baselines=["popularity"])
     items = read_records(data / "items.jsonl")
     write_records(data / "items.jsonl", [{**item, "title": f"new {item['title']}"} for item in items])
-    with pytest.raises(BundleMLLMError, match=r"tables of .* are not those of .*give a new --output-dir"):
+    other = r"figures of other data or of another version \({}.*give a new --output-dir"
+    with pytest.raises(BundleMLLMError, match=other.format("items.jsonl")):
         run_benchmark(data, tmp_path / "out", baselines=["popularity"])
+    write_records(data / "items.jsonl", items)
+    run_benchmark(data, tmp_path / "out", baselines=["popularity"])
+    (data / "features" / "visual.safetensors").unlink()
+    with pytest.raises(BundleMLLMError, match=other.format("features/visual.safetensors")):
+        run_benchmark(data, tmp_path / "out", baselines=["popularity"])
+
+
+def test_figures_of_another_version_are_not_kept(tmp_path, tiny_data, monkeypatch):
+    run_benchmark(tiny_data, tmp_path / "out", baselines=["popularity"])
+    monkeypatch.setattr(run_module, "version", lambda _: "99")
+    with pytest.raises(BundleMLLMError, match=r"another version \(bundle-mllm .*, now 99\)"):
+        run_benchmark(tiny_data, tmp_path / "out", baselines=["popularity"])
 
 
 def test_models_are_the_reference_and_their_parts_are_rows(bundlerec, tmp_path):

@@ -6,13 +6,17 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from tiny_models import ITEM_IDS, TITLES, make_completer
 
 from bundle_mllm.completion import bulk
 from bundle_mllm.completion.bulk import complete_bulk
+from bundle_mllm.completion.columns import ItemColumns
 from bundle_mllm.completion.complete import load_ruled_completer
+from bundle_mllm.completion.product_table import product_rows
 from bundle_mllm.completion.rules import Rules
 from bundle_mllm.data import read_records, write_records
+from bundle_mllm.data.files import locked_folder
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.model_folder import save_completer
 
@@ -69,6 +73,34 @@ def test_every_item_gets_its_answers_in_every_format(model, items, tmp_path, suf
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"answers.{suffix}", "items.jsonl"]
 
 
+@pytest.mark.parametrize("layout", ["shopify", "woocommerce"])
+def test_a_shop_system_gets_a_row_for_each_product_with_other_products_in_one_cell(model, tmp_path, layout):
+    products = {item_id: str(row // 2) for row, item_id in enumerate(ITEM_IDS)}  # two variants each
+    named = {"handle": "p{}", "product_title": "Product {}"} if layout == "shopify" else {"product_id": "{}"}
+    records = [
+        {"item_id": item_id, **{name: text.format(product) for name, text in named.items()}}
+        for item_id, product in products.items()
+    ]
+    write_records(tmp_path / "items.jsonl", records)
+    options = {"every_item": True, "items": tmp_path / "items.jsonl", "layout": layout, "top_k": 2, "device": "cpu"}
+    rows = read_records(complete_bulk(model=str(model), output=tmp_path / "shop.csv", **options))
+    rules = Rules(variant_column=next(iter(named)))
+    found = expected_rows(model, [{"partial": [item_id]} for item_id in ITEM_IDS], 2, rules, tmp_path / "items.jsonl")
+    expected = []
+    for first in range(0, len(ITEM_IDS), 2):
+        in_turn = [products[item_id] for pair in zip(*found[first : first + 2], strict=True) for item_id in pair]
+        expected.append(list(dict.fromkeys(in_turn))[:2])
+    if layout == "shopify":
+        assert [list(row.values()) for row in rows] == [
+            [f"p{n}", f"Product {n}", "; ".join(f"p{each}" for each in of)] for n, of in enumerate(expected)
+        ]
+        assert list(rows[0])[2].startswith("Complementary products (product.metafields.shopify--discovery")
+    else:
+        assert rows == [
+            {"ID": str(n), "Cross-sells": ", ".join(f"id:{each}" for each in of)} for n, of in enumerate(expected)
+        ]
+
+
 @pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
 def test_questions_are_read_from_every_format(model, tmp_path, suffix):
     write_records(tmp_path / f"questions.{suffix}", QUESTIONS)
@@ -104,6 +136,36 @@ def test_a_run_that_is_killed_again_and_again_writes_the_same_bytes(model, tmp_p
     assert not (tmp_path / "pieces.jsonl.parts").exists()
 
 
+def test_a_question_may_have_the_id_0_and_one_without_an_id_has_its_row_number(model, tmp_path):
+    for suffix in ("jsonl", "csv"):
+        questions, output = tmp_path / f"q.{suffix}", tmp_path / "answers.jsonl"
+        write_records(questions, [{"question_id": 0, "partial": ["i0"]}, {"question_id": None, "partial": ["i1"]}])
+        complete_bulk(model=str(model), input=questions, output=output, device="cpu", top_k=1)
+        assert [row["question_id"] for row in read_records(output)] == ["0", "2"]
+
+
+def test_progress_is_that_of_all_processes(model, tmp_path, monkeypatch):
+    seen, wait = [], bulk.Process.wait
+
+    class Second(bulk.Process):
+        """The first of two processes; the other has answered its parts when this one has."""
+
+        def wait(self):
+            for number in range(1, 4, 2):
+                (tmp_path / "answers.jsonl.parts" / f"{number:06}.jsonl").write_text(
+                    '{"item_id": "i", "answers": []}\n'
+                )
+            wait(self)
+
+    monkeypatch.setattr(bulk.Process, "join", classmethod(lambda cls, device: Second(torch.device("cpu"), 0, 2)))
+    monkeypatch.setattr(bulk._BulkRun, "_join", lambda *_: None)
+    complete_bulk(
+        model=str(model), every_item=True, output=tmp_path / "answers.jsonl", device="cpu",
+        progress=lambda name, done, total: seen.append((done, total)),
+    )  # fmt: skip
+    assert seen == [(0, 8), (2, 8), (4, 8), (8, 8)]
+
+
 def test_parts_of_another_run_are_not_mixed_in(model, items, tmp_path, monkeypatch):
     settings = {"model": str(model), "every_item": True, "items": items, "device": "cpu"}
     output = tmp_path / "answers.jsonl"
@@ -114,6 +176,14 @@ def test_parts_of_another_run_are_not_mixed_in(model, items, tmp_path, monkeypat
     write_records(items, [{**item, "price": 7.0} for item in ITEMS[:-1]] + ITEMS[-1:])
     with pytest.raises(BundleMLLMError, match=r"another run \(.*items.jsonl has changed\)"):
         complete_bulk(**settings, rules=Rules(where="price > 10"), output=output)
+
+
+def test_an_output_that_another_process_writes_is_left_to_it(model, tmp_path):
+    asked = {"model": str(model), "every_item": True, "output": tmp_path / "answers.jsonl", "device": "cpu"}
+    with locked_folder(tmp_path / "answers.jsonl.parts"), pytest.raises(BundleMLLMError, match="is being written by"):
+        complete_bulk(**asked)
+    assert not asked["output"].exists()
+    assert complete_bulk(**asked).exists()
 
 
 def test_a_file_that_changes_under_a_run_is_noticed_and_nothing_is_written(model, items, tmp_path, monkeypatch):
@@ -142,6 +212,8 @@ def test_a_file_that_changes_under_a_run_is_noticed_and_nothing_is_written(model
         ({"every_item": True, "output": "a.txt"}, "a.txt cannot be a table"),
         ({"every_item": True, "output": "a.csv", "top_k": 0}, "top_k is 0"),
         ({"every_item": True, "output": "a.csv", "engine": "spark"}, "engine must be one of"),
+        ({"every_item": True, "output": "a.parquet", "layout": "shopify"}, "a row for each product in a .csv file"),
+        ({"input": "bad.jsonl", "output": "a.csv", "layout": "woocommerce"}, "a row for each product in a .csv file"),
         ({"input": "gone.csv", "output": "a.csv"}, "gone.csv"),
         ({"input": "none.jsonl", "output": "a.csv"}, "holds no question"),
         ({"input": "other.jsonl", "output": "a.csv"}, "no `partial`"),
@@ -187,3 +259,14 @@ def test_ray_answers_the_same(model, tmp_path):
     complete_bulk(**settings, output=here)
     complete_bulk(**settings, output=there, engine="ray")
     assert there.read_bytes() == here.read_bytes()
+
+
+def test_numbers_of_products_have_no_point_where_other_items_have_none():
+    columns = ItemColumns.from_records(
+        [{"item_id": "a", "product_id": 12.0}, {"item_id": "b", "product_id": None}], "ab"
+    )
+    rows = [{"item_id": "a", "answers": ["b"]}, {"item_id": "b", "answers": ["a"]}]
+    assert list(product_rows(rows, columns, "ab", 3, "woocommerce")) == [
+        {"ID": "12", "Cross-sells": "id:b"},
+        {"ID": "b", "Cross-sells": "id:12"},
+    ]

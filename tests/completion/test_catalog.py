@@ -143,6 +143,13 @@ def test_prices_and_stock_change_without_encoding_or_touching_the_models(both, t
     [item] = [item for item in read_item_table(both) if item["item_id"] == "red-bag"]
     assert (item["price"], item["in_stock"], item["stock"], item["title"]) == (3.5, False, "2", "red bag")
     assert update_catalog("update", both, tmp_path / "prices.csv").updated == 0
+    write_records(tmp_path / "prices.csv", [{"item_id": "red-bag", "price": "1.299,50 €"}])
+    update_catalog("update", both, tmp_path / "prices.csv")
+    assert next(item for item in read_item_table(both) if item["item_id"] == "red-bag")["price"] == 1299.5
+    for name, value in {"price": "on request", "in_stock": "maybe"}.items():
+        write_records(tmp_path / "prices.csv", [{"item_id": "red-bag", name: value}])
+        with pytest.raises(BundleMLLMError, match=f"'{name}' of 'red-bag' is '{value}', but the column holds"):
+            update_catalog("update", both, tmp_path / "prices.csv")
 
 
 def test_an_updated_title_is_encoded_and_the_picture_and_the_bundles_stay(both, tmp_path):

@@ -1,6 +1,7 @@
 """Completion under rules: the documented steps, from the scores of both models to the answers."""
 
 import math
+from dataclasses import replace
 from itertools import chain
 
 import numpy as np
@@ -14,6 +15,7 @@ from bundle_mllm.completion.complete import RuledCompleter
 from bundle_mllm.completion.rules import Rules
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.modeling import BundleCompleter
+from bundle_mllm.modeling.conformal_bundle_mllm import BundleCalibration
 
 HAT = {"title": "new hat", "features": {"visual": [0.5] * 12}}
 QUESTIONS = [
@@ -143,7 +145,7 @@ def test_rules_hold_for_given_candidates_and_letters_are_those_of_the_question(c
     [one] = ruled(completer, allowed=["i2"]).complete([QUESTIONS[1]], top_k=4)
     assert [(item["item_id"], item["letter"], item["score"]) for item in one.items] == [("i2", "B", 1.0)]
     [none] = ruled(completer, allowed=["i0"]).complete([QUESTIONS[1]], top_k=4)
-    assert none.items == [] and none.notes == ("0 answers instead of 4: allowed removes 7",)
+    assert none.items == [] and none.notes == ("0 answers instead of 4: allowed removes 4",)  # of the candidates
     with pytest.raises(BundleMLLMError, match="1 candidates are given as dictionaries"):
         applied.complete([QUESTIONS[3]])
 
@@ -166,12 +168,13 @@ def test_limits_hold_where_no_candidate_is_left_or_of_a_required_category():
     assert answers.items == [] and "0 answers instead of 2" in answers.notes[0]
 
 
-def test_an_explanation_has_each_model_the_terms_and_the_boost(both):
+def test_an_explanation_has_each_model_the_sources_and_the_boost(both):
     [plain] = RuledCompleter(both).complete(QUESTIONS[:1], top_k=2, explain=True)
     [expected] = [both.complete(QUESTIONS[0], top_k=2, explain=True)]
     for item, other in zip(plain.items, expected, strict=True):
         explanation, wanted = item["explanation"], other["explanation"]
-        assert explanation.pop("retriever_terms") == pytest.approx(wanted.pop("retriever_terms"), abs=1e-4)
+        assert set(explanation.pop("contributions")) == {"title", "picture", "users", "LLM"}
+        del wanted["retriever_terms"]
         assert explanation == pytest.approx(wanted, abs=1e-4)
     [boosted_answers] = ruled(both, boost={"in_stock": 2.0}).complete(QUESTIONS[:1], top_k=2, explain=True)
     assert [item["explanation"]["boost"] for item in boosted_answers.items] == [2.0, 2.0]
@@ -227,3 +230,29 @@ def test_similarity_is_the_mean_cosine_over_the_modalities_that_both_items_have(
     torch.testing.assert_close(found[0, 0], unit["visual"][0] @ unit["visual"][3])
     torch.testing.assert_close(found[0, 1], both_of_0_and_4)
     torch.testing.assert_close(found[1, 0], torch.tensor(1.0))
+
+
+def test_with_a_coverage_rules_select_among_the_set_and_a_note_says_its_size_or_that_nothing_fits(both):
+    known = {part: [-9.0, -2.2, -2.1, -2.0, -1.9, -1.8, -1.7, -1.6, -1.5] for part in both.parts}
+    combination = replace(both.combination, calibration=BundleCalibration(4, known))
+    completer = BundleCompleter(both.processor, both.ranker, both.retriever, combination)
+    expected = completer.complete(QUESTIONS[0], coverage=0.9)
+    [answers] = RuledCompleter(completer).complete([QUESTIONS[0]], top_k=2, coverage=0.9)
+    assert answers.set_size == len(expected) > 2
+    assert [(a["item_id"], a["p_value"]) for a in answers.items] == [
+        (e["item_id"], e["p_value"]) for e in expected[:2]
+    ]
+    assert answers.notes == (
+        f"the right answer is in a set of {len(expected)} with the probability 90.0%, of which these are 2",
+    )
+    [of_rules] = ruled(completer, excluded=(expected[0]["item_id"],)).complete([QUESTIONS[0]], top_k=8, coverage=0.9)
+    assert set(ids(of_rules)) == {entry["item_id"] for entry in expected[1:]}  # rules do not change what fits
+    unlikely = replace(both.combination, calibration=BundleCalibration(4, dict.fromkeys(both.parts, [99.0] * 9)))
+    completer = BundleCompleter(both.processor, both.ranker, both.retriever, unlikely)
+    for question in QUESTIONS:
+        [nothing] = RuledCompleter(completer).complete([question], coverage=0.9)
+        assert nothing.items == [] and nothing.set_size == 0 and nothing.notes[0].startswith("nothing fits")
+    with pytest.raises(BundleMLLMError, match="known answers can promise"):
+        RuledCompleter(completer).complete(QUESTIONS, coverage=0.95)
+    with pytest.raises(BundleMLLMError, match="were not calibrated"):
+        RuledCompleter(both).complete(QUESTIONS, coverage=0.9)

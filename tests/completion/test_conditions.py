@@ -4,6 +4,7 @@ import pytest
 
 from bundle_mllm.completion.columns import ItemColumns
 from bundle_mllm.completion.conditions import MAX_LENGTH, Condition
+from bundle_mllm.completion.item_table import write_item_table
 from bundle_mllm.errors import BundleMLLMError
 
 ITEMS = [
@@ -54,6 +55,24 @@ def columns():
 )
 def test_a_condition_holds_for_the_items_that_it_describes(columns, text, expected):
     assert (Condition.parse(text).mask(columns).nonzero()[0] + 1).tolist() == expected
+
+
+def test_numbers_with_one_unit_are_numbers_and_ids_and_mixed_units_are_texts():
+    items = [
+        {"item_id": "1", "price": "12,50 EUR", "cost": "12 EUR", "sku": "007", "in_stock": "true", "size": "36 37"},
+        {"item_id": "2", "price": "1.299,00 EUR", "cost": "9 USD", "sku": "7", "in_stock": "False", "size": "38 39"},
+    ]
+    columns = ItemColumns.from_records(items, ["1", "2"])
+    kinds = {name: columns[name].kind for name in columns.names}
+    assert kinds == {
+        "item_id": "text",
+        "price": "number",
+        "cost": "text",
+        "sku": "text",
+        "in_stock": "boolean",
+        "size": "text",
+    }
+    assert Condition.parse('in_stock and price <= 20 and sku == "007"').mask(columns).tolist() == [True, False]
 
 
 def test_the_columns_of_a_condition_and_the_parts_that_and_joins():
@@ -109,8 +128,10 @@ def test_what_is_no_condition_is_refused_in_one_line(columns, text, message, tmp
 
 
 def test_a_column_of_numbers_and_texts_holds_texts_and_is_not_compared_with_numbers():
-    columns = ItemColumns.from_records([{"item_id": "a", "price": "$12"}, {"item_id": "b", "price": "3"}], ["a", "b"])
-    with pytest.raises(BundleMLLMError, match="such as '\\$12' and cannot be compared with the number 5"):
+    columns = ItemColumns.from_records(
+        [{"item_id": "a", "price": "from 12"}, {"item_id": "b", "price": "3"}], ["a", "b"]
+    )
+    with pytest.raises(BundleMLLMError, match="such as 'from 12' and cannot be compared with the number 5"):
         Condition.parse("price < 5").mask(columns)
 
 
@@ -133,3 +154,18 @@ def test_a_table_of_other_items_is_refused(tmp_path, text, message):
     (tmp_path / "items.csv").write_text(text)
     with pytest.raises(BundleMLLMError, match=message):
         ItemColumns.load(tmp_path, ["a", "b"])
+
+
+def test_the_items_of_a_model_are_those_given_or_of_its_folder_or_ids_and_titles_alone(tmp_path):
+    def prices(model, items=None):
+        columns = ItemColumns.of_model(model, ["a", "b"], ["red hat", ""], items)
+        assert columns.record(0)["item_id"] == "a"
+        return columns.record(0).get("price"), columns.record(0).get("title")
+
+    (tmp_path / "given.csv").write_text("item_id,price\na,3\n")
+    write_item_table(tmp_path / "model", [{"item_id": "a", "title": "hat", "price": 4}])
+    assert prices(tmp_path / "model", tmp_path / "given.csv") == ("3", None)
+    assert prices(tmp_path / "model") == (4, "hat")
+    assert prices("owner/repository") == (None, "red hat")
+    with pytest.raises(BundleMLLMError, match=r"repository \(no table of its items was given\) has no column"):
+        ItemColumns.of_model("owner/repository", ["a"], ["red hat"])["price"]

@@ -37,7 +37,7 @@ def allowed(**rules):
 def test_filters_say_which_items_are_allowed_and_how_many_each_removes():
     applied = apply(where="in_stock and price <= 50", excluded=["i0", "gone"], allowed=["i0", "i1", "i4", "i5"])
     assert np.flatnonzero(applied.allowed).tolist() == [1, 4]
-    assert applied.removed == {"allowed": 2, "excluded": 1, "where in_stock": 1, "where price <= 50": 0}
+    assert applied.removed() == {"allowed": 2, "excluded": 1, "where in_stock": 1, "where price <= 50": 0}
     assert applied.notes == ("excluded lists 1 ids that are not in the catalog, such as 'gone'",)
     assert allowed(budget=25) == [0, 1]
 
@@ -78,6 +78,23 @@ def test_variants_are_of_the_category_of_the_first_of_them():
     assert applied.category.tolist() == [0, 0, 0, 0, 1, 1]
 
 
+@pytest.mark.parametrize("first", [1234567, 1234567890123, 123456789012345678, "123456789012345678", 0.1])
+def test_numbers_name_variants_and_categories_and_distinct_numbers_are_distinct(first):
+    step = 1e-9 if isinstance(first, float) else 1
+    values = [first, int(first) + 1 if isinstance(first, str) else first + step, first, None]
+    columns = ItemColumns.from_records(
+        [{"item_id": i, "parent": value} for i, value in zip("abcd", values, strict=True)], "abcd"
+    )
+    assert Rules(variant_column="parent").apply("abcd", columns).variant.tolist() == [0, 1, 0, -1]
+    applied = Rules(category_column="parent", required_categories=(str(first),)).apply("abcd", columns)
+    assert applied.category.tolist() == [0, 1, 0, -1] and applied.required == (0,)
+
+
+def test_whole_numbers_and_booleans_are_categories_as_people_write_them():
+    assert apply(category_column="in_stock", required_categories=["true"]).category_names == ("false", "true")
+    assert apply(category_column="price", required_categories=["20"]).required == (1,)
+
+
 @pytest.mark.parametrize(
     ("rules", "message"),
     [
@@ -86,7 +103,8 @@ def test_variants_are_of_the_category_of_the_first_of_them():
         ({"promoted": "promo", "promoted_share": 0.5}, "no column 'promo'"),
         ({"boost": {"marginn": 1}}, "did you mean 'margin'"),
         ({"boost": {"same": 1}}, "same value for all items"),
-        ({"boost": {"margin": "much"}}, "give a finite number"),
+        ({"boost": {"margin": "much"}}, r"boost\['margin'\] must be a number, not 'much'"),
+        ({"boost": {"margin": float("inf")}}, "give a finite number"),
         ({"boost": 3}, "boost must be of type Mapping"),
         ({"budget": -5}, "budget is -5, which no item costs"),
         ({"budget": 0}, "budget is 0"),
@@ -156,6 +174,14 @@ def test_prices_in_cents_add_up_exactly():
     assert select(np.array([2.0, 1.0]), applied.limits, 2).rows == [0, 1]
 
 
+def test_prices_with_a_currency_add_up():
+    items = [
+        {"item_id": i, "price": price} for i, price in zip("abc", ["12,50 EUR", "8 EUR", "1.299,00 EUR"], strict=True)
+    ]
+    applied = Rules(budget=20.5).apply("abc", ItemColumns.from_records(items, "abc"))
+    assert select(np.array([1.0, 2, 3]), applied.limits, 2).rows == [1, 0]
+
+
 def test_a_required_category_gets_the_last_place_at_the_latest():
     assert take(2, required_categories=["shoe"]).rows == [0, 4]
     assert take(1, required_categories=["shoe"]).rows == [4]
@@ -193,3 +219,30 @@ def test_diversity_prefers_what_is_unlike_the_items_taken_so_far():
     assert rows() == rows(diversity=0.01) == [0, 1, 2]
     assert rows(diversity=0.6)[:2] == [0, 3]
     assert rows(max_similarity=0.9) == [0, 3, 5]
+
+
+SIMILAR = np.eye(4) + 0.9 * np.array([[0, 0, 0, 0], [0, 0, 1, 0], [0, 1, 0, 0], [0, 0, 0, 0]])
+
+
+def take_unlike(prices, groups, shown=(), **rules):
+    """Select 3 of four items, of which the second and the third are too similar."""
+    items = [
+        {"item_id": i, "price": price, "group": group} for i, price, group in zip("abcd", prices, groups, strict=True)
+    ]
+    limits = Rules(max_similarity=0.5, **rules).apply("abcd", ItemColumns.from_records(items, "abcd")).limits
+    scores = np.array([10.0, 9, 8, 7])
+    scores[list(shown)] = -np.inf
+    return select(scores, limits, 3, shown=shown, similarity=lambda a, b: SIMILAR[np.ix_(a, b)])
+
+
+def test_a_limit_that_an_item_meets_stays_when_a_near_duplicate_leaves_more_of_the_budget():
+    """`a` is too dear at first. `c`, too similar to `b`, leaves its money to others, but not to `a`."""
+    assert take_unlike([90, 10, 10, 10], ["p", "p", None, None], budget=100, variant_column="group").rows == [1, 3]
+    of_category = {"budget": 100, "category_column": "group", "max_per_category": 1}
+    assert take_unlike([90, 10, 10, 10], ["p", "p", "q", "r"], **of_category).rows == [1, 3]
+
+
+def test_a_required_category_is_met_when_a_more_important_one_turns_out_to_be_too_similar():
+    rules = {"budget": 80, "category_column": "group", "required_categories": ("shoe", "bag")}
+    found = take_unlike([40, 10, 70, 50], ["hat", "hat", "shoe", "bag"], shown=[1], **rules)
+    assert found.rows == [3] and found.unmet == (2,)  # of bag, hat, shoe

@@ -2,13 +2,12 @@
 
 import math
 from datetime import date, datetime
-from decimal import Decimal
 
 import numpy as np
 import pytest
 
 from bundle_mllm.data import ItemCatalog, write_records
-from bundle_mllm.data.attributes import AttributeColumn, choose_columns, to_number, to_year
+from bundle_mllm.data.attributes import AttributeColumn, choose_columns, to_year
 from bundle_mllm.errors import BundleMLLMError
 
 
@@ -19,36 +18,6 @@ def catalog_of(**columns):
 
 def kinds_of(**columns):
     return {column.name: column.kind for column in choose_columns(catalog_of(**columns)).columns}
-
-
-@pytest.mark.parametrize(
-    ("cell", "number"),
-    [
-        (3, 3.0),
-        (Decimal("2.50"), 2.5),
-        ("1299", 1299.0),
-        ("1,299.00", 1299.0),
-        ("1.299,00", 1299.0),
-        ("1,299", 1299.0),
-        ("12,5", 12.5),
-        ("$ 12.99", 12.99),
-        ("US$12.99", 12.99),
-        ("Rs. 499", 499.0),
-        ("1\u202f299,50 €", 1299.5),
-        ("12.50 EUR", 12.5),
-        ("30%", 30.0),
-        ("-4", -4.0),
-    ],
-)
-def test_numbers_and_prices_are_read(cell, number):
-    assert to_number(cell) == number
-
-
-@pytest.mark.parametrize(
-    "cell", [None, "", "n/a", "abc", "A12", "12 in a row", "2010-01-02", True, math.inf, 10**400, "1.2.3"]
-)
-def test_what_is_no_number_is_missing(cell):
-    assert math.isnan(to_number(cell))
 
 
 @pytest.mark.parametrize(

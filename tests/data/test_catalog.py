@@ -103,7 +103,7 @@ def test_the_hash_depends_on_ids_titles_and_order_alone(small):
 
 
 def test_loading_names_what_is_missing(tmp_path):
-    with pytest.raises(BundleMLLMError, match="There is no folder"):
+    with pytest.raises(BundleMLLMError, match="There is no file or folder"):
         ItemCatalog.load(tmp_path / "missing")
     with pytest.raises(BundleMLLMError, match=r"holds no items file: add items\.jsonl"):
         ItemCatalog.load(tmp_path)

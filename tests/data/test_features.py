@@ -236,7 +236,8 @@ def test_features_of_items_that_have_changed_are_refused(tmp_path, catalog):
 
 def test_a_broken_manifest_is_refused(tmp_path):
     write_modality(tmp_path, "visual", FEATURES, None, {})
-    hashes = ('{"visual": {"items_hash": 7}}', '{"visual": {"provenance": {"train_bundles_sha256": [1]}}}')
+    hashes = [f'{{"visual": {{"items_hash": {value}}}}}' for value in ("7", "0", "[]")]
+    hashes += ['{"visual": {"provenance": {"train_bundles_sha256": [1]}}}']
     for broken in ("{", "[]", '{"visual": 3}', '{"visual": {"provenance": [1]}}', "[" * 50_000, *hashes):
         (tmp_path / "manifest.json").write_text(broken)
         with pytest.raises(

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 import bundle_mllm
 from bundle_mllm.data import files as module
-from bundle_mllm.data.files import atomic_path, new_folder, replaced_folder
+from bundle_mllm.data.files import atomic_path, locked_folder, new_folder, replaced_folder
 from bundle_mllm.errors import BundleMLLMError
 
 
@@ -52,16 +52,68 @@ def test_an_interrupted_block_leaves_no_folder(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_killed_processes_left_is_not_mixed_in_and_is_deleted_after_a_day(tmp_path):
+KILLED_WRITER = """
+import os, signal, sys, types
+package = types.ModuleType("bundle_mllm")
+package.__path__ = [sys.argv[1]]
+sys.modules["bundle_mllm"] = package
+from bundle_mllm.data.files import atomic_path, new_folder
+
+with atomic_path(sys.argv[2] + "/file") as file, new_folder(sys.argv[2] + "/folder") as folder:
+    file.write_text("half")
+    (folder / "half.txt").write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def hidden(folder):
+    return sorted(path.name.split(".")[1] for path in folder.glob(".*.tmp"))
+
+
+def test_what_a_killed_process_left_is_deleted_by_the_next_but_not_what_a_living_one_writes(tmp_path):
+    command = [sys.executable, "-c", KILLED_WRITER, str(Path(bundle_mllm.__file__).parent), str(tmp_path)]
+    assert subprocess.run(command, timeout=60).returncode == -9
+    assert hidden(tmp_path) == ["file", "folder"]
+    (tmp_path / ".mine.tmp").write_text("a name that is not ours")
+    module.delete_abandoned.cache_clear()
+    with atomic_path(tmp_path / "living") as living:
+        assert hidden(tmp_path) == ["living", "mine"]
+        module.delete_abandoned.cache_clear()
+        with new_folder(tmp_path / "folder") as folder:
+            (folder / "whole.txt").write_text("whole")
+        living.write_text("whole")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".mine.tmp", "folder", "living"]
+    assert [path.name for path in (tmp_path / "folder").iterdir()] == ["whole.txt"]
+
+
+def test_a_temporary_folder_that_another_process_deletes_before_it_is_locked_is_made_anew(tmp_path, monkeypatch):
+    lock, deleted = module._lock, []
+
+    def too_late(path):
+        if not deleted:
+            deleted.append(path)
+            path.rmdir()
+        return lock(path)
+
+    monkeypatch.setattr(module, "_lock", too_late)
+    with atomic_path(tmp_path / "file") as file:
+        file.write_text("whole")
+    assert deleted and [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_where_folders_cannot_be_locked_what_is_left_is_deleted_after_a_day(tmp_path, monkeypatch):
+    def flock(descriptor, operation):
+        raise OSError(9, "Bad file descriptor")  # as a folder on NFS
+
+    monkeypatch.setattr("fcntl.flock", flock)
     for name in ("old", "young"):
-        (tmp_path / f".folder.{name}.tmp").mkdir()
-        (tmp_path / f".folder.{name}.tmp" / "half.txt").write_text("half")
+        (tmp_path / f".{name}.0123456789ab.tmp").mkdir()
     yesterday = time.time() - 25 * 3600
-    os.utime(tmp_path / ".folder.old.tmp", (yesterday, yesterday))
-    with new_folder(tmp_path / "folder") as temporary:
-        (temporary / "new.txt").write_text("whole")
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".folder.young.tmp", "folder"]
-    assert [path.name for path in (tmp_path / "folder").iterdir()] == ["new.txt"]
+    os.utime(tmp_path / ".old.0123456789ab.tmp", (yesterday, yesterday))
+    module.delete_abandoned.cache_clear()
+    with locked_folder(tmp_path / "out"), atomic_path(tmp_path / "file") as file:
+        file.write_text("whole")
+    assert hidden(tmp_path) == ["young"] and (tmp_path / "file").read_text() == "whole"
 
 
 @pytest.mark.parametrize("umask", [0o022, 0o027, 0o077])
@@ -96,7 +148,7 @@ package = types.ModuleType("bundle_mllm")
 package.__path__ = [sys.argv[1]]
 sys.modules["bundle_mllm"] = package
 from bundle_mllm.data import files as module
-from bundle_mllm.data.files import atomic_path, new_folder, replaced_folder
+from bundle_mllm.data.files import atomic_path, locked_folder, new_folder, replaced_folder
 from bundle_mllm.errors import BundleMLLMError
 
 own, folder = sys.argv[2], Path(sys.argv[3])
@@ -186,3 +238,30 @@ def test_of_two_replacements_at_a_time_the_second_says_so(old, system):
 def test_a_folder_that_does_not_exist_is_not_replaced(tmp_path):
     with pytest.raises(BundleMLLMError, match="There is no folder"), replaced_folder(tmp_path / "none"):
         pass
+
+
+def test_a_locked_folder_keeps_another_process_out_until_it_ends(tmp_path):
+    code = TWO_WRITERS.split("own, folder")[0]
+    code += "with locked_folder(sys.argv[2]):\n    print('mine', flush=True)\n    time.sleep(60)\n"
+    command = [sys.executable, "-c", code, str(Path(bundle_mllm.__file__).parent), str(tmp_path / "out")]
+    other = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert other.stdout.readline() == "mine\n"
+    with pytest.raises(BundleMLLMError, match="is being written by another process"), locked_folder(tmp_path / "out"):
+        pass
+    other.kill()
+    other.wait()
+    with locked_folder(tmp_path / "out"):
+        assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize("write", [atomic_path, new_folder, locked_folder])
+def test_a_path_that_leads_through_a_file_is_refused(tmp_path, write):
+    (tmp_path / "file").write_text("kept")
+    with pytest.raises(BundleMLLMError, match="is not a folder"), write(tmp_path / "file" / "a" / "b"):
+        pytest.fail("it was entered")
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+def test_a_file_in_place_of_a_folder_is_refused_before_anything_is_done(tmp_path):
+    with pytest.raises(BundleMLLMError, match="is a folder"), atomic_path(tmp_path):
+        pytest.fail("it was entered")

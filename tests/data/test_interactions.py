@@ -102,7 +102,7 @@ def test_only_the_first_few_offenders_are_named(catalog):
     log = Interactions.from_batches([batch, batch], catalog)
     assert log.unknown == ((1, "gone"), (2, "lost"))
     assert log.missing == (3, 6, 9)
-    assert (log.num_unknown, log.num_missing, len(log)) == (20, 10, 0)
+    assert (log.num_unknown, log.num_unknown_items, log.num_missing, len(log)) == (20, 2, 10, 0)
 
 
 def test_columns_and_delimiter_can_have_other_names(catalog, tmp_path):

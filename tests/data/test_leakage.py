@@ -19,19 +19,19 @@ from bundle_mllm.errors import BundleMLLMError
 NUM_ITEMS, NUM_TRAIN, NUM_HELD_OUT = 200, 260, 60
 
 
-def bundles(seed=0):
+def bundles(seed=0, size=5):
     """Bundles without any rule."""
     rng = np.random.default_rng(seed)
-    return [rng.choice(NUM_ITEMS, size=5, replace=False).tolist() for _ in range(NUM_TRAIN + NUM_HELD_OUT)]
+    return [rng.choice(NUM_ITEMS, size=size, replace=False).tolist() for _ in range(NUM_TRAIN + NUM_HELD_OUT)]
 
 
-def folder_of(path, log=None, **columns):
+def folder_of(path, log=None, size=5, **columns):
     """Write a folder; `columns` have a cell for each item."""
     cells = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)] or [{}] * NUM_ITEMS
     write_records(path / "items.jsonl", [{"item_id": str(row), **cells[row]} for row in range(NUM_ITEMS)])
     records = [
         {"bundle_id": f"b{i}", "items": list(map(str, rows)), "split": "train" if i < NUM_TRAIN else "validation"}
-        for i, rows in enumerate(bundles())
+        for i, rows in enumerate(bundles(size=size))
     ]
     write_records(path / "bundles.jsonl", records)
     if log is not None:
@@ -219,7 +219,8 @@ def test_a_column_whose_values_name_bundles_is_found(tmp_path, cells, share):
     assert len(report.warnings) == 1
 
 
-def test_columns_of_what_items_are_name_no_bundle_however_often_bundles_are_of_one_value(tmp_path):
+@pytest.mark.parametrize("size", [2, 5])
+def test_columns_of_what_items_are_name_no_bundle_however_often_bundles_are_of_one_value(tmp_path, size):
     rng = np.random.default_rng(0)
     columns = {
         "brand": [f"brand {number}" for number in rng.integers(20, size=NUM_ITEMS)],
@@ -227,5 +228,5 @@ def test_columns_of_what_items_are_name_no_bundle_however_often_bundles_are_of_o
         "price": rng.uniform(size=NUM_ITEMS).tolist(),
         "sex": ["women"] * (NUM_ITEMS - 1) + ["men"],
     }
-    folder = folder_of(tmp_path, **columns)
+    folder = folder_of(tmp_path, size=size, **columns)
     assert columns_that_name_bundles(folder, choose_columns(folder.catalog).columns) == {}

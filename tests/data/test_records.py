@@ -47,6 +47,7 @@ def test_an_empty_id_within_a_list_is_refused():
 
 def test_missing_texts_are_none_and_numbers_become_text():
     assert [to_text(value, "title", "t") for value in (None, float("nan"), "", "x", 300)] == [None] * 3 + ["x", "300"]
+    assert [to_text(value, "category", "t") for value in (3.0, 1234567.0, 0.1)] == ["3", "1234567", "0.1"]
     with pytest.raises(BundleMLLMError, match="t row 2 has a list as `title`"):
         to_text(["x"], "title", "t row 2")
 

@@ -216,3 +216,22 @@ def test_malformed_rows_can_be_reported_and_skipped(tmp_path):
 def test_the_header_is_read_alone(tmp_path, suffix):
     write_records(tmp_path / f"t{suffix}", [{"item_id": "1", "title": "a"}])
     assert read_header(tmp_path / f"t{suffix}") == ["item_id", "title"]
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_half_a_character_is_refused_and_leaves_no_file(tmp_path, suffix):
+    with pytest.raises(BundleMLLMError, match="half a character"):
+        write_records(tmp_path / f"t{suffix}", [{"a": "whole"}, {"a": "\ud83d"}])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [(b"PAR1\x15", b"PAR1\xff"), (b"element", b"e\xffement")], ids=["page", "name"]
+)
+def test_damaged_parquet_is_refused(tmp_path, before, after):
+    write_records(tmp_path / "t.parquet", [{"a": "1", "b": ["2"]}])
+    content = (tmp_path / "t.parquet").read_bytes()
+    assert before in content
+    (tmp_path / "t.parquet").write_bytes(content.replace(before, after, 1))
+    with pytest.raises(BundleMLLMError, match="not a Parquet file that can be read"):
+        read_records(tmp_path / "t.parquet")

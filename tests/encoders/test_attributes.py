@@ -1,5 +1,7 @@
 """Columns of the items table as features and as groups: what is alike is alike, and new items bring theirs."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -75,7 +77,20 @@ def test_a_number_is_the_share_of_each_piece_that_lies_below_it_standardized():
     shares = np.stack([np.clip((price - low) / 10, 0, 1) for low in range(0, 80, 10)], axis=1)
     expected = (shares - shares.mean(axis=0)) / shares.std(axis=0) / 8**0.5
     np.testing.assert_allclose(features[:, :8], expected, atol=1e-6)
-    assert not features[:, 8:].any()
+
+
+def test_numbers_between_the_same_quantiles_share_a_name_and_missing_ones_none():
+    price = np.random.default_rng(0).permutation(640).astype(np.float64)
+    data, encoder = items({"price": [*price.tolist(), None]}), AttributeEncoder()
+    features = encoder.encode(data).features
+    groups = encoder.groups(data)
+    ranges = {}
+    for node, group in zip(groups.nodes.tolist(), groups.groups.tolist(), strict=True):
+        ranges.setdefault(group, []).append(price[node])
+    assert len(ranges) == 64
+    assert all(max(each) - min(each) == len(each) - 1 for each in ranges.values())  # no other number between them
+    assert 640 not in groups.nodes
+    assert (features[:640, 8:72] > 0).sum() == sum(map(len, ranges.values()))
 
 
 def test_missing_numbers_are_masked_and_outliers_bounded():
@@ -200,3 +215,21 @@ def test_columns_that_all_say_nothing_are_no_modality_and_it_is_said(tmp_path, c
     write_records(tmp_path / "bundles.jsonl", [{"bundle_id": "b", "items": ["i0", "i1"], "split": "train"}])
     assert list(encode_folder(tmp_path)) == ["textual"]
     assert "left out: asin (values of which nearly every item has its own)" in caplog.text
+
+
+def test_an_unrelated_column_is_left_out_unless_it_is_named_or_a_model_reads_it(tmp_path):
+    rng = np.random.default_rng(0)
+    labels = {"label": [f"label {number}" for number in rng.integers(9, size=100)]}
+    few, many, model = tmp_path / "few", tmp_path / "many", tmp_path / "model"
+    for folder, num_bundles in ((few, 10), (many, 80)):
+        write_records(folder / "items.jsonl", records({"title": labels["label"], **labels}))
+        bundles = [[f"i{row}" for row in rng.choice(100, size=4, replace=False)] for _ in range(num_bundles)]
+        write_records(
+            folder / "bundles.jsonl",
+            [{"bundle_id": str(n), "items": each, "split": "train"} for n, each in enumerate(bundles)],
+        )
+    assert "attributes" in encode_folder(few)  # 60 pairs of items are too few
+    assert "attributes" not in encode_folder(many)
+    shutil.copytree(few / "features" / "encoders", model / "encoders")
+    assert encode_folder(many, like=model)["attributes"].num_present == 100
+    assert encode_folder(many, attributes="columns:label")["attributes"].num_present == 100

@@ -35,11 +35,13 @@ def random_bundles(number=60, seed=0):
     return [np.sort(rng.choice(NUM_ITEMS, size=4, replace=False)) for _ in range(number)]
 
 
-def folder_of(path, bundles):
+def folder_of(path, bundles, validation=()):
     path.mkdir(exist_ok=True)
     write_records(path / "items.jsonl", [{"item_id": str(row)} for row in range(NUM_ITEMS)])
+    split_of = [(rows, split) for split, of in (("train", bundles), ("validation", validation)) for rows in of]
     records = [
-        {"bundle_id": f"b{i}", "items": list(map(str, rows)), "split": "train"} for i, rows in enumerate(bundles)
+        {"bundle_id": f"b{i}", "items": list(map(str, rows)), "split": split}
+        for i, (rows, split) in enumerate(split_of)
     ]
     write_records(path / "bundles.jsonl", records)
     return DatasetFolder.open(path)
@@ -142,6 +144,16 @@ def test_encoders_make_out_of_fold_features_that_are_saved_and_loaded(tmp_path, 
     )
     assert folder.features().modalities == {"bundle_item": 9}  # out-of-fold features are no modality
     assert "features/cross_fitted/bundle_item.safetensors" in folder.input_hashes()
+
+
+@pytest.mark.parametrize(("validation", "together"), [([0, 21, 32], True), ([0, 10, 20], False)])
+def test_folds_part_near_duplicates_where_the_splits_do(tmp_path, validation, together):
+    twins = [[number, 10 + number, 20 + number] for number in range(10) for _ in range(2)]
+    folder = folder_of(tmp_path, twins, [validation])
+    encoder = BundleItemEncoder(TruncatedSVD(4), num_folds=4)
+    fold_of = encoder.cross_fit(folder, write(folder, encoder).features).fold_of_bundle
+    assert folder.near_duplicates_together == together
+    assert all(fold_of[f"b{2 * i}"] == fold_of[f"b{2 * i + 1}"] for i in range(10)) == together
 
 
 def test_cross_fitting_twice_gives_the_same_bytes(tmp_path):

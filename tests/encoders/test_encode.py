@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from IPython.lib.pretty import pretty
 from PIL import Image
 
 from bundle_mllm.data import DatasetFolder, write_records
@@ -110,8 +111,9 @@ def test_bad_files_are_absent_and_issues_and_shift_no_row(folder, tmp_path):
 
 def test_the_summary_reads_as_a_count_with_reasons_and_first_paths(folder):
     write_items(folder, ["images/red.png", *(f"gone{number}.png" for number in range(5))])
-    text = str(encode_folder(folder, visual="descriptor")["visual"])
-    assert text.splitlines() == [
+    summary = encode_folder(folder, visual="descriptor")
+    assert str(summary) == pretty(summary)  # as a notebook shows it
+    assert str(summary).splitlines() == [
         "visual: 1 of 6 items, 256 wide (image-descriptor-1)",
         "  5 left out, no such file: gone0.png, gone1.png, gone2.png, …",
     ]
@@ -132,6 +134,19 @@ def test_an_encoder_of_ones_own_is_given_in_place_of_a_name_and_may_make_a_new_m
     summaries = encode_folder(folder, visual="descriptor", relational=[UserItemEncoder(TruncatedSVD(7)), Letters()])
     assert {name: summary.dim for name, summary in summaries.items()} == {"visual": 256, "user_item": 8, "letters": 2}
     assert DatasetFolder.open(folder).features().modalities == {"letters": 2, "user_item": 8, "visual": 256}
+
+
+def test_features_that_no_default_encoder_makes_are_kept_and_named(folder):
+    write_modality(
+        folder / "features", "mine", np.ones((4, 2), np.float32), None, {"encoder": "mine-1"}, items_hash="other"
+    )
+    write_modality(folder / "features", "acoustic", np.ones((4, 2), np.float32), None, {})
+    lines = str(encode_folder(folder)).splitlines()
+    others = ", and no default encoder makes it of this folder"
+    assert f"acoustic: kept acoustic.safetensors, made by another program{others}" in lines
+    [mine] = [line for line in lines if line.startswith("mine: ")]
+    assert mine.startswith(f"mine: kept mine.safetensors, made by mine-1{others}; it was written for other items")
+    assert "mine" not in encode_folder(folder, visual="descriptor")
 
 
 def test_progress_counts_the_items_of_each_modality(folder):
@@ -203,7 +218,7 @@ def test_a_user_log_with_unknown_items_is_an_issue_and_strict_refuses_it(folder)
         folder / "interactions.csv", [{"user_id": "u", "item_id": item} for item in ("0", "x", "y", "x", "z", "w")]
     )
     (group,) = encode_folder(folder, relational="user_item:svd")["user_item"].issues
-    assert str(group) == "5 left out, records of the user log whose item the catalog lacks: x, y, z, …"
+    assert str(group) == "5 left out, records of the user log that name 4 items which the catalog lacks: x, y, z, …"
     with pytest.raises(BundleMLLMError, match="5 left out, records of the user log"):
         encode_folder(folder, relational="user_item:svd", strict=True)
 

@@ -1,6 +1,9 @@
 """What encoders fitted is kept in plain files, describes new items, and is fitted anew when it no longer does."""
 
 import json
+import shutil
+from errno import ENOSPC
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -86,6 +89,20 @@ def test_records_are_copied_by_modality_and_hold_no_pickle(folder, tmp_path):
     assert read_encoders(tmp_path / "nowhere") == {}
 
 
+def test_a_record_that_cannot_be_copied_whole_leaves_the_one_that_was_there(folder, tmp_path, monkeypatch):
+    def stop_halfway(source, target):
+        Path(target).write_bytes(Path(source).read_bytes()[:10])
+        raise OSError(ENOSPC, "No space left on device")
+
+    encode_folder(folder, textual="tfidf")
+    copy_encoders(folder / "features" / "encoders", tmp_path / "copy", ["textual"])
+    before = {path.name: path.read_bytes() for path in (tmp_path / "copy").iterdir()}
+    monkeypatch.setattr(shutil, "copyfile", stop_halfway)
+    with pytest.raises(OSError, match="No space"):
+        copy_encoders(folder / "features" / "encoders", tmp_path / "copy", ["textual"])
+    assert {path.name: path.read_bytes() for path in (tmp_path / "copy").iterdir()} == before
+
+
 def test_an_encoder_that_is_passed_as_an_object_is_not_kept(folder):
     encode_folder(folder, textual="tfidf")
     encode_folder(folder, textual=TfidfEncoder(dim=4))
@@ -99,8 +116,37 @@ def test_a_damaged_or_foreign_record_is_an_error_in_one_line(tmp_path):
     with pytest.raises(BundleMLLMError, match="in another version than the 'sound-descriptor-0' that made the feat"):
         read_encoder(tmp_path, "acoustic").make(CPU)
     path.write_text("{}")
-    with pytest.raises(BundleMLLMError, match=r"acoustic\.json does not describe an encoder \('encoder'\)"):
+    with pytest.raises(BundleMLLMError, match=r"acoustic\.json does not describe an encoder \(encoder is None\)"):
         read_encoder(tmp_path, "acoustic")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"spec": -1}, "spec is -1"),
+        ({"encoder": ["tfidf-2"]}, "encoder is .'tfidf-2'."),
+        ({"arrays_sha256": 7}, "arrays_sha256 is 7"),
+        ({"fitted": [1]}, "fitted is .1."),
+        ({"fitted": None}, "what it fitted was changed"),
+        ({"fitted": {"vocabulary": [["red"]], "known_words": 1, "words": 1}}, "what it fitted was changed"),
+    ],
+)
+def test_a_record_with_values_of_other_types_is_refused(folder, changes, message):
+    encode_folder(folder, textual="tfidf")
+    path = folder / "features/encoders/textual.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(BundleMLLMError, match=rf"textual.json does not describe an encoder \({message}"):
+        read_encoder(path.parent, "textual")
+
+
+def test_a_record_of_an_earlier_version_without_a_digest_of_its_values_is_read(folder):
+    encode_folder(folder, textual="tfidf")
+    path = folder / "features/encoders/textual.json"
+    values = json.loads(path.read_text())
+    del values["values_sha256"]
+    path.write_text(json.dumps(values))
+    kept = read_encoder(path.parent, "textual")
+    assert kept is not None and kept.fitted is not None and kept.fitted.values == values["fitted"]
 
 
 def test_arrays_of_another_encoding_are_refused(folder):

@@ -17,9 +17,11 @@ from PIL import Image
 from slow_encoder import SlowEncoder
 
 from bundle_mllm.data import write_records
+from bundle_mllm.data.files import locked_folder
 from bundle_mllm.encoders import encode_folder
 from bundle_mllm.encoders.batches import Rows
 from bundle_mllm.encoders.shards import SHARD_BATCHES
+from bundle_mllm.errors import BundleMLLMError
 
 pytestmark = pytest.mark.slow
 
@@ -144,17 +146,13 @@ def test_parts_of_another_encoder_or_batch_size_are_not_mixed_in(copies):
     assert files(again) == files(whole)
 
 
-def test_temporary_files_of_a_writer_that_was_killed_are_deleted_but_not_those_of_a_live_one(copies):
+def test_features_that_another_process_encodes_are_left_to_it(copies):
     whole, again = copies
-    (again / "features").mkdir()
-    for name in ("visual.safetensors", "manifest.json"):
-        for writer in ("killed", "live"):
-            (again / "features" / f".{name}.{writer}.tmp").write_bytes(b"half")
-        os.utime(again / "features" / f".{name}.killed.tmp", (0, 0))
+    with locked_folder(again / "features"), pytest.raises(BundleMLLMError, match=r"features is being written by"):
+        encode_folder(again, visual=SlowEncoder())
+    assert not files(again)
     encode_folder(again, visual=SlowEncoder())
     assert files(again) == files(whole)
-    left = sorted(path.name for path in (again / "features").glob("*.tmp"))
-    assert left == [".manifest.json.live.tmp", ".visual.safetensors.live.tmp"]
 
 
 def script(folder, *, pause=0.0, workers=0):
@@ -215,3 +213,18 @@ def test_a_vector_of_nan_is_a_problem_of_its_item_alone():
     assert result.features.tolist() == [[1.0, 2.0], [0.0, 0.0]] and result.present.tolist() == [True, False]
     assert result.issues == ((1, "described by NaN or infinity", False),)
     assert features[1, 0].isnan()
+
+
+def test_a_kill_before_the_digests_of_sources_are_written_loses_none(copies, monkeypatch):
+    whole, again = copies
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("bundle_mllm.encoders.encode.save_digests", _interrupted)
+        encode_folder(again, visual=SlowEncoder())
+    assert (again / "features" / "visual.safetensors").exists() and files(again) != files(whole)
+    encode_folder(again, visual=SlowEncoder())
+    assert files(again) == files(whole)
+    assert encode_folder(again, visual=SlowEncoder())["visual"].up_to_date
+
+
+def _interrupted(*_):
+    raise KeyboardInterrupt

@@ -1,5 +1,7 @@
 """Without a request all modalities with data are encoded, and features of other origin are never replaced."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from safetensors.torch import save_file
@@ -9,7 +11,7 @@ from bundle_mllm.data import DatasetFolder, features, write_records
 from bundle_mllm.data.features import write_modality
 from bundle_mllm.encoders import ImageDescriptor, encode_folder
 from bundle_mllm.encoders.encode import MARK
-from bundle_mllm.encoders.registry import available, requested
+from bundle_mllm.encoders.registry import DEFAULTS, ENCODERS, available, requested
 from bundle_mllm.encoders.settings import EncoderOptions
 from bundle_mllm.errors import BundleMLLMError
 
@@ -21,6 +23,15 @@ def folder_of(path, item, num_bundles=0, users=()):
     if users:
         write_records(path / "interactions.csv", [{"user_id": user, "item_id": "0"} for user in users])
     return DatasetFolder.open(path)
+
+
+def test_each_default_is_an_encoder_that_needs_no_model_and_has_an_option():
+    for modality, (name, _) in DEFAULTS.items():
+        assert ENCODERS[modality][name].example is None
+    options = {field.name for field in dataclasses.fields(EncoderOptions)}
+    assert ENCODERS.keys() - {"user_item", "bundle_item"} == options - {"relational"}
+    for modality in options - {"relational"}:
+        assert requested(EncoderOptions(**{modality: "x"})) == [(modality, "x")]
 
 
 @pytest.mark.parametrize(
@@ -36,10 +47,17 @@ def test_each_modality_that_a_folder_has_data_of_is_encoded(tmp_path, item, num_
     assert available(folder_of(tmp_path, item, num_bundles, users)) == expected
 
 
-def test_only_requested_modalities_are_encoded():
+BOTH = (
+    ["user_item:svd", "bundle_item:lightgcn"],
+    "user_item:svd, bundle_item:lightgcn",
+    ["user_item:svd,bundle_item:lightgcn"],
+)
+
+
+@pytest.mark.parametrize("relational", BOTH)
+def test_only_requested_modalities_are_encoded(relational):
     expected = [("visual", "descriptor"), ("user_item", "svd"), ("bundle_item", "lightgcn")]
-    options = EncoderOptions(visual="descriptor", relational="user_item:svd, bundle_item:lightgcn")
-    assert requested(options) == expected
+    assert requested(EncoderOptions(visual="descriptor", relational=relational)) == expected
     assert requested(EncoderOptions(relational=())) == []
 
 

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from bundle_mllm.evaluation.evaluate import evaluate
 from bundle_mllm.evaluation.results import compare_metrics, load_catalog_results, load_results
 from bundle_mllm.evaluation.settings import ScoringOptions
 from bundle_mllm.model_folder import load_completer
+from bundle_mllm.modeling import BundleCompleter
 
 PARTS = ("ranker", "retriever", "both")
 
@@ -108,6 +110,16 @@ def test_the_ranker_moves_only_the_items_that_it_is_shown(completer, data):
         assert np.isneginf(scores["both"][number]).nonzero()[0].tolist() == sorted(partial)
 
 
+@pytest.mark.parametrize("parts", [PARTS, ("retriever",)])
+def test_the_retriever_scores_the_catalog_once(completer, parts, monkeypatch):
+    if len(parts) == 1:
+        completer = BundleCompleter(completer.processor, retriever=completer.retriever)
+    calls, score = [], completer.retriever.catalog_scores
+    monkeypatch.setattr(completer.retriever, "catalog_scores", lambda **batch: calls.append(batch) or score(**batch))
+    found = catalog_scorer(completer, ScoringOptions(), 6)([[0, 9], [3]])
+    assert set(found) == set(parts) and len(calls) == 1
+
+
 def test_items_in_another_order_than_those_of_the_model_are_refused(model, data, write_questions, tmp_path):
     questions = write_questions(num_candidates=4)
     items = read_records(data.path / "items.jsonl")
@@ -146,7 +158,8 @@ def test_the_command_prints_catalog_metrics_with_paired_differences(model, data,
     command = ["evaluate", "--model", str(model), "--data", str(data.path), "--catalog", "--baselines", "popularity"]
     files = ["--questions", str(write_questions(num_candidates=4)), "--output", str(tmp_path / "catalog.json")]
     assert main([*command, *files]) == 0
-    printed = capsys.readouterr().out
+    printed, notes = capsys.readouterr()
+    assert "is better than the model" not in notes
     popularity = json.loads((tmp_path / "catalog.popularity.json").read_text())
     both = json.loads((tmp_path / "catalog.json").read_text())
     difference = both["recall@20"] - popularity["recall@20"]
@@ -154,3 +167,17 @@ def test_the_command_prints_catalog_metrics_with_paired_differences(model, data,
     assert f"2 shown      recall@20 {shown['recall@20']:.4f} ± " in printed and "warm items   recall@20" in printed
     for text in ("recall@20", "ndcg@20", "coverage@20", f"{popularity['recall@20']:.4f}", f"{difference:+.4f} ± "):
         assert text in printed
+
+
+def test_the_command_says_that_a_baseline_is_better_by_how_much_and_what_to_try(
+    model, data, write_questions, tmp_path, capsys, monkeypatch
+):
+    ahead = {"recall@20": {"difference": -0.25, "se": 0.125}}
+    monkeypatch.setattr("bundle_mllm.evaluation.results.compare_metrics", lambda a, b: ahead)
+    command = ["evaluate", "--model", str(model), "--data", str(data.path), "--catalog", "--baselines", "popularity"]
+    assert main([*command, "--questions", str(write_questions()), "--output", str(tmp_path / "c.json")]) == 0
+    [line] = [line for line in capsys.readouterr().err.splitlines() if "better" in line]
+    sentence = "note: the baseline popularity is better than the model by 0.2500 ± 0.1250 (recall@20): "
+    assert line == f'{sentence}docs/guides/evaluation.md, "When a baseline is better", says what to try.'
+    page = (Path(__file__).parents[2] / "docs" / "guides" / "evaluation.md").read_text()
+    assert "\n### When a baseline is better\n" in page

@@ -93,6 +93,20 @@ def test_slices_restrict_the_relevant_items_to_cold_and_warm_ones():
     assert "relevant" not in compute_catalog_slices(questions, places, NUM_ITEMS, None)
 
 
+def test_in_a_slice_the_other_relevant_items_are_in_no_list():
+    scores = [9, 8, 7, 7, 7, 6, 5, 4]
+    relevant, warm = [0, 2, 3, 6], {"i0", "i3"}
+    for train_items in (warm, {"i2", "i6"}):
+        others = [row for row in relevant if f"i{row}" not in train_items]
+        kept = [row for row in relevant if f"i{row}" in train_items]
+        filtered = [-np.inf if row in others else score for row, score in enumerate(scores)]
+        questions = [CatalogQuestion("q", "q", ("x",), tuple(f"i{row}" for row in relevant))]
+        slices = compute_catalog_slices(questions, [ranked(scores, relevant, "q")], 8, train_items)
+        expected = compute_catalog_metrics([ranked(filtered, kept, "q")], 8)
+        for name in ("recall@20", "ndcg@20"):
+            assert slices["relevant"]["warm"][name] == pytest.approx(expected[name])
+
+
 def test_differences_are_paired_by_question():
     rng = np.random.default_rng(0)
     a = [ranked(rng.permutation(200).tolist(), [0, 1], f"q{n}", top=(f"i{n}",)) for n in range(20)]

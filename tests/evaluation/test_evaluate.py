@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tiny_models import make_completer_for
 
 from bundle_mllm.baselines import evaluate_baselines
 from bundle_mllm.data import DatasetFolder, make_questions, save_questions
@@ -15,7 +16,9 @@ from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.evaluation.evaluate import describe, evaluate
 from bundle_mllm.evaluation.metrics import as_scored
 from bundle_mllm.evaluation.results import compare_metrics, load_results
-from bundle_mllm.model_folder import fingerprint, load_completer
+from bundle_mllm.evaluation.scoring import score_questions
+from bundle_mllm.model_folder import fingerprint, load_completer, save_completer
+from bundle_mllm.modeling import BundleCompleter, BundleMLLMForOptionScoring
 
 PARTS = ("ranker", "retriever", "both")
 MAIN = ("hit_rate@1", "hit_rate@3", "hit_rate@5", "mrr", "valid_ratio", "calibration_error")
@@ -35,6 +38,21 @@ def test_a_metrics_file_names_its_questions_and_all_that_was_measured(model, tin
     written, scored = load_results(tmp_path / "metrics.json")
     assert written["hit_rate@1"] == metrics["hit_rate@1"] == sum(q.hit for q in scored) / len(scored)
     assert json.dumps(written["slices"]).count("NaN") == 0
+
+
+def test_a_model_that_changes_while_it_is_evaluated_gets_no_figures(
+    model, tiny_data, write_questions, tmp_path, monkeypatch
+):
+    shutil.copytree(model, tmp_path / "model")
+
+    def score(*args, **kwargs):
+        (tmp_path / "model" / "combination.json").unlink()
+        return score_questions(*args, **kwargs)
+
+    monkeypatch.setattr("bundle_mllm.evaluation.evaluate.score_questions", score)
+    with pytest.raises(BundleMLLMError, match=r"combination.json was removed by another process meanwhile"):
+        evaluate(tmp_path / "model", tiny_data, write_questions(num_candidates=4), tmp_path / "metrics.json")
+    assert not (tmp_path / "metrics.json").exists()
 
 
 def test_each_part_has_its_metrics_side_by_side_and_in_a_file_of_its_own(model, data, write_questions, tmp_path):
@@ -128,6 +146,15 @@ def test_what_the_models_do_not_read_cannot_be_masked_or_permuted(folders, data,
         evaluate(folders["both"], data.path, questions, permute=["titles"])
     with pytest.raises(BundleMLLMError, match=r"\['titles'\] cannot be hidden.*\['visual'\]"):
         evaluate(folders["retriever"], data.path, questions, mask=["titles"])
+
+
+def test_a_ranker_without_letters_has_no_metrics_of_free_answers(data, write_questions, tmp_path):
+    completer = make_completer_for(data, retriever=False)
+    ranker = BundleMLLMForOptionScoring.from_ranker(completer.ranker)
+    save_completer(BundleCompleter(completer.processor, ranker), tmp_path / "model")
+    metrics = evaluate(tmp_path / "model", data.path, write_questions(num_candidates=4))
+    assert "hit_rate@1" in metrics["parts"]["ranker"]
+    assert not {name for name in {**metrics, **metrics["parts"]["ranker"]} if "valid" in name}
 
 
 def test_questions_of_more_than_26_candidates_are_evaluated(model, tiny_data, write_questions):

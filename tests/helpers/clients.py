@@ -43,7 +43,9 @@ def publisher(model_dir, single_file_dir, data_dir, work):
     def run(repo_id="acme/outfits", source=model_dir, function=publish, **options):
         report = function(source, repo_id, **{"output_dir": folder, **options})
         verified = report.verification and [report.verification.num_questions, report.verification.largest_difference]
-        return {"files": report.files, "left_out": report.left_out, "url": report.commit_url, "verified": verified}
+        space = report.space and {"files": sorted(report.space.files), "url": report.space.commit_url}
+        seen = {"files": report.files, "left_out": report.left_out, "url": report.commit_url}
+        return {**seen, "verified": verified, "space": space}
 
     attempt("dry run", run, dry_run=True, datasets=["acme/shop"], license="llama2")
     OUTCOMES["dry run folder"] = {
@@ -74,6 +76,8 @@ def publisher(model_dir, single_file_dir, data_dir, work):
     attempt("repeated once more", run)
     attempt("private after public", run, private=True)
     attempt("private", run, "acme/secret", private=True)
+    attempt("with a Space", run, space="acme/try-outfits", space_package="bundle-mllm[app]==1.2.3")
+    attempt("with a Space of no name", run, space="outfits")
     attempt("other weights", run, "acme/changing")
     attempt("other weights again", run, "acme/changing", single_file_dir)
     attempt("after other weights", api.list_repo_files, "acme/changing")

@@ -7,7 +7,9 @@ import base64
 import copy
 import hashlib
 import json
+import os
 import re
+import signal
 import threading
 import traceback
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -18,9 +20,10 @@ import yaml
 TOKEN, USER, ORGANIZATION = "hf_valid", "tester", "acme"
 PIPELINE_TAGS = {"text-generation", "text-classification", "feature-extraction"}  # a part of the Hub's list
 LICENSES = {"apache-2.0", "mit", "cc-by-4.0", "other", "unknown", "llama2"}
+COLORS = {"red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray"}
 TASK_CATEGORIES = {"multiple-choice", "text-generation"}
 REPO = r"(?P<repo>[^/]+/[^/]+)"
-TYPE = r"(?P<type>model|dataset)s"
+TYPE = r"(?P<type>model|dataset|space)s"
 
 
 class Repository:
@@ -61,6 +64,7 @@ class HubServer(ThreadingHTTPServer):
         self.storage = f"http://localhost:{self.server_port}"  # another host, as on the Hub: clients tell them apart
         self.repositories, self.blobs, self.received, self.requests = {}, {}, [], []
         self.faults = []
+        self.kill = None  # a process group, and at how many requests it is killed
         self.uploads_before_death, self.alive, self.lock = None, True, threading.Lock()
 
     def handle_error(self, request, client_address):
@@ -90,7 +94,10 @@ class Handler(BaseHTTPRequestHandler):
     def handle_request(self):
         url = urlsplit(self.path)
         self.query = {name: values[0] for name, values in parse_qs(url.query).items()}
-        self.server.requests.append(f"{self.command} {url.path}")
+        if url.path != "/_control":
+            self.server.requests.append(f"{self.command} {url.path}")
+            if self.server.kill is not None and self.server.kill[1] == len(self.server.requests):
+                os.killpg(self.server.kill[0], signal.SIGKILL)
         if not self.server.alive and url.path != "/_control":
             self.die()
             return
@@ -159,7 +166,11 @@ class Handler(BaseHTTPRequestHandler):
         state = json.loads(self.body() or b"{}")
         self.server.uploads_before_death = state.get("uploads_before_death")
         self.server.alive = True
-        self.reply({})
+        self.server.kill = state.get("kill")
+        if state.get("forget"):
+            for kept in (self.server.repositories, self.server.blobs, self.server.requests):
+                kept.clear()
+        self.reply({"requests": len(self.server.requests)})
 
     def whoami(self):
         if not self.authorized():
@@ -173,8 +184,10 @@ class Handler(BaseHTTPRequestHandler):
             raise RefusedError(401, "Invalid username or password.")
         if owner not in (USER, ORGANIZATION):
             raise RefusedError(403, f"You don't have the rights to create a {kind} under the namespace {owner!r}")
+        if kind == "space" and request.get("sdk") != "gradio":
+            raise RefusedError(400, '"sdk" must be gradio')
         key = (kind, f"{owner}/{request['name']}")
-        url = f"{self.server.url}/{'datasets/' if kind == 'dataset' else ''}{key[1]}"
+        url = f"{self.server.url}/{'' if kind == 'model' else f'{kind}s/'}{key[1]}"
         if key in self.server.repositories:
             self.reply({"error": "You already created this repo", "url": url}, 409)
             return
@@ -372,6 +385,13 @@ def card_problems(content, repo_type):
                 must({"type", "name"} <= set(result["dataset"]), '"dataset" needs type and name')
                 must(result["task"].get("type"), '"task" needs a type')
                 must(all({"type", "value"} <= set(m) for m in result["metrics"]), '"metrics" need type and value')
+    elif repo_type == "space":
+        must(
+            data.get("sdk") == "gradio" and re.fullmatch(r"\d+\.\d+\.\d+", data["sdk_version"]),
+            '"sdk" needs a version',
+        )
+        must({data.get("colorFrom"), data.get("colorTo")} <= COLORS, f"colors must be of {sorted(COLORS)}")
+        must(len(data.get("emoji", "")) == 1 and data.get("app_file"), '"emoji" and "app_file" are needed')
     else:
         must(set(data.get("task_categories", [])) <= TASK_CATEGORIES, '"task_categories" must be tasks of the Hub')
         for config in data.get("configs", []):

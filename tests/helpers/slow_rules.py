@@ -40,15 +40,19 @@ def random_rules(rng, items):
         return {} if rng.random() > share else value
 
     ids = [item["item_id"] for item in items]
+    together = 0.8 if rng.random() < 0.5 else 0.0  # limits whose joint effect is not that of each alone
     return {
         **maybe({"where": str(rng.choice(list(CONDITIONS)))}),
         **maybe({"allowed": [i for i in ids if rng.random() < 0.8]}),
         **maybe({"excluded": [str(rng.choice(ids))]}),
-        **maybe({"max_per_category": int(rng.integers(1, 3))}, 0.5),
-        **maybe({"required_categories": rng.permutation(["shoe", "bag", "hat"])[: rng.integers(1, 3)].tolist()}),
-        **maybe({"budget": float(rng.integers(4, 80)) / 4}, 0.5),
-        **maybe({"variant_column": "handle"}, 0.4),
-        **maybe({"max_similarity": float(rng.choice([0.5, 0.8]))}),
+        **maybe({"max_per_category": int(rng.integers(1, 3))}, together or 0.5),
+        **maybe(
+            {"required_categories": rng.permutation(["shoe", "bag", "hat"])[: rng.integers(1, 3)].tolist()},
+            together or 0.3,
+        ),
+        **maybe({"budget": float(rng.integers(4, 80)) / 4}, together or 0.5),
+        **maybe({"variant_column": "handle"}, together or 0.4),
+        **maybe({"max_similarity": float(rng.choice([0.2, 0.5, 0.8]))}, together or 0.3),
         **maybe({"boost": {"margin": 0.7, "in_stock": -0.4}}),
         **maybe({"promoted": '"sale" in tags', "promoted_share": float(rng.choice([0.25, 0.5, 1.0]))}),
         **maybe({"diversity": float(rng.choice([0.3, 0.9]))}),

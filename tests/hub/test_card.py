@@ -180,6 +180,16 @@ def test_a_model_that_was_not_trained_here_gets_a_card_too(folder, record):
     assert card.data.base_model == (None if record is None else "org/llama")
 
 
+@pytest.mark.parametrize("value", [5, "hf_Secret", [{"secret": 1}], {"secret": "s3://secret"}, None, []])
+def test_a_record_of_another_form_still_gives_a_card_without_its_text(folder, value):
+    record = json.loads((folder / "run.json").read_text())
+    record |= dict.fromkeys(("stage_one", "stage_two", "retriever", "versions", "inputs"), value)
+    record["settings"]["stage_one"] |= dict.fromkeys(("trains", "lora", "learning_rate", "num_candidates"), value)
+    record["settings"] |= dict.fromkeys(("seed", "modalities", "retriever"), value)
+    (folder / "run.json").write_text(json.dumps(record))
+    assert "hf_Secret" not in str(render(folder)) and "s3:" not in str(render(folder))
+
+
 def test_names_from_files_cannot_break_the_card(folder, tmp_path):
     evil = 'x | <b>[y](http://z)</b> `"\n---\nlicense: mit\n'
     values = json.loads((folder / "metrics.json").read_text()) | {"data": f"/data/{evil}"}

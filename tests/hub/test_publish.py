@@ -1,5 +1,6 @@
 """Publishing over real HTTP: what becomes visible, what a stranger gets, and what goes wrong cleanly."""
 
+import ast
 import json
 import os
 import shutil
@@ -11,11 +12,12 @@ import numpy as np
 import pytest
 import torch
 from hub_server import TOKEN, HubServer
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, SpaceCard
 from safetensors.torch import load_file, save_file
 from tiny_models import MODALITIES, make_completer, make_item_processor, make_retriever
 from transformers import pipeline
 
+from bundle_mllm.app.settings import AppSettings
 from bundle_mllm.completion.new_items import find_item_encoder
 from bundle_mllm.data import SPLITS, DatasetFolder, load_questions
 from bundle_mllm.encoders import ImageDescriptor, SoundDescriptor, TfidfEncoder
@@ -129,6 +131,19 @@ def test_the_record_and_the_metrics_name_no_folder_of_this_machine(published, mo
     assert all(public[name] == settings[name] for name in ("base_model", "seed", "stage_one", "stage_two"))
     assert json.loads(files["metrics.json"])["questions"]["path"] == "test_hard.jsonl"
     assert str(model_folder.parent) not in "".join(files.values())
+
+
+def test_a_space_opens_the_published_model(published, server):
+    assert published["with a Space"]["space"]["files"] == ["README.md", "app.py", "requirements.txt"]
+    assert "/acme/try-outfits/commit/" in published["with a Space"]["space"]["url"]
+    files = repository(server, "acme/try-outfits", "space").files
+    card = SpaceCard(files["README.md"].decode()).data
+    assert (card.sdk, card.app_file, card.models, card.title) == ("gradio", "app.py", ["acme/outfits"], "try-outfits")
+    assert files["requirements.txt"] == b"bundle-mllm[app]==1.2.3\n"
+    [call] = [node for node in ast.walk(ast.parse(files["app.py"])) if isinstance(node, ast.Call)]
+    arguments = {each.arg: ast.literal_eval(each.value) for each in call.keywords}
+    assert AppSettings(**arguments) == AppSettings(model="acme/outfits", host="0.0.0.0")
+    assert "is not the name of a Hub repository" in published["with a Space of no name"]
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,15 @@ def test_text_of_unknown_form_in_a_report_is_left_out(folder, tmp_path):
     assert "secret" not in render(folder)
 
 
+def test_examples_which_show_the_data_are_not_published(folder, tmp_path):
+    report = json.loads((folder / "report" / "report.json").read_text())
+    assert report["examples"] and "Examples, right and wrong" in (folder / "report" / "report.html").read_text()
+    write_report(read_report(folder), folder, tmp_path / "repository")
+    page = (tmp_path / "repository" / "report" / "report.html").read_text()
+    assert "examples" not in (tmp_path / "repository" / "report" / "report.json").read_text()
+    assert "Examples" not in page and "image/jpeg" not in page and "the model finds the item" in page
+
+
 def test_a_folder_without_a_report_has_none(folder):
     shutil.rmtree(folder / "report")
     assert read_report(folder) is None

@@ -41,6 +41,12 @@ def test_a_missing_file_is_named(folder, name):
         check_complete(folder)
 
 
+def test_settings_that_are_not_utf_8_are_refused(folder):
+    (folder / "generation_config.json").write_bytes(b'{"bos_token_id": "\xed\xa0\xbd"}')
+    with pytest.raises(BundleMLLMError, match=r"generation_config.json is not UTF-8 text .*write or copy it again"):
+        check_complete(folder)
+
+
 def test_a_missing_shard_is_named(folder):
     shards(folder)[1].unlink()
     with pytest.raises(BundleMLLMError, match=r"-00002-of-.*which is missing"):

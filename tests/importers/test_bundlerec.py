@@ -115,7 +115,7 @@ def test_rows_about_nothing_known_are_counted_or_refused(domain, tmp_path):
         file.write("99,purpose\n")
     summary = import_bundlerec(domain, tmp_path / "data")
     assert summary.dropped == {
-        "items of bundles that the catalog lacks, taken out of them": 1,
+        "entries of bundles whose item the catalog lacks, taken out of them": 1,
         "categories of items without a title row, left out": 1,
         "intents of bundles without items, left out": 1,
     }

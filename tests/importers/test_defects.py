@@ -198,6 +198,40 @@ def test_a_log_of_the_same_orders_as_the_bundles_loses_what_shows_held_out_ones(
     assert summary.num_users == 32
 
 
+COLUMNS = {"item_id": "sku", "title": "product_name", "items": "parts", "user_id": "who", "quantity": "pieces"}
+
+
+def refused(shop, tmp_path, columns):
+    with pytest.raises(BundleMLLMError) as error:
+        import_tabular(shop, tmp_path / "data", columns=columns)
+    return str(error.value)
+
+
+def test_messages_name_the_columns_of_the_user(shop, tmp_path):
+    for path in shop.iterdir():
+        path.unlink()
+    write_records(shop / "items.jsonl", [{"sku": "1", "product_name": ["a"]}, {"sku": "2", "product_name": "b"}])
+    write_records(shop / "bundles.jsonl", [{"bundle_id": "b", "parts": {"1": 2}}])
+    write_records(shop / "interactions.parquet", [{"who": 0.5, "sku": "1"}])
+    message = refused(shop, tmp_path, {field: COLUMNS[field] for field in ("item_id", "title", "items", "user_id")})
+    for part in (
+        "items.jsonl line 1 has a list as `product_name`",
+        "bundles.jsonl line 1 (bundle 'b') has {'1': 2} as `parts`",
+        "interactions.parquet holds double values as `who`",
+    ):
+        assert part in message, message
+    write_records(shop / "items.jsonl", [{"code": "1", "product_name": "a"}])
+    message = refused(shop, tmp_path, {field: COLUMNS[field] for field in ("item_id", "title", "items", "user_id")})
+    assert "line 1 has no `sku` (its columns: code, product_name): correct --columns item_id=sku" in message
+    (shop / "bundles.jsonl").unlink()
+    (shop / "interactions.parquet").unlink()
+    write_records(shop / "items.jsonl", [{"sku": "1", "product_name": "a"}])
+    write_records(shop / "orders.jsonl", [{"order_id": "1", "sku": "1", "pieces": [2], "who": ["u"]}])
+    fields = ("item_id", "items.title", "quantity", "user_id")
+    message = refused(shop, tmp_path, {field: COLUMNS[field.removeprefix("items.")] for field in fields})
+    assert "orders.jsonl line 1 has a list as `who`" in message, message
+
+
 def test_titles_that_are_no_text_are_problems_by_line(shop, tmp_path, items):
     (shop / "items.csv").unlink()
     titles = ["Infinity", '["a"]', '"half \\ud83d"', "7", "NaN"]

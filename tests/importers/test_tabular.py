@@ -107,29 +107,32 @@ def test_given_splits_are_kept_and_near_duplicates_across_them_reported(shop, tm
 def test_what_is_unknown_too_small_or_repeated_is_counted_named_and_left_out(shop, tmp_path, bundles):
     bundles[0]["items"] += ["gone", bundles[0]["items"][0]]
     bundles[2]["items"] = ["000", "lost", "lost2"]
+    bundles[3]["items"] += ["gone"]
     bundles[4]["items"] = ["001", "001"]
     bundles[6]["items"] = []
     write_records(shop / "bundles.jsonl", bundles)
     with open(shop / "interactions.csv", "a") as log:
-        log.write("u9,gone,4\n,001,3\nu9,002,\n")
+        log.write("u9,gone,4\n,001,3\nu9,002,\nu8,gone,5\n")
     summary = import_tabular(shop, tmp_path / "data")
     folder = DatasetFolder.open(tmp_path / "data")
     assert members(folder)["b0"] == tuple(bundles[0]["items"][:3])
     assert not {"b2", "b4", "b6"} & members(folder).keys()
     assert summary.dropped == {
-        "items of bundles that the catalog lacks, taken out of them": 3,
+        "entries of bundles whose item the catalog lacks, taken out of them": 4,
         "bundles of fewer than two items, left out": 3,
-        "interactions with an item that the catalog lacks, left out": 1,
+        "interactions with an item that the catalog lacks, left out": 2,
         "interactions that lack a user or an item, left out": 1,
         "items repeated in their bundle, counted once": 2,
         "interactions that repeat a pair of user and item, counted once": 1,
     }
     text = str(summary)
-    assert "3 items of bundles that the catalog lacks, taken out of them: 'gone' in 'b0', 'lost' in 'b2'" in text
-    assert "1 interactions with an item that the catalog lacks, left out: interactions.csv row 5: item 'gone'" in text
+    taken_out = "4 entries of bundles whose item the catalog lacks, taken out of them (3 different items)"
+    assert f"{taken_out}: 'gone' in 'b0', 'lost' in 'b2', 'lost2' in 'b2', …\n" in text
+    left_out = "2 interactions with an item that the catalog lacks, left out (1 item)"
+    assert f"{left_out}: interactions.csv row 5: item 'gone', …\n" in text
     assert "3 bundles of fewer than two items, left out: bundle 'b2', bundle 'b4', bundle 'b6'" in text
 
-    with pytest.raises(BundleMLLMError, match=r"1 interactions with an item.*3 items of bundles .*'gone' in 'b0'"):
+    with pytest.raises(BundleMLLMError, match=r"2 interactions with an item.*4 entries of bundles .*'gone' in 'b0'"):
         import_tabular(shop, tmp_path / "strict", strict=True)
     assert sorted(os.listdir(tmp_path)) == ["data", "shop"]
 

@@ -53,6 +53,16 @@ def test_a_base_model_that_cannot_be_loaded_is_refused(tmp_path, name, message):
         load_backbone(name.format(tmp=tmp_path))
 
 
+@pytest.mark.parametrize(("before", "after"), [('"content"', '"x"'), ('"version": "1.0"', '"version": []')])
+def test_a_base_model_with_a_damaged_tokenizer_is_refused(tmp_path, before, after):
+    make_backbone().save_pretrained(tmp_path)
+    make_tokenizer().save_pretrained(tmp_path)
+    file = tmp_path / "tokenizer.json"
+    file.write_text(file.read_text().replace(before, after, 1))
+    with pytest.raises(BundleMLLMError, match="cannot be loaded"):
+        load_backbone(str(tmp_path))
+
+
 def test_without_a_gpu_weights_are_held_in_float32_unless_asked_otherwise(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     make_backbone().to(torch.bfloat16).save_pretrained(tmp_path)

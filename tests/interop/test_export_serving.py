@@ -4,19 +4,20 @@ import http.client
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 from contextlib import contextmanager
 
 import pytest
+from service_process import free_port
 
 from bundle_mllm.data import DatasetFolder, make_questions
 from bundle_mllm.evaluation.scoring import score_questions
 from bundle_mllm.interop.export import export_stock
-from bundle_mllm.model_folder import save_model
+from bundle_mllm.model_folder import load_completer, save_model
 from bundle_mllm.modeling import BundleCompleter
+from bundle_mllm.served_ranker import request_body
 from bundle_mllm.training.config import default_run
 from bundle_mllm.training.ranker import build_ranker
 from bundle_mllm.training.run_data import RunData
@@ -33,9 +34,7 @@ START_UP = 240  # seconds, on a busy machine; about 8 on an idle one
 @contextmanager
 def serving(model, log):
     """Run `transformers serve` on a loopback port for the block, and take everything it started down afterwards."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "transformers.cli.transformers", "serve", str(model), "--host", "127.0.0.1"]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": ""}
     with open(log, "wb") as output:
@@ -115,3 +114,10 @@ def test_an_openai_client_gets_the_letters_of_the_model(tiny_data, tmp_path):
         assert [ask(question).strip() for question in questions[:3]] == expected[:3]
         plain = client.completions.create(prompt=processor.render(questions[0]), **settings)
         assert plain.choices[0].text == letters[expected[0]]["text"]
+
+        greedy = {**request_body(str(folder), processor.message(questions[1])), "temperature": 0}
+        answer = client.chat.completions.create(**greedy).choices[0]
+        assert answer.message.content == letters[expected[1]]["text"] and answer.logprobs is None
+        served = load_completer(tmp_path / "model", ranker=f"openai:{url}?timeout=60#{folder}")
+        with pytest.raises(ValueError, match="`transformers serve` drops them"):
+            served.score(questions[:1])

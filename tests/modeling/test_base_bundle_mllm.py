@@ -35,6 +35,23 @@ def test_weights_that_differ_from_those_of_the_class_are_an_error(tmp_path, make
         type(model).from_pretrained(tmp_path)
 
 
+@pytest.mark.parametrize("make", [make_model, make_retriever])
+def test_who_asks_for_the_list_of_weights_that_differ_gets_it_instead_of_an_error(tmp_path, make):
+    model = make()
+    model.save_pretrained(tmp_path)
+    change_weights(tmp_path, lambda weights: weights.update(other=weights.pop(min(weights))))
+    loaded, info = type(model).from_pretrained(tmp_path, output_loading_info=True)
+    assert type(loaded) is type(model)
+    assert (info["missing_keys"], info["unexpected_keys"]) == ({min(model.state_dict())}, {"other"})
+
+
+def test_without_a_file_the_weights_are_those_that_are_given_and_the_others_begin_as_in_a_new_model():
+    weights = {name: value for name, value in make_model().state_dict().items() if "projector" not in name}
+    loaded = BundleMLLMForCausalLM.from_pretrained(None, config=make_model().config, state_dict=weights)
+    assert all(torch.equal(loaded.state_dict()[name], value) for name, value in weights.items())
+    assert all(parameter.isfinite().all() for parameter in loaded.parameters())
+
+
 def test_a_stock_backbone_is_no_ranker_and_the_error_says_how_to_make_one(tmp_path):
     make_backbone().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"not those of this BundleMLLMForCausalLM.*from_backbone"):

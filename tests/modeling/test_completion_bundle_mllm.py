@@ -264,7 +264,7 @@ def test_scoring_leaves_each_model_in_its_mode(completer):
 
 
 def test_answers_come_best_first_and_explain_what_each_model_contributed(completer):
-    answers, completion = completer.complete(QUESTION, explain=True), score(completer, QUESTION, return_terms=True)
+    answers, completion = completer.complete(QUESTION, explain=True), score(completer, QUESTION)
     assert [answer["score"] for answer in answers] == sorted((a["score"] for a in answers), reverse=True)
     for answer in answers:
         place = QUESTION["candidates"].index(answer["item_id"])
@@ -278,6 +278,26 @@ def test_answers_come_best_first_and_explain_what_each_model_contributed(complet
     expected = torch.tensor([a["explanation"]["retriever"] for a in answers])
     assert_close(sums.softmax(0), expected, atol=1e-4, rtol=0)  # the terms sum to the scores, up to a constant
     assert "explanation" not in completer.complete(QUESTION)[0]
+
+
+def test_an_explanation_lacks_the_ranker_where_it_was_not_shown_the_candidate(completer):
+    answers = completer.complete(QUESTION, explain=True, max_options=3)
+    seen = score(completer, QUESTION, max_options=3).scores["ranker"].isfinite().tolist()
+    shown = {item_id for item_id, is_shown in zip(QUESTION["candidates"], seen, strict=True) if is_shown}
+    assert {answer["item_id"] for answer in answers if "ranker" in answer["explanation"]} == shown
+    assert len(shown) == 3 and all("retriever" in answer["explanation"] for answer in answers)
+
+
+def test_some_candidates_of_a_longer_list_can_be_ranked_with_scores_that_are_at_hand(completer):
+    retrieved = list(completer.catalog_scores([QUESTION["partial"]]).log_softmax(dim=-1))
+    shown = [[5, 2, 7]]
+    [found] = completer.rank([{**QUESTION, "candidates": ITEM_IDS}], retrieved, shown)
+    ranker = ranker_by_hand(completer, QUESTION["partial"], [f"i{row}" for row in shown[0]])
+    expected, logs = retrieved[0].double(), retrieved[0].double()[shown[0]]
+    expected[shown[0]] = logs.logsumexp(0) + ((WEIGHT * ranker + logs) / TEMPERATURE).log_softmax(0)
+    assert_close(found.answer, expected, atol=1e-4, rtol=1e-4)
+    [alone] = completer.rank([{**QUESTION, "candidates": ITEM_IDS}], retrieved, [[]])
+    assert set(alone.scores) == {"retriever"} and torch.equal(alone.answer, retrieved[0])
 
 
 @pytest.mark.parametrize("parts", [(True, True), (False, True), (True, False)])
@@ -440,7 +460,7 @@ def test_a_completer_needs_a_model():
     [
         ({"permutations": 0}, "permutations is 0"),
         ({"batch_size": 0}, "batch_size 0"),
-        ({"num_retrieved": 0}, "num_retrieved 0"),
+        ({"num_retrieved": 0}, "num_retrieved is 0"),
         ({"max_options": 2}, "max_options is 2"),
         ({"max_options": 27}, "max_options is 27"),
         ({"group_size": 2}, "group_size is 2"),

@@ -102,3 +102,22 @@ def test_an_impossible_field_of_a_retriever_is_an_error_that_names_it(fields, me
 def test_a_newer_format_is_refused(config_class):
     with pytest.raises(ValueError, match=r"format_version 3, and this code reads 2: update bundle-mllm"):
         config_class(format_version=3)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "value"),
+    [
+        (BundleMLLMConfig, "fusion_hidden_size", "x"),
+        (BundleMLLMConfig, "modalities", [1]),
+        (BundleMLLMConfig, "mlp_modalities", [None, "visual"]),
+        (BundleMLLMConfig, "head_bias", "yes"),
+        (BundleMLLMConfig, "text_config", 3),
+        (BundleMLLMConfig, "format_version", "3"),
+        (BundleRetrieverConfig, "hidden_size", 2.5),
+        (BundleRetrieverConfig, "dropout", None),
+        (BundleRetrieverConfig, "memberships", {"textual": "x"}),
+    ],
+)
+def test_a_value_of_another_type_is_refused_by_name(kind, name, value):
+    with pytest.raises(ValueError, match=name):
+        kind(**{name: value})

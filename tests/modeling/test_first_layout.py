@@ -84,7 +84,7 @@ def test_the_ranker_gives_the_letters_the_logits_of_the_old_backbone(expected):
     for question in expected:
         inputs = processor({name: question[name] for name in ("partial", "candidates")}, return_tensors="pt")
         letters = torch.tensor(processor.answer_token_ids(len(question["candidates"])))
-        found = model.option_logits(**inputs, option_token_ids=letters)[0]
+        found = model.last_logits(**inputs)[0, letters]
         assert torch.allclose(found, torch.tensor(question["letter_logits"]), atol=1e-5)
 
 

@@ -41,7 +41,10 @@ def test_the_groups_of_rows_are_those_of_the_pairs(node_of_item):
 @pytest.mark.parametrize("node_of_item", [None, NODE_OF_ITEM])
 def test_the_members_of_groups_are_those_of_the_pairs(node_of_item):
     made = make_groups(node_of_item=node_of_item)
-    found = list(zip(*(part.tolist() for part in made.members(torch.tensor([2, 0, 0]))), strict=True))
+    owner, node, size, degree = made.members(torch.tensor([2, 0, 0]))
+    of_node, rows = made.items(node)
+    parts = owner[of_node], rows, size[of_node], degree[of_node]
+    found = list(zip(*(part.tolist() for part in parts), strict=True))
     expected = [
         (index, row, len(GROUPS[number]), sum(nodes_of(row, node_of_item) in nodes for nodes in GROUPS))
         for index, number in enumerate([2, 0, 0])

@@ -129,5 +129,11 @@ def test_a_processor_without_titles_has_the_same_items_and_settings():
 def test_ids_and_titles_that_do_not_belong_together_are_an_error():
     with pytest.raises(ValueError, match="8 item ids but 1 titles"):
         BundleItemProcessor(ITEM_IDS, ["a"])
+    with pytest.raises(ValueError, match=r"An item id is 0 \(int\), .*give it as text"):
+        BundleItemProcessor([0], ["a"])
+    with pytest.raises(ValueError, match="A title is False"):
+        BundleItemProcessor(["0"], [False])
+    with pytest.raises(ValueError, match=r"A title is \['a'\] \(list\)"):
+        BundleItemProcessor(["0"], [["a"]])
     with pytest.raises(ValueError, match="'i0' occurs twice"):
         BundleItemProcessor(["i0", "i1", "i0"], ["", "", ""])

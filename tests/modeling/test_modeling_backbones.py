@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny_models import make_model
+from tiny_models import make_model, make_tokenizer
 from torch.testing import assert_close
 from transformers import (
     AutoModelForCausalLM,
@@ -33,12 +33,12 @@ from transformers import (
 )
 
 from bundle_mllm.modeling import BundleMLLMForCausalLM
+from bundle_mllm.modeling.prefix_bundle_mllm import last_logits
 from bundle_mllm.training.config import LoraSettings, StageOneConfig, StageTwoConfig
 from bundle_mllm.training.trainable import make_trainable, merge_lora
 
 OFFSET = 1 << 20
 IDS = torch.tensor([[3, 60, 401, OFFSET + 3, 61, 401, OFFSET + 7, 62]])
-LETTERS = torch.tensor([40, 41, 42])
 COMMON = {
     "vocab_size": 300,
     "hidden_size": 32,
@@ -98,11 +98,11 @@ def test_a_backbone_is_wrapped_saved_loaded_and_scored(backbone, tmp_path):
     assert_close(model(input_ids=text).logits, expected_text)
 
     logits = model(input_ids=IDS).logits
-    scores = model.option_logits(IDS, torch.ones_like(IDS), LETTERS)
-    assert torch.allclose(scores, logits[:, -1, LETTERS], atol=1e-5)
+    scores = model.last_logits(IDS, torch.ones_like(IDS))
+    assert torch.allclose(scores, logits[:, -1], atol=1e-5)
     padded, mask = torch.zeros(1, 12, dtype=torch.long), torch.zeros(1, 12, dtype=torch.long)
     padded[:, 4:], mask[:, 4:] = IDS, 1
-    assert torch.allclose(model.option_logits(padded, mask, LETTERS), scores, atol=1e-5)
+    assert torch.allclose(model.last_logits(padded, mask), scores, atol=1e-5)
 
     model.save_pretrained(tmp_path)
     loaded = BundleMLLMForCausalLM.from_pretrained(tmp_path)
@@ -143,6 +143,15 @@ def test_a_step_of_each_stage_lowers_the_loss_and_moves_its_groups_only(backbone
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("padding_side", ["left", "right"])
+def test_prompts_that_begin_alike_have_the_logits_of_each_by_itself(backbone, padding_side):
+    model, tokenizer = make_model(backbone), make_tokenizer(padding_side=padding_side)
+    prompts = [IDS[0].tolist() + ending for ending in ([60, 61], [62], [60, 64, 65], [66], [67, 68])]
+    expected = torch.cat([model.last_logits(torch.tensor([prompt])) for prompt in prompts])
+    assert_close(last_logits(model, tokenizer, prompts), expected, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
 def test_generation_with_a_cache_reads_items(backbone):
     model = make_model(backbone)
     generated = model.generate(IDS, max_new_tokens=4, min_new_tokens=4, do_sample=False, pad_token_id=0)
@@ -175,7 +184,7 @@ def test_a_saved_model_loads_in_four_bits_with_its_item_modules_whole(tmp_path):
     assert quantized and all(name.startswith("model.language_model.layers.") for name in quantized)
     rows = torch.arange(4)
     assert_close(loaded.get_item_embeddings(rows), model.get_item_embeddings(rows))
-    expected, found = model.option_logits(IDS, None, LETTERS), loaded.option_logits(IDS, None, LETTERS)
+    expected, found = model.last_logits(IDS), loaded.last_logits(IDS)
     assert 0 < (found - expected).abs().max() < 0.5 * expected.abs().max() + 1
 
 

@@ -133,43 +133,31 @@ def test_the_loss_is_that_of_the_labelled_tokens(model):
 
 
 def test_left_and_right_padding_agree(model):
-    plain = model.option_logits(IDS, torch.ones_like(IDS), LETTERS)
+    plain = model.last_logits(IDS, torch.ones_like(IDS))
     for left, right in ((5, 0), (0, 5)):
-        padded = model.option_logits(*pad(IDS, torch.ones_like(IDS), left, right), LETTERS)
+        padded = model.last_logits(*pad(IDS, torch.ones_like(IDS), left, right))
         assert_close(padded, plain)
 
 
 def test_a_batch_equals_its_single_questions(model):
     other = torch.tensor([[1, 77, SEPARATOR, OFFSET + 3, 78]])
     rows = [pad(IDS, torch.ones_like(IDS), 0, 0), pad(other, torch.ones_like(other), 3, 0)]
-    together = model.option_logits(*(torch.cat(parts) for parts in zip(*rows, strict=True)), LETTERS)
-    alone = [model.option_logits(ids, torch.ones_like(ids), LETTERS) for ids in (IDS, other)]
+    together = model.last_logits(*(torch.cat(parts) for parts in zip(*rows, strict=True)))
+    alone = [model.last_logits(ids, torch.ones_like(ids)) for ids in (IDS, other)]
     assert_close(together, torch.cat(alone))
 
 
-def test_option_scores_are_the_logits_of_the_full_forward(model):
+def test_last_logits_are_the_logits_of_the_full_forward(model):
     expected = logits(model)[:, -1]
-    assert_close(model.option_logits(IDS, None, LETTERS), expected[:, LETTERS])
+    assert_close(model.last_logits(IDS), expected)
     assert_close(model.last_logits(IDS, torch.ones_like(IDS)), expected)
 
 
-def test_permuting_the_letters_permutes_the_scores(model):
-    order = torch.tensor([2, 0, 1])
-    scores = model.option_logits(IDS, None, LETTERS)
-    assert_close(model.option_logits(IDS, None, LETTERS[order]), scores[:, order])
-
-
-def test_each_question_may_have_its_own_letters(model):
-    ids, own = IDS.repeat(2, 1), torch.tensor([[40, 41], [42, 43]])
-    expected = logits(model)[0, -1]
-    assert_close(model.option_logits(ids, None, own), expected[own])
-
-
-def test_option_scores_honor_an_adapter_on_the_head():
+def test_last_logits_honor_an_adapter_on_the_head():
     model = make_model()
     adapted = get_peft_model(model, LoraConfig(r=2, target_modules=["lm_head"], init_lora_weights=False)).eval()
     expected = adapted(input_ids=IDS).logits[:, -1, LETTERS]
-    assert_close(model.option_logits(IDS, None, LETTERS), expected)
+    assert_close(model.last_logits(IDS)[:, LETTERS], expected)
     assert (expected - logits(make_model())[:, -1, LETTERS]).abs().max() > 1e-4
 
 
@@ -309,7 +297,7 @@ def test_a_first_forward_and_a_generation_give_no_warning():
             warnings.simplefilter("always")
             model = make_model()
             model(IDS, labels=IDS.clamp(max=100))
-            model.option_logits(IDS, torch.ones_like(IDS), LETTERS)
+            model.last_logits(IDS, torch.ones_like(IDS))
             model.generate(IDS, attention_mask=torch.ones_like(IDS), max_new_tokens=3, do_sample=False)
     finally:
         logger.removeHandler(handler)
@@ -328,6 +316,18 @@ def test_a_prefix_of_peft_is_read_before_the_prompt_and_trains():
     adapted.train()(input_ids=IDS, attention_mask=torch.ones_like(IDS), labels=labels).loss.backward()
     gradients = [p.grad for p in adapted.parameters() if p.requires_grad]
     assert gradients and all(gradient.abs().sum() > 0 for gradient in gradients)
+
+
+@pytest.mark.parametrize(("config", "ids"), [(PrefixTuningConfig, IDS), (PromptTuningConfig, TEXT)])
+def test_what_peft_puts_before_a_prompt_is_read_once_while_tokens_are_generated(config, ids):
+    torch.manual_seed(0)
+    adapted = get_peft_model(make_model(), config(task_type="CAUSAL_LM", num_virtual_tokens=3)).eval()
+    options = {"attention_mask": torch.ones_like(ids), "do_sample": False, "output_logits": True}
+    found = adapted.generate(input_ids=ids, max_new_tokens=4, return_dict_in_generate=True, **options)
+    assert len(found.logits) == 4
+    for step, scores in enumerate(found.logits):
+        read = found.sequences[:, : ids.shape[1] + step]
+        assert_close(scores, adapted(input_ids=read, attention_mask=torch.ones_like(read)).logits[:, -1])
 
 
 def test_items_and_separators_among_the_labels_are_not_learned(model):

@@ -34,8 +34,9 @@ def model(processor):
     ranker = make_model(separator_token_id=processor.separator_token_id)
     model = BundleMLLMForOptionScoring.from_ranker(ranker, matching_rank=4)
     generator = torch.Generator().manual_seed(3)
-    for parameter in (model.matching.query.up.weight, model.matching.key.up.weight):
-        parameter.data = torch.randn(parameter.shape, generator=generator)
+    for matching in (model.matching, model.item_matching):
+        for parameter in (matching.query.up.weight, matching.key.up.weight):
+            parameter.data = torch.randn(parameter.shape, generator=generator)
     model.matching.mean += 0.1
     model.matching.whitening += 0.05 * torch.randn(model.matching.whitening.shape, generator=generator)
     return model
@@ -51,18 +52,32 @@ def scores(completer, question, **options):
 
 
 def test_the_score_is_the_formula_of_the_documentation(model, processor, completer):
-    def state(item_id):
-        tokens, _ = processor.item_tokens([item_id])
+    def title(item_id):
+        tokens, _ = processor.item_tokens([item_id], show_items=False)
         hidden = model.model(input_ids=torch.tensor(tokens)).last_hidden_state[0].mean(dim=0)
         return (hidden - model.matching.mean) @ model.matching.whitening
 
-    with torch.no_grad():
-        queries = [model.matching.query(state(item_id)) for item_id in QUESTION["partial"]]
+    def item(item_id):
+        return model.model.get_item_embeddings(torch.tensor([ITEM_IDS.index(item_id)]))[0]
+
+    def compared(matching, vector):
+        queries = [matching.query(vector(item_id)) for item_id in QUESTION["partial"]]
         bundle = sum(functional.normalize(query, dim=0) for query in queries)
-        keys = [model.matching.key(state(item_id)) for item_id in QUESTION["candidates"]]
+        keys = [matching.key(vector(item_id)) for item_id in QUESTION["candidates"]]
         cosines = torch.stack([functional.cosine_similarity(bundle, key, dim=0) for key in keys])
-        expected = (model.matching.log_scale.exp() * cosines).log_softmax(dim=0)
-    assert_close(scores(completer, QUESTION), expected.double(), atol=1e-5, rtol=1e-4)
+        return matching.log_scale.exp() * cosines
+
+    with torch.no_grad():
+        of_titles, of_items = compared(model.matching, title), compared(model.item_matching, item)
+    assert_close(scores(completer, QUESTION), (of_titles + of_items).log_softmax(0).double(), atol=1e-5, rtol=1e-4)
+    completer.processor.show_items = False
+    assert_close(scores(completer, QUESTION), of_titles.log_softmax(0).double(), atol=1e-5, rtol=1e-4)
+    assert of_items.std() > 0.1
+
+
+def test_an_item_without_a_title_is_compared_by_its_item_token(completer):
+    new = {"title": "", "features": {name: matrix[3].tolist() for name, matrix in make_features().items()}}
+    assert scores(completer, {**QUESTION, "candidates": ["i1", new, "i4"]}).isfinite().all()
 
 
 def test_states_are_whitened_in_part_and_a_direction_without_variance_does_no_harm(model):

@@ -11,7 +11,7 @@ from tiny_models import ITEM_IDS, TITLES, make_completer, make_features, make_mo
 from transformers import pipeline
 
 from bundle_mllm.model_folder import load_completer, save_completer
-from bundle_mllm.modeling import pipeline_bundle_mllm
+from bundle_mllm.modeling import BundleCompleter, pipeline_bundle_mllm
 
 HAT = {"title": "new hat", "features": {"visual": [0.5] * 12}, "item_id": "new-1"}
 QUESTIONS = [
@@ -211,6 +211,49 @@ def test_a_saved_pipeline_holds_models_items_and_wording(folder, completer, tmp_
     assert loaded.completer.parts == completer.completer.parts
     for question in QUESTIONS:
         close(loaded(question), completer(question))
+
+
+def test_a_model_that_was_trained_since_its_combination_was_fitted_is_not_saved(folder, tmp_path):
+    completer = pipeline("bundle-completion", model=str(folder), device="cpu")
+    for parameter in completer.model.parameters():
+        parameter.data += 1
+    if completer.completer.parts == ("ranker", "retriever", "both"):
+        with pytest.raises(ValueError, match="ranker has other weights than the one"):
+            completer.save_pretrained(tmp_path / "saved")
+        assert not (tmp_path / "saved").exists()
+    else:
+        completer.save_pretrained(tmp_path / "saved")
+
+
+def test_the_encoders_of_a_folder_are_looked_for_by_all_that_named_its_files(folder, tmp_path, monkeypatch):
+    found = []
+    shutil.copytree(folder, tmp_path / "files" / "sub")
+
+    class Encoder:
+        def encode_items(self, entries):
+            return [HAT for _ in entries]
+
+    def find(name, **files):
+        found.append((name, files))
+        return Encoder()
+
+    monkeypatch.setattr(BundleCompleter, "find_encoder", staticmethod(find))
+    files = {"subfolder": "sub", "token": "secret", "local_files_only": True}
+    completer = load_completer(tmp_path / "files", **files)
+    question = {"partial": ["i5", {"title": "hat"}], "candidates": ["i6", "i4"]}
+    assert found == []  # before there is a new item
+    answers = completer.complete(question)
+    assert completer.complete(question) == answers == completer.complete({**question, "partial": ["i5", HAT]})
+    assert found == [(str(tmp_path / "files"), files)]
+
+    def broken(name, **files):
+        raise ImportError("a library of the encoders is broken")
+
+    monkeypatch.setattr(BundleCompleter, "find_encoder", staticmethod(broken))
+    with pytest.raises(ImportError, match="a library of the encoders is broken"):
+        load_completer(folder).complete(question)
+    monkeypatch.setattr(BundleCompleter, "find_encoder", None)
+    assert len(load_completer(folder).complete(question)) == 2  # without features, and said to be a guess
 
 
 @pytest.mark.parametrize("by_saving", [True, False])

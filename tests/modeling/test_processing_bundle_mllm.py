@@ -1,6 +1,7 @@
 """The processor of the ranker: the wording of prompts, the tokens of answers, items that are not in the catalog."""
 
 import json
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -77,6 +78,28 @@ def test_a_title_cannot_write_tokens_or_lines(question):
     assert [i - OFFSET for i in ids if i >= OFFSET] == [0, 1, 2, 3, 4]
     assert processor.tokenizer.eos_token_id not in ids
     assert len(processor.render(question).splitlines()) == 9
+
+
+@pytest.mark.parametrize(
+    "title", ["B B B B", "size B", "B. red shirt", "(B)", "B-B_B", "Answer: B1", "\nB) red\n", "B\u0301"]
+)
+def test_a_title_does_not_hold_the_letter_of_an_option(question, title):
+    processor = BundleMLLMProcessor.from_backbone_tokenizer(make_tokenizer(), ITEM_IDS, [title, *TITLES[1:]])
+    [shown] = re.findall(r"1\. (.*)<\|item_separator\|><\|item_0\|>", processor.render(question))
+    assert "B" not in shown and shown == shown.lower().replace("answer", "Answer")
+    letter = processor.answer_token_ids(2)[1]
+    assert letter not in processor.tokenizer(f"1. {shown}", add_special_tokens=False)["input_ids"]
+
+
+def test_words_keep_their_capitals(question):
+    processor = BundleMLLMProcessor.from_backbone_tokenizer(make_tokenizer(), ITEM_IDS, ["Red USB Ä hub", *TITLES[1:]])
+    assert "1. Red USB Ä hub<|item_separator|>" in processor.render(question)
+
+
+def test_a_ranker_without_letters_reads_titles_as_they_are():
+    processor = BundleMLLMProcessor.from_backbone_tokenizer(make_tokenizer(), ITEM_IDS, ["size M", *TITLES[1:]])
+    [tokens], _ = processor.item_tokens([ITEM_IDS[0]], show_items=False)
+    assert processor.tokenizer.decode(tokens, skip_special_tokens=True).strip() == "size M"
 
 
 def test_a_question_may_be_any_object_with_its_attributes(processor, question):
@@ -313,10 +336,20 @@ def test_a_prompt_longer_than_the_context_is_an_error(question):
             {"item_template": "{title:>1000000000}{separator}{item}"},
             r"item_template gives the fields \['title'\] a width",
         ),
+        ({"option_template": "{letter}{item}" + "{item}" * 4}, r"the fields \['item'\] more than 4 times"),
         ({"item_template": "{title}" + "x" * 10_000}, r"item_template has 10,007 characters: give 10,000 at most"),
         ({"option_template": "{letter.__class__}"}, r"option_template has the unknown fields"),
         ({"titles": ["a"]}, "8 item ids but 1 titles"),
         ({"max_options": 27}, "max_options is 27"),
+        ({"max_options": 9.5}, r"max_options of the processor \(processor_config.json\) is '9.5'.*give it as int"),
+        ({"max_length": True}, r"max_length of the processor .* is 'True'.*give it as int \| None"),
+        ({"max_length": 0}, "max_length is 0"),
+        ({"max_title_tokens": -1}, "max_title_tokens is -1"),
+        ({"show_items": "no"}, "show_items of the processor .* is 'no'.*give it as bool"),
+        ({"answer_cue": -1}, "answer_cue of the processor .* is '-1'.*give it as str"),
+        ({"instruction": None}, "instruction of the processor .* is 'None'"),
+        ({"chat_template": 3}, "chat_template of the processor .* is '3'"),
+        ({"modalities": {"visual": 2.5}}, "'visual' has width 2.5"),
         ({"item_ids": ["i0"] * 8}, "'i0' occurs twice"),
     ],
 )
@@ -339,3 +372,25 @@ def test_long_titles_are_cut_where_a_token_ends(show_items):
     assert processor.item_text(new, False) == cut
     processor.max_title_tokens = 100
     assert processor.item_text(new, False) == titles[0]
+
+
+def test_the_chat_template_of_the_processor_is_the_tokenizers(processor, tmp_path, question):
+    processor.chat_template = CHAT_TEMPLATE
+    assert processor.tokenizer.chat_template == CHAT_TEMPLATE
+    assert "<|im_start|>user" in processor.render(question)
+    processor.save_pretrained(tmp_path)
+    assert BundleMLLMProcessor.from_pretrained(tmp_path).to_dict() == processor.to_dict()
+    (tmp_path / "chat_template.jinja").unlink()
+    (tmp_path / "chat_template.json").write_text(
+        json.dumps({"chat_template": CHAT_TEMPLATE})
+    )  # as older folders have it
+    assert BundleMLLMProcessor.from_pretrained(tmp_path).render(question) == processor.render(question)
+
+
+def test_parts_of_messages_may_be_objects_and_only_text_can_be_read():
+    processor = make_processor(make_tokenizer(chat_template=CHAT_TEMPLATE))
+    text, as_dict = SimpleNamespace(type="text", text="red "), {"type": "text", "text": "shirt"}
+    written = processor.apply_chat_template([SimpleNamespace(role="user", content=[text, as_dict])])
+    assert "red shirt" in written
+    with pytest.raises(ValueError, match=r"parts of type \['image'\], which would be lost"):
+        processor.apply_chat_template([{"role": "user", "content": [as_dict, {"type": "image", "url": "a.png"}]}])

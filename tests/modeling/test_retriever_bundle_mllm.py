@@ -167,6 +167,26 @@ def test_retrieve_gives_the_scores_of_forward_best_first(memberships, masked):
 
 
 @torch.no_grad()
+def test_a_whole_catalog_is_scored_as_item_by_item_by_the_formulas():
+    model = make_retriever()
+    generator = torch.Generator().manual_seed(5)
+    partials = [torch.randperm(NUM_ITEMS, generator=generator)[: 1 + number % 6].tolist() for number in range(12)]
+    stacker, names = model.stacker, model.config.memberships
+    found = model.catalog_scores(rows_of(partials))
+    num_shared = 0
+    for partial, scores in zip(partials, found, strict=True):
+        for item in set(range(NUM_ITEMS)) - set(partial):
+            tower = model.tower_scores(torch.tensor([partial]), torch.tensor([[item]]))[0, 0]
+            table = (torch.tensor(co_occurrence_by_hand(partial, item, names)) - stacker.mean) / stacker.std
+            expected = stacker.slope_of(table[-1]) * tower + stacker.item_term(table[stacker.popularity_columns])
+            if any(groups_of(name, item) & groups_of(name, other) for name in names for other in partial):
+                expected, num_shared = expected + stacker.shared_term(table, tower), num_shared + 1
+            assert float(scores[item]) == pytest.approx(float(expected), rel=1e-6, abs=1e-5)
+        assert torch.isinf(scores[partial]).all()
+    assert 50 < num_shared < int(found.isfinite().sum()) - 50
+
+
+@torch.no_grad()
 def test_terms_sum_to_the_scores():
     model = make_retriever()
     output = model(**batch(), return_terms=True)
@@ -307,3 +327,9 @@ def test_what_a_catalog_does_not_fit_is_refused():
     assert all(torch.equal(model.state_dict()[name], value) for name, value in before.items())
     with pytest.raises(ValueError, match=r"format_version 99.*update"):
         BundleRetrieverConfig(format_version=99)
+
+
+def test_outputs_are_a_tuple_where_that_is_asked_for():
+    model, rows = make_retriever(), {"partial_rows": torch.tensor([[0, 1]]), "option_rows": torch.tensor([[2, 3, 4]])}
+    (scores,) = model(**rows, return_dict=False)
+    assert torch.equal(scores, model(**rows).scores)

@@ -5,8 +5,10 @@ import torch
 from tiny_models import ITEM_IDS, make_model, make_processor
 from torch.testing import assert_close
 
+from bundle_mllm.modeling import prefix_bundle_mllm
 from bundle_mllm.modeling.scoring_bundle_mllm import RankerScorer, candidate_orders
 
+HAT = {"title": "hat", "features": {"visual": [0.5] * 12}}
 QUESTIONS = [
     {"question_id": "q0", "partial": ["i0", "i1"], "candidates": ["i2", "i3", "i4"]},
     {"question_id": "q1", "partial": ["i5"], "candidates": ["i7", "i6"]},
@@ -43,6 +45,26 @@ def test_each_order_is_scored_with_its_own_letters_and_read_back_in_the_order_of
             moved = {**question, "candidates": [candidates[i] for i in order]}
             assert_close(row[order], log_probabilities(parts, moved), atol=1e-4, rtol=0)
         assert_close(found.log_probabilities, found.orders.mean(0))
+
+
+def test_groups_of_one_list_read_its_partial_bundle_once_with_the_same_scores(parts, monkeypatch):
+    question = {"partial": [*ITEM_IDS[:3], HAT], "candidates": [{**HAT, "item_id": f"n{n}"} for n in range(30)]}
+    passes, forward = [], parts[0].model.forward
+
+    def counted(*args, **kwargs):
+        passes.append(kwargs["input_ids"].shape)
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(parts[0].model, "forward", counted)
+    found = RankerScorer(*parts, 32).in_groups([question, QUESTIONS[0]], 3)
+    assert {shape[0] for shape in passes} >= {1, 10}  # what the groups share, and the rest of each
+    shortest = min(shape[1] for shape in passes if shape[0] == 10)
+    monkeypatch.setattr(prefix_bundle_mllm, "LEAST_SHARE", 2)
+    passes.clear()
+    expected = RankerScorer(*parts, 32).in_groups([question, QUESTIONS[0]], 3)
+    assert shortest < min(shape[1] for shape in passes if shape[0] == 10)
+    for one, other in zip(found, expected, strict=True):
+        assert_close(one.log_probabilities, other.log_probabilities, atol=1e-3, rtol=0)
 
 
 def test_the_unrestricted_choice_is_the_letter_if_one_is_the_most_likely_token():

@@ -1,9 +1,11 @@
 """The tokenizer: items are ids past the vocabulary, and all that a tokenizer does keeps them."""
 
+import json
 import re
 
 import pytest
 from tiny_models import make_sentencepiece_tokenizer, make_tokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from bundle_mllm.modeling import BundleMLLMTokenizerFast
 
@@ -198,6 +200,37 @@ def test_saving_and_loading_keeps_every_id(tokenizer, tmp_path):
         assert loaded(text)["input_ids"] == tokenizer(text)["input_ids"]
         assert loaded.decode(loaded(text)["input_ids"]) == tokenizer.decode(tokenizer(text)["input_ids"])
     assert loaded.item_token_offset == OFFSET and loaded.separator_token_id == tokenizer.separator_token_id
+
+
+@pytest.mark.parametrize(
+    ("offset", "message"),
+    [
+        (0.0, r"item_token_offset of the tokenizer \(tokenizer_config.json\) is '0.0', which .*: give it as int"),
+        ("7", "item_token_offset of the tokenizer .* is '7'"),
+        (None, "is 'None'"),
+        (True, "is 'True'"),
+        (10, "item_token_offset is 10, but the tokenizer has 374 tokens"),
+    ],
+)
+def test_a_saved_offset_that_cannot_be_used_is_refused_on_loading(tokenizer, tmp_path, offset, message):
+    tokenizer.save_pretrained(tmp_path)
+    path = tmp_path / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"item_token_offset": offset}))
+    for loader in (BundleMLLMTokenizerFast, AutoTokenizer):
+        with pytest.raises(ValueError, match=message):
+            loader.from_pretrained(tmp_path)
+
+
+def test_a_tokenizer_that_contradicts_itself_is_refused_before_it_is_extended(tmp_path):
+    make_tokenizer().save_pretrained(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    backend = json.loads(path.read_text())
+    vocabulary = backend["model"]["vocab"]
+    vocabulary["s"] = vocabulary["<s>"]  # the library reads that, but not what it then writes
+    path.write_text(json.dumps(backend))
+    damaged = PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"contradicts itself .*download its tokenizer.json again"):
+        BundleMLLMTokenizerFast.from_tokenizer(damaged)
 
 
 def test_another_offset_survives_saving(tmp_path):

@@ -1,19 +1,18 @@
-"""How many inputs each test draws: a fixed sample, or as many as `RANDOM_INPUTS` says (`make test-random`)."""
+"""How many inputs each test draws: a fixed sample, or as many as `RANDOM_INPUTS` says (`make test-random`).
 
-import os
+Then each test must accept a third of its inputs, or it would show little but how mistakes are refused.
+"""
+
 from collections import Counter
 
 import pytest
 from hypothesis import HealthCheck, settings
-
-INPUTS = os.environ.get("RANDOM_INPUTS")
-COUNTS: Counter[str] = Counter()
-"""Inputs that were accepted and refused, by test."""
+from random_values import INPUTS
 
 settings.register_profile(
     "inputs",
-    max_examples=int(INPUTS or 25),
-    derandomize=INPUTS is None,
+    max_examples=INPUTS or 20,
+    derandomize=not INPUTS,
     database=None,
     deadline=None,
     suppress_health_check=list(HealthCheck),
@@ -24,10 +23,20 @@ settings.load_profile("inputs")
 
 @pytest.fixture
 def count(request):
-    """Count an input of this test as accepted or refused."""
-    return lambda outcome: COUNTS.update([f"{request.node.name}: {outcome}"])
+    """Count an input of this test as "accepted" or "refused"."""
+    counts = Counter()
+    yield lambda outcome: counts.update([outcome])
+    request.node.user_properties.append(("inputs", [counts["accepted"], counts["refused"]]))
+    assert not INPUTS or 3 * counts["accepted"] >= counts.total(), f"few inputs are accepted: {counts}"
 
 
-def pytest_terminal_summary(terminalreporter):
-    for name, number in sorted(COUNTS.items()):
-        terminalreporter.write_line(f"{number:>8,}  {name}")
+def pytest_terminal_summary(terminalreporter, config):
+    reports = [each for kind in terminalreporter.stats.values() for each in kind]
+    ends = [each for each in reports if getattr(each, "when", None) == "teardown"]
+    counts = {each.nodeid.rpartition("::")[2]: dict(each.user_properties).get("inputs") for each in ends}
+    counts = {name: numbers for name, numbers in sorted(counts.items()) if numbers}
+    for name, (accepted, refused) in counts.items():
+        terminalreporter.write_line(f"{accepted:>8,} accepted {refused:>8,} refused  {name}")
+    if counts:
+        total = sum(map(sum, counts.values()))
+        terminalreporter.write_line(f"{total:>8,} inputs, seed {config.getoption('--hypothesis-seed', None)}")

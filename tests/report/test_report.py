@@ -8,8 +8,10 @@ from html.parser import HTMLParser
 
 import pytest
 import torch
+from browsing import SIZES, check_static_page
 
 from bundle_mllm.cli import main
+from bundle_mllm.completion.media import ItemMedia
 from bundle_mllm.data import DatasetFolder, load_questions
 from bundle_mllm.data.files import sha256
 from bundle_mllm.errors import BundleMLLMError
@@ -19,13 +21,17 @@ from bundle_mllm.evaluation.by_length import accuracy_by_num_candidates
 from bundle_mllm.evaluation.evaluate import evaluate
 from bundle_mllm.evaluation.metrics import as_scored, compute_metrics, paired_differences
 from bundle_mllm.evaluation.results import compare_metrics, save_results
-from bundle_mllm.evaluation.scoring import score_questions
+from bundle_mllm.evaluation.scoring import score_questions, score_sets
 from bundle_mllm.model_folder import STAGE_ONE_MODEL, fingerprint, load_completer, save_completer, save_model
 from bundle_mllm.modeling.completion_bundle_mllm import BundleCompleter
 from bundle_mllm.modeling.item_processing_bundle_mllm import BundleItemProcessor
 from bundle_mllm.report import build, build_report, measure, sections
 from bundle_mllm.report.figures import FIGURES
+from bundle_mllm.report.measure import MeasuredModel
+from bundle_mllm.report.page import findings, labelled, question_labels, write_page
 from bundle_mllm.report.questions import QuestionSet
+from bundle_mllm.report.settings import ReportSettings
+from bundle_mllm.training.calibrate import calibrate
 from bundle_mllm.training.config import default_run
 from bundle_mllm.training.ranker import build_ranker
 from bundle_mllm.training.retriever import new_retriever
@@ -185,7 +191,7 @@ def test_the_json_names_questions_and_model_but_no_folder(made, model, tiny_data
         assert question_set["sha256"] == sha256(file)
         assert question_set["made"]["negatives"] == question_set["name"].removeprefix("validation_")
         assert question_set["num_questions"] == question_set["num_bundles"] == 6
-    assert set(result["left_out"]) == {"baselines", "bayes_optimal", "backbones"}
+    assert set(result["left_out"]) == {"baselines", "bayes_optimal", "prediction_sets", "backbones"}
     for file in (target / "report.json", target / "report.html"):
         assert not {str(path) for path in (model.parent, tiny_data, target.parent)} & set(
             re.findall(r"/[^\s\"'<>]*", file.read_text())
@@ -228,6 +234,89 @@ def test_the_page_needs_nothing_else_and_has_every_figure_and_number(made):
             if "hit_rate@1" in row:
                 assert any(cell.startswith(f"{row['hit_rate@1']:.3f}") for cell in page.cells), name
             assert "loss" not in row or f"{row['loss']:.4f}" in page.cells
+
+
+def test_the_first_sentence_says_how_often_the_model_is_right(made):
+    result, target = made
+    (uniform,) = rows_of(made, "by_stage", questions="validation_uniform", variant="both")
+    first, *others = findings(result)
+    found = f"{uniform['hit_rate@1']:.1%} (± {100 * uniform['hit_rate@1_se']:.1f})"
+    assert first == (
+        f"Of 4 candidates, the model finds the item that was left out in {found} of 6 questions with uniform "
+        "negatives; guessing finds 25.0%."
+    )
+    (ranker,) = rows_of(made, "by_stage", questions="validation_uniform", variant="ranker")
+    assert any(f"the ranker {ranker['hit_rate@1']:.1%}" in each for each in others)
+    text = (target / "report.html").read_text()
+    assert text.index(first) < text.index("<nav")
+    assert first in result._repr_html_()
+
+
+def test_examples_are_right_and_wrong_answers_as_the_model_gives_them(made, model, question_sets):
+    result, target = made
+    questions = {question.question_id: question for question in question_sets["validation_uniform"]}
+    scored = score_questions(load_completer(model), list(questions.values()))["both"]
+    hits = {each.question_id: each.hit for each in scored}
+    examples = result["examples"]
+    assert {e["question_id"]: e["right"] for e in examples} == {
+        e["question_id"]: hits[e["question_id"]] for e in examples
+    }
+    assert [e["right"] for e in examples] == sorted((e["right"] for e in examples), reverse=True)
+    assert sum(e["right"] for e in examples) == min(3, sum(hits.values()))
+    assert sum(not e["right"] for e in examples) == min(3, 6 - sum(hits.values()))
+    text = (target / "report.html").read_text()
+    for example in examples:
+        question, answers = questions[example["question_id"]], example["answers"]
+        assert [item["item_id"] for item in example["partial"]] == list(question.partial)
+        assert example["answer"] == question.answer in [answer["item_id"] for answer in answers]
+        assert example["rank"] == next(each.rank for each in scored if each.question_id == question.question_id)
+        assert [a["score"] for a in answers] == sorted((a["score"] for a in answers), reverse=True)
+        assert "LLM" in answers[0]["explanation"]["contributions"]
+    assert text.count('class="bm-example"') == text.count("the item that was left out</span>") == len(examples)
+
+
+def test_titles_of_examples_never_become_markup(made, tmp_path):
+    hostile = "<script>alert(1)</script><img src=x onerror=alert(2)>{{ 7 * 7 }}"
+    result, target = made
+    example = json.loads(json.dumps(result["examples"][0]))
+    for item in (*example["partial"], *example["answers"]):
+        item["title"] = item["item_id"] = hostile
+    shutil.copytree(target / "figures", tmp_path / "figures")
+    text = write_page({**result, "examples": [{**example, "answer": hostile}]}, tmp_path).read_text()
+    page = Page(text)
+    assert not page.tags & {"script", "link", "iframe", "object", "embed", "base"}
+    assert all("onerror" not in image for image in page.images)
+    assert text.count("&lt;script&gt;") > len(example["answers"])
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("size", SIZES)
+def test_a_browser_shows_the_page_on_a_desk_and_on_a_phone(browser, made, size):
+    page = check_static_page(browser, made[1] / "report.html", size, "light")
+    assert page.get_by_role("heading", level=1).inner_text() == "Report on shop"
+    page.context.close()
+
+
+def test_a_stage_that_was_not_trained_has_no_row(made, model, tiny_data, tmp_path, monkeypatch):
+    monkeypatch.setattr(build, "draw", blank)
+    folder = shutil.copytree(model, tmp_path / "shop")
+    (folder / "training" / "stage_one" / "history.json").unlink()
+    result = build_report([folder], tiny_data, tmp_path / "out", max_questions=2, num_candidates=3, sizes=())
+    rows = json.dumps(result["sections"])
+    assert '"ranker"' in rows and "stage one" not in rows and "stage two" in rows
+
+
+def test_figures_are_narrow_and_name_no_file(made):
+    rows = [row | {"questions": "uniform negatives"} for row in rows_of(made, "by_stage", questions=NAMES[0])]
+    rows += [row | {"questions": "hard negatives"} for row in rows_of(made, "by_stage", questions=NAMES[1])]
+    assert labelled(rows_of(made, "by_stage"), question_labels(made[0]["questions"])) == rows
+    for name, section in made[0]["sections"].items():
+        shown = labelled(section["rows"], question_labels(made[0]["questions"]))
+        figure = FIGURES[name](shown, {"uniform negatives": 0.25, "hard negatives": 0.25})
+        assert figure.get_size_inches()[0] < 5  # a phone shows 390 pixels of about 4 inches
+        labels = [text.get_text() for legend in figure.legends for text in legend.get_texts()]
+        assert not [label for label in labels if "validation_" in label]
+        assert "validation_" not in section["alt"]
 
 
 def test_bars_and_error_bars_have_the_length_of_the_numbers(made):
@@ -414,3 +503,57 @@ def test_without_matplotlib_the_fix_is_named(model, tiny_data, tmp_path, monkeyp
     with pytest.raises(BundleMLLMError, match=r"pip install 'bundle-mllm\[report\]'"):
         build_report([model], tiny_data, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["run.json", "training/stage_two/history.json", "combination.json", "retriever/model.safetensors"]
+)
+def test_what_vanishes_while_a_model_is_measured_is_noticed_before_anything_is_kept(model, tiny_data, tmp_path, name):
+    shutil.copytree(model, tmp_path / "model")
+    options = ReportSettings(model=(tmp_path / "model",), data=tiny_data)
+    data, target = DatasetFolder.open(tiny_data), tmp_path / "out"
+    measured = MeasuredModel(tmp_path / "model", "model", target, data, options, {})
+    assert measured.completer.parts == PARTS
+    (tmp_path / "model" / name).rename(tmp_path / "elsewhere")
+    with pytest.raises(BundleMLLMError, match=rf"{name} was removed by another process meanwhile"):
+        _ = measured.info
+    assert not target.exists()
+    (tmp_path / "elsewhere").rename(tmp_path / "model" / name)
+    assert MeasuredModel(tmp_path / "model", "model", target, data, options, {}).info["parameters"]
+
+
+def test_pictures_that_the_items_table_names_and_nobody_finds_are_said(made, model, tiny_data, tmp_path, monkeypatch):
+    shutil.copytree(made[1], tmp_path / "out")
+    records = [
+        {"item_id": item_id, "image": f"{item_id}.png"} for item_id in DatasetFolder.open(tiny_data).catalog.item_ids
+    ]
+    monkeypatch.setattr(ItemMedia, "open", lambda path: ItemMedia(path, records))
+    said = []
+    monkeypatch.setattr(build.logger, "warning", said.append)
+    build_report([model], tiny_data, tmp_path / "out", **SMALL)
+    [line] = said
+    assert re.search(rf"\d+ files that {tiny_data} names cannot be shown, such as \S+\.png, ", line)
+
+
+def test_sets_with_a_guarantee_are_measured_on_bundles_that_did_not_calibrate(model, tiny_data, tmp_path, monkeypatch):
+    monkeypatch.setattr(build, "draw", blank)
+    folder, data = shutil.copytree(model, tmp_path / "model"), DatasetFolder.open(tiny_data)
+    small = {"max_questions": 6, "num_candidates": 4, "sizes": ()}
+    before = build_report([folder], tiny_data, tmp_path / "before", **small)
+    assert before["left_out"]["prediction_sets"].startswith("the model is not calibrated")
+    questions = tmp_path / "before" / "questions" / "validation_uniform.jsonl"
+    calibrate(model=folder, data=tiny_data, questions=questions)
+    assert "prediction_sets" in build_report([folder], tiny_data, tmp_path / "same", **small)["left_out"]
+    result = build_report([folder], tiny_data, tmp_path / "out", split="test", **small, coverage=(0.5, 0.8, 0.99))
+    rows = result["sections"]["prediction_sets"]["rows"]
+    assert [(row["questions"], row["asked"]) for row in rows] == [
+        (name, asked) for name in ("test_uniform", "test_hard") for asked in (0.5, 0.8)
+    ]
+    for name in ("test_uniform", "test_hard"):
+        asked = load_questions(tmp_path / "out" / "questions" / f"{name}.jsonl", data.catalog)
+        expected = score_sets(load_completer(folder), asked, [0.5, 0.8])
+        for row, figures in zip([row for row in rows if row["questions"] == name], expected, strict=True):
+            assert {key: row[key] for key in figures} == pytest.approx(figures, nan_ok=True)
+    figure = FIGURES["prediction_sets"](labelled(rows, question_labels(result["questions"])), {})
+    assert figure.legends[0].get_texts()[0].get_text() == "as asked"
+    assert "Sets with a guarantee" in (tmp_path / "out" / "report.html").read_text()

@@ -243,6 +243,35 @@ def test_the_process_survives_its_file_and_a_folder_without_one_is_refused(tmp_p
         GenerativeProcess.load(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("where", "value", "message"),
+    [
+        (("settings", "signals", "title"), 24.0, r"signals\['title'\] must be of type int, not 24.0"),
+        (("settings", "signals", "title"), 0, "cannot have 0 for themes"),
+        (("settings", "theme_purity"), 0, "theme purity is 0"),
+        (("settings", "bundle_sizes"), [6, 9999], "cannot have 9999 for items of a bundle"),
+        (("kinds", "i0"), 9999, "not all themes have 4 items of each kind"),
+        (("kinds", "i0"), 2.5, "not all themes have 4 items of each kind"),
+        (("kinds",), [], "not all themes have 4 items of each kind"),
+        (("kinds",), 3, "TypeError"),
+        (("settings",), [], "AttributeError"),
+        (("levels", "title", "i0"), 23.5, "not all themes have 4 items of each kind"),
+        (("levels", "title"), {}, "KeyError"),
+    ],
+)
+def test_a_process_with_values_that_no_catalog_has_is_refused(tmp_path, where, value, message):
+    process_of(one_signal("title"), tmp_path)
+    record = part = json.loads((tmp_path / "synthetic.json").read_text())
+    first = next(iter(record["kinds"]))
+    *parents, last = (first if name == "i0" else name for name in where)
+    for name in parents:
+        part = part[name]
+    part[last] = value
+    (tmp_path / "synthetic.json").write_text(json.dumps(record))
+    with pytest.raises(BundleMLLMError, match=message):
+        GenerativeProcess.load(tmp_path)
+
+
 def test_themes_that_no_known_signal_tells_apart_are_merged_with_the_purity_that_bundles_then_have(tmp_path):
     settings = SyntheticSettings(theme_purity=0.6, cold_share=0)
     process, catalog, _, _ = process_of(settings, tmp_path, ("title",))

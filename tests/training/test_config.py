@@ -2,18 +2,26 @@
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from tiny_models import make_processor
 
+from bundle_mllm.data.questions import Question
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.settings import as_dict, read_overrides, with_overrides
-from bundle_mllm.training.config import MEMBERSHIPS, AddRetrieverSettings, RunConfig, default_run
+from bundle_mllm.training.config import MEMBERSHIPS, AddRetrieverSettings, RunConfig, StageTwoConfig, default_run
+from bundle_mllm.training.run import within_budget
 
 DATA, OUT = Path("data"), Path("out")
 
 
 def recipe(base_model: str = "scratch") -> RunConfig:
     return default_run(base_model, data=DATA, output_dir=OUT)
+
+
+def test_folders_may_be_texts():
+    assert default_run("scratch", data="data", output_dir="out") == recipe()
 
 
 def test_a_pretrained_backbone_gets_the_papers_recipe():
@@ -74,7 +82,17 @@ def test_nested_values_replace_defaults_and_leave_the_rest():
         ({"stage_one": {"learning_rate": "fast"}}, "stage_one.learning_rate must be a number"),
         ({"stage_one": {"learning_rate": 0}}, "stage_one.learning_rate is 0.0"),
         ({"stage_two": {"learning_rate": "nan"}}, "stage_two.learning_rate must be a number, not 'nan'"),
-        ({"retriever": {"learning_rate": -1}}, "retriever.learning_rate is -1.0: give a positive number"),
+        ({"retriever": {"learning_rate": -1}}, "retriever.learning_rate is -1.0, .*: give a positive number"),
+        ({"stage_two": {"learning_rate": "inf"}}, "stage_two.learning_rate is inf"),
+        ({"stage_two": {"weight_decay": -0.1}}, "stage_two.weight_decay is -0.1, .*: give 0 or more"),
+        ({"stage_one": {"warmup_ratio": 3}}, "stage_one.warmup_ratio is 3.0, .*: give 0 to 1"),
+        ({"stage_one": {"lora": {"dropout": 1}}}, r"stage_one.lora.dropout is 1.0, .*: give 0 to \.99"),
+        ({"stage_one": {"max_tokens": 0}}, "stage_one.max_tokens is 0"),
+        ({"stage_one": {"num_questions": -1}}, "stage_one.num_questions is -1"),
+        ({"fusion": {"fusion_hidden_size": 0}}, "fusion.fusion_hidden_size is 0"),
+        ({"retriever": {"hard_fraction": -0.5}}, "retriever.hard_fraction is -0.5"),
+        ({"retriever": {"num_questions": 0}}, "retriever.num_questions is 0, so no batch"),
+        ({"validation_candidates": 1}, "validation_candidates is 1, .*: give 2 or more"),
         ({"stage_one": {"num_candidates": 10}}, "stage_one.num_candidates must be a list"),
         ({"stage_one": {"num_candidates": [10, 27]}}, "2 to 26 options"),
         ({"stage_one": {"num_candidates": [10]}}, "stage_one.num_candidates must be a list of 2"),
@@ -84,16 +102,16 @@ def test_nested_values_replace_defaults_and_leave_the_rest():
         ({"dtype": "float99"}, "dtype must be one of 'float32', 'bfloat16', 'auto', not 'float99'"),
         ({"seed": None}, "seed must be of type int, not None"),
         ({"num_threads": 0}, "num_threads is 0"),
-        ({"stage_two": {"batch_size": 0}}, "stage_two.batch_size is 0, so no step"),
+        ({"stage_two": {"batch_size": 0}}, "stage_two.batch_size is 0, .*: give 1 or more"),
         ({"stage_two": {"num_questions": 3}}, "less than one batch"),
         ({"stage_two": {"trains": []}}, "stage_two.trains is empty"),
         ({"scoring": "options"}, 'scoring is "options", which'),
-        ({"max_title_tokens": 0}, "max_title_tokens is 0, so no title"),
+        ({"max_title_tokens": 0}, "max_title_tokens is 0"),
         ({"stage_one": {"lora": {"upper_layers": 0}}}, "stage_one.lora.upper_layers is 0"),
         ({"retriever": {"memberships": ["user_items"]}}, r"\['user_items'\] have no groups.*from attributes"),
         ({"retriever": {"num_candidates": [1, 5]}}, "retriever.num_candidates is 1–5"),
         ({"retriever": {"steps": -1}}, "retriever.steps is -1"),
-        ({"retriever": {"batch_size": 0}}, "batch_size 0"),
+        ({"retriever": {"batch_size": 0}}, "retriever.batch_size is 0"),
     ],
 )
 def test_a_wrong_value_is_named(values, message):
@@ -135,3 +153,15 @@ def test_recorded_settings_are_overrides_that_give_the_run_again(base_model):
     recorded = as_dict(run)
     assert recorded["data"] == "data"
     assert with_overrides(recipe("org/llm"), recorded) == run
+
+
+@pytest.mark.parametrize("scoring", ["letters", "options"])
+def test_the_budget_counts_what_the_ranker_reads(tiny_data, scoring):
+    processor = make_processor()
+    questions = [Question("q", "b", ("i0", "i1"), ("i2", "i3", "i4"), 0)]
+    data = SimpleNamespace(ranker_questions=lambda stage, seed: questions)
+    items = sum(map(len, processor.item_tokens([f"i{n}" for n in range(5)])[0]))  # without letters: each item alone
+    [prompt] = processor(questions, show_items=True)["input_ids"]
+    tokens = {"letters": len(prompt), "options": items}[scoring]
+    stage = StageTwoConfig(num_questions=100, batch_size=2, gradient_accumulation_steps=1, max_tokens=20 * tokens)
+    assert within_budget(stage, data, processor, 0, scoring).num_questions == 20 and items < len(prompt)

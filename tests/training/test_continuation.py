@@ -1,8 +1,10 @@
 """A model goes on with new bundles and items, in a dated folder that `current` points to, unless it gets worse."""
 
 import json
+import os
 import shutil
 from datetime import date
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,7 +21,7 @@ from bundle_mllm.settings import with_overrides
 from bundle_mllm.training import continuation as module
 from bundle_mllm.training import run as run_module
 from bundle_mllm.training.config import continued_run
-from bundle_mllm.training.continuation import folder_of_today, point_to, with_new_catalog
+from bundle_mllm.training.continuation import choose, folder_of_today, point_to, with_new_catalog
 from bundle_mllm.training.run import train
 from bundle_mllm.training.run_data import RunData
 
@@ -97,7 +99,7 @@ def _table(folder, records):
 def test_worse_weights_are_not_kept_and_the_items_are_new_all_the_same(old, new, tmp_path, monkeypatch):
     def spoil(retriever, data):
         for parameter in retriever.towers.parameters():
-            parameter.data = torch.randn_like(parameter) * 9
+            parameter.data = 9 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
 
     monkeypatch.setattr(module, "continue_towers", spoil)
     folder = train(continue_from=old[1], data=new, output_dir=tmp_path / "runs")
@@ -158,12 +160,13 @@ def test_features_of_other_encoders_are_refused_with_the_command_that_mends_it(o
 def test_the_recipe_is_that_of_the_model_but_shorter_and_not_shorter_each_night(old, tmp_path):
     paths = {"data": tmp_path, "output_dir": tmp_path / "runs"}
     run = continued_run(old[1], **paths)
-    assert (run.retriever.steps, run.stage_one.num_questions, run.base_model) == (15, 0, "none")
+    assert (run.retriever.num_questions, run.stage_one.num_questions, run.base_model) == (64, 0, "none")
     (tmp_path / "next").mkdir()
     record = json.loads((old[1] / "run.json").read_text())
-    record["settings"] |= {"continue_from": str(old[1]), "retriever": {**record["settings"]["retriever"], "steps": 15}}
+    recipe = {**record["settings"]["retriever"], "num_questions": 64}
+    record["settings"] |= {"continue_from": str(old[1]), "retriever": recipe}
     (tmp_path / "next" / "run.json").write_text(json.dumps(record))
-    assert continued_run(tmp_path / "next", **paths).retriever.steps == 15
+    assert continued_run(tmp_path / "next", **paths).retriever.num_questions == 64
     with pytest.raises(BundleMLLMError, match=r"has no run\.json"):
         continued_run(tmp_path, **paths)
     with pytest.raises(BundleMLLMError, match="There is no folder"):
@@ -208,7 +211,35 @@ def test_a_finished_folder_is_not_written_again(tmp_path):
     first.mkdir()
     assert folder_of_today(tmp_path) == first
     (first / "config.json").touch()
+    (first / "run.json").write_text('{"finished": false}')  # killed while the model was moved there
+    assert folder_of_today(tmp_path) == first
+    (first / "run.json").write_text('{"finished": true}')
     assert folder_of_today(tmp_path).name == f"{first.name}-2"
+
+
+def test_a_kill_while_the_model_is_moved_leaves_no_half_folder_behind(old, new, tmp_path, monkeypatch):
+    runs, moved = tmp_path / "runs", []
+
+    def replace(source, target):
+        moved.append(target)
+        if len(moved) == 3:
+            raise KeyboardInterrupt
+        os.replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "os", SimpleNamespace(replace=replace))
+        with pytest.raises(KeyboardInterrupt):
+            train(continue_from=old[1], data=new, output_dir=runs)
+    folder = train(continue_from=old[1], data=new, output_dir=runs)
+    assert sorted(path.name for path in runs.iterdir()) == [folder.name, "current"]
+    assert load_completer(runs / "current").processor.num_items == 30
+
+
+def test_without_validation_bundles_it_is_said_that_the_weights_were_not_compared(caplog):
+    data = SimpleNamespace(validation_questions=[], folder=SimpleNamespace(path="DATA"))
+    after, record = choose(None, "after", data)
+    assert after == "after" and record == {"is_kept": True}
+    assert "DATA has no validation bundles, so nobody knows" in caplog.text
 
 
 def test_a_model_folder_as_base_model_is_told_how_to_continue(old, tmp_path, capsys):

@@ -104,11 +104,11 @@ def test_features_without_out_of_fold_versions_are_used_with_a_warning(folds_dat
 
 @pytest.mark.parametrize(("options", "warns"), [([], True), (["--titles-only"], False)])
 def test_questions_for_stock_trl_warn_of_features_that_contain_the_answers(
-    folds_data, tmp_path, caplog, options, warns
+    folds_data, tmp_path, capsys, options, warns
 ):
     run = default_run("scratch", data=folds_data.path, output_dir=tmp_path / "out")
     save_model(*build_ranker(run, RunData(run, folds_data)), tmp_path / "m")
     command = ["questions", "--data", str(folds_data.path), "--split", "train", "--num-questions", "20"]
     command += ["--num-candidates", "4", "--format", "prompt-completion", "--model", str(tmp_path / "m")]
     assert main([*command, "--output", str(tmp_path / "q.jsonl"), *options]) == 0
-    assert ("were fitted to the training bundles" in caplog.text) == warns
+    assert ("were fitted to the training bundles" in capsys.readouterr().err) == warns

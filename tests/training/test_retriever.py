@@ -129,7 +129,7 @@ def test_the_towers_train_and_the_stacker_stays(circles):
     retriever, _ = build(circles, NAMES)
     rows = QuestionRows(training_questions(circles), circles.catalog)
     before, stacker = copy_of(retriever.towers), copy_of(retriever.stacker)
-    fit_towers(retriever, rows, torch.arange(len(rows)), SETTINGS, torch.Generator(), 0)
+    fit_towers(retriever, rows, torch.arange(len(rows)), SETTINGS, SETTINGS.steps, torch.Generator(), 0)
     assert {name.split(".")[0] for name in differing(before, retriever.towers)} == {
         "maps",
         "logit_scale",
@@ -143,9 +143,14 @@ def test_the_stacker_trains_and_the_towers_stay(circles):
     retriever, _ = build(circles, NAMES)
     rows = QuestionRows(training_questions(circles), circles.catalog)
     towers, before = copy_of(retriever.towers), copy_of(retriever.stacker)
-    fit_stacker(retriever, rows, torch.arange(len(rows)), SETTINGS, torch.Generator(), 0)
+    fit_stacker(retriever, rows, torch.arange(len(rows)), SETTINGS, SETTINGS.steps, torch.Generator(), 0)
     assert differing(before, retriever.stacker) == set(before)
     assert not differing(towers, retriever.towers)
+
+
+def test_few_bundles_take_fewer_steps():
+    steps = [RetrieverSettings().num_steps(number) for number in (1, 807, 1_000_000)]
+    assert steps == [100, 201, 1_000] and RetrieverSettings(steps=7).num_steps(4_000) == 7
 
 
 @pytest.mark.slow
@@ -159,7 +164,7 @@ def test_towers_and_stacker_draw_from_the_questions_meant_for_them_alone(circles
         for changed in (set(), others, meant):
             retriever, _ = build(circles, NAMES)
             rows = QuestionRows(with_other_answers(questions, changed), circles.catalog)
-            step(retriever, rows, among, SETTINGS, torch.Generator().manual_seed(0), 0)
+            step(retriever, rows, among, SETTINGS, SETTINGS.steps, torch.Generator().manual_seed(0), 0)
             states.append(copy_of(getattr(retriever, part)))
             module = getattr(retriever, part)
         assert all(torch.equal(states[0][name], states[1][name]) for name in states[0]), part

@@ -23,10 +23,11 @@ from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.evaluation.evaluate import evaluate
 from bundle_mllm.evaluation.metrics import compute_metrics
 from bundle_mllm.evaluation.scoring import score_questions
-from bundle_mllm.model_folder import load_completer
+from bundle_mllm.model_folder import load_completer, load_ranker
 from bundle_mllm.training import run as module
 from bundle_mllm.training.run import limited_threads, train
 from bundle_mllm.training.run_data import RunData
+from bundle_mllm.training.stage import KeepBest
 
 pytestmark = pytest.mark.slow
 
@@ -115,6 +116,16 @@ def test_the_fitted_combination_is_that_of_the_folder(finished):
     assert completer.combination.temperature == combination["temperature"]
 
 
+def test_the_models_of_a_run_are_calibrated_on_a_question_about_each_validation_bundle(
+    finished, retriever_alone, tiny_data
+):
+    number = len(DatasetFolder.open(tiny_data).bundles.validation)
+    for folder, parts in ((finished, {"ranker", "retriever", "both"}), (retriever_alone, {"retriever"})):
+        calibration = load_completer(folder).combination.calibration
+        assert {part: len(values) for part, values in calibration.conformity.items()} == dict.fromkeys(parts, number)
+        assert calibration.num_candidates == 4
+
+
 def test_the_figures_of_a_run_are_those_of_the_models_in_its_folder(finished, tiny_data):
     record, completer = record_of(finished), load_completer(finished)
     data = RunData(tiny_run(tiny_data, finished), DatasetFolder.open(tiny_data))
@@ -170,13 +181,12 @@ def test_a_ranker_without_letters_trains_in_both_stages_and_answers_beside_the_r
         scoring="options",
         validation_questions=0,  # so that the last checkpoints are kept
         stage_one={"warm_start_steps": 0, "lora": {"upper_layers": 1}},
-        stage_two={"warm_start_steps": 0},
     )
     out = train(run)
     first, last = load_completer(out / "training/stage_one/model").ranker, load_completer(out)
     assert type(last.ranker).__name__ == "BundleMLLMForOptionScoring"
     moved = differing(first.state_dict(), last.ranker.state_dict())
-    assert {name.split(".")[0] for name in moved} == {"model", "matching"}
+    assert {name.split(".")[0] for name in moved} == {"model", "matching", "item_matching"}
     assert not any("language_model" in name for name in moved)  # frozen in stage two
     start = make_backbone().state_dict()["model.layers.1.self_attn.q_proj.weight"]
     assert not torch.equal(first.state_dict()["model.language_model.layers.1.self_attn.q_proj.weight"], start)
@@ -296,6 +306,8 @@ def test_a_run_without_validation_bundles_keeps_the_last_checkpoints(copied_data
 def test_a_run_of_too_few_bundles_to_hold_any_out_joins_both_with_equal_weights(copied_data, tmp_path, caplog):
     rewrite_bundles(copied_data, lambda record: record if record["bundle_id"] in ("b0", "b3", "b4") else None)
     out = train(tiny_run(copied_data, tmp_path / "out", **FAST))
+    untrained = load_ranker(out / "training" / "stage_one" / "model")[1]
+    assert not untrained.show_items and load_ranker(out)[1].show_items  # item tokens of new weights say nothing
     assert "too few different training bundles (1)" in caplog.text
     combination = load_completer(out).combination
     assert (combination.ranker_weight, combination.temperature) == (1.0, 1.0)
@@ -353,7 +365,11 @@ def test_a_folder_with_other_files_is_not_overwritten(tiny_data, tmp_path):
 def test_fields_stand_over_the_recipe_of_the_base_model(tiny_data, tmp_path):
     with pytest.raises(BundleMLLMError, match=r"Unknown setting 'retriever\.step'"):
         train(data=tiny_data, output_dir=tmp_path / "out", base_model="none", retriever={"step": 3})
-    out = train(data=tiny_data, output_dir=tmp_path / "out", base_model="none", retriever={"steps": 2})
+    with pytest.raises(BundleMLLMError, match="no output_dir"):
+        train(tiny_data, base_model="none")
+    with pytest.raises(TypeError, match="seed, output_dir beside RunConfig"):
+        train(tiny_run(tiny_data, tmp_path / "out", "none"), tmp_path / "other", seed=1)
+    out = train(str(tiny_data), str(tmp_path / "out"), base_model="none", retriever={"steps": 2})
     settings = record_of(out)["settings"]
     assert (settings["retriever"]["steps"], settings["num_threads"]) == (2, 1)
 
@@ -385,8 +401,19 @@ def train_alone(run):
     train(run)
 
 
+def die_after_a_checkpoint(run):
+    on_save = KeepBest.on_save
+
+    def dying(self, *args, **kwargs):
+        on_save(self, *args, **kwargs)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    KeepBest.on_save = dying
+    train_alone(run)
+
+
 def end(child):
-    child.join(120)
+    child.join(600)
     return child.exitcode
 
 
@@ -410,6 +437,21 @@ def test_a_run_killed_at_any_moment_ends_with_the_same_weights(finished, tiny_da
     assert files(run.output_dir) == files(finished)
     same = ("retriever", "stage_one", "stage_two", "combination", "both")
     assert {name: record_of(run.output_dir)[name] for name in same} == {n: record_of(finished)[n] for n in same}
+    for stage in ("stage_one", "stage_two"):
+        history = f"training/{stage}/history.json"
+        assert (run.output_dir / history).read_bytes() == (finished / history).read_bytes()
+
+
+@pytest.mark.slow
+def test_a_ranker_without_letters_killed_in_stage_two_ends_with_the_same_weights(tiny_data, tmp_path):
+    make_backbone().save_pretrained(tmp_path / "base")
+    make_tokenizer().save_pretrained(tmp_path / "base")
+    base, changes = str(tmp_path / "base"), {"scoring": "options", "no_retriever": True, "stage_one": NO_STAGE}
+    run, alone = (tiny_run(tiny_data, tmp_path / name, base, **changes) for name in ("out", "alone"))
+    assert end(in_a_process(die_after_a_checkpoint, run)) == -signal.SIGKILL
+    for each in (run, alone):
+        assert end(in_a_process(train_alone, each)) == 0
+    assert not differing(weights(alone.output_dir), weights(run.output_dir))
 
 
 def die_at(run, name, number):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import pytest
 from tiny_training import tiny_run
@@ -77,6 +78,16 @@ def test_without_features_there_is_no_retriever_to_join_so_nothing_is_held_out(c
         file.unlink()
     run_data = open_data(DatasetFolder.open(copied_data), tmp_path)
     assert run_data.features is None and run_data.held_out == set()
+
+
+def test_the_features_that_are_read_are_said_with_their_widths(copied_data, tmp_path, capsys):
+    settings = with_overrides(tiny_run(copied_data, tmp_path), {"modalities": ["visual"]})
+    RunData(settings, DatasetFolder.open(copied_data)).note_features()
+    assert re.fullmatch(rf"features of {copied_data}: visual \(\d+ wide\)\n", capsys.readouterr().err)
+    for file in (copied_data / "features").iterdir():
+        file.unlink()
+    open_data(DatasetFolder.open(copied_data), tmp_path).note_features()
+    assert capsys.readouterr().err == ""  # that there are none is a warning, or an error, of what needs them
 
 
 def test_bundles_too_few_to_hold_any_out_are_all_trained_on(copied_data, tmp_path, caplog):

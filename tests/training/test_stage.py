@@ -6,6 +6,7 @@ import pytest
 import torch
 from tiny_models import make_backbone, make_tokenizer
 from tiny_training import tiny_run, training_questions
+from transformers import TrainerState
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling, SFTTrainer
 
@@ -17,7 +18,7 @@ from bundle_mllm.training.dataset import IGNORED, training_dataset
 from bundle_mllm.training.out_of_fold import load_out_of_fold
 from bundle_mllm.training.ranker import build_ranker
 from bundle_mllm.training.run_data import RunData
-from bundle_mllm.training.stage import AnswerCollator, StageQuestions, run_stage
+from bundle_mllm.training.stage import AnswerCollator, StageQuestions, _history, run_stage
 from bundle_mllm.training.trainable import make_trainable
 
 pytestmark = pytest.mark.slow
@@ -207,3 +208,15 @@ def test_a_ranker_without_letters_is_kept_as_it_was_if_no_step_makes_it_better(d
     assert [entry["step"] for entry in validations] == [0, 2, 4]
     assert max(entry["validation_hit_rate@1"] for entry in validations[1:]) < validations[0]["validation_hit_rate@1"]
     assert equal(before, dict(trained.named_parameters()))
+
+
+def test_the_history_of_a_resumed_stage_is_that_of_one_left_alone():
+    whole = [
+        {"loss": 1.0, "epoch": 0.5, "num_tokens": 9.0, "step": 1},
+        {"step": 1, "validation_hit_rate@1": 0.5},
+        {"train_runtime": 3.0, "step": 2},
+    ]
+    resumed = [dict(reversed(entry.items())) | ({"num_tokens": 4.0} if "loss" in entry else {}) for entry in whole]
+    histories = [json.dumps(_history(TrainerState(log_history=entries))) for entries in (whole, resumed)]
+    assert histories[0] == histories[1]
+    assert [entry["step"] for entry in json.loads(histories[0])] == [1, 1]

@@ -12,10 +12,10 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from datasets import disable_progress_bars
-from peft import PeftModel
+from datasets import Dataset, disable_progress_bars
+from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file
-from tiny_models import make_backbone, make_tokenizer
+from tiny_models import make_backbone, make_model, make_processor, make_tokenizer
 from transformers import AutoModelForCausalLM, AutoProcessor, pipeline
 from trl.scripts import sft
 from trl.trainer.sft_config import SFTConfig
@@ -249,6 +249,32 @@ def test_packing_changes_no_loss(work, run, data):
     assert alone.keys() == packed.keys()
     assert all(abs(alone[tokens] - packed[tokens]) < 1e-5 for tokens in alone)
     assert min(alone.values()) > 0.1
+
+
+@pytest.mark.parametrize("peft_config", [None, LoraConfig(target_modules=LORA)], ids=["full", "lora"])
+@pytest.mark.parametrize(
+    ("columns", "more"),
+    [(["text"], {}), (["prompt", "completion"], {"completion_only_loss": False}), (["text"], {"loss_type": "dft"})],
+)
+@torch.no_grad()
+def test_items_and_separators_are_no_targets_whatever_columns_a_data_set_has(columns, more, peft_config, tmp_path):
+    processor = make_processor()
+    question = {"partial": ["i0", "i1"], "candidates": ["i2", "i3"]}
+    row = {"prompt": processor.render(question), "completion": " A"}
+    row["text"] = row["prompt"] + row["completion"]
+    rows = Dataset.from_list([{name: row[name] for name in columns}] * 2)
+    arguments = SFTConfig(str(tmp_path), bf16=False, use_cpu=True, report_to="none", max_length=None, **more)
+    tools = {"processing_class": processor, "peft_config": peft_config}
+    model = make_model(separator_token_id=processor.separator_token_id)
+    trainer = SFTTrainer(model, arguments, train_dataset=rows, **tools)
+    model = trainer.model.eval()
+    batch = next(iter(trainer.get_train_dataloader()))
+    targets, logits = batch["input_ids"][:, 1:], model(input_ids=batch["input_ids"]).logits[:, :-1].log_softmax(-1)
+    is_text = (targets < model.config.item_token_offset) & (targets != model.config.separator_token_id)
+    assert 0 < int((~is_text).sum()) == 2 * 2 * 4  # two questions with four items
+    of_text = logits[is_text].gather(-1, targets[is_text].unsqueeze(-1))
+    expected = -(of_text * of_text.exp() if "loss_type" in more else of_text).mean()
+    assert torch.allclose(trainer.compute_loss(model, batch), expected, rtol=0, atol=1e-5)
 
 
 @pytest.fixture(scope="module")

@@ -63,6 +63,7 @@ def main() -> None:
     """Run the comparison."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--num-items", type=int, default=254_155)
+    parser.add_argument("--attributes", type=int, default=0, help="names of an item, such as a brand and tags")
     parser.add_argument("--partial", type=int, default=4, help="items of a partial bundle")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=None)
@@ -71,7 +72,7 @@ def main() -> None:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     before = resident_mib()
-    retriever = invent(arguments.num_items, 5, arguments.seed)
+    retriever = invent(arguments.num_items, 5, arguments.seed, arguments.attributes)
     processor = make_processor(arguments.num_items)
     ranker = BundleMLLMForCausalLM.from_backbone(
         make_backbone(), modalities=MODALITIES, separator_token_id=processor.separator_token_id

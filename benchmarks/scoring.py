@@ -27,11 +27,8 @@ def main() -> None:
         processor = make_processor(num_items)
         prompts = make_prompts(processor, num_items)
         ids, mask = torch.tensor(prompts), torch.ones(len(prompts), len(prompts[0]), dtype=torch.long)
-        letters = torch.tensor(processor.answer_token_ids(10))
         model = make_model(num_items, processor).eval()
-        calls[f"ours, {num_items:,} items"] = lambda m=model, i=ids, a=mask, k=letters: m.option_logits(
-            input_ids=i, attention_mask=a, option_token_ids=k
-        )
+        calls[f"ours, {num_items:,} items"] = lambda m=model, i=ids, a=mask: m.last_logits(i, a)
     stock, text = make_backbone().eval(), torch.tensor(as_text_ids(prompts))
     calls["stock"] = lambda: stock(input_ids=text, attention_mask=mask, logits_to_keep=1, use_cache=False).logits
     seconds = paired(calls, args.rounds)

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from tiny_models import (
     ITEM_IDS,
     MODALITIES,
@@ -20,6 +21,7 @@ from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.interop.export import export_stock
 from bundle_mllm.model_folder import load_completer, save_completer
 from bundle_mllm.modeling import BundleCompleter, BundleMLLMForOptionScoring
+from bundle_mllm.modeling.titles_bundle_mllm import TitleStates
 
 QUESTION = {"partial": ["i0", "i2"], "candidates": ["i1", "i3", "i4", "i7"]}
 
@@ -130,6 +132,72 @@ def test_a_list_of_more_options_than_letters_is_scored_in_one_piece(completer):
     found = completer.score([{"partial": ["i0"], "candidates": [*shirts, "i1"]}])[0]
     assert found.scores["ranker"].isfinite().all() and len(found.scores["ranker"]) == 41
     assert found.unrestricted_choice == int(found.scores["ranker"].argmax())
+
+
+@pytest.fixture
+def titles_read(model, monkeypatch):
+    """How many titles each forward pass of the backbone read."""
+    numbers, read = [], model.read_titles
+    monkeypatch.setattr(
+        model, "read_titles", lambda **inputs: numbers.append(len(inputs["input_ids"])) or read(**inputs)
+    )
+    return numbers
+
+
+def test_a_title_is_read_once_however_many_questions_show_it(completer, titles_read):
+    first = scores(completer, QUESTION)
+    assert titles_read == [6]
+    assert torch.equal(scores(completer, QUESTION), first) and titles_read == [6]
+    scores(completer, {**QUESTION, "candidates": ["i1", "i5"]})
+    assert titles_read == [6, 1]
+
+
+def test_titles_are_read_again_after_the_backbone_has_changed(model, processor, completer):
+    scores(completer, QUESTION)
+    backbone = model.model.language_model
+    changes = (
+        lambda: torch.optim.SGD(backbone.parameters(), lr=0.1).step(),
+        lambda: backbone.load_state_dict({k: 1.5 * v for k, v in backbone.state_dict().items()}),
+        lambda: setattr(backbone.norm.weight, "data", 2 * backbone.norm.weight.data + torch.arange(32)),
+    )
+    for parameter in backbone.parameters():
+        parameter.grad = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+    for change in changes:
+        before = scores(completer, QUESTION)
+        change()
+        found = scores(completer, QUESTION)
+        assert not torch.allclose(found, before, atol=1e-3)
+        assert torch.equal(found, scores(BundleCompleter(processor, ranker=model), QUESTION))
+
+
+def test_a_change_of_precision_or_features_is_not_missed(model, processor, completer):
+    scores(completer, QUESTION)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = scores(completer, QUESTION)
+        assert torch.equal(found, scores(BundleCompleter(processor, ranker=model), QUESTION))
+    model.set_catalog(make_features(seed=9))
+    assert torch.equal(scores(completer, QUESTION), scores(BundleCompleter(processor, ranker=model), QUESTION))
+
+
+def test_of_a_backbone_with_an_adapter_nothing_is_kept(model, processor):
+    lora = LoraConfig(target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    adapted = get_peft_model(model, lora).eval()
+    completer = BundleCompleter(processor, ranker=adapted)
+    with_adapter = scores(completer, QUESTION)
+    with adapted.disable_adapter():
+        without = scores(completer, QUESTION)
+    assert not torch.allclose(without, with_adapter, atol=1e-3)
+    assert torch.equal(scores(completer, QUESTION), with_adapter)
+
+
+def test_no_more_is_kept_than_allowed_and_the_longest_unused_titles_go_first(model, titles_read):
+    titles = TitleStates(most_bytes=3 * 4 * 32)  # three of 32 numbers
+    titles.read(model, [[5], [6], [7]], batch_size=8)
+    titles.read(model, [[5], [8]], batch_size=8)  # [6] goes
+    titles.read(model, [[7], [5]], batch_size=8)
+    assert titles_read == [3, 1]
+    assert_close(titles.read(model, [[6], [8], [6]], 8), TitleStates().read(model, [[6], [8], [6]], 8))
+    assert titles_read == [3, 1, 1, 2]
 
 
 def test_beside_a_retriever_both_count(model, processor):

@@ -4,11 +4,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny_models import ITEM_IDS, make_processor
+from tiny_models import ITEM_IDS, make_model, make_processor
+from torch.testing import assert_close
 
 from bundle_mllm.data.bundles import Bundle
 from bundle_mllm.data.questions import Question
+from bundle_mllm.modeling import BundleMLLMForOptionScoring
 from bundle_mllm.training.option_batches import COLUMNS, OptionCollator, batch_by_fold, question_dataset
+from bundle_mllm.training.stage import read_titles
 
 BUNDLES = [Bundle("a", ("i0", "i1", "i2"), "train"), Bundle("b", ("i3", "i4"), "train")]
 QUESTIONS = [
@@ -79,3 +82,18 @@ def test_a_dataset_holds_what_the_collator_reads(processor):
     dataset = question_dataset(QUESTIONS)
     batch, expected = collator([dataset[i] for i in range(3)]), collator(rows(QUESTIONS))
     assert all(torch.equal(batch[name], expected[name]) for name in expected)
+
+
+def test_titles_that_were_read_before_score_like_those_of_the_batch(processor):
+    ranker = make_model(separator_token_id=processor.separator_token_id)
+    model = BundleMLLMForOptionScoring.from_ranker(ranker, matching_rank=4)
+    titles = read_titles(model, processor, QUESTIONS, bf16=False)
+    assert set(titles) == {i for question in QUESTIONS for i in (*question.partial, *question.candidates)}
+    batches = [
+        OptionCollator(processor, BUNDLES, shows_items=True, titles=given)(rows(QUESTIONS)) for given in (None, titles)
+    ]
+    outputs = [model(**batch) for batch in batches]
+    assert_close(outputs[1].scores, outputs[0].scores, atol=1e-5, rtol=1e-5)
+    outputs[1].loss.backward()
+    assert model.matching.query.up.weight.grad.abs().sum() > 0
+    assert model.item_matching.query.up.weight.grad.abs().sum() > 0

@@ -24,6 +24,7 @@ from bundle_mllm.evaluation.evaluate import evaluate
 from bundle_mllm.evaluation.metrics import compute_metrics
 from bundle_mllm.evaluation.scoring import score_questions
 from bundle_mllm.model_folder import load_completer, load_ranker
+from bundle_mllm.modeling import BundleMLLMForOptionScoring
 from bundle_mllm.training import run as module
 from bundle_mllm.training.run import limited_threads, train
 from bundle_mllm.training.run_data import RunData
@@ -192,6 +193,22 @@ def test_a_ranker_without_letters_trains_in_both_stages_and_answers_beside_the_r
     assert not torch.equal(first.state_dict()["model.language_model.layers.1.self_attn.q_proj.weight"], start)
     scored = score_questions(last, questions_of(folds_data.path))
     assert compute_metrics(scored["ranker"])["valid_ratio"] == 1.0
+
+
+@pytest.mark.slow
+def test_stage_two_of_a_ranker_without_letters_reads_each_title_once(tiny_data, tmp_path, monkeypatch):
+    make_backbone().save_pretrained(tmp_path / "base")
+    make_tokenizer().save_pretrained(tmp_path / "base")
+    read, titles = BundleMLLMForOptionScoring.read_titles, []
+
+    def counting(self, input_ids, attention_mask):
+        titles.extend(map(tuple, input_ids.tolist()))
+        return read(self, input_ids, attention_mask)
+
+    monkeypatch.setattr(BundleMLLMForOptionScoring, "read_titles", counting)
+    changes = {"scoring": "options", "no_retriever": True, "stage_one": NO_STAGE, "validation_questions": 0}
+    train(tiny_run(tiny_data, tmp_path / "out", str(tmp_path / "base"), **changes))
+    assert len(titles) <= 3 * 32  # for the statistics, for the stage, and for the figures at the end
 
 
 def test_a_short_budget_of_tokens_means_fewer_questions(tiny_data, tmp_path):

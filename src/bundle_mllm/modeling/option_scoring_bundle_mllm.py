@@ -154,19 +154,36 @@ class BundleMLLMForOptionScoring(BundleMLLMPreTrainedModel):
         features, present = self.model.catalog.rows()
         return {"features": features, "present": present}
 
+    def read_titles(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """Return the mean hidden state of the words of each title, `[n, hidden_size]` float32.
+
+        `input_ids` are the tokens of titles, `[n, length]`, padded on the right. An empty title is zeros.
+        """
+        is_read = attention_mask.clone()
+        is_read[:, 0] = 1  # attention needs a token
+        hidden = self.model(input_ids=input_ids, attention_mask=is_read).last_hidden_state.float()
+        weights = attention_mask.unsqueeze(-1).float()  # [n, length, 1]
+        return (hidden * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
+
     def item_states(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, extra_items: dict | None = None
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        extra_items: dict | None = None,
+        titles: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Return what is compared of items, `[n, hidden_size + embedding_size]`: title, then item token or zeros.
 
-        `input_ids` are the tokens of the items, `[n, length]`, padded on the right.
+        Args:
+            input_ids: `[n, length]` tokens of the items, padded on the right.
+            attention_mask: `[n, length]`
+            extra_items: See `BundleMLLMModel.forward`.
+            titles: `[n, hidden_size]` what `read_titles` returned for their titles, which are read if not given.
         """
         is_item = input_ids >= self.config.item_token_offset  # [n, length]
-        is_word = (attention_mask > 0) & ~is_item & (input_ids != self.config.separator_token_id)
-        is_read = torch.where(is_word.any(dim=1, keepdim=True), is_word, attention_mask > 0)  # attention needs a token
-        hidden = self.model(input_ids=input_ids.masked_fill(~is_word, 0), attention_mask=is_read.long())
-        weights = is_word.unsqueeze(-1).float()  # [n, length, 1]
-        titles = (hidden.last_hidden_state.float() * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
+        if titles is None:
+            is_word = (attention_mask > 0) & ~is_item & (input_ids != self.config.separator_token_id)
+            titles = self.read_titles(input_ids.masked_fill(~is_word, 0), is_word.long())
         items = titles.new_zeros(len(titles), self.model.get_input_embeddings().weight.shape[1])
         [embeds] = self.model.embed(input_ids[is_item].unsqueeze(0), extra_items)  # [number of item tokens, ...]
         items = items.index_put(is_item.nonzero(as_tuple=True)[:1], embeds.float())
@@ -187,6 +204,7 @@ class BundleMLLMForOptionScoring(BundleMLLMPreTrainedModel):
         options: torch.Tensor,
         labels: torch.Tensor | None = None,
         extra_items: dict | None = None,
+        titles: torch.Tensor | None = None,
     ) -> BundleMLLMOptionOutput:
         """Score the options of questions.
 
@@ -197,8 +215,10 @@ class BundleMLLMForOptionScoring(BundleMLLMPreTrainedModel):
             options: `[batch, num_options]` the same of the options.
             labels: `[batch]` place of the answer among the options.
             extra_items: See `BundleMLLMModel.forward`.
+            titles: See `item_states`.
         """
-        scores = self.compare(self.item_states(input_ids, attention_mask, extra_items), partial, options)
+        states = self.item_states(input_ids, attention_mask, extra_items, titles)
+        scores = self.compare(states, partial, options)
         loss = None if labels is None else functional.cross_entropy(scores, labels)
         return BundleMLLMOptionOutput(loss=loss, scores=scores)
 

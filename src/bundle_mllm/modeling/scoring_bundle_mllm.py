@@ -15,6 +15,7 @@ import torch
 from .prefix_bundle_mllm import LEAST_PROMPTS, last_logits
 from .questions_bundle_mllm import check_scores, field
 from .ranking_bundle_mllm import rank_in_groups
+from .titles_bundle_mllm import TitleStates, pad_right
 
 PROMPTS_AT_ONCE = 4096
 """Prompts of long lists that are tokenized together."""
@@ -183,12 +184,14 @@ class OptionScorer:
     Attributes:
         ranker: A `BundleMLLMForOptionScoring`, or an adapter of one.
         processor: Its `BundleMLLMProcessor`.
-        batch_size: So many times `ITEMS_PER_PROMPT` items are read per forward pass.
+        titles: Keeps the states of titles.
+        batch_size: So many times `ITEMS_PER_PROMPT` titles are read per forward pass.
         progress: Wraps the batches, for a progress bar.
     """
 
     ranker: Any
     processor: Any
+    titles: TitleStates
     batch_size: int
     progress: Callable[[Iterable[int]], Iterable[int]] = iter
 
@@ -215,22 +218,10 @@ class OptionScorer:
     def _states(self, entries: Sequence[Any]) -> torch.Tensor:
         """Return what the ranker compares of each item, a row each."""
         tokens, extra_items = self.processor.item_tokens(entries)
-        order, size = sorted(range(len(tokens)), key=lambda i: len(tokens[i])), ITEMS_PER_PROMPT * self.batch_size
-        states: list[torch.Tensor] = []
-        for start in self.progress(range(0, len(order), size)):
-            batch = pad_right([tokens[i] for i in order[start : start + size]])
-            inputs = {name: tensor.to(self.ranker.device) for name, tensor in batch.items()}
-            states.append(self.ranker.item_states(**inputs, extra_items=extra_items))
-        return torch.cat(states)[torch.tensor(order).argsort().to(self.ranker.device)]
-
-
-def pad_right(tokens: Sequence[Sequence[int]]) -> dict[str, torch.Tensor]:
-    """Return `input_ids` and `attention_mask` `[n, length]` of lists of tokens, padded on the right by token 0."""
-    length = max(map(len, tokens))
-    return {
-        "input_ids": torch.tensor([[*each, *[0] * (length - len(each))] for each in tokens]),
-        "attention_mask": torch.tensor([[1] * len(each) + [0] * (length - len(each)) for each in tokens]),
-    }
+        words = [self.processor.words_of(of_item) for of_item in tokens]
+        titles = self.titles.read(self.ranker, words, ITEMS_PER_PROMPT * self.batch_size, self.progress)
+        items = {name: tensor.to(self.ranker.device) for name, tensor in pad_right(tokens).items()}
+        return self.ranker.item_states(**items, extra_items=extra_items, titles=titles)
 
 
 def _certain(permutations: int) -> RankerScores:

@@ -15,7 +15,7 @@ from datasets import Dataset
 from bundle_mllm.data.bundles import Bundle
 from bundle_mllm.data.folds import OutOfFoldFeatures
 from bundle_mllm.data.questions import Question
-from bundle_mllm.modeling.scoring_bundle_mllm import pad_right
+from bundle_mllm.modeling.titles_bundle_mllm import pad_right
 from bundle_mllm.training.out_of_fold import fold_offset
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ class OptionCollator:
         bundles: The bundles that the questions are about.
         shows_items: Whether item tokens stand beside the titles.
         features: The out-of-fold features, where item tokens are shown.
+        titles: What the ranker read of the title of each item, `[hidden_size]`; each batch reads its own if not given.
     """
 
     def __init__(
@@ -71,8 +72,9 @@ class OptionCollator:
         *,
         shows_items: bool,
         features: OutOfFoldFeatures | None = None,
+        titles: Mapping[str, torch.Tensor] | None = None,
     ):
-        self.processor, self.shows_items, self.features = processor, shows_items, features
+        self.processor, self.shows_items, self.features, self.titles = processor, shows_items, features, titles
         self.members = {bundle.bundle_id: frozenset(bundle.items) for bundle in bundles}
 
     def __call__(self, questions: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
@@ -99,8 +101,10 @@ class OptionCollator:
             [token + offset if token >= first else token for token in of_item]
             for of_item, (offset, _) in zip(tokens, places, strict=True)
         ]
+        kept = {} if self.titles is None else {"titles": torch.stack([self.titles[item_id] for _, item_id in places])}
         return {
             **pad_right(tokens),
+            **kept,
             "partial": _table(partial),
             "options": _table(options),
             "labels": torch.tensor(labels),

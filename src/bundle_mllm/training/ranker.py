@@ -21,7 +21,7 @@ from bundle_mllm.modeling.item_processing_bundle_mllm import BundleItemProcessor
 from bundle_mllm.modeling.option_scoring_bundle_mllm import BundleMLLMForOptionScoring
 from bundle_mllm.modeling.processing_bundle_mllm import BundleMLLMProcessor
 from bundle_mllm.modeling.retriever_bundle_mllm import BundleRetriever
-from bundle_mllm.modeling.scoring_bundle_mllm import pad_right
+from bundle_mllm.modeling.titles_bundle_mllm import TitleStates
 from bundle_mllm.settings import SCRATCH
 from bundle_mllm.training.answer_time import measure_num_ranked
 from bundle_mllm.training.combine import fit_combination
@@ -77,11 +77,8 @@ def fit_statistics(ranker: BundleMLLMForOptionScoring, processor: BundleMLLMProc
     number = min(STATISTICS_OF, processor.num_items)
     some = [index * processor.num_items // number for index in range(number)]  # at equal distances
     tokens, _ = processor.item_tokens([processor.item_ids[row] for row in some], show_items=False)
-    tokens.sort(key=len)
-    batches = (pad_right(tokens[start : start + 64]) for start in range(0, len(tokens), 64))
     with mixed_precision(gains_by_bfloat16()):
-        states = torch.cat([ranker.item_states(each["input_ids"], each["attention_mask"]) for each in batches])
-    ranker.matching.fit_statistics(states[:, : len(ranker.matching.mean)])
+        ranker.matching.fit_statistics(TitleStates().read(ranker, tokens, batch_size=64))
 
 
 def longest_list(config: RunConfig) -> int:

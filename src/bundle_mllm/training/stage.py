@@ -27,8 +27,10 @@ from bundle_mllm.device import gains_by_bfloat16, mixed_precision, peak_memory
 from bundle_mllm.evaluation.metrics import validation_figures
 from bundle_mllm.evaluation.scoring import score_questions
 from bundle_mllm.evaluation.settings import ScoringOptions
+from bundle_mllm.modeling.base_bundle_mllm import evaluating
 from bundle_mllm.modeling.completion_bundle_mllm import BundleCompleter
-from bundle_mllm.progress import Progress
+from bundle_mllm.modeling.titles_bundle_mllm import TitleStates
+from bundle_mllm.progress import Progress, steps
 from bundle_mllm.training.config import StageConfig
 from bundle_mllm.training.dataset import IGNORED, batch_by_length, check_lengths, training_dataset
 from bundle_mllm.training.option_batches import OptionCollator, batch_by_fold, question_dataset
@@ -41,6 +43,8 @@ if TYPE_CHECKING:
     from bundle_mllm.modeling.processing_bundle_mllm import BundleMLLMProcessor
 
 BEST, COMPLETE, HISTORY = "best.safetensors", "validation.json", "history.json"
+TITLES_AT_ONCE = 64
+"""Titles per forward pass, where each is read once before the stage."""
 _SAME = ("gradient_accumulation_steps", "learning_rate", "lr_scheduler_type", "weight_decay", "max_grad_norm")
 """Settings that have the same name in `SFTConfig`."""
 
@@ -136,16 +140,22 @@ def _trainer(
     seed: int,
 ) -> Trainer:
     """Make the trainer of a stage: TRL's for letters, transformers' for a ranker without."""
+    arguments = _arguments(stage, folder, seed)
     common: dict[str, Any] = {
-        "args": _arguments(stage, folder, seed),
+        "args": arguments,
         "callbacks": [KeepBest(processor, questions.validation, folder)],
     }
     folds, size = questions.out_of_fold, stage.batch_size
     if not model.has_head:
+        titles = None
+        if not {"lora", "backbone"} & set(stage.trains):
+            titles = read_titles(model.to(arguments.device), processor, questions.train, bf16=uses_bfloat16(stage))
         return Trainer(
             model=make_trainable(model, (*stage.trains, "matching"), stage.lora, seed=seed),
             train_dataset=question_dataset(batch_by_fold(questions.train, folds, batch_size=size, seed=seed)),
-            data_collator=OptionCollator(processor, questions.bundles, shows_items=stage.shows_items, features=folds),
+            data_collator=OptionCollator(
+                processor, questions.bundles, shows_items=stage.shows_items, features=folds, titles=titles
+            ),
             **common,
         )
     ordered = batch_by_length(questions.train, catalog, batch_size=size, seed=seed)
@@ -158,6 +168,18 @@ def _trainer(
         data_collator=AnswerCollator(pad_token_id=padding),
         **common,
     )
+
+
+@torch.inference_mode()
+def read_titles(
+    ranker: Any, processor: BundleMLLMProcessor, questions: Sequence[Question], *, bf16: bool
+) -> dict[str, torch.Tensor]:
+    """Return what a ranker without letters whose backbone does not train reads of the titles of questions."""
+    items = sorted({item_id for question in questions for item_id in (*question.partial, *question.candidates)})
+    words = [processor.words_of(tokens) for tokens in processor.item_tokens(items)[0]]
+    with mixed_precision(bf16), evaluating([ranker]):
+        states = TitleStates().read(ranker, words, TITLES_AT_ONCE, lambda starts: steps(starts, "titles"))
+    return dict(zip(items, states.cpu(), strict=True))
 
 
 def _arguments(stage: StageConfig, folder: Path, seed: int) -> SFTConfig:
@@ -218,6 +240,7 @@ class KeepBest(TrainerCallback):
         self.processor = processor
         self.questions = questions
         self.folder = folder
+        self.completer: BundleCompleter | None = None
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Take a ranker without letters as the first candidate: it compares well before any step."""
@@ -235,9 +258,11 @@ class KeepBest(TrainerCallback):
         """Validate, write the parameters down if none were better so far, and return the entry of the history."""
         entry: dict[str, Any] = {"step": state.global_step}
         if self.questions:
-            completer = BundleCompleter(self.processor, ranker=model)
+            if self.completer is None:
+                self.completer = BundleCompleter(self.processor, ranker=model)
+            options = ScoringOptions(batch_size=args.train_batch_size)
             with mixed_precision(args.bf16):
-                scored = score_questions(completer, self.questions, ScoringOptions(batch_size=args.train_batch_size))
+                scored = score_questions(self.completer, self.questions, options)
             entry |= {f"validation_{name}": value for name, value in validation_figures(scored["ranker"]).items()}
         names = ("validation_hit_rate@1", "validation_log_likelihood")
         ranks = [tuple(each[name] for name in names) for each in [*state.log_history, entry] if names[0] in each]

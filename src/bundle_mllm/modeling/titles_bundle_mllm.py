@@ -1,0 +1,82 @@
+"""Read titles for a ranker without letters, and keep what was read of them: it depends on no question.
+
+Knows nothing about questions, processors or item tokens.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+
+MOST_BYTES = 2**30
+"""What is kept of titles at most: 400,000 of 640 numbers, 60,000 of 4,096."""
+
+
+class TitleStates:
+    """Hidden states of the titles that a ranker without letters has read, while its backbone stays as it is.
+
+    They are read again after weights were changed by an optimizer or by loading, and in another precision. Those of a
+    backbone with an adapter are not kept: it may be switched off, or merged, without any sign of it.
+
+    Args:
+        most_bytes: What is kept at most; the titles that were not asked for longest are dropped.
+    """
+
+    def __init__(self, most_bytes: int = MOST_BYTES):
+        self.most_bytes = most_bytes
+        self._kept: dict[tuple[int, ...], torch.Tensor] = {}
+        self._of: Any = None
+
+    def read(
+        self,
+        ranker: Any,
+        titles: Sequence[Sequence[int]],
+        batch_size: int,
+        progress: Callable[[Iterable[int]], Iterable[int]] = iter,
+    ) -> torch.Tensor:
+        """Return `BundleMLLMForOptionScoring.read_titles` of titles, `[n, hidden_size]`, reading those that are new.
+
+        Args:
+            ranker: The ranker, or an adapter of it.
+            titles: The tokens of each title.
+            batch_size: Titles per forward pass.
+            progress: Wraps the batches.
+        """
+        asked = [tuple(title) for title in titles]
+        if self._of != (now := _state_of(ranker)) or now is None:
+            self._kept, self._of = {}, now
+        states = {title: self._kept.pop(title) for title in dict.fromkeys(asked) if title in self._kept}
+        new = sorted(set(asked) - states.keys(), key=lambda title: (len(title), title))
+        for start in progress(range(0, len(new), batch_size)):
+            chunk = new[start : start + batch_size]
+            inputs = {name: tensor.to(ranker.device) for name, tensor in pad_right(chunk).items()}
+            states |= zip(chunk, ranker.read_titles(**inputs), strict=True)
+        found = torch.stack([states[title] for title in asked])
+        if now is not None:
+            self._keep(states)
+        return found
+
+    def _keep(self, states: dict[tuple[int, ...], torch.Tensor]) -> None:
+        self._kept |= states
+        each = next(iter(states.values())).nbytes
+        for title in list(self._kept)[: max(0, len(self._kept) - self.most_bytes // each)]:
+            del self._kept[title]
+
+
+def _state_of(ranker: Any) -> Any:
+    """Return what is another after the backbone has changed; `None` if that would not be noticed."""
+    if any(hasattr(module, "get_base_layer") for module in ranker.modules()):  # PEFT's
+        return None
+    weights = [each for name, each in ranker.named_parameters() if "language_model." in name]
+    versions = [(each.data_ptr(), 0 if each.is_inference() else each._version) for each in weights]
+    device = ranker.device.type
+    return device, versions, torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)
+
+
+def pad_right(tokens: Sequence[Sequence[int]]) -> dict[str, torch.Tensor]:
+    """Return `input_ids` and `attention_mask` `[n, length]` of lists of tokens, padded on the right by token 0."""
+    length = max(1, *map(len, tokens))
+    return {
+        "input_ids": torch.tensor([[*each, *[0] * (length - len(each))] for each in tokens]),
+        "attention_mask": torch.tensor([[1] * len(each) + [0] * (length - len(each)) for each in tokens]),
+    }

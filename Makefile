@@ -7,6 +7,7 @@ BROWSER_STAMP := $(VENV)/.installed-browser
 RAY_STAMP := $(VENV)/.installed-ray
 PEERS_STAMP := $(VENV)/.installed-peers
 DOCS_STAMP := $(VENV)/.installed-docs
+TEST := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -m "not docs and not browser"
 SEED ?= 0
 LAION := .venv-laion
 LAION_STAMP := $(LAION)/.installed
@@ -21,9 +22,10 @@ app: $(STAMP)
 	test -d out/demo/model || $(MAKE) demo
 	$(BIN)/bundle-mllm app --model out/demo/model --data out/demo/data
 
-# Everything but the browser: `pytest` alone also leaves out what is marked slow (runs, servers, other processes).
+# Everything but the browser: `pytest` alone also leaves out what is marked slow (runs, servers, other processes). What
+# fails runs once more, alone: tests that wait for other processes may run out of time on a machine that others keep busy.
 test: lint
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not docs and not browser"
+	$(TEST) -n 2 --dist loadfile || { test $$? = 1 && echo "These failed, and run again, one at a time:" && $(TEST) --last-failed; }
 
 # Pages in a headless Chromium: the machine's (`chromium` on the path); skipped where there is none.
 test-browser: $(BROWSER_STAMP)

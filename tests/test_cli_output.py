@@ -82,7 +82,7 @@ def run_without_a_terminal(*arguments, **environment):
     variables = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TRANSFORMERS_"))}
     variables |= {name: str(value) for name, value in environment.items()}
     done = subprocess.run(
-        [sys.executable, *map(str, arguments)], capture_output=True, text=True, env=variables, timeout=300
+        [sys.executable, *map(str, arguments)], capture_output=True, text=True, env=variables, timeout=600
     )
     return done.returncode, done.stdout, done.stderr
 

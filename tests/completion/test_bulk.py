@@ -244,7 +244,7 @@ def test_accelerate_launch_shares_the_parts_with_no_change(model, tmp_path):
         [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", *launch, *script],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert run.returncode == 0, run.stderr

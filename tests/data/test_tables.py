@@ -1,5 +1,4 @@
 import gzip
-import time
 
 import pyarrow
 import pyarrow.parquet
@@ -156,15 +155,14 @@ def test_parquet_values_that_python_lacks_are_refused_by_rows(tmp_path):
             read_records(path)
 
 
-def test_a_small_file_that_claims_millions_of_rows_is_refused_before_they_are_read(tmp_path):
+def test_a_small_file_that_claims_millions_of_rows_is_refused_before_they_are_read(tmp_path, monkeypatch):
     path = parquet(tmp_path / "t.parquet", item_id=pyarrow.array(["a"]).take(pyarrow.array([0] * 3_000_000)))
     assert path.stat().st_size < 20_000
-    start = time.perf_counter()
+    monkeypatch.delattr(pyarrow.parquet.ParquetFile, "iter_batches")
     with pytest.raises(
         BundleMLLMError, match=r"rows per byte, above the bound of 32: its rows are nearly all the same"
     ):
         read_records(path)
-    assert time.perf_counter() - start < 5
 
 
 def test_tables_beyond_the_bounds_are_refused_and_the_bounds_can_be_raised(tmp_path, monkeypatch):

@@ -54,7 +54,7 @@ class LLMStub:
         with self.lock:
             self.together = 1
             self.lock.notify_all()
-            assert self.lock.wait_for(lambda: self.at_once == 0, timeout=60)
+            assert self.lock.wait_for(lambda: self.at_once == 0, timeout=600)
             self.requests, self.keys, self.most_at_once = [], [], 0
 
     def answer(self, body):
@@ -92,7 +92,7 @@ class LLMStub:
                     stub.at_once += 1
                     stub.most_at_once = max(stub.most_at_once, stub.at_once)
                     stub.lock.notify_all()
-                    stub.lock.wait_for(lambda: max(stub.most_at_once, 1) >= stub.together, timeout=60)
+                    stub.lock.wait_for(lambda: max(stub.most_at_once, 1) >= stub.together, timeout=600)
                 status, answer = stub.answer(body) if self.path == "/v1/chat/completions" else (404, {})
                 with stub.lock:
                     stub.at_once -= 1

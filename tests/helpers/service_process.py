@@ -38,7 +38,7 @@ class ServiceProcess:
         self.url = self._next("listening")["url"]
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
-        httpx.get(f"{self.url}/healthz", timeout=300).raise_for_status()  # waits until a worker is there
+        httpx.get(f"{self.url}/healthz", timeout=600).raise_for_status()  # waits until a worker is there
 
     def workers(self):
         """Return the processes below that of the command that listen, too."""

@@ -65,7 +65,7 @@ def found(installed):
         cwd=work,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     )
     assert run.returncode == 0, run.stderr[-3000:]
     return json.loads((work / "found.json").read_text())

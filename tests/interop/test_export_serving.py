@@ -28,7 +28,7 @@ for package in ("fastapi", "uvicorn", "pydantic"):
     pytest.importorskip(package, reason="transformers serve needs it: pip install 'transformers[serving]'")
 openai = pytest.importorskip("openai")
 
-START_UP = 240  # seconds, on a busy machine; about 8 on an idle one
+START_UP = 600  # seconds, on a busy machine; about 8 on an idle one
 
 
 @contextmanager

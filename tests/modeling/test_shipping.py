@@ -260,7 +260,7 @@ def test_ranker_and_retriever_work_and_are_saved_without_the_package(tmp_path):
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr[-3000:]
     found = json.loads((output / "found.json").read_text())

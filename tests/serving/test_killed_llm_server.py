@@ -42,7 +42,7 @@ def test_every_request_is_answered_while_the_llm_server_is_killed_and_comes_back
         with service(tmp_path / "model", "--ranker", address, "--time-limit", "3600") as running:
 
             def client():
-                with httpx.Client(base_url=running.url, timeout=300, trust_env=False) as session:
+                with httpx.Client(base_url=running.url, timeout=600, trust_env=False) as session:
                     while not stop.is_set():
                         response = session.post("/v1/complete", json=QUESTION)
                         assert response.status_code == 200, response.text

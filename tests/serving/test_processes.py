@@ -53,7 +53,7 @@ def running(folders, log):
 
 
 def connect(running):
-    return httpx.Client(base_url=running.url, headers={"Authorization": f"Bearer {KEY}"}, timeout=300)
+    return httpx.Client(base_url=running.url, headers={"Authorization": f"Bearer {KEY}"}, timeout=600)
 
 
 def complete(client, partial, **body):
@@ -139,7 +139,7 @@ def test_the_commands_of_the_guide_run(running):
         command = command.replace("http://localhost:8000", running.url).replace("Bearer KEY", f"Bearer {KEY}")
         if answers:
             command = command.replace("ANSWER", answers[0]["answer_id"])
-        run = subprocess.run(f"{command} --fail-with-body", shell=True, capture_output=True, text=True, timeout=300)
+        run = subprocess.run(f"{command} --fail-with-body", shell=True, capture_output=True, text=True, timeout=600)
         assert run.returncode == 0, f"{command}: {run.stdout}"
         answers.append(json.loads(run.stdout))
     assert [len(answers[0]["items"]), len(answers[1]["results"])] == [3, 2]
@@ -199,7 +199,7 @@ def test_a_killed_worker_is_replaced_and_the_others_go_on(running, log):
 
 def is_refused(url):
     try:
-        httpx.get(f"{url}/healthz", timeout=300)
+        httpx.get(f"{url}/healthz", timeout=600)
     except httpx.TransportError as error:
         return isinstance(error, httpx.ConnectError)
     return False
@@ -209,7 +209,7 @@ def test_what_was_accepted_is_answered_when_the_service_stops(folders, tmp_path)
     log = tmp_path / "answers.jsonl"
     options = ("--log", str(log), "--time-limit", "3600")
     with service(folders[1], *options) as running, ThreadPoolExecutor(12) as pool:
-        with httpx.Client(base_url=running.url, timeout=300) as client, open(log) as held:
+        with httpx.Client(base_url=running.url, timeout=600) as client, open(log) as held:
             fcntl.flock(held, fcntl.LOCK_EX)  # nothing is answered before it is noted
             answers = [pool.submit(complete, client, ["red-hat"]) for _ in range(12)]
             wait_until(lambda: "bundle_mllm_waiting_questions 12.0" in client.get("/metrics").text)

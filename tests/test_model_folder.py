@@ -29,7 +29,6 @@ from bundle_mllm.model_folder import (
     load_completer,
     load_processor,
     load_ranker,
-    save_completer,
     save_model,
 )
 from bundle_mllm.modeling import BundleCompleter, BundleMLLMForCausalLM, BundleMLLMProcessor, BundleRetriever
@@ -43,7 +42,7 @@ KINDS = {"ranker": (True, False), "retriever": (False, True), "both": (True, Tru
 def saved(tmp_path_factory):
     folders = {kind: tmp_path_factory.mktemp(kind) for kind in KINDS}
     for kind, folder in folders.items():
-        save_completer(make_completer(*KINDS[kind]), folder)
+        make_completer(*KINDS[kind]).save_pretrained(folder)
     return folders
 
 
@@ -171,43 +170,43 @@ def make_first_layout(path):
 
 
 def make_broken_weights(path):
-    save_completer(make_completer(), path)
+    make_completer().save_pretrained(path)
     (path / "model.safetensors").write_bytes(b"\x00" * 64)
 
 
 def make_broken_retriever(path):
-    save_completer(make_completer(), path)
+    make_completer().save_pretrained(path)
     (path / "retriever" / "model.safetensors").write_bytes(b"\x00" * 64)
 
 
 def make_newer_ranker(path):
-    save_completer(make_completer(), path)
+    make_completer().save_pretrained(path)
     edit_config(path, format_version=99)
 
 
 def make_newer_retriever(path):
-    save_completer(make_completer(), path)
+    make_completer().save_pretrained(path)
     edit_config(path / "retriever", format_version=99)
 
 
 def make_newer_retriever_alone(path):
-    save_completer(make_completer(ranker=False), path)
+    make_completer(ranker=False).save_pretrained(path)
     edit_config(path, format_version=99)
 
 
 def make_broken_tokenizer(path):
-    save_completer(make_completer(), path)
+    make_completer().save_pretrained(path)
     file = path / "tokenizer.json"
     file.write_text(file.read_text().replace('"content"', '"x"', 1))
 
 
 def make_broken_config(path):
-    save_completer(make_completer(), path)
+    make_completer().save_pretrained(path)
     (path / "config.json").write_text("{")
 
 
 def make_folder_without_items(path):
-    save_completer(make_completer(), path)
+    make_completer().save_pretrained(path)
     (path / "items.jsonl").unlink()
 
 
@@ -316,7 +315,7 @@ def test_a_combination_holds_for_its_models_in_other_precisions(saved, tmp_path,
     completer = load_completer(saved["both"], dtype=dtype)
     for model in completer.models:
         model.to(getattr(torch, dtype))
-    save_completer(completer, tmp_path)
+    completer.save_pretrained(tmp_path)
     assert load_completer(tmp_path).combination == load_completer(saved["both"]).combination
 
 
@@ -361,7 +360,7 @@ def test_a_combination_that_is_none_is_refused_in_one_line(folder, write, messag
 
 
 def test_all_files_of_a_model_have_the_permissions_of_the_umask(tmp_path):
-    save_completer(make_completer(), tmp_path)
+    make_completer().save_pretrained(tmp_path)
     assert {path.stat().st_mode & 0o777 for path in tmp_path.rglob("*.*")} == {0o666 & ~current_umask()}
 
 
@@ -380,7 +379,7 @@ def chat_completer():
 
 def test_a_folder_that_lacks_any_file_is_refused_in_one_line_or_a_warning_says_what_is_missing(tmp_path, caplog):
     whole = tmp_path / "whole"
-    save_completer(chat_completer(), whole)
+    chat_completer().save_pretrained(whole)
     expected = load_completer(whole).complete(QUESTION)
     for path in sorted(
         path for path in whole.rglob("*") if path.suffix in (".json", ".jsonl", ".jinja", ".safetensors")

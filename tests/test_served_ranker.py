@@ -16,7 +16,7 @@ from bundle_mllm.completion.complete import RuledCompleter, load_ruled_completer
 from bundle_mllm.data.tables import write_records
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.interop.export import export_stock
-from bundle_mllm.model_folder import load_completer, save_completer
+from bundle_mllm.model_folder import load_completer
 from bundle_mllm.modeling import BundleCombination, BundleCompleter
 from bundle_mllm.served_ranker import EXPORT_RECORD, RankerAddress, read_letters
 
@@ -35,7 +35,7 @@ def exported(tmp_path_factory):
     folder, made = tmp_path_factory.mktemp("served"), make_completer()
     sure_of_letters(made.ranker, made.processor, QUESTIONS[:3])
     combination = BundleCombination(ranker_weight=0.6, temperature=1.3)
-    save_completer(BundleCompleter(made.processor, made.ranker, made.retriever, combination), folder / "model")
+    BundleCompleter(made.processor, made.ranker, made.retriever, combination).save_pretrained(folder / "model")
     stub = LLMStub(export_stock(folder / "model", folder / "stock"))
     with stub.serving() as port:
         yield folder / "model", stub, f"openai:http://127.0.0.1:{port}/v1?timeout=60#exported"
@@ -203,7 +203,7 @@ def test_a_server_of_another_model_is_noticed(exported, tmp_path):
     folder, _, _ = exported
     completer = load_completer(folder)
     other = make_model(features=make_features(5), separator_token_id=completer.processor.separator_token_id)
-    save_completer(BundleCompleter(completer.processor, other), tmp_path / "other")
+    BundleCompleter(completer.processor, other).save_pretrained(tmp_path / "other")
     with LLMStub(export_stock(tmp_path / "other", tmp_path / "stock")).serving() as port:
         served = load_completer(folder, ranker=f"openai:http://127.0.0.1:{port}/v1#exported")
         problem = served.ranker.problem(served.processor)
@@ -300,7 +300,7 @@ def test_commands_take_an_address(exported, tmp_path, capsys):
 def test_known_answers_are_about_no_more_options_than_the_ranker_was_trained_on(tmp_path):
     made = make_completer(retriever=False)
     made.processor.max_options = 3
-    save_completer(made, tmp_path / "model")
+    made.save_pretrained(tmp_path / "model")
     export_stock(tmp_path / "model", tmp_path / "stock")
     record = json.loads((tmp_path / "model" / EXPORT_RECORD).read_text())
     assert {len(probe["question"]["candidates"]) for probe in record["probes"]} == {3}

@@ -11,7 +11,6 @@ from tiny_models import make_completer, make_completer_for
 from bundle_mllm.cli import main
 from bundle_mllm.data import DatasetFolder, make_questions, save_questions
 from bundle_mllm.data.features import write_modality
-from bundle_mllm.model_folder import save_completer
 
 BUNDLE = "red-shirt,red-skirt"
 
@@ -24,7 +23,7 @@ def data(tiny_data):
 @pytest.fixture(scope="module")
 def saved(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("wrong") / "model"
-    save_completer(make_completer_for(data), folder)
+    make_completer_for(data).save_pretrained(folder)
     return folder
 
 
@@ -84,7 +83,7 @@ def edit_combination(model, **changes):
     ],
 )
 def test_a_retriever_of_another_catalog_or_run_is_refused(capsys, model, data, questions, completer, message):
-    save_completer(completer(data), model.with_name("other"))
+    completer(data).save_pretrained(model.with_name("other"))
     shutil.rmtree(model / "retriever")
     shutil.copytree(model.with_name("other"), model / "retriever")
     assert all(message in line for line in refusals(capsys, model, data.path, questions))
@@ -131,7 +130,7 @@ def test_items_without_any_feature_are_answered_as_guesses_and_a_new_one_is_refu
     nothing = {name: np.zeros(len(data.catalog), bool) for name in without}
     ids = data.catalog.item_ids
     completer.set_catalog(ids, [""] * len(ids), *(as_tensors(each) for each in (without, nothing)))
-    save_completer(completer, model.with_name("bare"))
+    completer.save_pretrained(model.with_name("bare"))
     capsys.readouterr()
     asked = ["complete", "--model", str(model.with_name("bare")), "--bundle"]
     assert main([*asked, BUNDLE, "--top-k", "3"]) == 0

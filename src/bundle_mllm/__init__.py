@@ -18,7 +18,7 @@ From a dataset folder to answers (every path is a text or a `Path`; results show
                 BundleCompletionPipeline
     quality     evaluate evaluate_baselines compare_metrics build_report run_benchmark
                 score_questions as_scored compute_metrics
-    models      load_completer load_ranker save_completer save_model BundleCompleter BundleCombination
+    models      load_completer load_ranker save_model BundleCompleter BundleCombination
                 BundleRetriever BundleRetrieverConfig BundleMLLMForCausalLM BundleMLLMModel BundleMLLMConfig
                 BundleMLLMForOptionScoring BundleMLLMOptionConfig
                 BundleMLLMProcessor BundleMLLMTokenizerFast BundleItemProcessor
@@ -72,7 +72,6 @@ if TYPE_CHECKING:
     from bundle_mllm.interop.export import export_stock as export_stock
     from bundle_mllm.model_folder import load_completer as load_completer
     from bundle_mllm.model_folder import load_ranker as load_ranker
-    from bundle_mllm.model_folder import save_completer as save_completer
     from bundle_mllm.model_folder import save_model as save_model
     from bundle_mllm.modeling import BundleCombination as BundleCombination
     from bundle_mllm.modeling import BundleCompleter as BundleCompleter

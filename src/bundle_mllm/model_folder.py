@@ -44,16 +44,11 @@ _UNREADABLE = Exception
 """What libraries raise for a folder that they cannot read: all kinds, and tokenizers `Exception` itself."""
 
 
-def save_completer(completer: BundleCompleter, folder: str | Path) -> None:
-    """Write a model folder, which the Auto classes and the pipeline load: the ranker at the top, the retriever below.
-
-    See `BundleCompleter.save_pretrained`.
-    """
-    completer.save_pretrained(folder)
-
-
 def save_model(ranker: Ranker, processor: BundleMLLMProcessor, folder: str | Path) -> None:
-    """Write the folder of a ranker alone; see [`save_completer`]."""
+    """Write the folder of a ranker and its processor, of which the items may have other titles than before.
+
+    `BundleCompleter.save_pretrained` writes all else.
+    """
     ranker.config.items_hash = processor.items_hash
     ranker.save_pretrained(folder)
     processor.save_pretrained(folder)

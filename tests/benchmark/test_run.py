@@ -19,7 +19,6 @@ from bundle_mllm.data.features import write_modality
 from bundle_mllm.data.files import sha256
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.evaluation.results import compare_metrics
-from bundle_mllm.model_folder import save_completer
 
 BASELINES = ("popularity", "item_knn", "ease")
 
@@ -123,7 +122,7 @@ def test_models_are_the_reference_and_their_parts_are_rows(bundlerec, tmp_path):
     folder = DatasetFolder.open(tmp_path / "out" / "data")
     values = np.random.default_rng(0).standard_normal((len(folder.catalog), 4)).astype(np.float32)
     write_modality(folder.path / "features", "visual", values, None, {"encoder": "the test"})
-    save_completer(make_completer_for(DatasetFolder.open(folder.path), True, True), tmp_path / "model")
+    make_completer_for(DatasetFolder.open(folder.path), True, True).save_pretrained(tmp_path / "model")
     result = run_benchmark(source, tmp_path / "out", model=[tmp_path / "model"], baselines=["popularity"])
     methods = {row["method"] for row in result["rows"]}
     assert methods == {"model: ranker", "model: retriever", "model: both", "popularity"}

@@ -12,7 +12,6 @@ from bundle_mllm.completion.approximate import ApproximateIndex
 from bundle_mllm.completion.complete import RuledCompleter, load_ruled_completer
 from bundle_mllm.completion.rules import CatalogRules, Rules
 from bundle_mllm.errors import BundleMLLMError
-from bundle_mllm.model_folder import save_completer
 from bundle_mllm.modeling import BundleCompleter, BundleItemProcessor
 
 NUM_ITEMS = 600
@@ -89,7 +88,7 @@ def test_where_the_index_finds_too_few_or_rules_choose_all_items_are_compared(co
 
 
 def test_loading_says_how_much_is_found(completer, tmp_path, capsys):
-    save_completer(completer, tmp_path / "model")
+    completer.save_pretrained(tmp_path / "model")
     shop = load_ruled_completer(tmp_path / "model", device="cpu", retrieval="approximate")
     assert shop.index is not None
     assert f"approximate retrieval finds {shop.index.recall:.1%} of the best 100 items" in capsys.readouterr().err

@@ -18,7 +18,6 @@ from bundle_mllm.completion.rules import Rules
 from bundle_mllm.data import read_records, write_records
 from bundle_mllm.data.files import locked_folder
 from bundle_mllm.errors import BundleMLLMError
-from bundle_mllm.model_folder import save_completer
 
 ITEMS = [
     {"item_id": item_id, "title": title, "price": 5.0 * (row + 1), "category": "ab"[row % 2]}
@@ -34,7 +33,7 @@ QUESTIONS = [
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bulk") / "model"
-    save_completer(make_completer(), folder)
+    make_completer().save_pretrained(folder)
     return folder
 
 

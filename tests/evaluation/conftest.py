@@ -4,7 +4,7 @@ import pytest
 from tiny_models import make_completer_for
 
 from bundle_mllm.data import DatasetFolder, make_questions, save_questions
-from bundle_mllm.model_folder import load_completer, save_completer
+from bundle_mllm.model_folder import load_completer
 
 PARTS = {"ranker": (True, False), "retriever": (False, True), "both": (True, True)}
 
@@ -19,7 +19,7 @@ def folders(data, tmp_path_factory):
     """By their last part: "ranker", "retriever", "both"."""
     folders = {part: tmp_path_factory.mktemp(part) for part in PARTS}
     for part, folder in folders.items():
-        save_completer(make_completer_for(data, *PARTS[part]), folder)
+        make_completer_for(data, *PARTS[part]).save_pretrained(folder)
     return folders
 
 

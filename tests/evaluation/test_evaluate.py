@@ -17,7 +17,7 @@ from bundle_mllm.evaluation.evaluate import describe, evaluate
 from bundle_mllm.evaluation.metrics import as_scored
 from bundle_mllm.evaluation.results import compare_metrics, load_results
 from bundle_mllm.evaluation.scoring import score_questions
-from bundle_mllm.model_folder import fingerprint, load_completer, save_completer
+from bundle_mllm.model_folder import fingerprint, load_completer
 from bundle_mllm.modeling import BundleCompleter, BundleMLLMForOptionScoring
 
 PARTS = ("ranker", "retriever", "both")
@@ -151,7 +151,7 @@ def test_what_the_models_do_not_read_cannot_be_masked_or_permuted(folders, data,
 def test_a_ranker_without_letters_has_no_metrics_of_free_answers(data, write_questions, tmp_path):
     completer = make_completer_for(data, retriever=False)
     ranker = BundleMLLMForOptionScoring.from_ranker(completer.ranker)
-    save_completer(BundleCompleter(completer.processor, ranker), tmp_path / "model")
+    BundleCompleter(completer.processor, ranker).save_pretrained(tmp_path / "model")
     metrics = evaluate(tmp_path / "model", data.path, write_questions(num_candidates=4))
     assert "hit_rate@1" in metrics["parts"]["ranker"]
     assert not {name for name in {**metrics, **metrics["parts"]["ranker"]} if "valid" in name}

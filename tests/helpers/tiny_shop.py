@@ -8,7 +8,6 @@ from bundle_mllm.completion.item_table import save_items
 from bundle_mllm.data import DatasetFolder, write_records
 from bundle_mllm.encoders import encode_folder
 from bundle_mllm.interop.backbone import wrap_backbone
-from bundle_mllm.model_folder import save_completer
 from bundle_mllm.modeling import BundleCompleter, BundleItemProcessor, BundleRetriever, BundleRetrieverConfig
 from bundle_mllm.training.config import MEMBERSHIPS
 from bundle_mllm.training.memberships import load_memberships
@@ -64,6 +63,6 @@ def make_folder(data, folder, *, ranker, retriever=True):
         model.set_catalog(features, present, memberships, fit_statistics=True)
         models["retriever"] = model.eval()
     completer = BundleCompleter(processor, **models)
-    save_completer(completer, folder)
+    completer.save_pretrained(folder)
     save_items(folder, data, modalities, memberships if retriever else ())
     return folder

@@ -9,7 +9,6 @@ from tiny_models import ITEM_IDS, TITLES, make_model, make_processor, make_retri
 
 from bundle_mllm.data import DatasetFolder, make_questions, save_questions, write_records
 from bundle_mllm.evaluation.evaluate import evaluate
-from bundle_mllm.model_folder import save_completer
 from bundle_mllm.modeling import BundleCompleter
 from bundle_mllm.report import build_report
 from bundle_mllm.settings import as_dict
@@ -29,7 +28,7 @@ def model_folder(tmp_path_factory) -> Path:
     data = tmp_path_factory.mktemp("shop")
     processor = make_processor(max_length=512)
     model = make_model(separator_token_id=processor.separator_token_id)
-    save_completer(BundleCompleter(processor, model, make_retriever(groups={"textual": [[0, 1, 2], [5, 6]]})), folder)
+    BundleCompleter(processor, model, make_retriever(groups={"textual": [[0, 1, 2], [5, 6]]})).save_pretrained(folder)
     (folder / "model.safetensors").unlink()
     model.save_pretrained(folder, max_shard_size="60KB")
     assert len(list(folder.glob("*.safetensors"))) > 1

@@ -12,7 +12,7 @@ from tiny_models import make_item_processor
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.hub.card import escape_markdown, read_measurements, render_model_card, split_name
 from bundle_mllm.hub.settings import PublishSettings
-from bundle_mllm.model_folder import fingerprint, load_completer, save_completer
+from bundle_mllm.model_folder import fingerprint, load_completer
 from bundle_mllm.modeling import BundleCompleter, BundleMLLMForOptionScoring
 
 REPO = "acme/outfits"
@@ -247,7 +247,7 @@ def test_the_metrics_of_a_part_are_not_those_of_the_model(folder):
 
 def test_a_retriever_alone_is_no_language_model(folder, tmp_path):
     retriever = load_completer(folder).retriever
-    save_completer(BundleCompleter(make_item_processor(), retriever=retriever), tmp_path / "alone")
+    BundleCompleter(make_item_processor(), retriever=retriever).save_pretrained(tmp_path / "alone")
     card = render_model_card(PublishSettings(tmp_path / "alone", REPO, allow_no_metrics=True), ())
     assert card.data.pipeline_tag == "feature-extraction" and "needs no language model" in str(card)
     assert "5 pairs of item and word" in str(card) and "AutoModelForCausalLM" not in str(card)
@@ -256,7 +256,7 @@ def test_a_retriever_alone_is_no_language_model(folder, tmp_path):
 def test_a_ranker_without_letters_writes_no_text_and_has_no_valid_ratio(folder, tmp_path):
     completer = load_completer(folder)
     ranker = BundleMLLMForOptionScoring.from_ranker(completer.ranker, matching_rank=4)
-    save_completer(BundleCompleter(completer.processor, ranker, completer.retriever), tmp_path / "model")
+    BundleCompleter(completer.processor, ranker, completer.retriever).save_pretrained(tmp_path / "model")
     metrics = json.loads((folder / "metrics.json").read_text()) | {"fingerprint": fingerprint(tmp_path / "model")}
     (tmp_path / "model" / "metrics.json").write_text(json.dumps(metrics))
     card = render(tmp_path / "model")

@@ -25,7 +25,7 @@ from bundle_mllm.encoders.base import FittedState
 from bundle_mllm.encoders.fitted import save_encoder
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.hub.publish import publish
-from bundle_mllm.model_folder import fingerprint, load_completer, load_ranker, save_completer, save_model
+from bundle_mllm.model_folder import fingerprint, load_completer, load_ranker, save_model
 from bundle_mllm.modeling import BundleCompleter
 
 pytestmark = pytest.mark.slow
@@ -361,7 +361,7 @@ def test_a_retriever_that_holds_a_user_log_is_published_only_when_asked_for(mode
         completer = BundleCompleter(make_item_processor(), retriever=retriever)
     else:
         completer = BundleCompleter(completer.processor, completer.ranker, retriever)
-    save_completer(completer, tmp_path / "model")
+    completer.save_pretrained(tmp_path / "model")
     options = {"dry_run": True, "allow_no_metrics": True}
     with pytest.raises(BundleMLLMError, match=r"5 pairs of user and item.*--share-user-log"):
         publish(tmp_path / "model", "acme/logs", **options)
@@ -387,7 +387,7 @@ def test_all_parts_are_read_from_one_revision_with_the_token_that_is_given(serve
         completer.retriever.towers.cosine_weight.data += number
         completer = BundleCompleter(completer.processor, completer.ranker, completer.retriever)
         folders.append(str(tmp_path / str(number)))
-        save_completer(completer, Path(folders[-1]))
+        completer.save_pretrained(Path(folders[-1]))
         answers = completer.complete(QUESTIONS[0], explain=True)
         expected.append({answer["item_id"]: answer["explanation"]["retriever"] for answer in answers})
     found = act("reader", server, tmp_path / "home", folders=folders, question=QUESTIONS[0])

@@ -34,7 +34,7 @@ from transformers import (
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.interop import export
 from bundle_mllm.interop.export import export_stock
-from bundle_mllm.model_folder import load_ranker, save_completer, save_model
+from bundle_mllm.model_folder import load_ranker, save_model
 from bundle_mllm.modeling import BundleCompleter, BundleMLLMProcessor
 from bundle_mllm.training.config import LoraSettings
 from bundle_mllm.training.trainable import make_trainable
@@ -401,8 +401,8 @@ def test_an_embedding_that_does_more_than_scale_is_refused():
 
 def test_a_retriever_is_left_behind_and_named(exported, tmp_path):
     model, processor, *_ = exported
-    save_completer(
-        BundleCompleter(processor, model, make_retriever(groups={"textual": [[0, 1, 2], [5, 6]]})), tmp_path / "model"
+    BundleCompleter(processor, model, make_retriever(groups={"textual": [[0, 1, 2], [5, 6]]})).save_pretrained(
+        tmp_path / "model"
     )
     folder = export_stock(tmp_path / "model", tmp_path / "stock")
     assert json.loads((folder / "bundle_mllm_export.json").read_text())["left_behind"] == ["retriever"]

@@ -19,7 +19,7 @@ from transformers import AutoModel, AutoModelForCausalLM, pipeline
 
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.interop.export import export_stock
-from bundle_mllm.model_folder import load_completer, save_completer
+from bundle_mllm.model_folder import load_completer
 from bundle_mllm.modeling import BundleCompleter, BundleMLLMForOptionScoring
 from bundle_mllm.modeling.titles_bundle_mllm import TitleStates
 
@@ -230,7 +230,7 @@ def test_the_loss_is_the_cross_entropy_of_the_answer_and_an_index_of_minus_one_i
 
 
 def test_a_saved_folder_gives_the_same_answers_by_package_auto_class_and_pipeline(completer, tmp_path):
-    save_completer(completer, tmp_path)
+    completer.save_pretrained(tmp_path)
     expected = scores(completer, QUESTION)
     assert_close(scores(load_completer(tmp_path), QUESTION), expected, atol=1e-5, rtol=1e-5)
     assert type(AutoModel.from_pretrained(tmp_path)).__name__ == "BundleMLLMForOptionScoring"
@@ -239,7 +239,7 @@ def test_a_saved_folder_gives_the_same_answers_by_package_auto_class_and_pipelin
 
 
 def test_what_writes_text_refuses_it_in_one_line(completer, tmp_path):
-    save_completer(completer, tmp_path / "model")
+    completer.save_pretrained(tmp_path / "model")
     with pytest.raises(BundleMLLMError, match="ranker without letters"):
         export_stock(tmp_path / "model", tmp_path / "export")
     with pytest.raises(ValueError, match="Unrecognized configuration class"):

@@ -10,7 +10,7 @@ from huggingface_hub.errors import EntryNotFoundError
 from tiny_models import ITEM_IDS, TITLES, make_completer, make_features, make_model
 from transformers import pipeline
 
-from bundle_mllm.model_folder import load_completer, save_completer
+from bundle_mllm.model_folder import load_completer
 from bundle_mllm.modeling import BundleCompleter, pipeline_bundle_mllm
 
 HAT = {"title": "new hat", "features": {"visual": [0.5] * 12}, "item_id": "new-1"}
@@ -26,7 +26,7 @@ KINDS = {"ranker": (True, False), "retriever": (False, True), "both": (True, Tru
 @pytest.fixture(scope="module", params=KINDS)
 def folder(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
-    save_completer(make_completer(*KINDS[request.param]), folder)
+    make_completer(*KINDS[request.param]).save_pretrained(folder)
     return folder
 
 

@@ -24,7 +24,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoProces
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 import bundle_mllm.modeling
-from bundle_mllm.model_folder import load_completer, save_completer, save_model
+from bundle_mllm.model_folder import load_completer, save_model
 from bundle_mllm.modeling import (
     BundleCombination,
     BundleCompleter,
@@ -250,7 +250,7 @@ def test_ranker_and_retriever_work_and_are_saved_without_the_package(tmp_path):
     both = make_completer(combination=BundleCombination(0.7, 1.2))
     completers = {"both": both, "alone": make_completer(ranker=False)}
     for name, completer in completers.items():
-        save_completer(completer, tmp_path / name)
+        completer.save_pretrained(tmp_path / name)
     output = tmp_path / "output"
     output.mkdir()
     run = subprocess.run(

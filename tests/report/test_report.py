@@ -22,7 +22,7 @@ from bundle_mllm.evaluation.evaluate import evaluate
 from bundle_mllm.evaluation.metrics import as_scored, compute_metrics, paired_differences
 from bundle_mllm.evaluation.results import compare_metrics, save_results
 from bundle_mllm.evaluation.scoring import score_questions, score_sets
-from bundle_mllm.model_folder import STAGE_ONE_MODEL, fingerprint, load_completer, save_completer, save_model
+from bundle_mllm.model_folder import STAGE_ONE_MODEL, fingerprint, load_completer, save_model
 from bundle_mllm.modeling.completion_bundle_mllm import BundleCompleter
 from bundle_mllm.modeling.item_processing_bundle_mllm import BundleItemProcessor
 from bundle_mllm.report import build, build_report, measure, sections
@@ -60,7 +60,7 @@ def model(tiny_data, tmp_path_factory):
     """A model folder as training leaves it; stage one's ranker answers otherwise."""
     folder = tmp_path_factory.mktemp("reported") / "shop"
     completer = make_completer(tiny_data, folder)
-    save_completer(completer, folder)
+    completer.save_pretrained(folder)
     completer.processor.show_items = False
     save_model(completer.ranker, completer.processor, folder / STAGE_ONE_MODEL)
     for stage in ("stage_one", "stage_two"):
@@ -390,9 +390,9 @@ def test_other_weights_are_measured_again(model, tiny_data, tmp_path, monkeypatc
     with torch.no_grad():
         completer.ranker.model.language_model.get_input_embeddings().weight.mul_(-1.0)
     with pytest.raises(ValueError, match="fit them again"):
-        save_completer(completer, folder)
+        completer.save_pretrained(folder)
     models = {"ranker": completer.ranker, "retriever": completer.retriever}
-    save_completer(BundleCompleter(completer.processor, **models, combination=completer.combination.unbound()), folder)
+    BundleCompleter(completer.processor, **models, combination=completer.combination.unbound()).save_pretrained(folder)
     after = build_report([folder], tiny_data, **small)
     assert before["models"][0]["fingerprint"] != after["models"][0]["fingerprint"]
     metrics = evaluate(folder, tiny_data, folder / "report" / "questions" / "validation_hard.jsonl")
@@ -444,7 +444,7 @@ def test_a_retriever_alone_has_a_report_without_letters(model, tiny_data, tmp_pa
     completer = load_completer(model)
     alone = BundleCompleter(BundleItemProcessor(completer.processor.item_ids, completer.processor.titles),
                             retriever=completer.retriever)  # fmt: skip
-    save_completer(alone, tmp_path / "retriever")
+    alone.save_pretrained(tmp_path / "retriever")
     result = build_report([tmp_path / "retriever"], tiny_data, tmp_path / "out", **SMALL)
     assert set(result["left_out"]) >= {"position", "training", "ablation"}
     variants = {row["variant"] for row in rows_of((result,), "by_stage")}

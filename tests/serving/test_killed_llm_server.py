@@ -12,7 +12,6 @@ from service_process import free_port, service, wait_until
 from tiny_models import make_completer
 
 from bundle_mllm.interop.export import export_stock
-from bundle_mllm.model_folder import save_completer
 
 pytestmark = pytest.mark.slow
 
@@ -29,7 +28,7 @@ def until(answers, since, matches):
 def test_every_request_is_answered_while_the_llm_server_is_killed_and_comes_back(tmp_path):
     completer = make_completer()
     llm_stub.sure_of_letters(completer.ranker, completer.processor, [QUESTION])
-    save_completer(completer, tmp_path / "model")
+    completer.save_pretrained(tmp_path / "model")
     stock = export_stock(tmp_path / "model", tmp_path / "stock")
     port = str(free_port())
 

@@ -13,7 +13,7 @@ from bundle_mllm.data import DatasetFolder
 from bundle_mllm.errors import BundleMLLMError
 from bundle_mllm.evaluation.metrics import compute_metrics
 from bundle_mllm.evaluation.scoring import score_questions
-from bundle_mllm.model_folder import load_completer, save_completer, save_model
+from bundle_mllm.model_folder import load_completer, save_model
 from bundle_mllm.modeling.completion_bundle_mllm import BundleCompleter
 from bundle_mllm.modeling.retriever_bundle_mllm import BundleRetriever
 from bundle_mllm.training.add_retriever import add_retriever
@@ -159,7 +159,7 @@ def refusals():
         retriever = new_retriever(dataset.features(), {}, run_data.settings.retriever, seed=0)
         for path in folder.iterdir():
             path.unlink()
-        save_completer(BundleCompleter(run_data.item_processor(), retriever=retriever), folder)
+        BundleCompleter(run_data.item_processor(), retriever=retriever).save_pretrained(folder)
 
     return [
         (other_items, "do not have the same items in the same order with the same titles"),

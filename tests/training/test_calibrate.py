@@ -17,7 +17,7 @@ from bundle_mllm.evaluation.prediction_sets import measure_sets
 from bundle_mllm.evaluation.scoring import score_sets
 from bundle_mllm.hub.records import COMBINATION
 from bundle_mllm.hub.schema import rebuild
-from bundle_mllm.model_folder import load_completer, save_completer
+from bundle_mllm.model_folder import load_completer
 from bundle_mllm.modeling import BundleCompleter
 from bundle_mllm.modeling.conformal_bundle_mllm import BundleCalibration
 from bundle_mllm.modeling.conformity_bundle_mllm import conformity_of, p_values_of
@@ -117,7 +117,7 @@ def test_models_that_were_not_calibrated_are_refused_and_other_models_are_not_ca
 
 
 def test_a_calibration_is_kept_in_the_folder_and_of_these_weights_alone(completer, questions, tmp_path):
-    save_completer(completer, tmp_path)
+    completer.save_pretrained(tmp_path)
     loaded = load_completer(tmp_path)
     assert loaded.combination.calibration == completer.combination.calibration
     values = json.loads((tmp_path / "combination.json").read_text())
@@ -145,7 +145,7 @@ def test_a_calibration_is_kept_in_the_folder_and_of_these_weights_alone(complete
 
 
 def test_calibrate_writes_what_evaluate_measures_on_other_bundles(data, questions, tmp_path):
-    save_completer(make_completer_for(data), tmp_path / "model")
+    make_completer_for(data).save_pretrained(tmp_path / "model")
     bundles = list(dict.fromkeys(question.bundle_id for question in questions))
     first = set(bundles[: len(bundles) // 2])
     halves = {"first": [q for q in questions if q.bundle_id in first], "all": questions}

@@ -24,7 +24,7 @@ from bundle_mllm.evaluation.evaluate import evaluate
 from bundle_mllm.evaluation.metrics import compute_metrics
 from bundle_mllm.evaluation.scoring import score_questions
 from bundle_mllm.model_folder import load_completer, load_ranker
-from bundle_mllm.modeling import BundleMLLMForOptionScoring
+from bundle_mllm.modeling import BundleCompleter, BundleMLLMForOptionScoring
 from bundle_mllm.training import run as module
 from bundle_mllm.training.run import limited_threads, train
 from bundle_mllm.training.run_data import RunData
@@ -473,7 +473,7 @@ def test_a_ranker_without_letters_killed_in_stage_two_ends_with_the_same_weights
 
 def die_at(run, name, number):
     """Train, and die by SIGKILL at the n-th call of a function that puts the model folder together."""
-    owner = os if name == "replace" else module
+    owner = {"replace": os, "save_pretrained": BundleCompleter}.get(name, module)
     calls, function = [], getattr(owner, name)
 
     def dying(source, *args, **kwargs):
@@ -496,7 +496,7 @@ def test_a_run_killed_while_its_folder_is_put_together_ends_with_the_same_folder
     run = tiny_run(tiny_data, tmp_path / "out", base_model)
     for name, number in (
         ("combine", 1),
-        ("save_completer", 1),
+        ("save_pretrained", 1),
         ("finish", 1),
         ("replace", 1),
         ("replace", 3),

@@ -30,7 +30,7 @@ from bundle_mllm.data.records import require_fields, to_id, to_text
 from bundle_mllm.data.tables import read_records, table_at
 from bundle_mllm.encoders.batches import BatchEncoder
 from bundle_mllm.errors import BundleMLLMError
-from bundle_mllm.model_folder import load_completer, save_completer
+from bundle_mllm.model_folder import load_completer
 from bundle_mllm.modeling.answers_bundle_mllm import known_items
 from bundle_mllm.modeling.completion_bundle_mllm import RETRIEVER_FOLDER, BundleCompleter
 from bundle_mllm.modeling.groups_bundle_mllm import ItemPairs
@@ -187,7 +187,7 @@ def _rewrite(
     known = known_items(completer, list(encoded))
     unknown = [item_id for item_id, is_known in zip(encoded, known, strict=True) if not is_known]
     with written_anew(folder, seen) as target:
-        save_completer(completer, target)
+        completer.save_pretrained(target)
         write_item_table(target, after.values())
     added, removed = len(after.keys() - before.keys()), len(before.keys() - after.keys())
     return CatalogChange(added, 0, len(encoded), removed, len(after), tuple(unknown))

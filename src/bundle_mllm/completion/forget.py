@@ -19,7 +19,7 @@ from bundle_mllm.data.files import delete_abandoned, read_json, require_folder, 
 from bundle_mllm.data.folder import DatasetFolder
 from bundle_mllm.data.memberships import BUNDLE_CATEGORY, BUNDLE_ITEM, USER_ITEM, ItemGroups
 from bundle_mllm.errors import BundleMLLMError
-from bundle_mllm.model_folder import load_completer, save_completer
+from bundle_mllm.model_folder import load_completer
 from bundle_mllm.modeling.groups_bundle_mllm import ItemPairs
 from bundle_mllm.settings import configured_by
 
@@ -89,7 +89,7 @@ def forget(settings: ForgetSettings) -> Forgotten:
     retriever.set_catalog(**rows)
     retriever.config.items_hash = completer.processor.items_hash
     with written_anew(folder, seen) as target:
-        save_completer(completer, target)
+        completer.save_pretrained(target)
         write_json(target / FORGOTTEN, forgotten)
     return Forgotten(len(set(settings.users)), len(set(settings.bundles)), num_pairs)
 

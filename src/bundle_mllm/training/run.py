@@ -20,7 +20,7 @@ from bundle_mllm.completion.item_table import save_items
 from bundle_mllm.data.files import locked_folder, new_folder, read_json
 from bundle_mllm.data.folder import DatasetFolder
 from bundle_mllm.errors import BundleMLLMError
-from bundle_mllm.model_folder import STAGE_ONE_MODEL, Ranker, load_completer, load_ranker, save_completer, save_model
+from bundle_mllm.model_folder import STAGE_ONE_MODEL, Ranker, load_completer, load_ranker, save_model
 from bundle_mllm.modeling.completion_bundle_mllm import BundleCompleter
 from bundle_mllm.modeling.item_processing_bundle_mllm import BundleItemProcessor
 from bundle_mllm.modeling.processing_bundle_mllm import BundleMLLMProcessor
@@ -119,7 +119,7 @@ def continue_training(config: RunConfig) -> Path:
                 if not of_retriever.exists():
                     retriever = continued_retriever(before.retriever, data)
                     with new_folder(of_retriever) as temporary:
-                        save_completer(BundleCompleter(data.item_processor(), retriever=retriever), temporary)
+                        BundleCompleter(data.item_processor(), retriever=retriever).save_pretrained(temporary)
                 models["retriever"] = load_completer(of_retriever).retriever
             if before.ranker is not None:
                 if not (run.output_dir / STAGE_ONE_MODEL).exists():
@@ -165,7 +165,7 @@ def train_retriever(config: RunConfig, data: RunData, record: RunRecord) -> None
         record.print_figures("retriever", figures["retriever"])
     record.write()
     with new_folder(folder / "model") as temporary:
-        save_completer(completer, temporary)
+        completer.save_pretrained(temporary)
 
 
 def train_stage(
@@ -255,7 +255,7 @@ def combine(config: RunConfig, data: RunData, record: RunRecord) -> None:
 
 def _save_all(completer: BundleCompleter, data: RunData, folder: Path) -> None:
     """Write models, items and encoders."""
-    save_completer(completer, folder)
+    completer.save_pretrained(folder)
     memberships = () if completer.retriever is None else completer.retriever.memberships
     save_items(folder, data.folder, completer.modalities, memberships)
 

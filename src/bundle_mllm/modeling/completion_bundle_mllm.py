@@ -23,7 +23,6 @@ from .item_processing_bundle_mllm import BundleItemProcessor
 from .questions_bundle_mllm import EncodedItem, check_scores, encode_entries, field, id_of
 from .ranking_bundle_mllm import GROUP_SIZE, MAX_OPTIONS, round_sizes
 from .scoring_bundle_mllm import OptionScorer, RankerScorer, RankerScores, Unanswered, select
-from .titles_bundle_mllm import TitleStates
 
 logger = logging.get_logger(__name__)
 
@@ -96,7 +95,6 @@ class BundleCompleter:
             self.combination = self.combination.bind(ranker, retriever)
         self.processor.modalities = dict(self.models[0].config.modalities)
         self.processor.other_modalities = self.modalities
-        self.titles = TitleStates()
 
     @property
     def models(self) -> list[Any]:
@@ -305,8 +303,7 @@ class BundleCompleter:
             prompts = [select(questions[i], shown[i]) for i in to_rank]
             with evaluating([self.ranker]):
                 if not self.reads_letters:
-                    scorer = OptionScorer(self.ranker, self.processor, self.titles, batch_size, progress)
-                    scored = scorer.score(prompts)
+                    scored = OptionScorer(self.ranker, self.processor, batch_size, progress).score(prompts)
                 else:
                     scorer = RankerScorer(self.ranker, self.processor, batch_size, progress)
                     scored = scorer.score(prompts, limit, size_of_groups, permutations, seed)

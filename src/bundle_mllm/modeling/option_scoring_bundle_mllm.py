@@ -14,6 +14,7 @@ from transformers.utils.generic import ModelOutput, can_return_tuple
 
 from .configuration_bundle_mllm import BundleMLLMOptionConfig
 from .modeling_bundle_mllm import BundleMLLMForCausalLM, BundleMLLMModel, BundleMLLMPreTrainedModel
+from .titles_bundle_mllm import TitleStates
 
 WHITENING = 0.25
 """How far hidden states are whitened: 0 only standardizes them, 1 makes all directions equal (see the results)."""
@@ -109,6 +110,7 @@ class BundleMLLMForOptionScoring(BundleMLLMPreTrainedModel):
         super().__init__(config)
         self.model = BundleMLLMModel(config)
         self.matching, self.item_matching = _matchings(self.model, config.matching_rank)
+        self.kept_titles = TitleStates()  # for those who call `item_states`; `forward` uses what it is given alone
         self.post_init()
         self.freeze_backbone_if_asked()
 

@@ -15,7 +15,7 @@ import torch
 from .prefix_bundle_mllm import LEAST_PROMPTS, last_logits
 from .questions_bundle_mllm import check_scores, field
 from .ranking_bundle_mllm import rank_in_groups
-from .titles_bundle_mllm import TitleStates, pad_right
+from .titles_bundle_mllm import pad_right
 
 PROMPTS_AT_ONCE = 4096
 """Prompts of long lists that are tokenized together."""
@@ -184,14 +184,12 @@ class OptionScorer:
     Attributes:
         ranker: A `BundleMLLMForOptionScoring`, or an adapter of one.
         processor: Its `BundleMLLMProcessor`.
-        titles: Keeps the states of titles.
         batch_size: So many times `ITEMS_PER_PROMPT` titles are read per forward pass.
         progress: Wraps the batches, for a progress bar.
     """
 
     ranker: Any
     processor: Any
-    titles: TitleStates
     batch_size: int
     progress: Callable[[Iterable[int]], Iterable[int]] = iter
 
@@ -219,7 +217,7 @@ class OptionScorer:
         """Return what the ranker compares of each item, a row each."""
         tokens, extra_items = self.processor.item_tokens(entries)
         words = [self.processor.words_of(of_item) for of_item in tokens]
-        titles = self.titles.read(self.ranker, words, ITEMS_PER_PROMPT * self.batch_size, self.progress)
+        titles = self.ranker.kept_titles.read(self.ranker, words, ITEMS_PER_PROMPT * self.batch_size, self.progress)
         items = {name: tensor.to(self.ranker.device) for name, tensor in pad_right(tokens).items()}
         return self.ranker.item_states(**items, extra_items=extra_items, titles=titles)
 

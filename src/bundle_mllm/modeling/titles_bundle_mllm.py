@@ -1,4 +1,4 @@
-"""Read titles for a ranker without letters, and keep what was read of them: it depends on no question.
+"""Read titles by a ranker without letters, and keep what was read of them: it depends on no question.
 
 Knows nothing about questions, processors or item tokens.
 """
@@ -24,7 +24,7 @@ class TitleStates:
 
     def __init__(self, most_bytes: int = MOST_BYTES):
         self.most_bytes = most_bytes
-        self._kept: dict[tuple[int, ...], torch.Tensor] = {}
+        self._kept: dict[Any, torch.Tensor] = {}  # by precision and tokens
         self._of: Any = None
 
     def read(
@@ -42,35 +42,35 @@ class TitleStates:
             batch_size: Titles per forward pass.
             progress: Wraps the batches.
         """
-        asked = [tuple(title) for title in titles]
-        if self._of != (now := _state_of(ranker)) or now is None:
+        device = ranker.device.type
+        precision = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        asked = [(precision, tuple(title)) for title in titles]
+        if self._of != (now := _weights_of(ranker)) or now is None:
             self._kept, self._of = {}, now
-        states = {title: self._kept.pop(title) for title in dict.fromkeys(asked) if title in self._kept}
-        new = sorted(set(asked) - states.keys(), key=lambda title: (len(title), title))
+        states = {key: self._kept.pop(key) for key in dict.fromkeys(asked) if key in self._kept}
+        new = sorted({title for key in asked if key not in states for title in key[1:]}, key=lambda t: (len(t), t))
         for start in progress(range(0, len(new), batch_size)):
             chunk = new[start : start + batch_size]
             inputs = {name: tensor.to(ranker.device) for name, tensor in pad_right(chunk).items()}
-            states |= zip(chunk, ranker.read_titles(**inputs), strict=True)
-        found = torch.stack([states[title] for title in asked])
+            states |= zip(((precision, title) for title in chunk), ranker.read_titles(**inputs), strict=True)
+        found = torch.stack([states[key] for key in asked])
         if now is not None:
             self._keep(states)
         return found
 
-    def _keep(self, states: dict[tuple[int, ...], torch.Tensor]) -> None:
+    def _keep(self, states: dict[Any, torch.Tensor]) -> None:
         self._kept |= states
         each = next(iter(states.values())).nbytes
-        for title in list(self._kept)[: max(0, len(self._kept) - self.most_bytes // each)]:
-            del self._kept[title]
+        for key in list(self._kept)[: max(0, len(self._kept) - self.most_bytes // each)]:
+            del self._kept[key]
 
 
-def _state_of(ranker: Any) -> Any:
-    """Return what is another after the backbone has changed; `None` if that would not be noticed."""
+def _weights_of(ranker: Any) -> Any:
+    """Return what is another after weights of the backbone have changed; `None` if that would not be noticed."""
     if any(hasattr(module, "get_base_layer") for module in ranker.modules()):  # PEFT's
         return None
     weights = [each for name, each in ranker.named_parameters() if "language_model." in name]
-    versions = [(each.data_ptr(), 0 if each.is_inference() else each._version) for each in weights]
-    device = ranker.device.type
-    return device, versions, torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)
+    return [(each.data_ptr(), 0 if each.is_inference() else each._version) for each in weights]
 
 
 def pad_right(tokens: Sequence[Sequence[int]]) -> dict[str, torch.Tensor]:

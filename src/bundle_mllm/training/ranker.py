@@ -21,7 +21,6 @@ from bundle_mllm.modeling.item_processing_bundle_mllm import BundleItemProcessor
 from bundle_mllm.modeling.option_scoring_bundle_mllm import BundleMLLMForOptionScoring
 from bundle_mllm.modeling.processing_bundle_mllm import BundleMLLMProcessor
 from bundle_mllm.modeling.retriever_bundle_mllm import BundleRetriever
-from bundle_mllm.modeling.titles_bundle_mllm import TitleStates
 from bundle_mllm.settings import SCRATCH
 from bundle_mllm.training.answer_time import measure_num_ranked
 from bundle_mllm.training.combine import fit_combination
@@ -78,7 +77,7 @@ def fit_statistics(ranker: BundleMLLMForOptionScoring, processor: BundleMLLMProc
     some = [index * processor.num_items // number for index in range(number)]  # at equal distances
     tokens, _ = processor.item_tokens([processor.item_ids[row] for row in some], show_items=False)
     with mixed_precision(gains_by_bfloat16()):
-        ranker.matching.fit_statistics(TitleStates().read(ranker, tokens, batch_size=64))
+        ranker.matching.fit_statistics(ranker.kept_titles.read(ranker, tokens, batch_size=64))
 
 
 def longest_list(config: RunConfig) -> int:

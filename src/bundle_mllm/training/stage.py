@@ -29,7 +29,6 @@ from bundle_mllm.evaluation.scoring import score_questions
 from bundle_mllm.evaluation.settings import ScoringOptions
 from bundle_mllm.modeling.base_bundle_mllm import evaluating
 from bundle_mllm.modeling.completion_bundle_mllm import BundleCompleter
-from bundle_mllm.modeling.titles_bundle_mllm import TitleStates
 from bundle_mllm.progress import Progress, steps
 from bundle_mllm.training.config import StageConfig
 from bundle_mllm.training.dataset import IGNORED, batch_by_length, check_lengths, training_dataset
@@ -178,7 +177,7 @@ def read_titles(
     items = sorted({item_id for question in questions for item_id in (*question.partial, *question.candidates)})
     words = [processor.words_of(tokens) for tokens in processor.item_tokens(items)[0]]
     with mixed_precision(bf16), evaluating([ranker]):
-        states = TitleStates().read(ranker, words, TITLES_AT_ONCE, lambda starts: steps(starts, "titles"))
+        states = ranker.kept_titles.read(ranker, words, TITLES_AT_ONCE, lambda starts: steps(starts, "titles"))
     return dict(zip(items, states.cpu(), strict=True))
 
 
@@ -240,7 +239,6 @@ class KeepBest(TrainerCallback):
         self.processor = processor
         self.questions = questions
         self.folder = folder
-        self.completer: BundleCompleter | None = None
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Take a ranker without letters as the first candidate: it compares well before any step."""
@@ -258,11 +256,9 @@ class KeepBest(TrainerCallback):
         """Validate, write the parameters down if none were better so far, and return the entry of the history."""
         entry: dict[str, Any] = {"step": state.global_step}
         if self.questions:
-            if self.completer is None:
-                self.completer = BundleCompleter(self.processor, ranker=model)
-            options = ScoringOptions(batch_size=args.train_batch_size)
+            completer = BundleCompleter(self.processor, ranker=model)
             with mixed_precision(args.bf16):
-                scored = score_questions(self.completer, self.questions, options)
+                scored = score_questions(completer, self.questions, ScoringOptions(batch_size=args.train_batch_size))
             entry |= {f"validation_{name}": value for name, value in validation_figures(scored["ranker"]).items()}
         names = ("validation_hit_rate@1", "validation_log_likelihood")
         ranks = [tuple(each[name] for name in names) for each in [*state.log_history, entry] if names[0] in each]

@@ -48,7 +48,11 @@ def test_each_order_is_scored_with_its_own_letters_and_read_back_in_the_order_of
 
 
 def test_groups_of_one_list_read_its_partial_bundle_once_with_the_same_scores(parts, monkeypatch):
-    question = {"partial": [*ITEM_IDS[:3], HAT], "candidates": [{**HAT, "item_id": f"n{n}"} for n in range(30)]}
+    features = 10 * torch.randn(30, 12, generator=torch.Generator().manual_seed(0))  # far apart: no near ties
+    hats = [
+        {"item_id": f"n{n}", "title": "hat", "features": {"visual": row}} for n, row in enumerate(features.tolist())
+    ]
+    question = {"partial": [*ITEM_IDS[:3], HAT], "candidates": hats}
     passes, forward = [], parts[0].model.forward
 
     def counted(*args, **kwargs):

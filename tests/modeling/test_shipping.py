@@ -156,15 +156,22 @@ def remote(tmp_path, monkeypatch):
     """Loads a class from the code of a folder, as `trust_remote_code=True` does."""
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path))
     monkeypatch.syspath_prepend(str(tmp_path))
-    for name in [name for name in sys.modules if name.split(".")[0] == "transformers_modules"]:
-        monkeypatch.delitem(sys.modules, name)
+    before = _forget_remote_code()
 
     def load(reference, folder):
         found = get_class_from_dynamic_module(reference, folder)
         assert found.__module__.startswith("transformers_modules.")
         return found
 
-    return load
+    yield load
+    _forget_remote_code()  # of this folder: or what is loaded later would be looked for there
+    sys.modules.update(before)
+
+
+def _forget_remote_code():
+    """Take the code that came with models out of `sys.modules`, and return it."""
+    names = [name for name in sys.modules if name.split(".")[0] == "transformers_modules"]
+    return {name: sys.modules.pop(name) for name in names}
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ import pytest
 import torch
 from tiny_models import make_backbone, make_tokenizer
 from tiny_training import tiny_run, training_questions
+from torch.testing import assert_close
 from transformers import TrainerState
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling, SFTTrainer
@@ -110,7 +111,7 @@ def test_loss_and_gradients_are_those_of_trls_collator_and_the_head_reads_two_po
     assert torch.allclose(losses[0], losses[1], atol=1e-6)
     assert gradients[0].keys() == gradients[1].keys() and len(gradients[0]) > 4
     for name, gradient in gradients[0].items():
-        assert torch.allclose(gradient, gradients[1][name], atol=1e-5), name
+        assert_close(gradient, gradients[1][name], atol=1e-4 * float(gradient.abs().max()), rtol=0)
     assert widths == [lengths[0], 2]
 
 

@@ -106,6 +106,11 @@ def test_nested_values_replace_defaults_and_leave_the_rest():
         ({"stage_two": {"num_questions": 3}}, "less than one batch"),
         ({"stage_two": {"trains": []}}, "stage_two.trains is empty"),
         ({"scoring": "options"}, 'scoring is "options", which'),
+        ({"stage_one": {"num_questions": 32, "copy_questions": 40}}, "copy_questions is 40, but .* the 32 training"),
+        (
+            {"base_model": "x", "scoring": "options", "stage_one": {"copy_questions": 8}},
+            "copy_questions teach letters",
+        ),
         ({"max_title_tokens": 0}, "max_title_tokens is 0"),
         ({"stage_one": {"lora": {"upper_layers": 0}}}, "stage_one.lora.upper_layers is 0"),
         ({"retriever": {"memberships": ["user_items"]}}, r"\['user_items'\] have no groups.*from attributes"),

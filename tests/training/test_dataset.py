@@ -5,7 +5,13 @@ from tiny_training import training_questions
 
 from bundle_mllm.data import DatasetFolder, sample_training_questions
 from bundle_mllm.modeling import BundleMLLMProcessor
-from bundle_mllm.training.dataset import batch_by_length, check_lengths, prompt_completion_dataset, training_dataset
+from bundle_mllm.training.dataset import (
+    as_copies,
+    batch_by_length,
+    check_lengths,
+    prompt_completion_dataset,
+    training_dataset,
+)
 from bundle_mllm.training.out_of_fold import load_out_of_fold
 from bundle_mllm.training.scratch import train_tokenizer
 
@@ -41,6 +47,26 @@ def test_rows_hold_the_tokens_that_trl_makes_of_prompt_and_completion(processor,
         assert any(token >= processor.tokenizer.item_token_offset for token in row["input_ids"]) == shows_items
 
 
+def test_copies_ask_which_option_is_one_of_the_items_shown(processor, questions):
+    copies = as_copies(questions, seed=3)
+    assert copies == as_copies(questions, seed=3) != as_copies(questions, seed=4)
+    for copy, question in zip(copies, questions, strict=True):
+        place = question.answer_index
+        assert copy.answer in copy.partial == question.partial and copy.answer_index == place
+        assert copy.candidates == (*question.candidates[:place], copy.answer, *question.candidates[place + 1 :])
+        assert len(set(copy.candidates)) == len(copy.candidates)
+
+
+def test_a_copy_is_written_as_the_same_question_about_titles(processor, questions):
+    copies = as_copies(questions, seed=3)
+    rows = training_dataset(copies, processor, shows_items=False)
+    for row, copy in zip(rows, copies, strict=True):
+        titles = [{"title": processor.titles[processor.row(item_id)]} for item_id in copy.partial]
+        [prompt] = processor({"partial": titles, "candidates": copy.candidates}, show_items=False)["input_ids"]
+        answer = processor.answer_token_ids(len(copy.candidates))[copy.answer_index]
+        assert row["input_ids"] == [*prompt, answer, processor.tokenizer.eos_token_id]
+
+
 def test_item_tokens_are_rows_of_the_fold_of_the_questions_bundle(folds_data, processor):
     questions = training_questions(folds_data, num_questions=16, num_candidates=(3, 5))
     features = load_out_of_fold(folds_data, ["bundle_item"])
@@ -59,8 +85,9 @@ def test_a_prompt_beyond_the_context_is_refused_before_training(processor, data,
     check_lengths(questions, processor, data.catalog)
     longest = max(len(ids) for ids in processor(questions)["input_ids"])
     monkeypatch.setattr(processor, "max_length", longest - 1)
-    with pytest.raises(ValueError, match=str(longest - 1)):
-        check_lengths(questions, processor, data.catalog)
+    for each in (questions, as_copies(questions, seed=0)):
+        with pytest.raises(ValueError, match=str(longest - 1)):
+            check_lengths(each, processor, data.catalog)
 
 
 def test_the_label_is_the_letter_of_the_answer(processor, questions):

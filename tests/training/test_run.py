@@ -196,6 +196,23 @@ def test_a_ranker_without_letters_trains_in_both_stages_and_answers_beside_the_r
 
 
 @pytest.mark.slow
+def test_copies_are_the_first_questions_of_stage_one_and_of_no_other(tiny_data, tmp_path, monkeypatch):
+    asked, run_stage = {}, module.run_stage
+
+    def keep(model, processor, stage, catalog, questions, *, folder, seed):
+        asked[folder.name] = questions
+        return run_stage(model, processor, stage, catalog, questions, folder=folder, seed=seed)
+
+    monkeypatch.setattr(module, "run_stage", keep)
+    one = TINY_STAGE | {"num_questions": 32, "copy_questions": 24}
+    train(tiny_run(tiny_data, tmp_path / "out", no_retriever=True, stage_one=one))
+    first, second = asked["stage_one"], asked["stage_two"]
+    assert [len(first.copies), len(first.train), len(second.copies)] == [24, 8, 0]
+    assert all(copy.answer in copy.partial for copy in first.copies)
+    assert not any(question.answer in question.partial for question in [*first.train, *second.train])
+
+
+@pytest.mark.slow
 def test_stage_two_of_a_ranker_without_letters_reads_each_title_once(tiny_data, tmp_path, monkeypatch):
     make_backbone().save_pretrained(tmp_path / "base")
     make_tokenizer().save_pretrained(tmp_path / "base")

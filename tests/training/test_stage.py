@@ -15,7 +15,7 @@ from bundle_mllm.data import DatasetFolder, make_questions
 from bundle_mllm.evaluation.metrics import ScoredQuestion
 from bundle_mllm.settings import with_overrides
 from bundle_mllm.training.config import LoraSettings
-from bundle_mllm.training.dataset import IGNORED, training_dataset
+from bundle_mllm.training.dataset import IGNORED, as_copies, training_dataset
 from bundle_mllm.training.out_of_fold import load_out_of_fold
 from bundle_mllm.training.ranker import build_ranker
 from bundle_mllm.training.run_data import RunData
@@ -153,6 +153,21 @@ def test_without_validation_questions_the_last_checkpoint_is_kept(data, tmp_path
     state, validations = run_one(data, tmp_path, questions, num_validations=3)
     assert validations == []
     assert equal(state, run_one(data, tmp_path, questions, num_validations=1)[0])
+
+
+@pytest.mark.slow
+def test_copies_come_first_at_a_rate_of_their_own_and_the_rest_as_without_them(data, tmp_path):
+    questions = questions_about(data)
+    copies = as_copies(questions[:24], seed=0)
+
+    def rates(folder, number, copies):
+        folder.mkdir()
+        changes = {"num_questions": number, "learning_rate": 1e-2, "warmup_ratio": 0.5, "trains": ("backbone",)}
+        run_one(data, folder, StageQuestions(questions[16:], copies=copies), stage="stage_one", **changes)
+        [history] = folder.rglob("history.json")
+        return [entry["learning_rate"] for entry in json.loads(history.read_text()) if "learning_rate" in entry]
+
+    assert rates(tmp_path / "with", 40, copies) == [1e-3, 1e-3, 1e-3, *rates(tmp_path / "without", 16, ())]
 
 
 @pytest.mark.slow

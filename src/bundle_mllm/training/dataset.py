@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import heapq
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset, NamedSplit
@@ -61,7 +62,8 @@ def training_dataset(
     def encode(batch: dict[str, list[Any]]) -> dict[str, list[list[int]]]:
         rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
         input_ids, labels = [], []
-        for row, prompt in zip(rows, processor(rows, show_items=shows_items)["input_ids"], strict=True):
+        prompts = processor([_as_asked(row, processor) for row in rows], show_items=shows_items)["input_ids"]
+        for row, prompt in zip(rows, prompts, strict=True):
             answer = [processor.answer_token_ids(len(row["candidates"]))[row["answer_index"]], end]
             if offset_of_fold := fold_offset(row["bundle_id"], out_of_fold, num_items):
                 prompt = [token + offset_of_fold if token >= offset else token for token in prompt]
@@ -72,6 +74,25 @@ def training_dataset(
     names = ("partial", "candidates", "answer_index", "bundle_id")
     columns = {name: [getattr(question, name) for question in questions] for name in names}
     return Dataset.from_dict(columns).with_transform(encode)
+
+
+def as_copies(questions: Sequence[Question], seed: int) -> list[Question]:
+    """Let questions ask which option is one of the items shown: one of these takes the place of the answer."""
+    rng = random.Random(seed)
+    copies = []
+    for question in questions:
+        candidates = list(question.candidates)
+        candidates[question.answer_index] = rng.choice(question.partial)
+        copies.append(replace(question, candidates=tuple(candidates)))
+    return copies
+
+
+def _as_asked(question: Mapping[str, Any], processor: BundleMLLMProcessor) -> Mapping[str, Any]:
+    """Return a question as the processor reads it: of a copy, whose answer is shown, the bundle is shown as titles."""
+    partial, candidates = question["partial"], question["candidates"]
+    if candidates[question["answer_index"]] not in partial:
+        return question
+    return {**question, "partial": [{"title": processor.titles[processor.row(item_id)]} for item_id in partial]}
 
 
 def batch_by_length(
@@ -101,7 +122,8 @@ def check_lengths(questions: Sequence[Question], processor: BundleMLLMProcessor,
     Raises:
         ValueError: If a prompt is too long; the message names the question and both lengths.
     """
-    processor(heapq.nlargest(16, questions, key=_length_estimate(catalog)))
+    longest = heapq.nlargest(16, questions, key=_length_estimate(catalog))
+    processor([_as_asked(vars(question), processor) for question in longest])
 
 
 def _length_estimate(catalog: ItemCatalog) -> Callable[[Question], int]:

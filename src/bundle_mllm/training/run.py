@@ -27,8 +27,9 @@ from bundle_mllm.modeling.processing_bundle_mllm import BundleMLLMProcessor
 from bundle_mllm.modeling.retriever_bundle_mllm import BundleRetriever
 from bundle_mllm.settings import SCRATCH, refuse_beside, with_overrides
 from bundle_mllm.training.calibrate import calibrated
-from bundle_mllm.training.config import RunConfig, StageConfig, continued_run, default_run
+from bundle_mllm.training.config import RunConfig, StageConfig, StageOneConfig, continued_run, default_run
 from bundle_mllm.training.continuation import choose, continued_retriever, folder_of_today, point_to, with_new_catalog
+from bundle_mllm.training.dataset import as_copies
 from bundle_mllm.training.ranker import build_ranker, join
 from bundle_mllm.training.record import RunRecord
 from bundle_mllm.training.retriever import make_retriever
@@ -180,8 +181,11 @@ def train_stage(
         stage = within_budget(stage, data, processor, seed, config.scoring)
         if stage.max_steps:
             number = stage.warm_start_questions if stage.shows_items and stage.warm_start_steps else 0
+            train = data.ranker_questions(stage, seed)
+            num_copies = stage.copy_questions if isinstance(stage, StageOneConfig) else 0
             questions = StageQuestions(
-                train=data.ranker_questions(stage, seed),
+                train=train[num_copies:],
+                copies=as_copies(train[:num_copies], seed),
                 validation=data.validation_questions,
                 warm_start=data.ranker_questions(dataclasses.replace(stage, num_questions=number), seed),
                 bundles=data.ranker_bundles,

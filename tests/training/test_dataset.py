@@ -52,7 +52,7 @@ def test_copies_ask_which_option_is_one_of_the_items_shown(processor, questions)
     assert copies == as_copies(questions, seed=3) != as_copies(questions, seed=4)
     for copy, question in zip(copies, questions, strict=True):
         place = question.answer_index
-        assert copy.answer in copy.partial == question.partial and copy.answer_index == place
+        assert copy.answer in copy.partial == question.partial[:3] and copy.answer_index == place
         assert copy.candidates == (*question.candidates[:place], copy.answer, *question.candidates[place + 1 :])
         assert len(set(copy.candidates)) == len(copy.candidates)
 

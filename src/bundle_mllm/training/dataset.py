@@ -21,6 +21,8 @@ from bundle_mllm.training.out_of_fold import fold_offset
 if TYPE_CHECKING:
     from bundle_mllm.modeling.processing_bundle_mllm import BundleMLLMProcessor
 
+MOST_COPIED = 3
+"""Items that a copy shows: with more to look through, letters are learned later."""
 IGNORED = -100
 """Label of a token that takes no part in the loss (PyTorch's convention)."""
 
@@ -77,13 +79,13 @@ def training_dataset(
 
 
 def as_copies(questions: Sequence[Question], seed: int) -> list[Question]:
-    """Let questions ask which option is one of the items shown: one of these takes the place of the answer."""
+    """Let questions ask which option is one of the items shown: the first few, of which one is now the answer."""
     rng = random.Random(seed)
     copies = []
     for question in questions:
-        candidates = list(question.candidates)
-        candidates[question.answer_index] = rng.choice(question.partial)
-        copies.append(replace(question, candidates=tuple(candidates)))
+        partial, candidates = question.partial[:MOST_COPIED], list(question.candidates)
+        candidates[question.answer_index] = rng.choice(partial)
+        copies.append(replace(question, partial=partial, candidates=tuple(candidates)))
     return copies
 
 

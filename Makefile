@@ -3,16 +3,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-BROWSER_STAMP := $(VENV)/.installed-browser
-RAY_STAMP := $(VENV)/.installed-ray
-PEERS_STAMP := $(VENV)/.installed-peers
-DOCS_STAMP := $(VENV)/.installed-docs
 TEST := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -m "not docs and not browser"
 SEED ?= 0
 LAION := .venv-laion
 LAION_STAMP := $(LAION)/.installed
 
-.PHONY: demo app test test-browser test-random test-faults test-peers test-ray test-laion test-newest test-oldest docs wheel dockerfile check-version lint clean
+.PHONY: demo app test run-tests test-browser test-random test-faults test-peers test-ray test-laion test-newest test-oldest docs wheel dockerfile check-version lint clean
 
 demo: $(STAMP)
 	$(BIN)/bundle-mllm demo --output-dir out/demo
@@ -25,10 +21,13 @@ app: $(STAMP)
 # Everything but the browser: `pytest` alone also leaves out what is marked slow (runs, servers, other processes). What
 # fails runs once more, alone: tests that wait for other processes may run out of time on a machine that others keep busy.
 test: lint
+	$(MAKE) --no-print-directory run-tests
+
+run-tests:
 	$(TEST) -n 2 --dist loadfile || { test $$? = 1 && echo "These failed, and run again, one at a time:" && $(TEST) --last-failed; }
 
 # Pages in a headless Chromium: the machine's (`chromium` on the path); skipped where there is none.
-test-browser: $(BROWSER_STAMP)
+test-browser: $(VENV)/.installed-browser
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -rs -m browser tests
 
 # Random input: 100,000 cases, of which each test must accept a third: importers, tables, texts, settings, questions, prompts,
@@ -45,14 +44,14 @@ test-faults: $(STAMP)
 # Peers' own tests on our classes: transformers' suites of models, configurations, tokenizers and processors, and peft's of
 # decoders, of the oldest and the newest versions that pyproject.toml allows; the source distributions are fetched into out/.
 # TRANSFORMERS_CHECKOUT=FOLDER, a checkout of transformers' repository, adds its suite of generation, which no distribution has.
-test-peers: $(PEERS_STAMP)
+test-peers: $(VENV)/.installed-peers
 	for versions in oldest newest; do \
 	    $(BIN)/python tests/peers/fetch.py $$versions && PEERS=1 RUN_SLOW=1 HF_HUB_OFFLINE=1 PYTHONPATH=out/peers/$$versions \
 	    $(BIN)/python -m pytest -q -n 2 -W ignore -m "" tests/peers || exit 1; \
 	done
 
 # Ray starts processes of its own, which takes minutes on a small machine (more where others are busy: it makes them nice).
-test-ray: $(RAY_STAMP)
+test-ray: $(VENV)/.installed-ray
 	RAY_worker_niceness=0 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -m "slow or not slow" tests/encoders/test_resume.py tests/completion/test_bulk.py -k ray
 
 # laion-clap demands an older numpy than ours, though it runs with ours: installed apart, without what it names.
@@ -60,7 +59,7 @@ test-laion: $(LAION_STAMP)
 	HF_HUB_OFFLINE=1 $(LAION)/bin/python -m pytest -q tests/encoders/test_acoustic.py -k laion_clap
 
 # The site, strictly (a broken link is an error), and every command and notebook that it shows.
-docs: $(DOCS_STAMP)
+docs: $(VENV)/.installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir out/site
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal -m docs tests/docs
 
@@ -89,7 +88,7 @@ test-newest test-oldest: test-%:
 	VIRTUAL_ENV=.venv-$* .venv-$*/bin/uv pip install --quiet --constraint constraints.txt \
 	    --resolution $(if $(filter oldest,$*),lowest-direct,highest) --editable ".[dev]"
 	.venv-$*/bin/python .ci/torchvision_on_cpu.py
-	HF_HUB_OFFLINE=1 .venv-$*/bin/python -m pytest -q -n 2 --dist loadfile -m "not docs and not browser"
+	$(MAKE) --no-print-directory run-tests BIN=.venv-$*/bin
 
 # A tag names the version that the package has.
 check-version:
@@ -106,21 +105,10 @@ $(STAMP): pyproject.toml constraints.txt .ci/torchvision_on_cpu.py
 	$(BIN)/python .ci/torchvision_on_cpu.py
 	touch $(STAMP)
 
-$(BROWSER_STAMP): $(STAMP)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[browser]"
-	touch $(BROWSER_STAMP)
-
-$(RAY_STAMP): $(STAMP)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[ray]"
-	touch $(RAY_STAMP)
-
-$(PEERS_STAMP): $(STAMP)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[peers]"
-	touch $(PEERS_STAMP)
-
-$(DOCS_STAMP): $(STAMP)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[docs]"
-	touch $(DOCS_STAMP)
+# One of the extras of pyproject.toml, such as .installed-docs.
+$(VENV)/.installed-%: $(STAMP)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[$*]"
+	touch $@
 
 $(LAION_STAMP): pyproject.toml constraints.txt .ci/torchvision_on_cpu.py
 	$(PYTHON) -m venv $(LAION)

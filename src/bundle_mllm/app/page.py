@@ -237,22 +237,9 @@ class _RulesForm:
                 visible=any(model.is_calibrated for model in models),
             )
             with gr.Row():
-                categories = gr.Dropdown(
-                    items.categories,
-                    value=[],
-                    multiselect=True,
-                    label="Only these categories",
-                    visible=some,
-                    min_width=150,
-                )
-                required = gr.Dropdown(
-                    items.categories,
-                    value=[],
-                    multiselect=True,
-                    label="At least one of each",
-                    visible=some,
-                    min_width=150,
-                )
+                choices: Any = {"choices": items.categories, "value": [], "multiselect": True, "visible": some}
+                categories = gr.Dropdown(label="Only these categories", min_width=150, **choices)
+                required = gr.Dropdown(label="At least one of each", min_width=150, **choices)
             with gr.Row():
                 quota = gr.Number(
                     None, label="Most of one category (0: any)", precision=0, minimum=0, visible=some, min_width=150

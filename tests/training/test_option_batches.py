@@ -11,7 +11,7 @@ from bundle_mllm.data.bundles import Bundle
 from bundle_mllm.data.questions import Question
 from bundle_mllm.modeling import BundleMLLMForOptionScoring
 from bundle_mllm.training.option_batches import COLUMNS, OptionCollator, batch_by_fold, question_dataset
-from bundle_mllm.training.stage import read_titles
+from bundle_mllm.training.stage import states_of_titles
 
 BUNDLES = [Bundle("a", ("i0", "i1", "i2"), "train"), Bundle("b", ("i3", "i4"), "train")]
 QUESTIONS = [
@@ -87,7 +87,7 @@ def test_a_dataset_holds_what_the_collator_reads(processor):
 def test_titles_that_were_read_before_score_like_those_of_the_batch(processor):
     ranker = make_model(separator_token_id=processor.separator_token_id)
     model = BundleMLLMForOptionScoring.from_ranker(ranker, matching_rank=4)
-    titles = read_titles(model, processor, QUESTIONS, bf16=False)
+    titles = states_of_titles(model, processor, QUESTIONS, bf16=False)
     assert set(titles) == {i for question in QUESTIONS for i in (*question.partial, *question.candidates)}
     batches = [
         OptionCollator(processor, BUNDLES, shows_items=True, titles=given)(rows(QUESTIONS)) for given in (None, titles)

@@ -16,7 +16,8 @@ class TitleStates:
     """Hidden states of the titles that a ranker without letters has read, while its backbone stays as it is.
 
     They are read again after weights were changed by an optimizer or by loading, and in another precision. Those of a
-    backbone with an adapter are not kept: it may be switched off, or merged, without any sign of it.
+    backbone with an adapter are not kept: it may be switched off, or merged, without any sign of it. Torch does
+    not count changes of `.data` in place (`weight.data.mul_(2)`) either: replace `kept_titles` after one.
 
     Args:
         most_bytes: What is kept at most; the titles that were not asked for longest are dropped.
@@ -47,7 +48,8 @@ class TitleStates:
         asked = [(precision, tuple(title)) for title in titles]
         if self._of != (now := _weights_of(ranker)) or now is None:
             self._kept, self._of = {}, now
-        states = {key: self._kept.pop(key) for key in dict.fromkeys(asked) if key in self._kept}
+        kept = {key: self._kept.pop(key, None) for key in dict.fromkeys(asked)}  # another thread may have taken it
+        states = {key: state for key, state in kept.items() if state is not None}
         new = sorted({title for key in asked if key not in states for title in key[1:]}, key=lambda t: (len(t), t))
         for start in progress(range(0, len(new), batch_size)):
             chunk = new[start : start + batch_size]
@@ -62,7 +64,7 @@ class TitleStates:
         self._kept |= states
         each = next(iter(states.values())).nbytes
         for key in list(self._kept)[: max(0, len(self._kept) - self.most_bytes // each)]:
-            del self._kept[key]
+            self._kept.pop(key, None)
 
 
 def _weights_of(ranker: Any) -> Any:

@@ -30,7 +30,8 @@ from bundle_mllm.evaluation.scoring import score_questions
 from bundle_mllm.evaluation.settings import ScoringOptions
 from bundle_mllm.modeling.base_bundle_mllm import evaluating
 from bundle_mllm.modeling.completion_bundle_mllm import BundleCompleter
-from bundle_mllm.progress import Progress, steps
+from bundle_mllm.progress import Progress
+from bundle_mllm.progress import steps as shown_steps
 from bundle_mllm.training.config import StageConfig
 from bundle_mllm.training.dataset import IGNORED, batch_by_length, check_lengths, training_dataset
 from bundle_mllm.training.option_batches import OptionCollator, batch_by_fold, question_dataset
@@ -144,7 +145,8 @@ def _trainer(
     seed: int,
 ) -> Trainer:
     """Make the trainer of a stage: TRL's for letters, transformers' for a ranker without."""
-    arguments = _arguments(stage, folder, seed)
+    copy_steps = len(questions.copies) // stage.step_size
+    arguments: Any = _arguments(stage, folder, seed, copy_steps)
     common: dict[str, Any] = {
         "args": arguments,
         "callbacks": [KeepBest(processor, questions.validation, folder)],
@@ -153,7 +155,7 @@ def _trainer(
     if not model.has_head:
         titles = None
         if not {"lora", "backbone"} & set(stage.trains):
-            titles = read_titles(model.to(arguments.device), processor, questions.train, bf16=uses_bfloat16(stage))
+            titles = states_of_titles(model.to(arguments.device), processor, questions.train, bf16=arguments.bf16)
         return Trainer(
             model=make_trainable(model, (*stage.trains, "matching"), stage.lora, seed=seed),
             train_dataset=question_dataset(batch_by_fold(questions.train, folds, batch_size=size, seed=seed)),
@@ -164,8 +166,6 @@ def _trainer(
         )
     parts = questions.copies, questions.train
     ordered = [q for part in parts for q in batch_by_length(part, catalog, batch_size=size, seed=seed)]
-    copy_steps = len(questions.copies) // stage.step_size
-    arguments.warmup_steps = math.ceil(stage.warmup_ratio * (stage.max_steps - copy_steps))
     tokenizer = processor.tokenizer
     padding = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id  # as TRL chooses
     return LetterTrainer(
@@ -179,18 +179,18 @@ def _trainer(
 
 
 @torch.inference_mode()
-def read_titles(
+def states_of_titles(
     ranker: Any, processor: BundleMLLMProcessor, questions: Sequence[Question], *, bf16: bool
 ) -> dict[str, torch.Tensor]:
     """Return what a ranker without letters whose backbone does not train reads of the titles of questions."""
     items = sorted({item_id for question in questions for item_id in (*question.partial, *question.candidates)})
     words = [processor.words_of(tokens) for tokens in processor.item_tokens(items)[0]]
     with mixed_precision(bf16), evaluating([ranker]):
-        states = ranker.kept_titles.read(ranker, words, TITLES_AT_ONCE, lambda starts: steps(starts, "titles"))
+        states = ranker.kept_titles.read(ranker, words, TITLES_AT_ONCE, lambda starts: shown_steps(starts, "titles"))
     return dict(zip(items, states.cpu(), strict=True))
 
 
-def _arguments(stage: StageConfig, folder: Path, seed: int) -> SFTConfig:
+def _arguments(stage: StageConfig, folder: Path, seed: int, copy_steps: int) -> SFTConfig:
     steps = stage.max_steps
     return SFTConfig(
         output_dir=str(folder),
@@ -199,7 +199,7 @@ def _arguments(stage: StageConfig, folder: Path, seed: int) -> SFTConfig:
         **{name: getattr(stage, name) for name in _SAME},
         bf16=uses_bfloat16(stage),
         use_cpu=uses_bfloat16(stage) and not torch.cuda.is_available(),  # or transformers refuses bfloat16
-        warmup_steps=math.ceil(stage.warmup_ratio * steps),  # as the Trainer itself reads a fraction
+        warmup_steps=math.ceil(stage.warmup_ratio * (steps - copy_steps)),  # as the Trainer itself reads a fraction
         activation_checkpointing=stage.gradient_checkpointing,
         dataloader_pin_memory=torch.cuda.is_available(),
         seed=seed,

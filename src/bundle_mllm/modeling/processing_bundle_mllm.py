@@ -345,7 +345,7 @@ class BundleMLLMProcessor(BundleItemProcessor):
             )
         return tokens, self.extra_items(extra) if extra else None
 
-    def words_of(self, tokens: Sequence[int]) -> list[int]:
+    def title_tokens(self, tokens: Sequence[int]) -> list[int]:
         """Return the tokens of an item that are words of its title: neither separators nor items."""
         first_item, separator = self.tokenizer.item_token_offset, self.separator_token_id
         return [token for token in tokens if token < first_item and token != separator]

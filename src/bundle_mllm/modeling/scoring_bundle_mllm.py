@@ -216,7 +216,7 @@ class OptionScorer:
     def _states(self, entries: Sequence[Any]) -> torch.Tensor:
         """Return what the ranker compares of each item, a row each."""
         tokens, extra_items = self.processor.item_tokens(entries)
-        words = [self.processor.words_of(of_item) for of_item in tokens]
+        words = [self.processor.title_tokens(of_item) for of_item in tokens]
         titles = self.ranker.kept_titles.read(self.ranker, words, ITEMS_PER_PROMPT * self.batch_size, self.progress)
         items = {name: tensor.to(self.ranker.device) for name, tensor in pad_right(tokens).items()}
         return self.ranker.item_states(**items, extra_items=extra_items, titles=titles)

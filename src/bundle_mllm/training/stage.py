@@ -184,7 +184,7 @@ def states_of_titles(
 ) -> dict[str, torch.Tensor]:
     """Return what a ranker without letters whose backbone does not train reads of the titles of questions."""
     items = sorted({item_id for question in questions for item_id in (*question.partial, *question.candidates)})
-    words = [processor.words_of(tokens) for tokens in processor.item_tokens(items)[0]]
+    words = [processor.title_tokens(tokens) for tokens in processor.item_tokens(items)[0]]
     with mixed_precision(bf16), evaluating([ranker]):
         states = ranker.kept_titles.read(ranker, words, TITLES_AT_ONCE, lambda starts: shown_steps(starts, "titles"))
     return dict(zip(items, states.cpu(), strict=True))

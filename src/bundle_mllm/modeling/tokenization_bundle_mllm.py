@@ -52,14 +52,7 @@ class BundleMLLMTokenizerFast(PreTrainedTokenizerFast):
             )
         added = (ITEM_PLACEHOLDER, ITEM_SEPARATOR)
         _check_offset(item_token_offset, len(tokenizer) + len(added))
-        # The backend object is copied (it serializes itself to JSON), so that the original gains no tokens.
-        try:
-            backend = type(tokenizer.backend_tokenizer).from_str(tokenizer.backend_tokenizer.to_str())
-        except Exception as error:  # the library raises no other
-            raise ValueError(
-                f"The tokenizer of {tokenizer.name_or_path!r} contradicts itself ({error}), so it could be saved but "
-                "not loaded again: download its tokenizer.json again."
-            ) from error
+        backend = _copy(tokenizer)
         inherited = {name: tokenizer.init_kwargs[name] for name in INHERITED_SETTINGS if name in tokenizer.init_kwargs}
         if tokenizer.chat_template is not None:
             inherited["chat_template"] = tokenizer.chat_template
@@ -260,6 +253,25 @@ class _Replaced:
             position + max((lost for start, lost in self._shifts if start <= position), default=0) for position in span
         )
         return first, end
+
+
+def _copy(tokenizer: PreTrainedTokenizerFast) -> Any:
+    """Copy the backend of a tokenizer by what it writes, so that the original gains no tokens.
+
+    Of two tokens with one id the library writes one, which of them is random, and may not be able to read that.
+    """
+    original = tokenizer.backend_tokenizer
+    try:
+        copied = type(original).from_str(original.to_str())
+        lost = original.get_vocab_size(with_added_tokens=False) - copied.get_vocab_size(with_added_tokens=False)
+        if lost:
+            raise ValueError(f"{lost} of its tokens have the id of another one")
+    except Exception as error:  # the library raises no other
+        raise ValueError(
+            f"The tokenizer of {tokenizer.name_or_path!r} contradicts itself ({error}), so it could be saved but "
+            "not loaded again: download its tokenizer.json again."
+        ) from error
+    return copied
 
 
 def _check_offset(offset: Any, num_tokens: int) -> None:
